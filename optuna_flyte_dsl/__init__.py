@@ -1,0 +1,67 @@
+"""Hyperparameter search on Flyte with Optuna: the search space in the signature, the search in the call."""
+
+from optuna_flyte_dsl.decorator import Optimized, optimize
+from optuna_flyte_dsl.errors import (
+    ArgumentError,
+    CompilationError,
+    DirectionError,
+    EmptySpaceError,
+    InvalidAnnotationError,
+    InvalidMarkerError,
+    InvalidMarkerTypeError,
+    InvalidObjectiveError,
+    InvalidOptionError,
+    ObjectiveValueError,
+    OptunaFlyteError,
+    OutOfRangeError,
+    SearchRunningError,
+    UnresolvedAnnotationError,
+)
+from optuna_flyte_dsl.flyte.types import register as _register
+from optuna_flyte_dsl.markers import (
+    Category,
+    Fixed,
+    Float,
+    Integer,
+    Maximize,
+    Minimize,
+    Number,
+    Suggestion,
+    suggest,
+)
+from optuna_flyte_dsl.optimizer import Optimizer
+from optuna_flyte_dsl.space import SearchSpace
+
+_register()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "Category",
+    "CompilationError",
+    "DirectionError",
+    "EmptySpaceError",
+    "Fixed",
+    "Float",
+    "Integer",
+    "InvalidAnnotationError",
+    "InvalidMarkerError",
+    "InvalidMarkerTypeError",
+    "InvalidObjectiveError",
+    "InvalidOptionError",
+    "Maximize",
+    "Minimize",
+    "Number",
+    "ObjectiveValueError",
+    "Optimized",
+    "Optimizer",
+    "OptunaFlyteError",
+    "OutOfRangeError",
+    "SearchRunningError",
+    "SearchSpace",
+    "Suggestion",
+    "UnresolvedAnnotationError",
+    "optimize",
+    "suggest",
+]

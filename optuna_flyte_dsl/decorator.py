@@ -1,0 +1,277 @@
+"""`@optimize`: a transparent proxy over a task or a function, whose call is a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, overload
+
+import optuna
+import wrapt
+
+from optuna_flyte_dsl.errors import CompilationError
+from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
+from optuna_flyte_dsl.objective import Objective
+from optuna_flyte_dsl.optimizer import Session, Settings, plain, wait_for
+from optuna_flyte_dsl.search import Observer
+from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.studies import Direction, SamplerOption, StudyOption, StudySource
+
+
+class Optimized(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
+    """A task or function under `@optimize`: in all but its call, the thing itself.
+
+    It is an instance of its task's class, has the same name, signature and docstring, loads in a trial's pod, and goes
+    into `map_task` and `create_node` as the task. Awaiting its call runs a search.
+
+    Attributes:
+        task: What was decorated; `train.task(...)` is one plain call.
+        space: The search space that the signature declares.
+        study: The study of the latest call.
+        n_trials: How many trials a call runs; can be assigned while no search runs.
+        concurrency: How many run at the same time, at most; can be assigned while no search runs.
+        delay: Seconds between the starts of two trials; can be assigned while no search runs.
+    """
+
+    def __init__(self, wrapped: Any, session: Session) -> None:
+        super().__init__(wrapped)
+        self._self_session = session
+        self._self_latest: StudySource | None = None
+        self._self_prepared: StudySource | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a search; await the call.
+
+        Args:
+            *args: Arguments of the objective, by position.
+            **kwargs: Arguments of the objective: fixed values, suggestions, or containers that hold some.
+
+        Returns:
+            The study of this call, when awaited. As a node of a workflow (`create_node`), the task's promises; by
+            `pyflyte run file.py train ...`, which gives every parameter a value, what the task returns.
+
+        Raises:
+            CompilationError: In the body of a plain workflow, which cannot wait for a search.
+            ArgumentError: If the arguments do not fit.
+            OutOfRangeError: If a fixed value lies outside its marker.
+            EmptySpaceError: If nothing is left to search.
+        """
+        place = place_of_call()
+        if place is Place.NODE:
+            return make_node(self.__wrapped__, kwargs)
+        if place is Place.COMMAND:
+            return self.__wrapped__(*args, **kwargs)
+        if place is Place.WORKFLOW:
+            name = self._self_session.objective.name
+            raise CompilationError(
+                f"`{name}` is a search, and a `@workflow` cannot wait for one. Call it in an `@fl.eager` workflow, "
+                f"`await {name}(...)`; or make one node of its task, `create_node({name}.task, ...)`."
+            )
+        return self._self_search(args, kwargs)
+
+    def _self_search(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, optuna.Study]:
+        source = self._self_prepared or self._self_source()
+        search = self._self_session.search(source, args, kwargs)
+        self._self_latest, self._self_prepared = source, None
+        return search
+
+    def _self_source(self) -> StudySource:
+        return StudySource(self._self_session.settings.study, self._self_session.objective)
+
+    def run_sync(self, *args: Any, **kwargs: Any) -> optuna.Study:
+        """Run a search and wait for it, also where an event loop runs already, as in a notebook.
+
+        Args:
+            *args: As for a call.
+            **kwargs: As for a call.
+
+        Returns:
+            The study of this call.
+        """
+        return wait_for(self._self_search(args, kwargs))
+
+    @property
+    def task(self) -> Any:
+        """What was decorated. Its call is one plain call."""
+        return self.__wrapped__
+
+    @property
+    def __optuna_flyte_objective__(self) -> Any:
+        return self.__wrapped__
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space that the signature declares."""
+        return self._self_session.objective.space
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study of the latest call. Before the first one, the study that the first call will use."""
+        if self._self_latest is None and self._self_prepared is None:
+            self._self_prepared = self._self_source()
+        source = self._self_latest or self._self_prepared
+        assert source is not None
+        return source.get(self.concurrency)
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials a call runs."""
+        return self._self_session.settings.limits.n_trials
+
+    @n_trials.setter
+    def n_trials(self, value: int) -> None:
+        self._self_session.assign("n_trials", value)
+
+    @property
+    def concurrency(self) -> int:
+        """How many trials run at the same time, at most."""
+        return self._self_session.settings.limits.concurrency
+
+    @concurrency.setter
+    def concurrency(self, value: int) -> None:
+        self._self_session.assign("concurrency", value)
+
+    @property
+    def delay(self) -> float:
+        """Seconds between the starts of two trials, at least."""
+        return self._self_session.settings.limits.delay
+
+    @delay.setter
+    def delay(self, value: float) -> None:
+        self._self_session.assign("delay", value)
+
+    def __repr__(self) -> str:
+        return f"<optimize over {self.__wrapped__!r}>"
+
+    def __copy__(self) -> Optimized:
+        return _rebuild(self.__wrapped__, self._self_session.objective, self._self_session.settings)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:
+        return self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (self.__wrapped__, self._self_session.objective, self._self_session.settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__reduce_ex__(2)
+
+
+def _rebuild(wrapped: Any, objective: Objective, settings: Settings) -> Optimized:
+    return Optimized(wrapped, Session(objective, settings))
+
+
+@overload
+def optimize(objective: Callable[..., Any], /) -> Optimized: ...
+
+
+@overload
+def optimize(
+    objective: None = None,
+    concurrency: int = 1,
+    n_trials: int = 1,
+    study: StudyOption = None,
+    delay: float = 0,
+    *,
+    direction: Direction | None = None,
+    directions: Sequence[Direction] | None = None,
+    sampler: SamplerOption = None,
+    seed: int | None = None,
+    callbacks: Sequence[Observer] | None = None,
+    initial_points: Sequence[Mapping[str, Any]] | None = None,
+    progress: bool = True,
+) -> Callable[[Any], Optimized]: ...
+
+
+@overload
+def optimize(
+    objective: Callable[..., Any],
+    concurrency: int = 1,
+    n_trials: int = 1,
+    study: StudyOption = None,
+    delay: float = 0,
+    *,
+    direction: Direction | None = None,
+    directions: Sequence[Direction] | None = None,
+    sampler: SamplerOption = None,
+    seed: int | None = None,
+    callbacks: Sequence[Observer] | None = None,
+    initial_points: Sequence[Mapping[str, Any]] | None = None,
+    progress: bool = True,
+) -> Optimized: ...
+
+
+def optimize(
+    objective: Any = None,
+    concurrency: int = 1,
+    n_trials: int = 1,
+    study: StudyOption = None,
+    delay: float = 0,
+    *,
+    direction: Direction | None = None,
+    directions: Sequence[Direction] | None = None,
+    sampler: SamplerOption = None,
+    seed: int | None = None,
+    callbacks: Sequence[Observer] | None = None,
+    initial_points: Sequence[Mapping[str, Any]] | None = None,
+    progress: bool = True,
+) -> Any:
+    """Turn the call of a task or function into a search.
+
+    Used bare, `@optimize`, or with arguments, over `@fl.task` or over a function. Each awaited call is a search with a
+    new study, unless `study` gives one.
+
+    Args:
+        objective: What is decorated; see `Optimizer`.
+        concurrency: How many trials run at the same time, at most.
+        n_trials: How many trials a call runs.
+        study: An `optuna.Study`, which every call adds to, or a function that makes one for each call; by default each
+            call makes one in memory.
+        delay: Seconds between the starts of two trials, at least.
+        direction: "minimize" or "maximize", for one objective whose annotation does not say it.
+        directions: The same for several objectives, as a list.
+        sampler: A sampler of Optuna's, or something that makes one for each search, such as its class.
+        seed: Seed of the sampler. With `concurrency=1`, it makes a search repeat.
+        callbacks: Optuna's callbacks, called with the study and each finished trial, one at a time, in a thread.
+            `study.stop()` in one ends the search.
+        initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
+        progress: Whether to show a bar on a terminal, and log lines elsewhere.
+
+    Returns:
+        The decorated objective, or a decorator.
+
+    Raises:
+        InvalidObjectiveError: If it cannot be an objective.
+        InvalidOptionError: If an option breaks a rule, or contradicts another.
+        DirectionError: If the number of objectives, or a direction, contradicts the study's.
+
+    >>> import asyncio
+    >>> from optuna_flyte_dsl import Float, Maximize
+    >>> @optimize(concurrency=2, n_trials=10, progress=False)
+    ... async def hill(x: Float(-10, 10), top: float = 3.0) -> Maximize:
+    ...     return -((x - top) ** 2)
+    >>> study = asyncio.run(hill(top=1.0))
+    >>> len(study.trials), study.direction.name
+    (10, 'MAXIMIZE')
+    """
+
+    def decorate(decorated: Any) -> Optimized:
+        target = plain(decorated)
+        read = Objective.of(target)
+        settings = Settings.read(
+            read,
+            concurrency=concurrency,
+            n_trials=n_trials,
+            study=study,
+            delay=delay,
+            direction=direction,
+            directions=directions,
+            sampler=sampler,
+            seed=seed,
+            callbacks=callbacks,
+            initial_points=initial_points,
+            progress=progress,
+        )
+        return Optimized(target, Session(read, settings))
+
+    return decorate if objective is None else decorate(objective)

@@ -1,0 +1,63 @@
+"""Every error that this library raises, under one root.
+
+Each class stands for one misuse. Where a caller would expect a `ValueError` or a `TypeError`, the class is one too.
+A message names the parameter, the rule, what was got, and the cure.
+"""
+
+from __future__ import annotations
+
+
+class OptunaFlyteError(Exception):
+    """Root of all errors that this library raises by itself."""
+
+
+class InvalidMarkerError(OptunaFlyteError, ValueError):
+    """Raised when a marker's arguments break a rule, such as `low < high`."""
+
+
+class InvalidMarkerTypeError(OptunaFlyteError, TypeError):
+    """Raised when a marker's argument has the wrong type."""
+
+
+class InvalidAnnotationError(OptunaFlyteError, TypeError):
+    """Raised when an annotation uses a marker in a way that has no meaning."""
+
+
+class UnresolvedAnnotationError(OptunaFlyteError, NameError):
+    """Raised when a string annotation names something that cannot be found."""
+
+
+class InvalidObjectiveError(OptunaFlyteError, ValueError, TypeError):
+    """Raised when something cannot be an objective: its kind, its signature or its return type."""
+
+
+class InvalidOptionError(OptunaFlyteError, ValueError, TypeError):
+    """Raised when an option of `optimize` or `Optimizer` breaks a rule, or contradicts another one."""
+
+
+class DirectionError(OptunaFlyteError, ValueError):
+    """Raised when the objectives and the study's directions do not fit together."""
+
+
+class ArgumentError(OptunaFlyteError, TypeError):
+    """Raised when a search is called with arguments that its objective does not take, or without one it needs."""
+
+
+class OutOfRangeError(OptunaFlyteError, ValueError):
+    """Raised when a fixed value or an initial point lies outside its parameter's marker."""
+
+
+class EmptySpaceError(OptunaFlyteError, ValueError):
+    """Raised when a call leaves nothing to search."""
+
+
+class ObjectiveValueError(OptunaFlyteError, ValueError, TypeError):
+    """Raised when the objective returns what no study can take: a wrong number of values, or no number."""
+
+
+class SearchRunningError(OptunaFlyteError, RuntimeError):
+    """Raised when an option is assigned while a search that has read it is running."""
+
+
+class CompilationError(OptunaFlyteError, RuntimeError):
+    """Raised when a search is called where Flyte compiles a workflow, which cannot wait for one."""

@@ -1,0 +1,175 @@
+"""Runs trials on this machine, in threads, with as many at once as the search asks for.
+
+In a local eager workflow, flytekit runs awaited entities one at a time: its handler falls into the synchronous path,
+which blocks the caller's event loop. In the mode of an eager workflow on a cluster, the same handler awaits
+`context.worker_queue.add(entity, input_kwargs)`. `LocalController` is what stands there during a search: it runs the
+entity in a thread, under a context stack of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import threading
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from flytekit.core import local_cache
+from flytekit.core.context_manager import (
+    ExecutionState,
+    FlyteContext,
+    FlyteContextManager,
+    flyte_context_Var,
+)
+from flytekit.core.launch_plan import LaunchPlan
+from flytekit.core.promise import async_flyte_entity_call_handler, flyte_entity_call_handler
+from flytekit.core.reference_entity import ReferenceEntity
+from flytekit.core.type_engine import TypeEngine
+from flytekit.utils.asyn import loop_manager
+from optuna.trial import Trial
+
+from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
+from optuna_flyte_dsl.threads import Threads
+
+_Mode = ExecutionState.Mode
+
+
+class FlyteRunner:
+    """Runs an objective where the caller's Flyte context says: on this machine, or by the controller in the context.
+
+    Args:
+        objective: What to run.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._threads = Threads(at_exit=_close_loops)
+        self._stack = [*_stack(), _awaiting_context(self._threads)]
+
+    async def run(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
+        """Run one trial; see `optuna_flyte_dsl.search.Runner`."""
+        # A new list: the stack is mutable, and the copies of a context share it. It is set in the trial's own task, so
+        # that the caller's stays as it is.
+        flyte_context_Var.set(list(self._stack))
+        target = self._objective.target
+        if self._objective.kind is Kind.ENTITY:
+            return await async_flyte_entity_call_handler(target, **arguments)
+        if self._objective.takes_trial:
+            arguments = {TRIAL: trial, **arguments}
+        if self._objective.kind is Kind.COROUTINE:
+            return await target(**arguments)
+        returned = await self._threads.run(lambda: target(**arguments))
+        return await returned if inspect.isawaitable(returned) else returned
+
+    async def close(self) -> None:
+        """End the threads; see `optuna_flyte_dsl.search.Runner`."""
+        await self._threads.close()
+
+
+class LocalController:
+    """Stands where flytekit's `Controller` stands in the context of an eager workflow on a cluster.
+
+    Args:
+        threads: Where entities run.
+        context: The context that the search was called in.
+    """
+
+    def __init__(self, threads: Threads, context: FlyteContext) -> None:
+        self._threads = threads
+        state = context.execution_state or context.new_execution_state()
+        self._context = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION)).build()
+        _prepare_flytekit()
+
+    async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
+        """Run an entity in a thread, and return its outputs as Python values."""
+        if getattr(entity, "metadata", None) is not None and getattr(entity.metadata, "cache", False):
+            _prepare_cache()
+        return await self._threads.run(self._call, entity, input_kwargs)
+
+    def _call(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
+        flyte_context_Var.set([self._context])
+        if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
+            # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
+            entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
+        return flyte_entity_call_handler(entity, **input_kwargs)
+
+
+def _stack() -> list[FlyteContext]:
+    FlyteContextManager.current_context()  # a new thread has no stack before this
+    return list(flyte_context_Var.get())
+
+
+def _awaiting_context(threads: Threads) -> FlyteContext:
+    """Return a context in which `await task(...)` goes through a controller: the one that is there, or a local one."""
+    context = FlyteContextManager.current_context()
+    state = context.execution_state or context.new_execution_state()
+    if state.mode is _Mode.EAGER_EXECUTION and context.worker_queue is not None:
+        return context
+    eager = context.with_execution_state(state.with_params(mode=_Mode.EAGER_EXECUTION))
+    return eager.with_worker_queue(LocalController(threads, context)).build()  # type: ignore[arg-type]
+
+
+_preparing = threading.Lock()
+
+
+class _LockedCache:
+    """Flytekit's cache of literals, for many threads: a reader of its own can lose an entry between test and read.
+
+    Args:
+        cache: The cache that flytekit made.
+    """
+
+    def __init__(self, cache: MutableMapping[Any, Any]) -> None:
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._found = threading.local()
+
+    def __contains__(self, key: object) -> bool:
+        with self._lock:
+            if key not in self._cache:
+                return False
+            # Kept for this thread: flytekit reads it next, and another thread may have it evicted before.
+            self._found.entry = (key, self._cache[key])
+            return True
+
+    def __getitem__(self, key: Any) -> Any:
+        found, value = self._found.entry
+        if found != key:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with self._lock:
+            self._cache[key] = value
+
+
+def _prepare_flytekit() -> None:
+    """Make flytekit's one shared cache of literals safe for threads."""
+    with _preparing:
+        if not isinstance(TypeEngine._LITERAL_CACHE, _LockedCache):
+            TypeEngine._LITERAL_CACHE = _LockedCache(TypeEngine._LITERAL_CACHE)  # type: ignore[assignment]
+
+
+def _prepare_cache() -> None:
+    """Open flytekit's local cache before threads do: they race in its lazy import and in its initialization."""
+    with _preparing:
+        if not local_cache.LocalTaskCache._initialized:
+            local_cache.joblib.hash(b"")
+            local_cache.LocalTaskCache.initialize()
+
+
+def _close_loops(thread_name: str) -> None:
+    """Close the event loops that flytekit keeps for a thread's name, and for the threads of those loops."""
+    own = f"{thread_name}PID:{os.getpid()}"
+    nested = f"{thread_name} : loop-runner"
+    runners = loop_manager._runner_map
+    for key in [key for key in list(runners) if key == own or key.startswith(nested)]:
+        runner = runners.pop(key)
+        atexit.unregister(runner._close)
+        loop = runner._TaskRunner__loop
+        thread = runner._TaskRunner__runner_thread
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(loop.stop)
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()

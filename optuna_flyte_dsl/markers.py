@@ -1,0 +1,335 @@
+"""What a user writes in a signature: the markers of a search space, and the directions of its objectives."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Annotated, Any, TypeAlias, Union
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.study import StudyDirection
+
+from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
+
+__all__ = ["Category", "Fixed", "Float", "Integer", "Maximize", "Minimize", "Number", "Suggestion", "suggest"]
+
+Minimize: TypeAlias = Annotated[float, StudyDirection.MINIMIZE]
+"""A `float` that the search makes as small as it can: a return type, alone or in a tuple."""
+
+Maximize: TypeAlias = Annotated[float, StudyDirection.MAXIMIZE]
+"""A `float` that the search makes as large as it can: a return type, alone or in a tuple."""
+
+
+class Suggestion:
+    """Base of the markers: a frozen value that says what a parameter may be.
+
+    A marker is used bare, `x: Float(0, 1)`, or as metadata, `x: Annotated[float, Float(0, 1)]`. At a call it stands in
+    the place of a value, `x=suggest.float(0, 1)`, also inside dicts, lists and tuples.
+    """
+
+    __slots__ = ()
+
+    @property
+    def __origin__(self) -> type[Suggestion]:
+        """Return the marker's class: flytekit finds the type transformer of an annotation by it."""
+        return type(self)
+
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]
+
+    def to_distribution(self) -> BaseDistribution:
+        """Return the Optuna distribution that this marker stands for."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_distribution(distribution: BaseDistribution) -> Suggestion:
+        """Make the marker that stands for an Optuna distribution.
+
+        Raises:
+            InvalidMarkerTypeError: If no marker stands for it.
+            InvalidMarkerError: If it holds a single value: a marker needs something to search.
+
+        >>> Suggestion.from_distribution(IntDistribution(1, 9, step=2))
+        Integer(1, 9, step=2)
+        """
+        match distribution:
+            case FloatDistribution():
+                return Float(distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+            case IntDistribution():
+                return Integer(distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+            case CategoricalDistribution():
+                return Category(distribution.choices)
+        raise InvalidMarkerTypeError(
+            f"`distribution` must be a FloatDistribution, an IntDistribution or a CategoricalDistribution, "
+            f"but got {distribution!r}."
+        )
+
+
+class Number(Suggestion):
+    """Base of the markers of a number: `low` and `high`, both included, `step` and `log`."""
+
+    __slots__ = ()
+
+    low: float
+    high: float
+    step: float | None
+    log: bool
+
+    def __repr__(self) -> str:
+        parts = [_plain(self.low), _plain(self.high)]
+        if self.step is not None and not (isinstance(self, Integer) and self.step == 1):
+            parts.append(f"step={_plain(self.step)}")
+        if self.log:
+            parts.append("log=True")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Float(Number):
+    """A `float` from `low` to `high`, both included.
+
+    Args:
+        low: The smallest value.
+        high: The largest value.
+        step: The distance between two values; `None` for a continuous range. `high` must be reached by whole steps.
+        log: Whether to sample in the logarithm of the value. Needs `low > 0` and no `step`.
+
+    Raises:
+        InvalidMarkerError: If a rule is broken, such as `low < high`.
+        InvalidMarkerTypeError: If a bound or the step is no number, or `log` is no bool.
+
+    >>> Float(1e-5, 1e-1, log=True)
+    Float(1e-05, 0.1, log=True)
+    """
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", _float("Float", "low", self.low))
+        object.__setattr__(self, "high", _float("Float", "high", self.high))
+        if self.step is not None:
+            object.__setattr__(self, "step", _float("Float", "step", self.step))
+        _check_bool("Float", "log", self.log)
+        _check_range("Float", self.low, self.high, self.step)
+        if self.log and self.step is not None:
+            raise InvalidMarkerError(
+                f"Float: `log=True` goes with no `step`, but got step={_plain(self.step)}. "
+                "Drop `step`, or drop `log=True`."
+            )
+        if self.log and not self.low > 0:
+            raise InvalidMarkerError(
+                f"Float: `low > 0` must hold with `log=True`, but got low={_plain(self.low)}. "
+                "Raise `low`, or drop `log=True`."
+            )
+
+    def to_distribution(self) -> FloatDistribution:
+        """Return the Optuna distribution that this marker stands for."""
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Integer(Number):
+    """An `int` from `low` to `high`, both included.
+
+    Args:
+        low: The smallest value.
+        high: The largest value.
+        step: The distance between two values, 1 or more. `high` must be reached by whole steps.
+        log: Whether to sample in the logarithm of the value. Needs `low >= 1` and a `step` of 1.
+
+    Raises:
+        InvalidMarkerError: If a rule is broken, such as `low < high`.
+        InvalidMarkerTypeError: If a bound or the step is no integer, or `log` is no bool.
+
+    >>> Integer(2, 12)
+    Integer(2, 12)
+    """
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "step"):
+            object.__setattr__(self, name, _integer("Integer", name, getattr(self, name)))
+        _check_bool("Integer", "log", self.log)
+        _check_range("Integer", self.low, self.high, self.step)
+        if self.log and self.step != 1:
+            raise InvalidMarkerError(
+                f"Integer: `log=True` goes with no `step`, but got step={self.step}. Drop `step`, or drop `log=True`."
+            )
+        if self.log and not self.low > 0:
+            raise InvalidMarkerError(
+                f"Integer: `low > 0` must hold with `log=True`, but got low={self.low}. "
+                "Raise `low`, or drop `log=True`."
+            )
+
+    def to_distribution(self) -> IntDistribution:
+        """Return the Optuna distribution that this marker stands for."""
+        return IntDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
+class Category(Suggestion):
+    """One of a few values.
+
+    Args:
+        choices: The values, in any iterable but a string; kept in a tuple. Optuna stores `None`, `bool`, `int`,
+            `float` and `str` in any storage; it warns of others.
+
+    Raises:
+        InvalidMarkerError: If there is no choice, or one stands twice (`1`, `1.0` and `True` are the same one).
+        InvalidMarkerTypeError: If `choices` is no iterable of values.
+
+    >>> Category(["gbtree", "dart"]).choices
+    ('gbtree', 'dart')
+    """
+
+    choices: tuple[Any, ...]
+
+    def __init__(self, choices: Iterable[Any]) -> None:
+        if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
+            raise InvalidMarkerTypeError(
+                f'Category: `choices` must be a list of values, but got {choices!r}. Write `Category(["a", "b"])`.'
+            )
+        object.__setattr__(self, "choices", tuple(choices))
+        if not self.choices:
+            raise InvalidMarkerError("Category: `choices` must hold at least one value, but got none.")
+        for index, choice in enumerate(self.choices):
+            if isinstance(choice, Suggestion):
+                raise InvalidMarkerTypeError(
+                    f"Category: a choice must be a value, but got the marker {choice!r}. For a space that depends on "
+                    "a choice, write a function that takes `trial: optuna.Trial`."
+                )
+            for earlier in self.choices[:index]:
+                if same(choice, earlier):
+                    raise InvalidMarkerError(
+                        f"Category: each of the `choices` must stand once, but got both {earlier!r} and {choice!r}, "
+                        "which are equal in Python. Drop one, or write them as strings."
+                    )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Category):
+            return NotImplemented
+        return len(self.choices) == len(other.choices) and all(
+            type(mine) is type(its) and same(mine, its)
+            for mine, its in zip(self.choices, other.choices, strict=True)
+        )
+
+    def __hash__(self) -> int:
+        # By `repr`, because a choice such as a list has no hash.
+        return hash((Category, tuple(map(repr, self.choices))))
+
+    def __repr__(self) -> str:
+        return f"Category({list(self.choices)!r})"
+
+    def to_distribution(self) -> CategoricalDistribution:
+        """Return the Optuna distribution that this marker stands for."""
+        return CategoricalDistribution(self.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A value given at a call that is not held to its parameter's marker.
+
+    `train(depth=30)` is refused where the signature says `depth: Integer(2, 12)`; `train(depth=Fixed(30))` is not.
+
+    Args:
+        value: The value, passed to every trial as it is.
+    """
+
+    value: Any
+
+
+class suggest:  # noqa: N801 - it is a namespace, and its name is the peer's
+    """The markers under the names they have at a call: `suggest.float(0, 1)`."""
+
+    float = Float
+    integer = Integer
+    category = Category
+
+
+def same(left: Any, right: Any) -> bool:
+    """Tell whether two choices are one to Optuna: equal, or both NaN."""
+    if left is right:
+        return True
+    if isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right):
+        return True
+    return bool(left == right)
+
+
+def _plain(number: float | None) -> str:
+    """Write a number as a person would: without the `.0` of a whole float."""
+    return f"{number:.0f}" if isinstance(number, float) and number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
+def _float(marker: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidMarkerTypeError(
+            f"{marker}: `{name}` must be a number, but got {value!r}, of type {type(value).__name__}."
+        )
+    value = float(value)
+    if not math.isfinite(value):
+        raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {value!r}.")
+    return value
+
+
+def _integer(marker: str, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        cure = "Write it without a fraction, or use Float." if isinstance(value, Real) else "Write an int."
+        raise InvalidMarkerTypeError(
+            f"{marker}: `{name}` must be an integer, but got {value!r}, of type {type(value).__name__}. {cure}"
+        )
+    return operator.index(value)
+
+
+def _check_bool(marker: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InvalidMarkerTypeError(
+            f"{marker}: `{name}` must be True or False, but got {value!r}, of type {type(value).__name__}."
+        )
+
+
+def _check_range(marker: str, low: float, high: float, step: float | None) -> None:
+    if not low < high:
+        raise InvalidMarkerError(
+            f"{marker}: `low < high` must hold, but got (low={_plain(low)}, high={_plain(high)}). "
+            + ("Swap them." if low > high else "Raise `high`, or give the value itself: it needs no search.")
+        )
+    if step is None:
+        return
+    if not step > 0:
+        raise InvalidMarkerError(f"{marker}: `step > 0` must hold, but got step={_plain(step)}.")
+    # As written, in base ten: in binary floats, 0.3 is no whole number of steps of 0.1.
+    exact_low, exact_high, exact_step = (Fraction(str(number)) for number in (low, high, step))
+    width = exact_high - exact_low
+    if exact_step > width:
+        raise InvalidMarkerError(
+            f"{marker}: `step <= high - low` must hold, but got step={_plain(step)} "
+            f"over (low={_plain(low)}, high={_plain(high)})."
+        )
+    steps = width // exact_step
+    if exact_low + steps * exact_step != exact_high:
+        to = type(low)
+        below, above = (_plain(to(exact_low + count * exact_step)) for count in (steps, steps + 1))
+        raise InvalidMarkerError(
+            f"{marker}: `high` must be reached from `low` by whole steps, but got (low={_plain(low)}, "
+            f"high={_plain(high)}, step={_plain(step)}). Write high={below}, the last value reached, "
+            f"or high={above}, one step more."
+        )

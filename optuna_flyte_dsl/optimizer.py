@@ -1,0 +1,424 @@
+"""Puts the parts of a search together: `Optimizer`, and what it shares with the decorator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import operator
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any, TypeVar
+
+import optuna
+
+from optuna_flyte_dsl.errors import InvalidOptionError, SearchRunningError
+from optuna_flyte_dsl.flyte.local import FlyteRunner
+from optuna_flyte_dsl.objective import Objective
+from optuna_flyte_dsl.progress import Reporter, Tally
+from optuna_flyte_dsl.search import Limits, Observer, Search
+from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.studies import (
+    Direction,
+    SamplerOption,
+    StudyOption,
+    StudyOptions,
+    StudySource,
+    read_directions,
+)
+from optuna_flyte_dsl.threads import Threads
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a search, checked.
+
+    Args:
+        limits: How much is run, and how much at once.
+        study: How the study is opened or made.
+        callbacks: Optuna's callbacks.
+        initial_points: Parameters of the first trials.
+        progress: Whether to show how the search goes on.
+    """
+
+    limits: Limits
+    study: StudyOptions = field(default_factory=StudyOptions)
+    callbacks: tuple[Observer, ...] = ()
+    initial_points: tuple[Mapping[str, Any], ...] = ()
+    progress: bool = True
+
+    @classmethod
+    def read(
+        cls,
+        objective: Objective,
+        *,
+        concurrency: int,
+        n_trials: int,
+        study: StudyOption,
+        delay: float,
+        direction: Direction | None,
+        directions: Sequence[Direction] | None,
+        sampler: SamplerOption,
+        seed: int | None,
+        callbacks: Sequence[Observer] | None,
+        initial_points: Sequence[Mapping[str, Any]] | None,
+        progress: bool,
+    ) -> Settings:
+        """Check the options of `optimize` or `Optimizer` against each other and against the objective.
+
+        Raises:
+            InvalidOptionError: If one breaks a rule.
+            DirectionError: If the directions do not fit the objective.
+        """
+        limits = Limits(
+            n_trials=check_count("n_trials", n_trials),
+            concurrency=check_count("concurrency", concurrency),
+            delay=check_delay(delay),
+        )
+        options = StudyOptions(study, read_directions(direction, directions), sampler, seed)
+        options.check(objective)
+        if not isinstance(progress, bool):
+            raise InvalidOptionError(f"`progress` must be True or False, but got {progress!r}.")
+        return cls(
+            limits, options, _check_callbacks(callbacks), _check_points(initial_points, limits.n_trials), progress
+        )
+
+    def with_limits(self, **changes: Any) -> Settings:
+        """Return settings with other limits.
+
+        Raises:
+            InvalidOptionError: If fewer trials are asked for than there are initial points.
+        """
+        limits = replace(self.limits, **changes)
+        _check_points(self.initial_points, limits.n_trials)
+        return replace(self, limits=limits)
+
+
+class Session:
+    """The options of an objective's searches, and how many of them run now.
+
+    Args:
+        objective: What is searched.
+        settings: The options.
+    """
+
+    def __init__(self, objective: Objective, settings: Settings) -> None:
+        self.objective = objective
+        self.settings = settings
+        self._running = 0
+
+    def assign(self, name: str, value: Any) -> None:
+        """Assign one of `n_trials`, `concurrency` and `delay`.
+
+        Raises:
+            SearchRunningError: If a search runs: it has read its options, and would not see the new one.
+            InvalidOptionError: If the value breaks the option's rule.
+        """
+        if self._running:
+            raise SearchRunningError(
+                f"`{name}` of `{self.objective.name}` cannot be assigned while a search runs, which would not see it. "
+                "Assign it before the call, or await the search first."
+            )
+        checked = check_delay(value) if name == "delay" else check_count(name, value)
+        self.settings = self.settings.with_limits(**{name: checked})
+
+    def search(
+        self, source: StudySource, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Coroutine[Any, Any, optuna.Study]:
+        """Check a call's arguments, and return the search that the call stands for.
+
+        Args:
+            source: Where the search's study comes from.
+            args: The call's positional arguments.
+            kwargs: The call's keyword arguments.
+
+        Raises:
+            ArgumentError: If the arguments do not fit the objective.
+            OutOfRangeError: If a fixed value or an initial point lies outside its marker.
+            EmptySpaceError: If nothing is left to search.
+        """
+        space = self.objective.space.bind(*args, **kwargs)
+        if self.objective.takes_trial:
+            space.check_complete()
+        else:
+            space.ready()
+            for point in self.settings.initial_points:
+                space.check_point(point)
+        return self._search(source, space)
+
+    async def _search(self, source: StudySource, space: SearchSpace) -> optuna.Study:
+        settings = self.settings
+        self._running += 1
+        thread = Threads(limit=1)
+        try:
+            study: optuna.Study = await thread.run(source.get, settings.limits.concurrency)
+            runner = FlyteRunner(self.objective)
+            try:
+                tally = Tally(self.objective.name, settings.limits.n_trials, study.directions)
+                with Reporter(tally, enabled=settings.progress) as reporter:
+                    await Search(
+                        study,
+                        self.objective,
+                        space,
+                        runner,
+                        settings.limits,
+                        callbacks=(reporter, *settings.callbacks),
+                        initial_points=settings.initial_points,
+                        thread=thread,
+                    ).run()
+            finally:
+                await runner.close()
+        finally:
+            self._running -= 1
+            await thread.close()
+        return study
+
+
+class Optimizer:
+    """A search as an object: many trials of an objective, on one study.
+
+    Awaiting a call runs the search and returns the study. A second call adds its trials to the same study.
+
+    Args:
+        objective: A Flyte task, workflow or launch plan; or a function, sync or async, that takes
+            `trial: optuna.Trial` or has markers in its signature. A sync function runs in a thread; what a function
+            returns may be awaitable, such as the call of an async task.
+        concurrency: How many trials run at the same time, at most.
+        n_trials: How many trials a call runs.
+        study: An `optuna.Study`, or a function that makes one; by default a new one in memory, made on first use.
+        delay: Seconds between the starts of two trials, at least.
+        direction: "minimize" or "maximize", for one objective whose annotation does not say it.
+        directions: The same for several objectives, as a list.
+        sampler: A sampler of Optuna's, or something that makes one, such as its class.
+        seed: Seed of the sampler. With `concurrency=1`, it makes a search repeat.
+        callbacks: Optuna's callbacks, called with the study and each finished trial, one at a time, in a thread.
+            `study.stop()` in one ends the search.
+        initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
+        progress: Whether to show a bar on a terminal, and log lines elsewhere.
+
+    Raises:
+        InvalidObjectiveError: If the objective is none of these.
+        InvalidOptionError: If an option breaks a rule, or contradicts another.
+        DirectionError: If the number of objectives, or a direction, contradicts the study's.
+
+    >>> import asyncio
+    >>> def bowl(trial: optuna.Trial, center: float) -> float:
+    ...     return (trial.suggest_float("x", -10, 10) - center) ** 2
+    >>> optimizer = Optimizer(bowl, concurrency=2, n_trials=10, progress=False)
+    >>> study = asyncio.run(optimizer(center=2.0))
+    >>> len(study.trials)
+    10
+    """
+
+    def __init__(
+        self,
+        objective: Any,
+        concurrency: int,
+        n_trials: int,
+        study: StudyOption = None,
+        delay: float = 0,
+        *,
+        direction: Direction | None = None,
+        directions: Sequence[Direction] | None = None,
+        sampler: SamplerOption = None,
+        seed: int | None = None,
+        callbacks: Sequence[Observer] | None = None,
+        initial_points: Sequence[Mapping[str, Any]] | None = None,
+        progress: bool = True,
+    ) -> None:
+        read = Objective.of(plain(objective))
+        self._session = Session(
+            read,
+            Settings.read(
+                read,
+                concurrency=concurrency,
+                n_trials=n_trials,
+                study=study,
+                delay=delay,
+                direction=direction,
+                directions=directions,
+                sampler=sampler,
+                seed=seed,
+                callbacks=callbacks,
+                initial_points=initial_points,
+                progress=progress,
+            ),
+        )
+        self._source = StudySource(self._session.settings.study, read)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
+        """Run the search; await the call.
+
+        Args:
+            *args: Arguments of the objective, by position.
+            **kwargs: Arguments of the objective: fixed values, suggestions, or containers that hold some.
+
+        Returns:
+            The study.
+        """
+        return self._session.search(self._source, args, kwargs)
+
+    def run_sync(self, *args: Any, **kwargs: Any) -> optuna.Study:
+        """Run the search and wait for it, also where an event loop runs already, as in a notebook.
+
+        Args:
+            *args: As for a call.
+            **kwargs: As for a call.
+
+        Returns:
+            The study.
+        """
+        return wait_for(self(*args, **kwargs))
+
+    @property
+    def objective(self) -> Any:
+        """The objective, as it was given."""
+        return self._session.objective.target
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space that the objective's signature declares."""
+        return self._session.objective.space
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study of all calls, made on first use."""
+        return self._source.get(self.concurrency)
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials a call runs. Can be assigned while no search runs."""
+        return self._session.settings.limits.n_trials
+
+    @n_trials.setter
+    def n_trials(self, value: int) -> None:
+        self._session.assign("n_trials", value)
+
+    @property
+    def concurrency(self) -> int:
+        """How many trials run at the same time, at most. Can be assigned while no search runs."""
+        return self._session.settings.limits.concurrency
+
+    @concurrency.setter
+    def concurrency(self, value: int) -> None:
+        self._session.assign("concurrency", value)
+
+    @property
+    def delay(self) -> float:
+        """Seconds between the starts of two trials, at least. Can be assigned while no search runs."""
+        return self._session.settings.limits.delay
+
+    @delay.setter
+    def delay(self, value: float) -> None:
+        self._session.assign("delay", value)
+
+    def __repr__(self) -> str:
+        return (
+            f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"
+        )
+
+
+def plain(objective: Any) -> Any:
+    """Return what a decorated objective decorates, and anything else as it is."""
+    return getattr(objective, "__optuna_flyte_objective__", objective)
+
+
+def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from synchronous code, whether or not an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    return _wait_in_thread(coroutine)
+
+
+def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
+    result: list[T] = []
+    errors: list[BaseException] = []
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def main() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        started.append((asyncio.get_running_loop(), task))
+        return await coroutine
+
+    def run() -> None:
+        try:
+            result.append(asyncio.run(main()))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="optuna-flyte-run-sync")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        for loop, task in started:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return result[0]
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return a count as an int.
+
+    Raises:
+        InvalidOptionError: If it is no integer, or not above 0.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count <= 0:
+        raise InvalidOptionError(f"`{name}` must be an integer greater than 0, but got {value!r}.")
+    return count
+
+
+def check_delay(value: Any) -> float:
+    """Return a delay in seconds as a float.
+
+    Raises:
+        InvalidOptionError: If it is no finite number, or below 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+        raise InvalidOptionError(f"`delay` must be a number of seconds, 0 or more, but got {value!r}.")
+    return float(value)
+
+
+def _check_callbacks(callbacks: Sequence[Observer] | None) -> tuple[Observer, ...]:
+    if callbacks is None:
+        return ()
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise InvalidOptionError(
+            f"`callbacks` must be a list of functions that take a study and a trial, but got {callbacks!r}."
+        )
+    return tuple(callbacks)
+
+
+def _check_points(points: Sequence[Mapping[str, Any]] | None, n_trials: int) -> tuple[Mapping[str, Any], ...]:
+    if points is None:
+        return ()
+    if (
+        isinstance(points, Mapping | str)
+        or not isinstance(points, Sequence)
+        or not all(isinstance(p, Mapping) for p in points)
+    ):
+        raise InvalidOptionError(
+            f"`initial_points` must be a list of dicts, such as [{{'x': 0.5}}], but got {points!r}."
+        )
+    if len(points) > n_trials:
+        raise InvalidOptionError(
+            f"`initial_points` holds {len(points)} points, more than `n_trials={n_trials}`. "
+            "Raise `n_trials`, or drop some."
+        )
+    return tuple(dict(point) for point in points)
+

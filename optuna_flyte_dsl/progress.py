@@ -1,0 +1,169 @@
+"""Shows how a search goes on: a bar on a terminal, quiet log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Protocol
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.errors import LiveError
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger("optuna_flyte_dsl")
+
+_LINE_SECONDS = 10.0
+"""The least time between two log lines of one search."""
+
+
+class Display(Protocol):
+    """Shows the state of a search."""
+
+    def show(self, tally: Tally) -> None:
+        """Show the state after a trial."""
+
+    def close(self, tally: Tally) -> None:
+        """Show the last state and free the terminal."""
+
+
+class Tally:
+    """Counts what a search has finished, and keeps its best value.
+
+    Args:
+        name: The objective's name.
+        n_trials: How many trials were asked for.
+        directions: The study's.
+    """
+
+    def __init__(self, name: str, n_trials: int, directions: list[StudyDirection]) -> None:
+        self.name = name
+        self.n_trials = n_trials
+        self.finished = 0
+        self.failed = 0
+        self.pruned = 0
+        self.best: float | None = None
+        self._maximize = directions[0] is StudyDirection.MAXIMIZE
+        self._single = len(directions) == 1
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Count a finished trial."""
+        self.finished += 1
+        self.failed += trial.state is TrialState.FAIL
+        self.pruned += trial.state is TrialState.PRUNED
+        if trial.state is TrialState.COMPLETE and self._single and trial.value is not None:
+            better = max if self._maximize else min
+            self.best = trial.value if self.best is None else better(self.best, trial.value)
+
+    def describe(self) -> str:
+        """Return what is known besides the count."""
+        parts = [f"best {self.best:.6g}"] if self.best is not None else []
+        parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.pruned, "pruned")) if count]
+        return ", ".join(parts)
+
+
+class Reporter:
+    """Hears of each finished trial, and shows it.
+
+    Args:
+        tally: Where it is counted.
+        enabled: Whether anything is shown.
+    """
+
+    def __init__(self, tally: Tally, *, enabled: bool) -> None:
+        self._tally = tally
+        self._display = _choose() if enabled else None
+
+    def __enter__(self) -> Reporter:
+        if self._display is not None:
+            self._display.show(self._tally)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._display is not None:
+            self._display.close(self._tally)
+
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Count a finished trial and show the state; the form of an Optuna callback."""
+        self._tally.add(trial)
+        if self._display is not None:
+            self._display.show(self._tally)
+
+
+class Bar:
+    """A bar with what is finished of the total, the failures, the best value, and the time left."""
+
+    _taken = threading.Lock()  # a terminal has room for one
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", state="")
+        self._progress.start()
+
+    def show(self, tally: Tally) -> None:
+        """Show the state after a trial."""
+        self._progress.update(
+            self._task, description=tally.name, total=tally.n_trials, completed=tally.finished, state=tally.describe()
+        )
+
+    def close(self, tally: Tally) -> None:
+        """Show the last state and free the terminal."""
+        self._progress.stop()
+        Bar._taken.release()
+
+
+class Lines:
+    """A line in the log now and then, at the level INFO."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _LINE_SECONDS
+
+    def show(self, tally: Tally) -> None:
+        """Log the state, if the last line is long ago."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_SECONDS
+            self._log("", tally)
+
+    def close(self, tally: Tally) -> None:
+        """Log the last state."""
+        self._log("search over, ", tally)
+
+    def _log(self, event: str, tally: Tally) -> None:
+        state = tally.describe()
+        logger.info(
+            "%s: %s%d of %d trials finished%s",
+            tally.name,
+            event,
+            tally.finished,
+            tally.n_trials,
+            f", {state}" if state else "",
+        )
+
+
+def _choose() -> Display:
+    console = Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
+        try:
+            return Bar(console)
+        except LiveError:  # something else of rich's has the terminal
+            Bar._taken.release()
+    return Lines()

@@ -1,0 +1,218 @@
+"""Opens or makes the study of a search: its directions, its sampler, its metrics' names."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.study import StudyDirection
+
+from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError
+from optuna_flyte_dsl.objective import Objective
+
+Direction: TypeAlias = str | StudyDirection
+StudyOption: TypeAlias = optuna.Study | Callable[[], optuna.Study] | None
+SamplerOption: TypeAlias = BaseSampler | Callable[..., BaseSampler] | None
+
+_OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How the study of a search is opened or made.
+
+    Args:
+        study: A study, something that makes one, or `None` for a new one in memory.
+        directions: What the user gave beside the objective's annotation; `None` for nothing.
+        sampler: A sampler, something that makes one, or `None` for Optuna's default.
+        seed: Seed of the sampler.
+    """
+
+    study: StudyOption = None
+    directions: tuple[StudyDirection, ...] | None = None
+    sampler: SamplerOption = None
+    seed: int | None = None
+
+    def check(self, objective: Objective) -> None:
+        """Check what can be known before a study is made.
+
+        Raises:
+            InvalidOptionError: If an option has a wrong type, or contradicts another.
+            DirectionError: If the directions do not fit the objective.
+        """
+        if self.study is not None and not isinstance(self.study, optuna.Study) and not callable(self.study):
+            raise InvalidOptionError(
+                f"`study` must be an optuna.Study, or a function that makes one, but got {self.study!r}. "
+                "Write `study=optuna.create_study(...)`."
+            )
+        if isinstance(self.sampler, type) and not issubclass(self.sampler, BaseSampler):
+            raise InvalidOptionError(f"`sampler` must be a sampler of Optuna's, but got the class {self.sampler!r}.")
+        if self.sampler is not None and not isinstance(self.sampler, BaseSampler) and not callable(self.sampler):
+            raise InvalidOptionError(
+                f"`sampler` must be a sampler of Optuna's, or a function that makes one, but got {self.sampler!r}. "
+                "Write `sampler=optuna.samplers.TPESampler`."
+            )
+        if self.seed is not None and (isinstance(self.seed, bool) or not hasattr(self.seed, "__index__")):
+            raise InvalidOptionError(f"`seed` must be an integer, but got {self.seed!r}.")
+        if self.seed is not None and isinstance(self.sampler, BaseSampler):
+            raise InvalidOptionError(
+                f"`seed={self.seed}` and `sampler={type(self.sampler).__name__}(...)` contradict each other: a sampler "
+                "that is made already has its seed. Give the seed to the sampler, or give its class."
+            )
+        if self.study is not None:
+            for name, value in (("sampler", self.sampler), ("seed", self.seed)):
+                if value is not None:
+                    raise InvalidOptionError(
+                        f"`{name}` and `study` were both given, but a study has its own sampler. Give it to "
+                        "`optuna.create_study(sampler=...)`, or drop `study`."
+                    )
+        if self.study is None:
+            objective.directions_with(self.directions)
+        elif isinstance(self.study, optuna.Study):
+            self._check_study(objective, self.study)
+
+    def open(self, objective: Objective, *, concurrency: int) -> optuna.Study:
+        """Return the study of a search.
+
+        Args:
+            objective: What it is for: its annotation may name directions and metrics.
+            concurrency: How many trials run at once. With more than one, the default sampler takes into account those
+                that run (with Optuna 4, by `constant_liar`; with Optuna 5, it always does).
+
+        Raises:
+            InvalidOptionError: If `study` or `sampler` made something else.
+            DirectionError: If the study's directions do not fit the objective.
+        """
+        if self.study is None:
+            directions = objective.directions_with(self.directions) or (StudyDirection.MINIMIZE,)
+            study = optuna.create_study(
+                directions=list(directions), sampler=self._make_sampler(len(directions), concurrency)
+            )
+        else:
+            study = self.study if isinstance(self.study, optuna.Study) else self.study()
+            if not isinstance(study, optuna.Study):
+                raise InvalidOptionError(f"`study` must make an optuna.Study, but it made {study!r}.")
+            self._check_study(objective, study)
+        _name_metrics(study, objective.returns.names)
+        return study
+
+    def _check_study(self, objective: Objective, study: optuna.Study) -> None:
+        directions = study.directions
+        if self.directions is not None and list(self.directions) != directions:
+            raise DirectionError(
+                f"`direction` or `directions` says {_names(self.directions)}, but the study says {_names(directions)}. "
+                "Drop one of them: a study has its own directions."
+            )
+        objective.directions_with(directions)
+
+    def _make_sampler(self, n_objectives: int, concurrency: int) -> BaseSampler | None:
+        if isinstance(self.sampler, BaseSampler):
+            return self.sampler
+        if self.sampler is not None:
+            sampler = self.sampler(**self._seed_for(self.sampler))
+            if not isinstance(sampler, BaseSampler):
+                raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {sampler!r}.")
+            return sampler
+        if not _OPTUNA_4:
+            return TPESampler(seed=self.seed)
+        if n_objectives > 1:
+            return NSGAIISampler(seed=self.seed)
+        with _unwarned():
+            return TPESampler(seed=self.seed, constant_liar=concurrency > 1)
+
+    def _seed_for(self, factory: Callable[..., Any]) -> dict[str, int]:
+        if self.seed is None:
+            return {}
+        if "seed" not in inspect.signature(factory).parameters:
+            raise InvalidOptionError(
+                f"`seed={self.seed}` was given, but `sampler={factory!r}` takes no `seed`. Let it take one, or drop it."
+            )
+        return {"seed": self.seed}
+
+
+class StudySource:
+    """The one study of an `Optimizer`, made when it is first needed.
+
+    Args:
+        options: How it is made.
+        objective: What it is for.
+    """
+
+    def __init__(self, options: StudyOptions, objective: Objective) -> None:
+        self._options = options
+        self._objective = objective
+        self._lock = threading.Lock()
+        self._study: optuna.Study | None = options.study if isinstance(options.study, optuna.Study) else None
+
+    def get(self, concurrency: int) -> optuna.Study:
+        """Return the study; the first call makes it. It may block: a storage is opened."""
+        with self._lock:
+            if self._study is None:
+                self._study = self._options.open(self._objective, concurrency=concurrency)
+            else:
+                _name_metrics(self._study, self._objective.returns.names)
+            return self._study
+
+
+def read_directions(
+    direction: Direction | None, directions: Sequence[Direction] | None
+) -> tuple[StudyDirection, ...] | None:
+    """Return the directions that a user gave, by one option or the other.
+
+    Raises:
+        InvalidOptionError: If both were given, or one is neither "minimize" nor "maximize".
+    """
+    if direction is not None and directions is not None:
+        raise InvalidOptionError(
+            f"Give `direction` or `directions`, not both: got {direction!r} and {directions!r}. "
+            "`direction` is for one objective, `directions` for several."
+        )
+    if direction is not None:
+        if not isinstance(direction, str | StudyDirection):
+            raise InvalidOptionError(
+                f'`direction` must be "minimize" or "maximize", but got {direction!r}. '
+                "For several objectives, write `directions=[...]`."
+            )
+        return (_read_direction(direction),)
+    if directions is None:
+        return None
+    if isinstance(directions, str) or not isinstance(directions, Sequence) or not directions:
+        raise InvalidOptionError(
+            f"`directions` must be a list with a direction for each objective, but got {directions!r}. "
+            'Write `directions=["maximize", "minimize"]`.'
+        )
+    return tuple(_read_direction(each) for each in directions)
+
+
+def _read_direction(direction: Direction) -> StudyDirection:
+    if direction in (StudyDirection.MINIMIZE, "minimize"):
+        return StudyDirection.MINIMIZE
+    if direction in (StudyDirection.MAXIMIZE, "maximize"):
+        return StudyDirection.MAXIMIZE
+    raise InvalidOptionError(f'A direction must be "minimize" or "maximize", but got {direction!r}.')
+
+
+def _names(directions: Sequence[StudyDirection]) -> str:
+    return ", ".join(direction.name.lower() for direction in directions)
+
+
+def _name_metrics(study: optuna.Study, names: tuple[str, ...] | None) -> None:
+    """Name the study's metrics after the objective's fields, unless they have names."""
+    if names is not None and study.metric_names is None:
+        with _unwarned():
+            study.set_metric_names(list(names))
+
+
+class _unwarned(warnings.catch_warnings):  # type: ignore[type-arg] # noqa: N801
+    """Silences Optuna's warnings of what is experimental: the user has not asked for it by name."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore", ExperimentalWarning)
