@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -149,6 +148,8 @@ class Objective:
         Raises:
             ObjectiveValueError: If there are more or fewer, or one is no number.
         """
+        if count == 1 and type(returned) is float:
+            return (returned,)
         values = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
         numbers = tuple(_number(value) for value in values)
         if None in numbers:
@@ -170,11 +171,6 @@ def space_of(thing: Any) -> SearchSpace:
         return thing
     space = getattr(thing, "space", None)
     return space if isinstance(space, SearchSpace) else Objective.of(thing).space
-
-
-def has_nan(values: Sequence[float]) -> bool:
-    """Tell whether one of the values is not a number in the sense of IEEE 754."""
-    return any(math.isnan(value) for value in values)
 
 
 def _number(value: Any) -> float | None:

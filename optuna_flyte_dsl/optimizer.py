@@ -165,7 +165,8 @@ class Session:
                         space,
                         runner,
                         settings.limits,
-                        callbacks=(reporter, *settings.callbacks),
+                        observer=reporter,
+                        callbacks=settings.callbacks,
                         initial_points=settings.initial_points,
                         thread=thread,
                     ).run()

@@ -59,11 +59,14 @@ class Tally:
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
         self.finished += 1
-        self.failed += trial.state is TrialState.FAIL
-        self.pruned += trial.state is TrialState.PRUNED
-        if trial.state is TrialState.COMPLETE and self._single and trial.value is not None:
-            better = max if self._maximize else min
-            self.best = trial.value if self.best is None else better(self.best, trial.value)
+        if trial.state is TrialState.FAIL:
+            self.failed += 1
+        elif trial.state is TrialState.PRUNED:
+            self.pruned += 1
+        elif self._single:
+            (value,) = trial.values
+            if self.best is None or (value > self.best if self._maximize else value < self.best):
+                self.best = value
 
     def describe(self) -> str:
         """Return what is known besides the count."""

@@ -1,7 +1,7 @@
 """The search loop: ask, run, tell, inside the limits.
 
-It knows asyncio and Optuna only. Trials are run by a `Runner` that it is given; every operation on the study happens
-in one thread of its own, in order, so that no storage and no sampler ever blocks the event loop.
+It knows asyncio and Optuna only. Trials are run by a `Runner` that it is given. Operations on the study happen in one
+thread of their own, in order, so that no storage, no sampler and no callback ever blocks the event loop.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import copy
 import logging
+import math
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
-import wrapt
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_flyte_dsl.errors import ObjectiveValueError
-from optuna_flyte_dsl.objective import Objective, has_nan
+from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.threads import Threads
 
@@ -69,7 +72,7 @@ class Limits:
     delay: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Outcome:
     """How one run ended: with `values`, or in a `state` that has none, for a `reason`."""
 
@@ -77,18 +80,6 @@ class _Outcome:
     values: tuple[float, ...] | None = None
     reason: str | None = None
     fatal: BaseException | None = None
-
-
-class StoppableStudy(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
-    """A study whose `stop` ends the search. Optuna's own `stop` works inside `study.optimize` only."""
-
-    def __init__(self, study: optuna.Study, stop: Callable[[], None]) -> None:
-        super().__init__(study)
-        self._self_stop = stop
-
-    def stop(self) -> None:
-        """Start no further trial; those that run go on to their end."""
-        self._self_stop()
 
 
 class Search:
@@ -100,6 +91,7 @@ class Search:
         space: Makes a trial's arguments.
         runner: Runs the trials.
         limits: How much, and how much at once.
+        observer: Called as a callback is, and before them; it must be quick.
         callbacks: Optuna's callbacks, called with the study and each finished trial. An error in one ends the search.
         initial_points: Parameters of the first trials, by name. A point that the study has already is left out.
         thread: The one thread in which the study is used.
@@ -113,24 +105,29 @@ class Search:
         runner: Runner,
         limits: Limits,
         *,
+        observer: Observer | None = None,
         callbacks: Sequence[Observer] = (),
         initial_points: Sequence[Mapping[str, Any]] = (),
         thread: Threads,
     ) -> None:
-        self._study = study
+        # A view of the same study whose `stop` ends this search: Optuna's own works inside `study.optimize` only. All
+        # goes through it, so that what a study caches between an ask and its suggestions is never stale.
+        self._study = copy.copy(study)
+        self._study.stop = self._stop  # type: ignore[method-assign]
         self._objective = objective
         self._space = space
         self._runner = runner
         self._limits = limits
+        self._observer = observer
         self._callbacks = tuple(callbacks)
         self._initial_points = tuple(initial_points)
         self._thread = thread
         self._n_objectives = len(study.directions)
-        self._stoppable = StoppableStudy(study, self._stop)
-        self._open: dict[int, Trial] = {}  # asked and not told; changed in the study's thread only
+        self._quick: bool | None = None  # whether the study may be used in the event loop; the first trial tells
+        self._open: dict[int, Trial] = {}  # asked and not told
         self._claimed = 0
         self._stopped = False
-        self._workers: set[asyncio.Task[tuple[None, BaseException | None]]] = set()
+        self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
         self._next_start = float("-inf")
 
     async def run(self) -> None:
@@ -143,53 +140,75 @@ class Search:
             BaseException: What ended the search: a callback's error, the storage's, a cancellation.
         """
         self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()  # set when the search stops: a worker that waits out a delay need not
+        self._context = contextvars.copy_context()
+        self._wake = asyncio.Event()  # set when the search stops: a trial that waits out a delay need not
         self._pace = asyncio.Lock()
         self._over: asyncio.Future[None] = self._loop.create_future()
         with _ToldAtExit(self._loop):
             try:
                 await self._thread.run(self._enqueue)
-                self._add_worker()
+                self._add_trial()
                 await self._over
             except BaseException as error:
                 await _insist(functools.partial(self._abandon, error))
                 raise
 
-    async def _work(self) -> None:
-        while (trial := await self._start()) is not None:
-            if len(self._workers) < self._limits.concurrency and self._wants_more():
-                self._add_worker()
-            outcome = await self._attempt(*trial)
-            await self._thread.run(self._tell, trial[0], outcome)
+    def _wants_more(self) -> bool:
+        return not self._stopped and self._claimed < self._limits.n_trials
 
-    def _add_worker(self) -> None:
-        worker = self._loop.create_task(_captured(self._work()))
-        self._workers.add(worker)
-        worker.add_done_callback(self._worker_done)
+    def _add_trial(self) -> None:
+        # A task and a context of its own for each trial: what an objective sets there does not reach the next one.
+        self._claimed += 1
+        task = self._loop.create_task(self._run_trial(), context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._trial_done)
 
-    def _worker_done(self, worker: asyncio.Task[tuple[None, BaseException | None]]) -> None:
-        self._workers.discard(worker)
-        error = asyncio.CancelledError() if worker.cancelled() else worker.result()[1]
+    def _trial_done(self, task: asyncio.Task[BaseException | None]) -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.result()
         if self._over.done():
             return
         if error is not None:
             self._over.set_exception(error)
-        elif not self._workers:
+        elif self._wants_more():
+            self._add_trial()
+        elif not self._tasks:
             self._over.set_result(None)
 
-    def _wants_more(self) -> bool:
-        return not self._stopped and self._claimed < self._limits.n_trials
+    async def _run_trial(self) -> BaseException | None:
+        """Run one trial, and return what must end the search: asyncio lets some errors out of a task at once."""
+        try:
+            if self._limits.delay:
+                await self._keep_pace()
+            started = self._ask() if self._quick else await self._thread.run(self._ask)
+            if started is None:
+                return None
+            if len(self._tasks) < self._limits.concurrency and self._wants_more():
+                self._add_trial()
+            number, trial, arguments = started
+            try:
+                outcome = self._judge(await self._runner.run(trial, arguments))
+            except asyncio.CancelledError as cancelled:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                outcome = self._judge_error(cancelled)  # the objective's own doing
+            except BaseException as error:  # noqa: BLE001 - judged
+                outcome = self._judge_error(error)
+            if self._quick:
+                self._tell(number, trial, outcome)
+            else:
+                await self._thread.run(self._tell, number, trial, outcome)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised by `run`
+            return error
+        return None
 
-    async def _start(self) -> tuple[Trial, dict[str, Any]] | None:
-        """Ask for the next trial when its time has come; return None when there is none."""
-        if not self._wants_more():
-            return None
-        self._claimed += 1
-        if self._limits.delay:
-            async with self._pace:
-                await self._wait_until(self._next_start)
-                self._next_start = self._loop.time() + self._limits.delay
-        return await self._thread.run(self._ask)  # type: ignore[no-any-return]
+    async def _keep_pace(self) -> None:
+        async with self._pace:
+            await self._wait_until(self._next_start)
+            self._next_start = self._loop.time() + self._limits.delay
 
     async def _wait_until(self, moment: float) -> None:
         try:
@@ -198,57 +217,44 @@ class Search:
         except TimeoutError:
             pass
 
-    async def _attempt(self, trial: Trial, arguments: dict[str, Any]) -> _Outcome:
-        # A task of its own for each trial: what an objective sets in its context does not reach the next trial.
-        attempt = self._loop.create_task(_captured(self._runner.run(trial, arguments)))
+    def _judge(self, returned: Any) -> _Outcome:
         try:
-            returned, error = await attempt
-        except asyncio.CancelledError as cancelled:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise
-            returned, error = None, cancelled  # the objective's own doing
-        return self._judge(returned, error)
+            values = self._objective.values(returned, self._n_objectives)
+        except ObjectiveValueError as wrong:
+            return _Outcome(TrialState.FAIL, reason=_reason(wrong), fatal=wrong)
+        if any(map(math.isnan, values)):
+            return _Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {returned!r}")
+        return _Outcome(TrialState.COMPLETE, values)
 
-    def _judge(self, returned: Any, error: BaseException | None) -> _Outcome:
-        match error:
-            case None:
-                try:
-                    values = self._objective.values(returned, self._n_objectives)
-                except ObjectiveValueError as wrong:
-                    return _Outcome(TrialState.FAIL, reason=_reason(wrong), fatal=wrong)
-                if has_nan(values):
-                    return _Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {returned!r}")
-                return _Outcome(TrialState.COMPLETE, values)
-            case optuna.TrialPruned():
-                return _Outcome(TrialState.PRUNED)
-            case Exception() | asyncio.CancelledError():
-                logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
-                return _Outcome(TrialState.FAIL, reason=_reason(error))
-            case _:
-                return _Outcome(TrialState.FAIL, reason=_reason(error), fatal=error)
+    def _judge_error(self, error: BaseException) -> _Outcome:
+        if isinstance(error, optuna.TrialPruned):
+            return _Outcome(TrialState.PRUNED)
+        if isinstance(error, Exception | asyncio.CancelledError):
+            logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
+            return _Outcome(TrialState.FAIL, reason=_reason(error))
+        return _Outcome(TrialState.FAIL, reason=_reason(error), fatal=error)
 
     async def _abandon(self, error: BaseException) -> None:
-        """End all workers, and tell the trials that they leave behind."""
+        """Give up all running trials, and tell those that were asked for."""
         self._stopped = True
         self._over.cancel()
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._thread.run(self._close_open, _why(error))
 
     def _stop(self) -> None:
         self._stopped = True
         self._loop.call_soon_threadsafe(self._wake.set)
 
-    # What follows runs in the study's thread.
+    # What follows runs in the study's thread, or in the event loop where `_quick`.
 
     def _enqueue(self) -> None:
         for point in self._initial_points:
             self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
-    def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
+    def _ask(self) -> tuple[int, Trial, dict[str, Any]] | None:
         if self._stopped:
             return None
         try:
@@ -256,23 +262,31 @@ class Search:
         except Exception:
             self._close_half_asked()
             raise
-        self._open[trial.number] = trial
-        arguments = self._space.suggest(trial)
-        if self._objective.takes_trial:
-            trial.study = self._stoppable
-        return trial, arguments
+        number = trial.number
+        self._open[number] = trial
+        if self._quick is None:
+            # Nothing blocks, and a change of thread would cost as much as all else. Exact types: a subclass may do
+            # anything.
+            self._quick = (
+                type(trial.storage) is InMemoryStorage
+                and type(self._study.sampler) is RandomSampler
+                and not self._callbacks
+            )
+        return number, trial, self._space.suggest(trial)
 
-    def _tell(self, trial: Trial, outcome: _Outcome) -> None:
+    def _tell(self, number: int, trial: Trial, outcome: _Outcome) -> None:
         if outcome.reason is not None:
             trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
         frozen = self._study.tell(trial, outcome.values, state=outcome.state)
-        del self._open[trial.number]
+        del self._open[number]
         if outcome.fatal is not None:
             raise outcome.fatal
         if outcome.state is TrialState.FAIL:
-            logger.warning("Trial %d of `%s` failed: %s", trial.number, self._objective.name, _line(outcome.reason))
+            logger.warning("Trial %d of `%s` failed: %s", number, self._objective.name, _line(outcome.reason))
+        if self._observer is not None:
+            self._observer(self._study, frozen)
         for callback in self._callbacks:
-            callback(self._stoppable, frozen)
+            callback(self._study, frozen)
 
     def _close_open(self, reason: str) -> None:
         for trial in list(self._open.values()):
@@ -296,16 +310,6 @@ class Search:
         ]
         if len(strangers) == 1:
             self._study.tell(strangers[0].number, state=TrialState.FAIL)
-
-
-async def _captured(run: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    """Return what a run returned or raised: asyncio lets KeyboardInterrupt and SystemExit out of a task at once."""
-    try:
-        return await run, None
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # noqa: BLE001 - it is judged by the caller
-        return None, error
 
 
 async def _insist(closing: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -8,11 +8,12 @@ entity in a thread, under a context stack of its own.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import inspect
 import os
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Coroutine, Mapping, MutableMapping
 from typing import Any
 
 from flytekit.core import local_cache
@@ -26,7 +27,7 @@ from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.promise import async_flyte_entity_call_handler, flyte_entity_call_handler
 from flytekit.core.reference_entity import ReferenceEntity
 from flytekit.core.type_engine import TypeEngine
-from flytekit.utils.asyn import loop_manager
+from flytekit.utils.asyn import _TaskRunner, loop_manager
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
@@ -88,6 +89,7 @@ class LocalController:
         return await self._threads.run(self._call, entity, input_kwargs)
 
     def _call(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
+        _use_own_loop()
         flyte_context_Var.set([self._context])
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
             # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
@@ -159,17 +161,62 @@ def _prepare_cache() -> None:
             local_cache.LocalTaskCache.initialize()
 
 
+class _OwnLoop:
+    """Runs flytekit's coroutines in the thread that waits for them.
+
+    Flytekit runs them in an event loop in yet another thread, one for each thread name and for ever. That costs three
+    changes of thread for each call of a task, and leaves a thread and a loop behind.
+    """
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._nested: _TaskRunner | None = None
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine and return its result; flytekit calls this."""
+        loop = self._runner.get_loop()
+        if not loop.is_running():
+            return loop.run_until_complete(coroutine)
+        # A coroutine has called something synchronous, which waits for another coroutine.
+        self._nested = self._nested or _TaskRunner()
+        return self._nested.run(coroutine)
+
+    def close(self) -> None:
+        """Cancel what a task has left in the loop, and close it."""
+        if self._nested is not None:
+            _close_runner(self._nested)
+        self._runner.close()
+
+
+def _key(thread_name: str) -> str:
+    """Return the key under which flytekit looks up the runner of a thread."""
+    return f"{thread_name}PID:{os.getpid()}"
+
+
+def _use_own_loop() -> None:
+    """Let flytekit run this thread's coroutines in this thread."""
+    key = _key(threading.current_thread().name)
+    if key not in loop_manager._runner_map:
+        loop_manager._runner_map[key] = _OwnLoop()  # type: ignore[assignment]
+
+
 def _close_loops(thread_name: str) -> None:
-    """Close the event loops that flytekit keeps for a thread's name, and for the threads of those loops."""
-    own = f"{thread_name}PID:{os.getpid()}"
-    nested = f"{thread_name} : loop-runner"
+    """Close the event loops that were made for a thread, and for the threads of flytekit's that stand behind it."""
     runners = loop_manager._runner_map
-    for key in [key for key in list(runners) if key == own or key.startswith(nested)]:
-        runner = runners.pop(key)
-        atexit.unregister(runner._close)
-        loop = runner._TaskRunner__loop
-        thread = runner._TaskRunner__runner_thread
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(loop.stop)
-            if thread is not None and thread is not threading.current_thread():
-                thread.join()
+    own = runners.pop(_key(thread_name), None)
+    for key in [key for key in list(runners) if key.startswith(f"{thread_name} : loop-runner")]:
+        _close_runner(runners.pop(key))
+    if isinstance(own, _OwnLoop):
+        own.close()
+    elif own is not None:
+        _close_runner(own)
+
+
+def _close_runner(runner: _TaskRunner) -> None:
+    """Stop a runner of flytekit's; its thread closes the loop."""
+    atexit.unregister(runner._close)
+    loop: asyncio.AbstractEventLoop | None = runner._TaskRunner__loop  # type: ignore[attr-defined]
+    thread: threading.Thread | None = runner._TaskRunner__runner_thread  # type: ignore[attr-defined]
+    if loop is not None and thread is not None and thread is not threading.current_thread():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
