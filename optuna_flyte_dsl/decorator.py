@@ -17,7 +17,7 @@ from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.studies import Direction, SamplerOption, StudyOption, StudySource
 
 
-class Optimized(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
+class Optimized(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
     """A task or function under `@optimize`: in all but its call, the thing itself.
 
     It is an instance of its task's class, has the same name, signature and docstring, loads in a trial's pod, and goes
@@ -68,9 +68,7 @@ class Optimized(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
             )
         return self._self_search(args, kwargs)
 
-    def _self_search(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Coroutine[Any, Any, optuna.Study]:
+    def _self_search(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
         source = self._self_prepared or self._self_source()
         search = self._self_session.search(source, args, kwargs)
         self._self_latest, self._self_prepared = source, None

@@ -44,10 +44,10 @@ class Suggestion:
         return type(self)
 
     def __or__(self, other: Any) -> Any:
-        return Union[self, other]
+        return Union[self, other]  # noqa: UP007 - `|` is what is defined here
 
     def __ror__(self, other: Any) -> Any:
-        return Union[other, self]
+        return Union[other, self]  # noqa: UP007
 
     def to_distribution(self) -> BaseDistribution:
         """Return the Optuna distribution that this marker stands for."""
@@ -82,12 +82,8 @@ class Number(Suggestion):
 
     __slots__ = ()
 
-    low: float
-    high: float
-    step: float | None
-    log: bool
-
     def __repr__(self) -> str:
+        assert isinstance(self, Float | Integer)
         parts = [_plain(self.low), _plain(self.high)]
         if self.step is not None and not (isinstance(self, Integer) and self.step == 1):
             parts.append(f"step={_plain(self.step)}")
@@ -228,8 +224,7 @@ class Category(Suggestion):
         if not isinstance(other, Category):
             return NotImplemented
         return len(self.choices) == len(other.choices) and all(
-            type(mine) is type(its) and same(mine, its)
-            for mine, its in zip(self.choices, other.choices, strict=True)
+            type(mine) is type(its) and same(mine, its) for mine, its in zip(self.choices, other.choices, strict=True)
         )
 
     def __hash__(self) -> int:
@@ -284,10 +279,10 @@ def _float(marker: str, name: str, value: Any) -> float:
         raise InvalidMarkerTypeError(
             f"{marker}: `{name}` must be a number, but got {value!r}, of type {type(value).__name__}."
         )
-    value = float(value)
-    if not math.isfinite(value):
-        raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {value!r}.")
-    return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {number!r}.")
+    return number
 
 
 def _integer(marker: str, name: str, value: Any) -> int:

@@ -6,7 +6,7 @@ import enum
 import functools
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -191,7 +191,7 @@ def _function_name(function: Any) -> str:
 def _is_async(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _read_returns(name: str, annotation: Any, *, strict: bool) -> Returns:
@@ -205,7 +205,7 @@ def _read_returns(name: str, annotation: Any, *, strict: bool) -> Returns:
         return Returns(tuple(_direction(name, item, annotation) for item in annotation))
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
         hints = get_type_hints(annotation, include_extras=True)
-        fields: tuple[str, ...] = annotation._fields
+        fields: tuple[str, ...] = getattr(annotation, "_fields")  # noqa: B009 - of a NamedTuple
         return Returns(tuple(_direction(name, hints.get(field, Any), annotation) for field in fields), fields)
     if origin is tuple:
         arguments = get_args(annotation)

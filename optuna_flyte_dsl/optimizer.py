@@ -317,9 +317,7 @@ class Optimizer:
         self._session.assign("delay", value)
 
     def __repr__(self) -> str:
-        return (
-            f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"
-        )
+        return f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"
 
 
 def plain(objective: Any) -> Any:
@@ -422,4 +420,3 @@ def _check_points(points: Sequence[Mapping[str, Any]] | None, n_trials: int) -> 
             "Raise `n_trials`, or drop some."
         )
     return tuple(dict(point) for point in points)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Protocol
+from typing import Protocol, Self
 
 import optuna
 from optuna.study import StudyDirection
@@ -87,7 +87,7 @@ class Reporter:
         self._tally = tally
         self._display = _choose() if enabled else None
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         if self._display is not None:
             self._display.show(self._tally)
         return self
@@ -96,7 +96,7 @@ class Reporter:
         if self._display is not None:
             self._display.close(self._tally)
 
-    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+    def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the state; the form of an Optuna callback."""
         self._tally.add(trial)
         if self._display is not None:
@@ -130,6 +130,7 @@ class Bar:
 
     def close(self, tally: Tally) -> None:
         """Show the last state and free the terminal."""
+        self.show(tally)
         self._progress.stop()
         Bar._taken.release()
 

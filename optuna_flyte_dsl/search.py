@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextvars
 import copy
+import functools
 import logging
 import math
 import threading

@@ -24,7 +24,7 @@ from optuna_flyte_dsl.errors import (
     InvalidMarkerError,
     OutOfRangeError,
 )
-from optuna_flyte_dsl.markers import Category, Fixed, Float, Integer, Number, Suggestion, same
+from optuna_flyte_dsl.markers import Category, Fixed, Float, Integer, Suggestion, same
 from optuna_flyte_dsl.signatures import read_signature
 
 _EMPTY = inspect.Parameter.empty
@@ -248,9 +248,7 @@ class SearchSpace(Mapping[str, Suggestion]):
 
     def fill(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
         """Return keyword arguments in which each marker is replaced by what `choose(name, marker)` returns."""
-        return {
-            name: _fit(self._base(name), _walk(name, value, choose)) for name, value in self._template.items()
-        }
+        return {name: _fit(self._base(name), _walk(name, value, choose)) for name, value in self._template.items()}
 
     def _base(self, name: str) -> Any:
         declared = self._declared.get(name)
@@ -352,7 +350,7 @@ def _read_annotation(where: str, annotation: Any) -> tuple[Suggestion | None, An
             raise InvalidAnnotationError(f"{where} holds {len(found)} markers: {_listed(map(repr, found))}. Keep one.")
         optional = type(None) in get_args(annotation)
         bases = tuple(base for _, base, _ in read)
-        return (found[0] if found else None), Union[bases], optional
+        return (found[0] if found else None), Union[bases], optional  # noqa: UP007 - the members are known at run time only
     for argument in get_args(annotation):
         if not isinstance(argument, list) and _holds_marker(argument):
             raise InvalidAnnotationError(
@@ -434,17 +432,18 @@ def _within(marker: Suggestion, value: Any) -> bool:
     """Tell whether a value is one that a marker can give."""
     if isinstance(marker, Category):
         return any(_is_choice(value, choice) for choice in marker.choices)
-    if not isinstance(marker, Number) or isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    if isinstance(marker, Integer) and not isinstance(value, Integral) and not float(value).is_integer():
-        return False
-    if not marker.low <= value <= marker.high:
+    if isinstance(marker, Integer):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        return marker.low <= number <= marker.high and (number - marker.low) % marker.step == 0
+    assert isinstance(marker, Float)
+    if not marker.low <= float(value) <= marker.high:
         return False
     if marker.step is None:
         return True
-    steps = (value - marker.low) / marker.step if isinstance(marker, Float) else (value - marker.low) % marker.step
-    # Optuna's own tolerance for a value on a grid of floats.
-    return abs(steps - round(steps)) < 1e-8 if isinstance(marker, Float) else steps == 0
+    steps = (float(value) - marker.low) / marker.step
+    return abs(steps - round(steps)) < 1e-8  # Optuna's own tolerance
 
 
 def _converted(marker: Suggestion, value: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -210,9 +211,9 @@ def _name_metrics(study: optuna.Study, names: tuple[str, ...] | None) -> None:
             study.set_metric_names(list(names))
 
 
-class _unwarned(warnings.catch_warnings):  # type: ignore[type-arg] # noqa: N801
-    """Silences Optuna's warnings of what is experimental: the user has not asked for it by name."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Silence Optuna's warnings of what is experimental: the user has not asked for it by name."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

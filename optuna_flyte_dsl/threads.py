@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -93,7 +94,8 @@ class Threads:
             threads = set(self._threads)
             for _ in threads:
                 self._jobs.put(None)
-        while any(thread.is_alive() and thread not in self._busy for thread in threads):
+        # A thread sets no event after its very last step, so it is looked at.
+        while any(thread.is_alive() and thread not in self._busy for thread in threads):  # noqa: ASYNC110
             await asyncio.sleep(0.0005)
 
     def _start_thread(self) -> None:
@@ -144,7 +146,5 @@ def _deliver(
         else:
             future.set_exception(error)
 
-    try:
+    with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
         loop.call_soon_threadsafe(settle)
-    except RuntimeError:  # the loop was closed: nobody waits any more
-        pass

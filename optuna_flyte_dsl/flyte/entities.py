@@ -76,6 +76,6 @@ def _returned(interface: Any) -> Any:
     if not outputs:
         return None
     if interface.output_tuple_name or any(name != f"o{index}" for index, name in enumerate(outputs)):
-        return NamedTuple(interface.output_tuple_name or "Outputs", list(outputs.items()))  # type: ignore[misc]
+        return NamedTuple(interface.output_tuple_name or "Outputs", list(outputs.items()))
     types = tuple(outputs.values())
     return types[0] if len(types) == 1 else tuple[types]  # type: ignore[valid-type]

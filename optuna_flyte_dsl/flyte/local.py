@@ -149,8 +149,9 @@ class _LockedCache:
 def _prepare_flytekit() -> None:
     """Make flytekit's one shared cache of literals safe for threads."""
     with _preparing:
-        if not isinstance(TypeEngine._LITERAL_CACHE, _LockedCache):
-            TypeEngine._LITERAL_CACHE = _LockedCache(TypeEngine._LITERAL_CACHE)  # type: ignore[assignment]
+        cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of 1.16 have none
+        if cache is not None and not isinstance(cache, _LockedCache):
+            TypeEngine._LITERAL_CACHE = _LockedCache(cache)  # type: ignore[assignment]
 
 
 def _prepare_cache() -> None:
@@ -158,7 +159,7 @@ def _prepare_cache() -> None:
     with _preparing:
         if not local_cache.LocalTaskCache._initialized:
             local_cache.joblib.hash(b"")
-            local_cache.LocalTaskCache.initialize()
+            local_cache.LocalTaskCache.initialize()  # type: ignore[no-untyped-call]
 
 
 class _OwnLoop:

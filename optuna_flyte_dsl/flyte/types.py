@@ -8,7 +8,7 @@ from functools import reduce
 from typing import Any
 
 from flytekit.core.context_manager import FlyteContext
-from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine
+from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine, TypeTransformer
 from flytekit.models.literals import Literal
 from flytekit.models.types import LiteralType
 
@@ -52,11 +52,13 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         """Return the literal type of the marker's native type."""
         return TypeEngine.to_literal_type(native_type(t))
 
-    async def async_to_literal(self, ctx: FlyteContext, python_val: Any, python_type: Any, expected: LiteralType) -> Literal:
+    async def async_to_literal(
+        self, ctx: FlyteContext, python_val: Any, python_type: Any, expected: LiteralType
+    ) -> Literal:
         """Convert a value; an int given for a `Float` becomes a float, as Python would have it."""
         if isinstance(python_type, Float) and isinstance(python_val, int) and not isinstance(python_val, bool):
             python_val = float(python_val)
-        transformer = TypeEngine.get_transformer(native_type(python_type))
+        transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native_type(python_type))
         if isinstance(transformer, AsyncTypeTransformer):
             literal = await transformer.async_to_literal(ctx, python_val, native_type(python_type), expected)
             return await literal if asyncio.isfuture(literal) else literal
@@ -64,7 +66,7 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
 
     async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:
         """Convert a literal to the marker's native type."""
-        transformer = TypeEngine.get_transformer(native_type(expected_python_type))
+        transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native_type(expected_python_type))
         if isinstance(transformer, AsyncTypeTransformer):
             return await transformer.async_to_python_value(ctx, lv, native_type(expected_python_type))
         return transformer.to_python_value(ctx, lv, native_type(expected_python_type))

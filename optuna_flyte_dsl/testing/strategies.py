@@ -1,0 +1,90 @@
+"""Hypothesis strategies for search spaces. Needs the extra `testing`."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from hypothesis import strategies as st
+
+from optuna_flyte_dsl.errors import InvalidMarkerTypeError
+from optuna_flyte_dsl.markers import Category, Float, Integer, Suggestion
+from optuna_flyte_dsl.objective import space_of
+
+
+def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw the keyword arguments of one trial.
+
+    Every draw is a point that a search can ask for: within the bounds, which are drawn often; on the grid of a step;
+    spread over the orders of magnitude where a marker says `log`. Draws shrink towards the low bounds and the first
+    choices.
+
+    Args:
+        objective_or_space: An objective under `@optimize`, a bare one, or a `SearchSpace`.
+        **fixed: Arguments, as at a call: fixed values or suggestions.
+
+    Returns:
+        A strategy of dicts, to be passed on as `train.task(**drawn)`.
+
+    Raises:
+        ArgumentError: If the arguments do not fit, or one is missing.
+
+    >>> from hypothesis import given
+    >>> from optuna_flyte_dsl import Integer, SearchSpace, optimize
+    >>> @optimize
+    ... def parabola(x: Integer(-3, 3)) -> float:
+    ...     return float(x * x)
+    >>> @given(params(parabola))
+    ... def test_is_never_negative(drawn):
+    ...     assert parabola.task(**drawn) >= 0
+    >>> test_is_never_negative()
+    """
+    space = space_of(objective_or_space).bind(**fixed)
+    space.check_complete()
+    return st.fixed_dictionaries({name: values(marker) for name, marker in space.items()}).map(
+        lambda drawn: space.fill(lambda name, _: drawn[name])
+    )
+
+
+def values(marker: Suggestion) -> st.SearchStrategy[Any]:
+    """Draw the values of one parameter.
+
+    Args:
+        marker: What the parameter may be.
+
+    Raises:
+        InvalidMarkerTypeError: If it is no marker of this library.
+    """
+    match marker:
+        case Category():
+            return st.sampled_from(marker.choices)
+        case Float(step=None):
+            return st.sampled_from([marker.low, marker.high]) | _continuous(marker)
+        case Float():
+            return _grid(marker)
+        case Integer(log=True):
+            return st.sampled_from([marker.low, marker.high]) | _orders(marker).map(
+                lambda value: min(max(round(value), marker.low), marker.high)
+            )
+        case Integer():
+            steps = (marker.high - marker.low) // marker.step
+            return st.integers(0, steps).map(lambda count: marker.low + count * marker.step)
+    raise InvalidMarkerTypeError(f"`marker` must be a Float, an Integer or a Category, but got {marker!r}.")
+
+
+def _continuous(marker: Float) -> st.SearchStrategy[float]:
+    if marker.log:
+        return _orders(marker).map(lambda value: min(max(value, marker.low), marker.high))
+    return st.floats(marker.low, marker.high, allow_nan=False)
+
+
+def _orders(marker: Float | Integer) -> st.SearchStrategy[float]:
+    """Draw numbers that are even in their logarithm."""
+    return st.floats(math.log(marker.low), math.log(marker.high)).map(math.exp)
+
+
+def _grid(marker: Float) -> st.SearchStrategy[float]:
+    # In base ten, as the bounds are written: three steps of 0.1 are 0.3, not 0.30000000000000004.
+    low, high, step = (Fraction(str(number)) for number in (marker.low, marker.high, marker.step))
+    return st.integers(0, int((high - low) / step)).map(lambda count: float(low + count * step))

@@ -1,0 +1,59 @@
+"""Only type-checked, by mypy and pyright: the public API as checked code uses it."""
+
+from typing import Annotated, assert_type
+
+import flytekit as fl
+import optuna
+
+from optuna_flyte_dsl import (
+    Category,
+    Fixed,
+    Float,
+    Integer,
+    Maximize,
+    Minimize,
+    Optimized,
+    Optimizer,
+    SearchSpace,
+    Suggestion,
+    optimize,
+    suggest,
+)
+
+
+@optimize(concurrency=8, n_trials=200, seed=1, sampler=optuna.samplers.TPESampler, initial_points=[{"lr": 0.1}])
+@fl.task
+async def train(
+    lr: Annotated[float, Float(1e-5, 1e-1, log=True)],
+    depth: Annotated[int, Integer(2, 12)],
+    booster: Annotated[str, Category(["gbtree", "dart"])],
+    dataset: str = "wine",
+) -> Maximize:
+    return lr * depth * len(booster) * len(dataset)
+
+
+@optimize
+def bare(trial: optuna.Trial) -> float:
+    return trial.suggest_float("x", 0, 1)
+
+
+async def both(x: Annotated[float, Float(0, 1)]) -> tuple[Maximize, Minimize]:
+    return x, x
+
+
+async def use() -> None:
+    assert_type(train, Optimized)
+    assert_type(bare, Optimized)
+    assert_type(train.space, SearchSpace)
+    assert_type(train.study, optuna.Study)
+    assert_type(train.n_trials, int)
+    assert_type(train.run_sync(dataset="digits"), optuna.Study)
+    study: optuna.Study = await train(lr=suggest.float(1e-4, 1e-2), depth=Fixed(30), dataset="digits")
+    assert_type(study.best_value, float)
+    optimizer = Optimizer(both, concurrency=2, n_trials=3, delay=0.1)
+    assert_type(await optimizer(), optuna.Study)
+    assert_type(optimizer.study, optuna.Study)
+    markers: list[Suggestion] = [Float(0, 1), Integer(1, 9, step=2), suggest.category(["a"])]
+    assert_type(markers[0].to_distribution(), optuna.distributions.BaseDistribution)
+    assert_type(Float(0, 1).low, float)
+    assert_type(suggest.integer(0, 3).high, int)
