@@ -150,6 +150,8 @@ class Search:
                 await self._thread.run(self._enqueue)
                 self._add_trial()
                 await self._over
+            except GeneratorExit:  # the loop is gone: nothing can be awaited any more
+                raise
             except BaseException as error:
                 await _insist(functools.partial(self._abandon, error))
                 raise
@@ -194,13 +196,15 @@ class Search:
                 if task is None or task.cancelling():
                     raise
                 outcome = self._judge_error(cancelled)  # the objective's own doing
+            except GeneratorExit:
+                raise
             except BaseException as error:  # noqa: BLE001 - judged
                 outcome = self._judge_error(error)
             if self._quick:
                 self._tell(number, trial, outcome)
             else:
                 await self._thread.run(self._tell, number, trial, outcome)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - raised by `run`
             return error

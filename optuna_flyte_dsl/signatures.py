@@ -51,8 +51,9 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
         function = inspect.unwrap(function.func)
     if inspect.isfunction(function) or inspect.ismethod(function):
         return inspect.unwrap(getattr(function, "__func__", function))
-    call: Callable[..., Any] = type(function).__call__
-    return call if inspect.isfunction(call) else function
+    call: Any = type(function).__call__
+    annotated: Callable[..., Any] = call if inspect.isfunction(call) else function
+    return annotated
 
 
 def _local_names(function: Callable[..., Any]) -> Mapping[str, Any]:

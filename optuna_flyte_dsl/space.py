@@ -390,8 +390,8 @@ def _check_base(where: str, marker: Suggestion, base: Any) -> None:
             )
     elif (float if isinstance(marker, Float) else int) not in allowed:
         raise InvalidAnnotationError(
-            f"{where} says {_type_name(base)}, but {marker!r} gives a "
-            f"{'float' if isinstance(marker, Float) else 'int'}. Let the two agree."
+            f"{where} says {_type_name(base)}, but {marker!r} gives "
+            f"{'a float' if isinstance(marker, Float) else 'an int'}. Let the two agree."
         )
 
 

@@ -1,0 +1,49 @@
+import logging
+import threading
+import time
+
+import optuna
+import pytest
+from flytekit.core import local_cache
+from hypothesis import HealthCheck, settings
+
+# Tests never depend on wall-clock speed, so hypothesis sets no deadline.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_optuna():
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+    optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(autouse=True)
+def _own_flyte_cache(tmp_path, monkeypatch):
+    """Keep Flyte's local cache, which is in the home directory, out of the tests."""
+    monkeypatch.setattr(local_cache, "CACHE_LOCATION", str(tmp_path / "flyte-cache"))
+    monkeypatch.setattr(local_cache.LocalTaskCache, "_initialized", False)
+    yield
+    if local_cache.LocalTaskCache._initialized:
+        local_cache.LocalTaskCache._cache.close()
+
+
+@pytest.fixture
+def warned(caplog):
+    """Return the messages that the library has logged as warnings."""
+    caplog.set_level(logging.WARNING, logger="optuna_flyte_dsl")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "optuna_flyte_dsl"]
+
+
+def wait_until(condition, patience=30.0):
+    """Wait for a condition that another thread or process brings about."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def own_threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("optuna-flyte")}

@@ -1,0 +1,537 @@
+"""The loop, with a runner that the tests hold in their hands: no clock decides anything."""
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections import Counter
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl import Float, ObjectiveValueError
+from optuna_flyte_dsl.objective import Objective
+from optuna_flyte_dsl.search import ERROR_ATTRIBUTE, Limits, Search
+from optuna_flyte_dsl.threads import Threads
+
+
+def declared(x: Float(0, 1)):
+    raise NotImplementedError
+
+
+OBJECTIVE = Objective.of(declared)
+
+
+class FakeRunner:
+    """Runs an async function in the place of an objective, and counts."""
+
+    def __init__(self, function):
+        self.function = function
+        self.running = self.most = self.started = 0
+
+    async def run(self, trial, arguments):
+        self.started += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            return await self.function(trial, **arguments)
+        finally:
+            self.running -= 1
+
+    async def close(self):
+        pass
+
+
+async def run_search(function, *, study=None, n_trials=10, concurrency=1, delay=0.0, **options):
+    study = study or optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    runner = FakeRunner(function)
+    thread = Threads(limit=1)
+    try:
+        search = Search(
+            study, OBJECTIVE, OBJECTIVE.space, runner, Limits(n_trials, concurrency, delay), thread=thread, **options
+        )
+        await search.run()
+    finally:
+        await thread.close()
+    return study, runner
+
+
+def states(study):
+    return Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+
+
+async def value(trial, x):
+    return x
+
+
+class Slow(InMemoryStorage):
+    """A storage of which the search does not know that it is quick: it is used in the search's thread."""
+
+
+def quick_and_threaded():
+    return [
+        pytest.param(lambda: optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)), id="quick"),
+        pytest.param(
+            lambda: optuna.create_study(storage=Slow(), sampler=optuna.samplers.RandomSampler(seed=1)), id="threaded"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("make", quick_and_threaded())
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_it_runs_just_as_many_trials_as_asked_for(make, concurrency):
+    study, runner = asyncio.run(run_search(value, study=make(), n_trials=20, concurrency=concurrency))
+    assert states(study) == {"COMPLETE": 20}
+    assert runner.started == 20
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+
+
+@pytest.mark.parametrize("make", quick_and_threaded())
+def test_it_runs_as_many_at_once_as_allowed_and_refills_each_place(make):
+    async def main():
+        gates = {}
+        full = asyncio.Event()
+
+        async def objective(trial, x):
+            gates[trial.number] = asyncio.Event()
+            if len(gates) == 4:
+                full.set()
+            await gates[trial.number].wait()
+            return x
+
+        search = asyncio.ensure_future(run_search(objective, study=make(), n_trials=6, concurrency=4))
+        await full.wait()
+        assert set(gates) == {0, 1, 2, 3}
+        gates[2].set()  # the third one ends first: its place is taken, though the others go on
+        while 4 not in gates:
+            await asyncio.sleep(0)
+        assert 5 not in gates
+        for number in range(6):
+            while number not in gates:
+                await asyncio.sleep(0)
+            gates[number].set()
+        return await search
+
+    study, runner = asyncio.run(main())
+    assert runner.most == 4
+    assert states(study) == {"COMPLETE": 6}
+
+
+def test_trials_are_asked_for_only_when_there_is_room():
+    asked = []
+
+    async def main():
+        gate = asyncio.Event()
+
+        async def objective(trial, x):
+            asked.append(len(study.get_trials(deepcopy=False)))
+            if len(asked) == 3:
+                gate.set()
+            await gate.wait()
+            return x
+
+        study = optuna.create_study()
+        await run_search(objective, study=study, n_trials=9, concurrency=3)
+
+    asyncio.run(main())
+    assert max(asked[:3]) <= 3
+
+
+@pytest.mark.parametrize("make", quick_and_threaded())
+def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, caplog):
+    async def objective(trial, x):
+        if trial.number % 2:
+            raise RuntimeError("boom\nand more")
+        return x
+
+    study, _ = asyncio.run(run_search(objective, study=make(), n_trials=6, concurrency=2))
+    assert states(study) == {"COMPLETE": 3, "FAIL": 3}
+    assert {t.user_attrs.get(ERROR_ATTRIBUTE) for t in study.trials if t.number % 2} == {"RuntimeError: boom\nand more"}
+    assert sorted(warned()) == [
+        f"Trial {number} of `declared` failed: RuntimeError: boom and more" for number in (1, 3, 5)
+    ]
+
+
+def test_a_long_reason_is_cut():
+    async def objective(trial, x):
+        raise ValueError("x" * 10_000)
+
+    study, _ = asyncio.run(run_search(objective, n_trials=1))
+    assert len(study.trials[0].user_attrs[ERROR_ATTRIBUTE]) == 2_000
+
+
+def test_a_pruned_trial_keeps_its_last_reported_value(warned):
+    async def objective(trial, x):
+        trial.report(0.25, step=1)
+        trial.report(0.75, step=2)
+        raise optuna.TrialPruned
+
+    study, _ = asyncio.run(run_search(objective, n_trials=2))
+    assert states(study) == {"PRUNED": 2}
+    assert study.trials[0].value == 0.75
+    assert warned() == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_nan_is_a_failure():
+    async def objective(trial, x):
+        return float("nan")
+
+    study, _ = asyncio.run(run_search(objective, n_trials=3, concurrency=2))
+    assert states(study) == {"FAIL": 3}
+    assert study.trials[0].user_attrs[ERROR_ATTRIBUTE] == "The objective returned NaN: nan"
+
+
+@pytest.mark.parametrize("make", quick_and_threaded())
+def test_a_value_that_no_study_can_take_ends_the_search(make):
+    async def main():
+        hold = asyncio.Event()
+
+        async def objective(trial, x):
+            if trial.number == 2:
+                return "abc"
+            await hold.wait()
+
+        study = make()
+        with pytest.raises(ObjectiveValueError, match="it returned 'abc', of type str"):
+            await run_search(objective, study=study, n_trials=100, concurrency=3)
+        return study
+
+    study = asyncio.run(main())
+    assert states(study) == {"FAIL": 3}
+    reasons = [trial.user_attrs[ERROR_ATTRIBUTE] for trial in study.trials]
+    assert sum("The search ended while this trial ran" in reason for reason in reasons) == 2
+
+
+@pytest.mark.parametrize("make", quick_and_threaded())
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_of_a_trial_propagates_and_leaves_none_running(make, error):
+    studies = []
+
+    async def main():
+        async def objective(trial, x):
+            if trial.number == 1:
+                raise error("out")
+            await asyncio.Event().wait()
+
+        studies.append(make())
+        await run_search(objective, study=studies[0], n_trials=9, concurrency=3)
+
+    with pytest.raises(error):
+        asyncio.run(main())
+    assert set(states(studies[0])) == {"FAIL"}
+
+
+@pytest.mark.parametrize("make", quick_and_threaded())
+def test_cancellation_propagates_and_leaves_no_trial_running(make):
+    async def main():
+        study = make()
+        running = asyncio.Event()
+
+        async def objective(trial, x):
+            if trial.number == 0:
+                return x
+            if trial.number == 2:
+                running.set()
+            await asyncio.Event().wait()
+
+        search = asyncio.ensure_future(run_search(objective, study=study, n_trials=9, concurrency=2))
+        await running.wait()
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+        return study
+
+    study = asyncio.run(main())
+    assert states(study) == {"COMPLETE": 1, "FAIL": 2}
+    assert study.trials[1].user_attrs[ERROR_ATTRIBUTE] == "The search was cancelled while this trial ran."
+
+
+def test_a_second_cancellation_while_it_closes_changes_nothing():
+    class Held(Slow):
+        """Holds the tell of the search's end until the test lets it go."""
+
+        closing, go = threading.Event(), threading.Event()
+
+        def set_trial_state_values(self, *args, **kwargs):
+            self.closing.set()
+            assert self.go.wait(30)
+            return super().set_trial_state_values(*args, **kwargs)
+
+    async def main():
+        study = optuna.create_study(storage=Held())
+        running = asyncio.Event()
+
+        async def objective(trial, x):
+            running.set()
+            await asyncio.Event().wait()
+
+        search = asyncio.ensure_future(run_search(objective, study=study))
+        await running.wait()
+        search.cancel()
+        await asyncio.to_thread(Held.closing.wait, 30)
+        for _ in range(3):
+            search.cancel()
+            await asyncio.sleep(0)
+        assert not search.done()
+        Held.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+        return study
+
+    assert states(asyncio.run(main())) == {"FAIL": 1}
+
+
+def test_a_trial_that_cancels_itself_has_failed():
+    async def objective(trial, x):
+        if trial.number == 0:
+            raise asyncio.CancelledError("mine")
+        return x
+
+    study, _ = asyncio.run(run_search(objective, n_trials=3))
+    assert states(study) == {"FAIL": 1, "COMPLETE": 2}
+
+
+def test_callbacks_hear_of_each_finished_trial():
+    heard = []
+
+    async def objective(trial, x):
+        if trial.number == 1:
+            raise RuntimeError
+        return x
+
+    asyncio.run(
+        run_search(
+            objective,
+            n_trials=3,
+            callbacks=[lambda study, trial: heard.append((isinstance(study, optuna.Study), trial.number, trial.state))],
+        )
+    )
+    assert heard == [(True, 0, TrialState.COMPLETE), (True, 1, TrialState.FAIL), (True, 2, TrialState.COMPLETE)]
+
+
+def test_a_callback_can_stop_the_search():
+    study, runner = asyncio.run(
+        run_search(value, n_trials=1000, concurrency=3, callbacks=[optuna.study.MaxTrialsCallback(5)])
+    )
+    assert 5 <= len(study.trials) <= 7
+    assert set(states(study)) == {"COMPLETE"}
+
+
+def test_a_trial_can_stop_the_search():
+    async def objective(trial, x):
+        if trial.number == 2:
+            trial.study.stop()
+        return x
+
+    study, _ = asyncio.run(run_search(objective, n_trials=1000))
+    assert states(study) == {"COMPLETE": 3}
+
+
+def test_stopping_wakes_a_search_that_waits_for_its_next_start():
+    async def objective(trial, x):
+        trial.study.stop()
+        return x
+
+    study, _ = asyncio.run(run_search(objective, n_trials=5, concurrency=2, delay=3600.0))
+    assert states(study) == {"COMPLETE": 1}
+
+
+def test_an_error_in_a_callback_ends_the_search():
+    def callback(study, trial):
+        raise LookupError("callback")
+
+    async def objective(trial, x):
+        if trial.number:
+            await asyncio.Event().wait()
+        return x
+
+    study = optuna.create_study()
+    with pytest.raises(LookupError, match="callback"):
+        asyncio.run(run_search(objective, study=study, concurrency=3, callbacks=[callback]))
+    assert states(study)["RUNNING"] == 0
+
+
+def test_a_sampler_that_raises_ends_the_search_and_leaves_no_trial_running():
+    class Broken(optuna.samplers.RandomSampler):
+        def infer_relative_search_space(self, study, trial):
+            if trial.number == 2:
+                raise ArithmeticError("sampler")
+            return super().infer_relative_search_space(study, trial)
+
+    study = optuna.create_study(sampler=Broken())
+    with pytest.raises(ArithmeticError, match="sampler"):
+        asyncio.run(run_search(value, study=study, concurrency=2))
+    assert states(study)["RUNNING"] == 0
+    assert len(study.trials) == 3
+
+
+def test_starts_are_spaced_by_the_delay():
+    async def main():
+        loop = asyncio.get_running_loop()
+        starts = []
+
+        async def objective(trial, x):
+            starts.append(loop.time())
+            return x
+
+        await run_search(objective, n_trials=4, concurrency=4, delay=0.02)
+        return starts
+
+    starts = asyncio.run(main())
+    assert all(later - earlier >= 0.019 for earlier, later in zip(starts, starts[1:], strict=False))
+
+
+def test_a_storage_that_blocks_never_blocks_the_event_loop():
+    class Blocking(InMemoryStorage):
+        """Each of its operations waits for the event loop to go on: in the loop's thread it would wait for ever."""
+
+        def _beat(self):
+            assert threading.current_thread() is not loop_thread, "the storage is used in the event loop's thread"
+            before = beats[0]
+            while beats[0] == before:
+                assert not stopped.is_set()
+
+        def create_new_trial(self, *args, **kwargs):
+            self._beat()
+            return super().create_new_trial(*args, **kwargs)
+
+        def set_trial_state_values(self, *args, **kwargs):
+            self._beat()
+            return super().set_trial_state_values(*args, **kwargs)
+
+    loop_thread, beats, stopped = threading.current_thread(), [0], threading.Event()
+
+    async def main():
+        async def heart():
+            while True:
+                beats[0] += 1
+                await asyncio.sleep(0.001)
+
+        beating = asyncio.ensure_future(heart())
+        study, _ = await run_search(value, study=optuna.create_study(storage=Blocking()), concurrency=3)
+        beating.cancel()
+        stopped.set()
+        return study
+
+    assert states(asyncio.run(main())) == {"COMPLETE": 10}
+
+
+def test_a_callback_never_blocks_the_event_loop():
+    loop_thread = threading.current_thread()
+    threads = []
+    asyncio.run(run_search(value, callbacks=[lambda *_: threads.append(threading.current_thread())]))
+    assert loop_thread not in threads
+
+
+def test_what_a_trial_sets_in_its_context_does_not_reach_the_next():
+    variable = contextvars.ContextVar("variable", default=0)
+    seen = []
+
+    async def objective(trial, x):
+        seen.append(variable.get())
+        variable.set(variable.get() + 1)
+        return x
+
+    asyncio.run(run_search(objective, n_trials=5, concurrency=2))
+    assert seen == [0] * 5
+
+
+def test_initial_points_come_first_and_once():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(2):
+        asyncio.run(run_search(value, study=study, n_trials=4, initial_points=[{"x": 0.25}, {"x": 0.5}]))
+    assert [trial.params["x"] for trial in study.trials[:2]] == [0.25, 0.5]
+    assert [trial.params["x"] for trial in study.trials].count(0.25) == 1
+    assert states(study) == {"COMPLETE": 8}
+
+
+def test_enqueued_trials_are_honoured():
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 0.125})
+    asyncio.run(run_search(value, study=study, n_trials=2))
+    assert len(study.trials) == 2
+    assert study.trials[0].params == {"x": 0.125}
+
+
+def test_failures_are_logged_in_full_at_the_level_debug(caplog):
+    async def objective(trial, x):
+        raise RuntimeError("boom")
+
+    with caplog.at_level(logging.DEBUG, logger="optuna_flyte_dsl"):
+        asyncio.run(run_search(objective, n_trials=1))
+    assert any(record.exc_info for record in caplog.records)
+
+
+class Cancel(Exception):
+    """Stands for: the test cancels the search now."""
+
+
+endings = st.sampled_from(["value", "error", "pruned", "nan", "own cancel", "delay", "stop"])
+
+
+@settings(max_examples=60)
+@given(
+    plan=st.lists(endings, max_size=25),
+    n_trials=st.integers(1, 30),
+    concurrency=st.integers(1, 8),
+    threaded=st.booleans(),
+    cancel_at=st.none() | st.integers(0, 30),
+)
+def test_limits_hold_and_every_asked_trial_ends(plan, n_trials, concurrency, threaded, cancel_at):
+    async def main():
+        async def objective(trial, x):
+            if trial.number == cancel_at:
+                search.cancel()
+                await asyncio.Event().wait()
+            ending = plan[trial.number] if trial.number < len(plan) else "value"
+            for _ in range(int(x * 5)):
+                await asyncio.sleep(0)
+            match ending:
+                case "error":
+                    raise RuntimeError
+                case "pruned":
+                    raise optuna.TrialPruned
+                case "nan":
+                    return float("nan")
+                case "own cancel":
+                    raise asyncio.CancelledError
+                case "delay":
+                    await asyncio.sleep(0.001)
+                case "stop":
+                    trial.study.stop()
+            return x
+
+        study = optuna.create_study(
+            storage=Slow() if threaded else None, sampler=optuna.samplers.RandomSampler(seed=len(plan))
+        )
+        runner = FakeRunner(objective)
+        thread = Threads(limit=1)
+        search = asyncio.ensure_future(
+            Search(study, OBJECTIVE, OBJECTIVE.space, runner, Limits(n_trials, concurrency), thread=thread).run()
+        )
+        cancelled = False
+        try:
+            await search
+        except asyncio.CancelledError:
+            cancelled = True
+        await thread.close()
+        return study, runner, cancelled
+
+    study, runner, cancelled = asyncio.run(main())
+    assert runner.most <= concurrency
+    assert all(trial.state.is_finished() for trial in study.trials)
+    assert len(study.trials) <= n_trials
+    if not cancelled and "stop" not in plan:
+        assert len(study.trials) == n_trials
+    for trial in study.trials:
+        ending = plan[trial.number] if trial.number < len(plan) else "value"
+        if ending in {"value", "delay", "stop"} and not cancelled:
+            assert trial.value == trial.params["x"]
+        elif ending in {"error", "nan", "own cancel"}:
+            assert trial.state is TrialState.FAIL
+            assert trial.user_attrs[ERROR_ATTRIBUTE]
