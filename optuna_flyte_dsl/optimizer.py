@@ -330,8 +330,10 @@ def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
-    return _wait_in_thread(coroutine)
+        running = False
+    else:
+        running = True
+    return _wait_in_thread(coroutine) if running else asyncio.run(coroutine)
 
 
 def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:

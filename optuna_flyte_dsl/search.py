@@ -265,6 +265,7 @@ class Search:
         try:
             trial = self._study.ask()
         except Exception:
+            self._stopped = True
             self._close_half_asked()
             raise
         number = trial.number
@@ -285,6 +286,7 @@ class Search:
         frozen = self._study.tell(trial, outcome.values, state=outcome.state)
         del self._open[number]
         if outcome.fatal is not None:
+            self._stopped = True
             raise outcome.fatal
         if outcome.state is TrialState.FAIL:
             logger.warning("Trial %d of `%s` failed: %s", number, self._objective.name, _line(outcome.reason))

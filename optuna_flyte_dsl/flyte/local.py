@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import copy
 import inspect
 import os
 import threading
@@ -94,7 +95,17 @@ class LocalController:
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
             # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
             entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
-        return flyte_entity_call_handler(entity, **input_kwargs)
+        return flyte_entity_call_handler(_without_deck(entity), **input_kwargs)
+
+
+def _without_deck(entity: Any) -> Any:
+    """Return a task that writes no Deck: nobody sees a local trial's, and flytekit runs `pip` twice to make one."""
+    if getattr(entity, "_disable_deck", True):
+        return entity
+    entity = copy.copy(entity)
+    entity._disable_deck = True
+    entity._deck_fields = []
+    return entity
 
 
 def _stack() -> list[FlyteContext]:
