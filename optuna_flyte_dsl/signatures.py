@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -70,8 +71,12 @@ def _local_names(function: Callable[..., Any]) -> Mapping[str, Any]:
         frame = frame.f_back  # type: ignore[assignment]
     for outer in reversed(frames):
         names.update(outer.f_locals)
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
-    return {**names, **closure}
+    code = getattr(function, "__code__", None)
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True) if code is not None else ()
+    for name, cell in cells:
+        with contextlib.suppress(ValueError):  # an empty cell: the name is assigned later
+            names[name] = cell.cell_contents
+    return names
 
 
 def _describe(function: Callable[..., Any]) -> str:

@@ -106,7 +106,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                     "arguments. Drop the `/` from the signature."
                 )
             declared[parameter.name] = _declare(name, parameter)
-        space = cls(name, types.MappingProxyType(declared), takes_any, types.MappingProxyType({}))
+        space = cls(name, declared, takes_any, {})
         return space.bind(**arguments) if arguments else space
 
     def bind(self, /, *args: Any, **kwargs: Any) -> SearchSpace:
@@ -135,7 +135,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             bound[name] = self._accept(name, value)
         for name, value in kwargs.items():
             bound[name] = self._accept(name, value)
-        return dataclasses.replace(self, _bound=types.MappingProxyType(bound))
+        return dataclasses.replace(self, _bound=bound)
 
     def _accept(self, name: str, value: Any) -> Any:
         declared = self._declared.get(name)

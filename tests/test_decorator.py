@@ -1,0 +1,351 @@
+import asyncio
+import copy
+import functools
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import cloudpickle
+import flytekit as fl
+import optuna
+import pytest
+from flytekit.configuration import FastSerializationSettings, Image, ImageConfig, SerializationSettings
+from flytekit.core.base_task import PythonTask
+from flytekit.core.context_manager import ExecutionState, FlyteContextManager
+from flytekit.core.node_creation import create_node
+from flytekit.core.python_auto_container import default_task_resolver
+from flytekit.core.python_function_task import AsyncPythonFunctionTask, PythonFunctionTask
+from flytekit.core.type_engine import TypeEngine
+from flytekit.tools.translator import get_serializable
+
+from optuna_flyte_dsl import (
+    ArgumentError,
+    Category,
+    CompilationError,
+    EmptySpaceError,
+    Float,
+    InvalidOptionError,
+    Optimized,
+    Optimizer,
+    SearchRunningError,
+    SearchSpace,
+    optimize,
+    suggest,
+)
+from tests import user_module
+from tests.user_module import plain, search, search_sync, sync_train, train
+
+SETTINGS = SerializationSettings(
+    ImageConfig(Image("default", "image", "tag")),
+    project="p",
+    domain="d",
+    version="v",
+    fast_serialization_settings=FastSerializationSettings(enabled=True, destination_dir="/root"),
+)
+POINT = {"lr": 0.01, "depth": 3, "booster": "dart", "dataset": "wine"}
+
+
+def states(study):
+    return {trial.state.name for trial in study.trials}
+
+
+# What the decorated task is.
+
+
+def test_it_is_the_task_in_all_but_its_call():
+    assert isinstance(train, AsyncPythonFunctionTask)
+    assert isinstance(train, PythonTask)
+    assert isinstance(sync_train, PythonFunctionTask)
+    assert isinstance(train, Optimized)
+    assert train.name == "tests.user_module.train"
+    assert train.__doc__ == train.task.__doc__
+    assert train.python_interface.inputs == plain.python_interface.inputs
+    assert train.docs.short_description == "Train a model."
+    assert inspect.signature(train.task_function) == inspect.signature(plain.task_function)
+    assert train.task.name == train.name
+
+
+def test_a_decorated_function_keeps_its_name_signature_and_docstring():
+    @optimize
+    async def objective(trial, x: float = 1.0) -> float:
+        """Say something."""
+        return x
+
+    assert objective.__name__ == "objective"
+    assert objective.__doc__ == "Say something."
+    assert str(inspect.signature(objective)) == "(trial, x: float = 1.0) -> float"
+    assert asyncio.run(objective.task(None, 3.0)) == 3.0
+
+
+def test_it_shows_its_space():
+    assert isinstance(train.space, SearchSpace)
+    assert dict(train.space)["booster"] == Category(["gbtree", "dart"])
+    assert list(train.space) == ["lr", "depth", "booster"]
+
+
+@pytest.mark.parametrize("name", ["lr", "depth", "booster"])
+def test_it_serializes_as_the_undecorated_task_does(name):
+    from collections import OrderedDict
+
+    ours = get_serializable(OrderedDict(), SETTINGS, train).template
+    task = get_serializable(OrderedDict(), SETTINGS, plain).template
+    assert ours.interface == task.interface
+    assert [a.replace("train", "plain") for a in ours.container.args] == task.container.args
+    assert str(ours.interface.inputs[name].type) == str(task.interface.inputs[name].type)
+
+
+def test_a_trials_pod_loads_it_by_its_resolver_and_runs_the_inner_task():
+    arguments = default_task_resolver.loader_args(SETTINGS, train)
+    assert arguments == ["task-module", "tests.user_module", "task-name", "train"]
+    loaded = default_task_resolver.load_task(arguments)
+    assert loaded is train
+    context = FlyteContextManager.current_context()
+    state = context.new_execution_state().with_params(mode=ExecutionState.Mode.LOCAL_TASK_EXECUTION)
+    with FlyteContextManager.with_context(context.with_execution_state(state)) as context:
+        literals = TypeEngine.dict_to_literal_map(context, POINT, loaded.python_interface.inputs)
+        outputs = loaded.dispatch_execute(context, literals)
+    assert outputs.literals["o0"].scalar.primitive.float_value == pytest.approx(0.03 + 8)
+
+
+@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
+def test_it_can_be_pickled(dumps):
+    if dumps is pickle.dumps:
+        objective = optimize(n_trials=2)(module_level_objective)
+    else:
+
+        @optimize(n_trials=2)
+        @fl.task
+        def objective(x: Float(0, 1)) -> float:
+            return x
+
+    twin = pickle.loads(dumps(objective))
+    assert isinstance(twin, Optimized)
+    assert dict(twin.space) == {"x": Float(0, 1)}
+    assert len(twin.run_sync().trials) == 2
+    assert isinstance(pickle.loads(cloudpickle.dumps(train)), AsyncPythonFunctionTask)
+
+
+def module_level_objective(x: Float(0, 1)) -> float:
+    return x
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_has_options_of_its_own(duplicate):
+    twin = duplicate(sync_train)
+    twin.n_trials = 1
+    assert sync_train.n_trials == 4
+    assert len(twin.run_sync().trials) == 1
+    assert twin.task is sync_train.task
+
+
+def test_decorating_twice_decorates_the_task():
+    assert optimize(sync_train, n_trials=9).task is sync_train.task
+    assert Optimizer(sync_train, 1, 1).objective is sync_train.task
+
+
+# What its call means, by place.
+
+
+def test_in_asyncio_a_call_is_a_search():
+    study = asyncio.run(train(dataset="digits"))
+    assert isinstance(study, optuna.Study)
+    assert len(study.trials) == 6
+    assert study.direction.name == "MAXIMIZE"
+    assert study is train.study
+
+
+def test_in_an_eager_workflow_a_call_is_a_search():
+    assert asyncio.run(search(dataset="digits")) > 10
+    assert asyncio.run(search_sync()) == 4
+
+
+def test_in_a_plain_workflow_a_call_is_refused_with_the_cure():
+    @fl.workflow
+    def wrong() -> float:
+        return sync_train()
+
+    with pytest.raises(Exception, match="is a search, and a `@workflow` cannot wait for one") as caught:
+        wrong()
+    error = caught.value
+    while not isinstance(error, CompilationError):
+        error = error.__cause__ or error.__context__
+    assert "Call it in an `@fl.eager` workflow, `await sync_train(...)`" in str(error)
+    assert "`create_node(sync_train.task, ...)`" in str(error)
+
+
+def test_create_node_makes_a_node_of_the_inner_task():
+    @fl.workflow
+    def of_nodes(dataset: str = "wine") -> tuple[float, float]:
+        first = create_node(sync_train, x=0.25)
+        second = create_node(train, lr=0.01, depth=3, booster="dart", dataset=dataset)
+        return first.o0, second.o0
+
+    of_nodes.compile()
+    assert [node.flyte_entity.name for node in of_nodes.nodes] == [sync_train.name, train.name]
+
+    @fl.workflow
+    def of_the_task() -> float:
+        return sync_train.task(x=0.5)
+
+    assert of_the_task() == 0.5
+
+
+def test_map_task_maps_the_inner_task():
+    @fl.workflow
+    def mapped(xs: list[float]) -> list[float]:
+        return fl.map_task(sync_train)(x=xs)
+
+    assert mapped(xs=[0.25, 0.5]) == [0.25, 0.5]
+    partial = functools.partial(train, dataset="d", booster="dart", depth=2)
+    assert fl.map_task(partial).python_interface.inputs.keys() == {"lr", "dataset", "booster", "depth"}
+
+
+def test_with_nothing_left_to_search_a_call_is_refused_with_the_cure():
+    with pytest.raises(EmptySpaceError, match=r"call `train.task\(\.\.\.\)`"):
+        asyncio.run(train(**POINT))
+
+
+def test_the_inner_task_is_one_plain_call():
+    assert asyncio.run(train.task(**POINT)) == pytest.approx(8.03)
+    assert sync_train.task(x=0.5) == 0.5
+
+
+def pyflyte(*arguments):
+    root = Path(__file__).parent.parent
+    script = "from flytekit.clis.sdk_in_container.pyflyte import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=root, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (("train", "--lr", "0.01", "--depth", "3", "--booster", "dart"), "8.030000000000001"),
+        (("sync_train", "--x", "0.5"), "0.5"),
+        (("search_sync",), "4"),
+    ],
+)
+def test_pyflyte_run_runs_the_task_once_and_the_eager_workflow_as_a_search(arguments, printed):
+    ran = pyflyte("run", "tests/user_module.py", *arguments)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.split()[-1] == printed
+
+
+# Studies.
+
+
+def test_each_call_has_a_study_of_its_own():
+    first, second = sync_train.run_sync(), sync_train.run_sync()
+    assert first is not second
+    assert len(first.trials) == len(second.trials) == 4
+    assert sync_train.study is second
+
+
+def test_searches_at_the_same_time_do_not_mix():
+    async def main():
+        return await asyncio.gather(train(dataset="a"), train(dataset="bb"))
+
+    first, second = asyncio.run(main())
+    assert (len(first.trials), len(second.trials)) == (6, 6)
+    assert first is not second
+
+
+def test_a_given_study_is_added_to():
+    study = optuna.create_study()
+
+    @optimize(n_trials=3, study=study)
+    def objective(trial):
+        return 1.0
+
+    for _ in range(2):
+        assert objective.run_sync() is study
+    assert len(study.trials) == 6
+
+
+def test_a_function_makes_a_study_for_each_call():
+    made = []
+
+    def make():
+        made.append(optuna.create_study(direction="maximize"))
+        return made[-1]
+
+    @optimize(n_trials=2, study=make)
+    def objective(trial):
+        return 1.0
+
+    assert made == []
+    assert objective.run_sync() is made[0]
+    assert objective.run_sync() is made[1]
+
+
+def test_the_study_of_the_first_call_can_be_prepared():
+    @optimize(n_trials=2)
+    def objective(x: Float(0, 1)) -> float:
+        return x
+
+    objective.study.enqueue_trial({"x": 0.125})
+    prepared = objective.study
+    assert objective.run_sync() is prepared
+    assert prepared.trials[0].params == {"x": 0.125}
+    assert objective.run_sync() is not prepared
+
+
+def test_no_study_is_made_at_import(monkeypatch):
+    monkeypatch.setattr(optuna, "create_study", lambda **_: pytest.fail("a study was made"))
+    optimize(module_level_objective)
+    Optimizer(module_level_objective, 1, 1)
+
+
+# Options.
+
+
+def test_limits_can_be_assigned_until_it_runs():
+    async def main():
+        @optimize
+        async def objective(x: Float(0, 1)) -> float:
+            for name in ("n_trials", "concurrency", "delay"):
+                with pytest.raises(SearchRunningError, match=f"`{name}` of `objective` cannot be assigned while"):
+                    setattr(objective, name, 2)
+            return x
+
+        objective.n_trials, objective.concurrency, objective.delay = 5, 2, 0.001
+        study = await objective()
+        assert (objective.n_trials, objective.concurrency, objective.delay) == (5, 2, 0.001)
+        objective.n_trials = 7
+        return len(study.trials), states(study), len((await objective()).trials)
+
+    assert asyncio.run(main()) == (5, {"COMPLETE"}, 7)
+
+
+def test_an_assigned_limit_is_checked():
+    with pytest.raises(InvalidOptionError, match="`n_trials` must be an integer greater than 0, but got 0"):
+        sync_train.n_trials = 0
+
+
+def test_a_call_takes_fixed_values_suggestions_and_positions():
+    study = asyncio.run(train(suggest.float(0.2, 0.3), 5, dataset="x"))
+    assert all(0.2 <= trial.params["lr"] <= 0.3 for trial in study.trials)
+    assert study.trials[0].params.keys() == {"lr", "booster"}
+
+
+def test_a_wrong_argument_is_refused_before_any_trial():
+    before = train.study
+    with pytest.raises(ArgumentError, match="`train` has no parameter `epochs`"):
+        train(epochs=3)
+    assert train.study is before
+
+
+def test_bare_and_positional_forms_are_the_peers():
+    assert (optimize(module_level_objective).n_trials, optimize(module_level_objective).concurrency) == (1, 1)
+    study = optuna.create_study()
+    assert optimize(module_level_objective, 2, 3, study).concurrency == 2
+    assert optimize(None, 2, 3)(module_level_objective).n_trials == 3
+    assert optimize()(module_level_objective).n_trials == 1
+
+
+def test_it_is_shown_as_what_it_is():
+    assert "optimize over" in repr(sync_train)
+    assert user_module.train is train
