@@ -38,6 +38,8 @@ def native_type(marker: Suggestion) -> Any:
                 f"{choice!r}, of type {type(choice).__name__}. Use names for the choices, and map them in the task."
             )
         kinds[kind] = None
+    if kinds.keys() == {type(None)}:
+        kinds[str] = None  # flytekit takes None in a union only
     return reduce(operator.or_, kinds)
 
 

@@ -60,28 +60,24 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
         case Category():
             return st.sampled_from(marker.choices)
         case Float(step=None):
-            return st.sampled_from([marker.low, marker.high]) | _continuous(marker)
+            spread = _orders(marker) if marker.log else st.floats(marker.low, marker.high)
+            return spread | st.sampled_from([marker.low, marker.high])
         case Float():
             return _grid(marker)
         case Integer(log=True):
-            return st.sampled_from([marker.low, marker.high]) | _orders(marker).map(
-                lambda value: min(max(round(value), marker.low), marker.high)
-            )
+            return _orders(marker).map(round) | st.sampled_from([marker.low, marker.high])
         case Integer():
             steps = (marker.high - marker.low) // marker.step
             return st.integers(0, steps).map(lambda count: marker.low + count * marker.step)
     raise InvalidMarkerTypeError(f"`marker` must be a Float, an Integer or a Category, but got {marker!r}.")
 
 
-def _continuous(marker: Float) -> st.SearchStrategy[float]:
-    if marker.log:
-        return _orders(marker).map(lambda value: min(max(value, marker.low), marker.high))
-    return st.floats(marker.low, marker.high, allow_nan=False)
-
-
 def _orders(marker: Float | Integer) -> st.SearchStrategy[float]:
-    """Draw numbers that are even in their logarithm."""
-    return st.floats(math.log(marker.low), math.log(marker.high)).map(math.exp)
+    """Draw numbers that are even in their logarithm, and shrink to the lowest."""
+    span = math.log(marker.high / marker.low)
+    return st.floats(0, span).map(
+        lambda above: marker.high if above == span else min(marker.low * math.exp(above), marker.high)
+    )
 
 
 def _grid(marker: Float) -> st.SearchStrategy[float]:

@@ -1,0 +1,76 @@
+"""A real process that is interrupted: no trial is left running."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tests.conftest import wait_until
+
+PROGRAM = """
+import asyncio, pathlib, sys
+import flytekit as fl
+import optuna
+from optuna_flyte_dsl import Float, Optimizer, optimize
+
+folder = pathlib.Path(sys.argv[1])
+
+def study():
+    return optuna.create_study(storage=f"sqlite:///{folder}/study.db", study_name="s", load_if_exists=True)
+
+def note(number):
+    (folder / f"started-{number}").touch()
+
+async def in_the_loop(trial: optuna.Trial):
+    if trial.number < 2:
+        return 1.0
+    note(trial.number)
+    await asyncio.Event().wait()
+
+def in_a_thread(trial: optuna.Trial):
+    if trial.number < 2:
+        return 1.0
+    note(trial.number)
+    while True:
+        pass
+
+search = Optimizer(in_a_thread if sys.argv[2].endswith("thread") else in_the_loop, 2, 10, study)
+
+@fl.eager
+async def eager() -> float:
+    return (await search()).best_value
+
+if sys.argv[2].startswith("eager"):
+    asyncio.run(eager())
+elif sys.argv[2].startswith("sync"):
+    search.run_sync()
+else:
+    asyncio.run(search())
+"""
+
+
+@pytest.mark.parametrize("how", ["asyncio", "sync-thread", "eager", "eager-thread"])
+def test_an_interrupt_leaves_no_trial_running(tmp_path, how):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, "program.py", str(tmp_path), how],
+        cwd=tmp_path,
+        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2 or process.poll() is not None, 60)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0, errors
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"], errors
+    reasons = {trial.user_attrs["optuna_flyte_dsl:error"] for trial in study.trials if trial.state.name == "FAIL"}
+    assert reasons == {"The search was cancelled while this trial ran."}
