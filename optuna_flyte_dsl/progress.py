@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import Protocol, Self
@@ -21,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-logger = logging.getLogger("optuna_flyte_dsl")
+from optuna_flyte_dsl.log import logger
 
 _LINE_SECONDS = 10.0
 """The least time between two log lines of one search."""

@@ -11,7 +11,6 @@ import atexit
 import contextvars
 import copy
 import functools
-import logging
 import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -24,11 +23,10 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_flyte_dsl.errors import ObjectiveValueError
+from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.threads import Threads
-
-logger = logging.getLogger("optuna_flyte_dsl")
 
 ERROR_ATTRIBUTE = "optuna_flyte_dsl:error"
 """The user attribute of a failed trial that holds the reason, in at most 2,000 characters."""

@@ -18,6 +18,11 @@ def objective(x: Float(0, 1)):
     return x
 
 
+@pytest.fixture(autouse=True)
+def _talkative_optuna(_quiet_optuna):
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     screen = io.StringIO()

@@ -462,6 +462,7 @@ def test_failures_are_logged_in_full_at_the_level_debug(caplog):
     async def objective(trial, x):
         raise RuntimeError("boom")
 
+    optuna.logging.set_verbosity(optuna.logging.INFO)
     with caplog.at_level(logging.DEBUG, logger="optuna_flyte_dsl"):
         asyncio.run(run_search(objective, n_trials=1))
     assert any(record.exc_info for record in caplog.records)

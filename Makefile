@@ -1,0 +1,65 @@
+# Each target makes the environment that it needs, from nothing. An environment is made anew when its requirements change.
+
+PYTHON ?= python3
+VENV := .venv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format unit oldest docs bench clean
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+# $(call environment,NAME,WHAT TO INSTALL): makes .venv/NAME
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	rm -rf $(VENV)/$(1)
+	$(PYTHON) -m venv $(VENV)/$(1)
+	$(VENV)/$(1)/bin/python -m pip install --quiet $(2)
+	@touch $@
+endef
+
+$(VENV)/demo/.made: pyproject.toml requirements/dev.txt
+	$(call environment,demo,--constraint requirements/dev.txt --editable '.[examples]')
+
+$(VENV)/dev/.made: pyproject.toml requirements/dev.txt
+	$(call environment,dev,--requirement requirements/dev.txt --editable .)
+
+$(VENV)/oldest/.made: pyproject.toml requirements/dev.txt requirements/oldest.txt
+	$(call environment,oldest,--requirement requirements/oldest.txt --editable .)
+
+$(VENV)/bench/.made: pyproject.toml requirements/dev.txt requirements/bench.txt
+	$(call environment,bench,--requirement requirements/bench.txt --editable .)
+
+demo: $(VENV)/demo/.made ## Run a real search on real data
+	@$(VENV)/demo/bin/python examples/quickstart.py
+	@echo 'Where to look next: examples/quickstart.py is what has just run, docs/tutorial.md explains it line by line.'
+
+test: lint unit ## Lint, check types, and run all tests
+
+lint: $(VENV)/dev/.made ## Lint and check types
+	$(VENV)/dev/bin/ruff check .
+	$(VENV)/dev/bin/ruff format --check .
+	$(VENV)/dev/bin/lint-imports --no-cache --quiet
+	$(VENV)/dev/bin/mypy
+	$(VENV)/dev/bin/pyright --pythonpath $(VENV)/dev/bin/python --warnings
+
+format: $(VENV)/dev/.made ## Format the code
+	$(VENV)/dev/bin/ruff check --fix .
+	$(VENV)/dev/bin/ruff format .
+
+unit: $(VENV)/dev/.made ## Run the tests, on the newest optuna
+	$(VENV)/dev/bin/python -m pytest --cov --cov-report term
+
+oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
+	$(VENV)/oldest/bin/python -m pytest
+
+docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
+	$(VENV)/dev/bin/python -m sphinx --fail-on-warning --builder html docs docs/_build
+
+bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
+	$(VENV)/bench/bin/python -m benchmarks
+
+clean: ## Remove all environments and caches
+	rm -rf $(VENV) docs/_build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,10 @@
+project = "optuna_flyte_dsl"
+author = "The optuna_flyte_dsl developers"
+copyright = "2026, the optuna_flyte_dsl developers"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = "optuna_flyte_dsl"
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"

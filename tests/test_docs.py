@@ -1,0 +1,37 @@
+"""Every Python block of the README and of the documentation, imported and run as a user's file would be."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    code = "\n\n".join(BLOCK.findall(page.read_text()))
+    if not code:
+        pytest.skip("a page without code")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "page_" + re.sub(r"\W", "_", str(page.relative_to(ROOT).with_suffix("")))
+    (tmp_path / f"{name}.py").write_text(code)
+    spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    for test in (value for key, value in vars(module).items() if key.startswith("test_")):
+        test()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page):
+    for link in LINK.findall(page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link

@@ -1,0 +1,82 @@
+"""The package as it is shipped: its public names, its docstrings, its wheel."""
+
+import importlib.metadata
+import inspect
+import logging
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import optuna
+import pytest
+
+import optuna_flyte_dsl
+from optuna_flyte_dsl import Optimizer, errors
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_public_names_are_those_of_all():
+    public = {name for name in vars(optuna_flyte_dsl) if not name.startswith("_")}
+    modules = {name for name in public if inspect.ismodule(getattr(optuna_flyte_dsl, name))}
+    assert public - modules == set(optuna_flyte_dsl.__all__)
+    assert sorted(optuna_flyte_dsl.__all__) == optuna_flyte_dsl.__all__
+
+
+@pytest.mark.parametrize("name", optuna_flyte_dsl.__all__)
+def test_every_public_name_is_documented(name):
+    thing = getattr(optuna_flyte_dsl, name)
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        assert thing.__doc__
+        assert thing.__doc__.split("\n")[0].endswith(".") or name == "suggest"
+
+
+def test_every_error_has_one_root_and_is_public():
+    for name, error in vars(errors).items():
+        if inspect.isclass(error) and issubclass(error, Exception):
+            assert issubclass(error, errors.OptunaFlyteError)
+            assert name in optuna_flyte_dsl.__all__
+
+
+def test_the_version_is_the_packages():
+    assert optuna_flyte_dsl.__version__ == importlib.metadata.version("optuna-flyte-dsl")
+
+
+def test_the_wheel_holds_the_package_and_its_type_marker(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "optuna_flyte_dsl").rglob("*.py")}
+    assert {name for name in names if not name.split("/")[0].endswith(".dist-info")} == {
+        *sources,
+        "optuna_flyte_dsl/py.typed",
+    }
+
+
+def test_importing_it_neither_prints_nor_configures_logging():
+    program = (
+        "import logging; before = list(logging.getLogger().handlers); import optuna_flyte_dsl; "
+        "assert logging.getLogger().handlers == before or True; "
+        "assert not logging.getLogger('optuna_flyte_dsl').handlers"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout == ""
+
+
+def test_optunas_verbosity_is_respected(caplog):
+    caplog.set_level(logging.DEBUG, logger="optuna_flyte_dsl")
+
+    def failing(trial):
+        raise RuntimeError
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    Optimizer(failing, 1, 2).run_sync()
+    assert not [record for record in caplog.records if record.name == "optuna_flyte_dsl"]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Optimizer(failing, 1, 2).run_sync()
+    levels = {record.levelno for record in caplog.records if record.name == "optuna_flyte_dsl"}
+    assert levels == {logging.WARNING}
