@@ -23,13 +23,13 @@ endef
 $(VENV)/demo/.made: pyproject.toml requirements/dev.txt
 	$(call environment,demo,--constraint requirements/dev.txt --editable '.[examples]')
 
-$(VENV)/dev/.made: pyproject.toml requirements/dev.txt
+$(VENV)/dev/.made: requirements/dev.txt
 	$(call environment,dev,--requirement requirements/dev.txt --editable .)
 
-$(VENV)/oldest/.made: pyproject.toml requirements/dev.txt requirements/oldest.txt
+$(VENV)/oldest/.made: requirements/dev.txt requirements/oldest.txt
 	$(call environment,oldest,--requirement requirements/oldest.txt --editable .)
 
-$(VENV)/bench/.made: pyproject.toml requirements/dev.txt requirements/bench.txt
+$(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
 
 demo: $(VENV)/demo/.made ## Run a real search on real data
@@ -41,7 +41,7 @@ test: lint unit ## Lint, check types, and run all tests
 lint: $(VENV)/dev/.made ## Lint and check types
 	$(VENV)/dev/bin/ruff check .
 	$(VENV)/dev/bin/ruff format --check .
-	$(VENV)/dev/bin/lint-imports --no-cache --quiet
+	$(VENV)/dev/bin/lint-imports --no-cache
 	$(VENV)/dev/bin/mypy
 	$(VENV)/dev/bin/pyright --pythonpath $(VENV)/dev/bin/python --warnings
 

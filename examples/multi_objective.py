@@ -1,7 +1,7 @@
 """Trade accuracy for speed: the Pareto front of a random forest that reads handwritten digits.
 
-    pyflyte run examples/multi_objective.py search --n_trials 40
-    python examples/multi_objective.py
+pyflyte run examples/multi_objective.py search --n_trials 40
+python examples/multi_objective.py
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def train(n_estimators: Integer(1, 100, log=True), max_depth: Integer(2, 16)) ->
     """Return a forest's accuracy on digits it has not seen, and its prediction time for one of them."""
     features, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(features, digits, random_state=0)
-    forest = RandomForestClassifier(n_estimators=n_estimators, max_depth=max_depth, random_state=0).fit(train_x, train_y)
+    forest = RandomForestClassifier(n_estimators=n_estimators, max_depth=max_depth, random_state=0).fit(
+        train_x, train_y
+    )
     start = time.perf_counter()
     accuracy = float(forest.score(test_x, test_y))
     return Quality(accuracy, (time.perf_counter() - start) / len(test_x) * 1e6)

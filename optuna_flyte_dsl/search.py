@@ -298,7 +298,7 @@ class Search:
             try:
                 trial.set_user_attr(ERROR_ATTRIBUTE, reason)
                 self._study.tell(trial, state=TrialState.FAIL)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the others are told all the same
                 logger.exception("Trial %d of `%s` could not be told.", trial.number, self._objective.name)
         self._open.clear()
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from optuna_flyte_dsl.errors import UnresolvedAnnotationError
 
@@ -51,10 +51,9 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, functools.partial):
         function = inspect.unwrap(function.func)
     if inspect.isfunction(function) or inspect.ismethod(function):
-        return inspect.unwrap(getattr(function, "__func__", function))
-    call: Any = type(function).__call__
-    annotated: Callable[..., Any] = call if inspect.isfunction(call) else function
-    return annotated
+        return cast("Callable[..., Any]", inspect.unwrap(getattr(function, "__func__", function)))
+    call: Callable[..., Any] = type(function).__call__
+    return call if inspect.isfunction(call) else function
 
 
 def _local_names(function: Callable[..., Any]) -> Mapping[str, Any]:

@@ -196,8 +196,7 @@ def test_a_broken_rule_is_named_with_its_cure(make, message):
         ),
         (
             lambda: Suggestion.from_distribution("x"),
-            "`distribution` must be a FloatDistribution, an IntDistribution or a CategoricalDistribution, "
-            "but got 'x'.",
+            "`distribution` must be a FloatDistribution, an IntDistribution or a CategoricalDistribution, but got 'x'.",
         ),
     ],
 )

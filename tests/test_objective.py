@@ -196,7 +196,11 @@ def test_directions_come_from_the_annotation_and_from_the_user(annotation, given
             {"study": optuna.create_study(directions=["maximize", "maximize"])},
             "says minimize for objective 2",
         ),
-        (float, {"study": optuna.create_study(), "direction": "maximize"}, "says maximize, but the study says minimize"),
+        (
+            float,
+            {"study": optuna.create_study(), "direction": "maximize"},
+            "says maximize, but the study says minimize",
+        ),
     ],
 )
 def test_a_contradiction_of_directions_is_refused_at_decoration(annotation, options, message):

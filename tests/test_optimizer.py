@@ -85,10 +85,10 @@ def test_positional_arguments_are_in_the_peers_order():
             "Give `direction` or `directions`, not both: got 'minimize' and ['minimize']. "
             "`direction` is for one objective, `directions` for several.",
         ),
-        ({"direction": "up"}, "A direction must be \"minimize\" or \"maximize\", but got 'up'."),
+        ({"direction": "up"}, 'A direction must be "minimize" or "maximize", but got \'up\'.'),
         (
             {"direction": ["minimize"]},
-            "`direction` must be \"minimize\" or \"maximize\", but got ['minimize']. "
+            '`direction` must be "minimize" or "maximize", but got [\'minimize\']. '
             "For several objectives, write `directions=[...]`.",
         ),
         (
@@ -130,7 +130,7 @@ def test_a_wrong_option_is_refused_at_decoration(options, message):
 
 
 def test_a_function_that_makes_no_study_or_sampler_is_named():
-    with pytest.raises(InvalidOptionError, match="`study` must make an optuna.Study, but it made 3"):
+    with pytest.raises(InvalidOptionError, match=r"`study` must make an optuna\.Study, but it made 3"):
         Optimizer(marked, 1, 1, lambda: 3).run_sync()
     with pytest.raises(InvalidOptionError, match="`sampler` must make a sampler of Optuna's, but it made 3"):
         Optimizer(marked, 1, 1, sampler=lambda: 3).run_sync()

@@ -50,7 +50,8 @@ def test_it_can_be_turned_off(terminal, caplog):
     caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
     search(progress=False)
     assert terminal.getvalue() == ""
-    assert not [record for record in caplog.records if record.levelno == logging.INFO]
+    ours = [record for record in caplog.records if record.name == "optuna_flyte_dsl"]
+    assert not [record for record in ours if record.levelno == logging.INFO]
 
 
 def test_a_second_search_at_the_same_time_logs_lines(terminal, caplog):
@@ -79,7 +80,8 @@ def test_elsewhere_a_line_is_logged_now_and_then(caplog, monkeypatch, capfd):
     caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     study = search()
-    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    ours = [record for record in caplog.records if record.name == "optuna_flyte_dsl"]
+    lines = [record.getMessage() for record in ours if record.levelno == logging.INFO]
     assert lines[-1].startswith("objective: search over, 20 of 20 trials finished, best ")
     assert f"best {study.best_value:.6g}" in lines[-1]
     assert any(line.startswith("objective: 7 of 20 trials finished") for line in lines)

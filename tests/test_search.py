@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import threading
 from collections import Counter
@@ -315,7 +316,7 @@ def test_callbacks_hear_of_each_finished_trial():
 
 
 def test_a_callback_can_stop_the_search():
-    study, runner = asyncio.run(
+    study, _runner = asyncio.run(
         run_search(value, n_trials=1000, concurrency=3, callbacks=[optuna.study.MaxTrialsCallback(5)])
     )
     assert 5 <= len(study.trials) <= 7
@@ -383,7 +384,7 @@ def test_starts_are_spaced_by_the_delay():
         return starts
 
     starts = asyncio.run(main())
-    assert all(later - earlier >= 0.019 for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier >= 0.019 for earlier, later in itertools.pairwise(starts))
 
 
 def test_a_storage_that_blocks_never_blocks_the_event_loop():

@@ -66,9 +66,9 @@ def test_suggesting_is_asking_with_the_distributions(space, seed):
 
 nested = st.recursive(
     spaces.markers | spaces.plain_values,
-    lambda inner: st.dictionaries(spaces.names, inner, max_size=3)
-    | st.lists(inner, max_size=3)
-    | st.tuples(inner, inner),
+    lambda inner: (
+        st.dictionaries(spaces.names, inner, max_size=3) | st.lists(inner, max_size=3) | st.tuples(inner, inner)
+    ),
     max_leaves=8,
 )
 
@@ -280,7 +280,7 @@ def test_a_positional_only_parameter_is_refused():
     def objective(x: Float(0, 1), /):
         raise NotImplementedError
 
-    with pytest.raises(InvalidAnnotationError, match="`x` is positional-only.*Drop the `/`"):
+    with pytest.raises(InvalidAnnotationError, match=r"`x` is positional-only.*Drop the `/`"):
         SearchSpace.of(objective)
 
 
@@ -315,7 +315,7 @@ def test_points_are_checked_by_name():
 def test_spaces_compare_and_show_themselves():
     assert SearchSpace.of(train) == SPACE
     assert SPACE.bind(depth=3) != SPACE
-    assert SPACE != dict(SPACE)
+    assert dict(SPACE) != SPACE
     assert repr(SPACE.bind(depth=3, lr=0.1, booster="a")) == (
         "SearchSpace(lr=0.1, depth=3, booster='a', dataset='wine')"
     )

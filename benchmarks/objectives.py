@@ -1,0 +1,41 @@
+"""What is measured. In a module of its own, because flytekitplugins.optuna refuses string annotations."""
+
+import asyncio
+import time
+
+import flytekit as fl
+import optuna
+
+from optuna_flyte_dsl import Float
+
+SECONDS = 0.1
+
+
+@fl.task
+async def async_task(x: float) -> float:
+    await asyncio.sleep(SECONDS)
+    return x
+
+
+@fl.task
+def sync_task(x: float) -> float:
+    time.sleep(SECONDS)
+    return x
+
+
+async def callback(trial: optuna.Trial) -> float:
+    await asyncio.sleep(SECONDS)
+    return trial.suggest_float("x", 0, 1)
+
+
+def blocking(trial: optuna.Trial) -> float:
+    time.sleep(SECONDS)
+    return trial.suggest_float("x", 0, 1)
+
+
+async def instant(trial: optuna.Trial) -> float:
+    return trial.suggest_float("x", 0, 1)
+
+
+async def marked(x: Float(0, 1)) -> float:
+    return x
