@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Flytekit 1.16 works on Python 3.13, but its metadata refuses it.
+ANY_PYTHON := $(shell $(PYTHON) -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 13) else "")')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -16,7 +18,7 @@ define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	rm -rf $(VENV)/$(1)
 	$(PYTHON) -m venv $(VENV)/$(1)
-	$(VENV)/$(1)/bin/python -m pip install --quiet $(2)
+	$(VENV)/$(1)/bin/python -m pip install --quiet $(ANY_PYTHON) $(2)
 	@touch $@
 endef
 

@@ -5,6 +5,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "optuna_flyte_dsl"
 exclude_patterns = ["_build"]
+default_role = "code"  # docstrings have `names` in single backticks
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

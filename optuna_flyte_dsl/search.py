@@ -109,10 +109,8 @@ class Search:
         initial_points: Sequence[Mapping[str, Any]] = (),
         thread: Threads,
     ) -> None:
-        # A view of the same study whose `stop` ends this search: Optuna's own works inside `study.optimize` only. All
-        # goes through it, so that what a study caches between an ask and its suggestions is never stale.
-        self._study = copy.copy(study)
-        self._study.stop = self._stop  # type: ignore[method-assign]
+        # All goes through the view, so that what a study caches between an ask and its suggestions is never stale.
+        self._study = _stoppable(study, self._stop)
         self._objective = objective
         self._space = space
         self._runner = runner
@@ -315,6 +313,25 @@ class Search:
         ]
         if len(strangers) == 1:
             self._study.tell(strangers[0].number, state=TrialState.FAIL)
+
+
+def _stoppable(study: optuna.Study, stop: Callable[[], None]) -> optuna.Study:
+    """Return a view of a study whose `stop` ends a search: Optuna's own works inside `study.optimize` only.
+
+    Callbacks get it. Where one pickles or copies it, that is done to the study itself.
+    """
+
+    class View(type(study)):  # type: ignore[misc]
+        def stop(self) -> None:
+            stop()
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return study.__reduce_ex__(protocol)
+
+    View.__name__ = View.__qualname__ = type(study).__name__
+    view = copy.copy(study)
+    view.__class__ = View
+    return view
 
 
 async def _insist(closing: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextvars
+import copy
 import itertools
 import logging
+import pickle
 import threading
 from collections import Counter
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import Float, ObjectiveValueError
+from optuna_flyte_dsl import Float, ObjectiveValueError, SearchSpace
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.search import ERROR_ATTRIBUTE, Limits, Search
 from optuna_flyte_dsl.threads import Threads
@@ -47,13 +49,19 @@ class FakeRunner:
         pass
 
 
-async def run_search(function, *, study=None, n_trials=10, concurrency=1, delay=0.0, **options):
+async def run_search(function, *, study=None, n_trials=10, concurrency=1, delay=0.0, space=None, **options):
     study = study or optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     runner = FakeRunner(function)
     thread = Threads(limit=1)
     try:
         search = Search(
-            study, OBJECTIVE, OBJECTIVE.space, runner, Limits(n_trials, concurrency, delay), thread=thread, **options
+            study,
+            OBJECTIVE,
+            space or OBJECTIVE.space,
+            runner,
+            Limits(n_trials, concurrency, delay),
+            thread=thread,
+            **options,
         )
         await search.run()
     finally:
@@ -315,6 +323,18 @@ def test_callbacks_hear_of_each_finished_trial():
     assert heard == [(True, 0, TrialState.COMPLETE), (True, 1, TrialState.FAIL), (True, 2, TrialState.COMPLETE)]
 
 
+def test_a_callback_can_pickle_and_copy_the_study():
+    copies = []
+
+    def callback(study, trial):
+        copies.append((pickle.loads(pickle.dumps(study)), copy.copy(study), copy.deepcopy(study)))
+
+    study, _ = asyncio.run(run_search(value, n_trials=2, callbacks=[callback]))
+    for twins in copies:
+        assert all(type(twin) is optuna.Study and twin.study_name == study.study_name for twin in twins)
+    assert [len(twins[0].trials) for twins in copies] == [1, 2]
+
+
 def test_a_callback_can_stop_the_search():
     study, _runner = asyncio.run(
         run_search(value, n_trials=1000, concurrency=3, callbacks=[optuna.study.MaxTrialsCallback(5)])
@@ -369,6 +389,29 @@ def test_a_sampler_that_raises_ends_the_search_and_leaves_no_trial_running():
         asyncio.run(run_search(value, study=study, concurrency=2))
     assert states(study)["RUNNING"] == 0
     assert len(study.trials) == 3
+
+
+def test_an_ask_that_raises_when_its_trial_is_stored_already_leaves_none_running():
+    class Broken(optuna.samplers.RandomSampler):
+        def before_trial(self, study, trial):
+            if trial.number == 2:
+                raise ArithmeticError("sampler")
+
+    study = optuna.create_study(sampler=Broken())
+    with pytest.raises(ArithmeticError, match="sampler"):
+        asyncio.run(run_search(value, study=study, concurrency=2))
+    assert states(study)["RUNNING"] == 0
+    assert study.trials[2].state is TrialState.FAIL
+
+
+@pytest.mark.parametrize(
+    "sampler", [optuna.samplers.GridSampler({"x": [0.1, 0.2, 0.3]}, seed=1), optuna.samplers.BruteForceSampler()]
+)
+def test_a_sampler_can_end_the_search_when_its_space_is_exhausted(sampler):
+    space = SearchSpace.of(declared).bind(x=Float(0.1, 0.3, step=0.1))
+    study, _ = asyncio.run(run_search(value, study=optuna.create_study(sampler=sampler), n_trials=50, space=space))
+    assert states(study) == {"COMPLETE": 3}
+    assert sorted(trial.params["x"] for trial in study.trials) == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_starts_are_spaced_by_the_delay():

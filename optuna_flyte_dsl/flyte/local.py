@@ -60,8 +60,9 @@ class FlyteRunner:
         if self._objective.takes_trial:
             arguments = {TRIAL: trial, **arguments}
         if self._objective.kind is Kind.COROUTINE:
-            return await target(**arguments)
-        returned = await self._threads.run(lambda: target(**arguments))
+            returned = await target(**arguments)
+        else:
+            returned = await self._threads.run(lambda: target(**arguments))
         return await returned if inspect.isawaitable(returned) else returned
 
     async def close(self) -> None:
