@@ -325,13 +325,20 @@ def _stoppable(study: optuna.Study, stop: Callable[[], None]) -> optuna.Study:
         def stop(self) -> None:
             stop()
 
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            return study.__reduce_ex__(protocol)
+        def __copy__(self) -> optuna.Study:
+            return copy.copy(study)
+
+        def __reduce_ex__(self, _protocol: Any) -> Any:
+            return _itself, (study,)
 
     View.__name__ = View.__qualname__ = type(study).__name__
     view = copy.copy(study)
     view.__class__ = View
     return view
+
+
+def _itself(study: optuna.Study) -> optuna.Study:
+    return study
 
 
 async def _insist(closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
