@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-# Flytekit 1.16 works on Python 3.13, but its metadata refuses it.
+# Flytekit 1.16 works on Python 3.13 (all but `pyflyte run`), but its metadata refuses it.
 ANY_PYTHON := $(shell $(PYTHON) -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 13) else "")')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1

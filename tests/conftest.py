@@ -1,4 +1,5 @@
 import logging
+import sys
 import threading
 import time
 
@@ -35,6 +36,11 @@ def warned(caplog):
     """Return the messages that the library has logged as warnings."""
     caplog.set_level(logging.WARNING, logger="optuna_flyte_dsl")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "optuna_flyte_dsl"]
+
+
+needs_pyflyte = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="flytekit 1.16's command `pyflyte run` itself refuses Python 3.13"
+)
 
 
 def wait_until(condition, patience=30.0):

@@ -35,6 +35,7 @@ from optuna_flyte_dsl import (
     suggest,
 )
 from tests import user_module
+from tests.conftest import needs_pyflyte
 from tests.user_module import plain, search, search_sync, sync_train, train
 
 SETTINGS = SerializationSettings(
@@ -220,6 +221,7 @@ def pyflyte(*arguments):
     )
 
 
+@needs_pyflyte
 @pytest.mark.parametrize(
     ("arguments", "printed"),
     [

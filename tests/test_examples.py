@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import needs_pyflyte
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,6 +20,7 @@ def run(*command):
 PYFLYTE = "from flytekit.clis.sdk_in_container.pyflyte import main; main()"
 
 
+@needs_pyflyte
 @pytest.mark.parametrize(
     ("arguments", "printed"),
     [
