@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import optuna
 import wrapt
@@ -11,13 +11,12 @@ import wrapt
 from optuna_flyte_dsl.errors import CompilationError
 from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
 from optuna_flyte_dsl.objective import Objective
-from optuna_flyte_dsl.optimizer import Session, Settings, plain, wait_for
+from optuna_flyte_dsl.optimizer import Limited, Session, Settings, plain, wait_for
 from optuna_flyte_dsl.search import Observer
-from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.studies import Direction, SamplerOption, StudyOption, StudySource
 
 
-class Optimized(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
+class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
     """A task or function under `@optimize`: in all but its call, the thing itself.
 
     It is an instance of its task's class, has the same name, signature and docstring, loads in a trial's pod, and goes
@@ -99,11 +98,6 @@ class Optimized(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-i
         return self.__wrapped__
 
     @property
-    def space(self) -> SearchSpace:
-        """The search space that the signature declares."""
-        return self._self_session.objective.space
-
-    @property
     def study(self) -> optuna.Study:
         """The study of the latest call. Before the first one, the study that the first call will use."""
         if self._self_latest is None and self._self_prepared is None:
@@ -111,33 +105,6 @@ class Optimized(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-i
         source = self._self_latest or self._self_prepared
         assert source is not None
         return source.get(self.concurrency)
-
-    @property
-    def n_trials(self) -> int:
-        """How many trials a call runs."""
-        return self._self_session.settings.limits.n_trials
-
-    @n_trials.setter
-    def n_trials(self, value: int) -> None:
-        self._self_session.assign("n_trials", value)
-
-    @property
-    def concurrency(self) -> int:
-        """How many trials run at the same time, at most."""
-        return self._self_session.settings.limits.concurrency
-
-    @concurrency.setter
-    def concurrency(self, value: int) -> None:
-        self._self_session.assign("concurrency", value)
-
-    @property
-    def delay(self) -> float:
-        """Seconds between the starts of two trials, at least."""
-        return self._self_session.settings.limits.delay
-
-    @delay.setter
-    def delay(self, value: float) -> None:
-        self._self_session.assign("delay", value)
 
     def __repr__(self) -> str:
         return f"<optimize over {self.__wrapped__!r}>"
@@ -159,8 +126,14 @@ def _rebuild(wrapped: Any, objective: Objective, settings: Settings) -> Optimize
     return Optimized(wrapped, Session(objective, settings))
 
 
-@overload
-def optimize(objective: Callable[..., Any], /) -> Optimized: ...
+class _Options(TypedDict, total=False):
+    direction: Direction | None
+    directions: Sequence[Direction] | None
+    sampler: SamplerOption
+    seed: int | None
+    callbacks: Sequence[Observer] | None
+    initial_points: Sequence[Mapping[str, Any]] | None
+    progress: bool
 
 
 @overload
@@ -170,14 +143,7 @@ def optimize(
     n_trials: int = 1,
     study: StudyOption = None,
     delay: float = 0,
-    *,
-    direction: Direction | None = None,
-    directions: Sequence[Direction] | None = None,
-    sampler: SamplerOption = None,
-    seed: int | None = None,
-    callbacks: Sequence[Observer] | None = None,
-    initial_points: Sequence[Mapping[str, Any]] | None = None,
-    progress: bool = True,
+    **options: Unpack[_Options],
 ) -> Callable[[Any], Optimized]: ...
 
 
@@ -188,14 +154,7 @@ def optimize(
     n_trials: int = 1,
     study: StudyOption = None,
     delay: float = 0,
-    *,
-    direction: Direction | None = None,
-    directions: Sequence[Direction] | None = None,
-    sampler: SamplerOption = None,
-    seed: int | None = None,
-    callbacks: Sequence[Observer] | None = None,
-    initial_points: Sequence[Mapping[str, Any]] | None = None,
-    progress: bool = True,
+    **options: Unpack[_Options],
 ) -> Optimized: ...
 
 

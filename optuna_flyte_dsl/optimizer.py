@@ -178,7 +178,45 @@ class Session:
         return study
 
 
-class Optimizer:
+class Limited:
+    """The space and the limits of an objective's searches, as attributes."""
+
+    _self_session: Session
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space that the objective's signature declares."""
+        return self._self_session.objective.space
+
+    @property
+    def n_trials(self) -> int:
+        """How many trials a call runs. Can be assigned while no search runs."""
+        return self._self_session.settings.limits.n_trials
+
+    @n_trials.setter
+    def n_trials(self, value: int) -> None:
+        self._self_session.assign("n_trials", value)
+
+    @property
+    def concurrency(self) -> int:
+        """How many trials run at the same time, at most. Can be assigned while no search runs."""
+        return self._self_session.settings.limits.concurrency
+
+    @concurrency.setter
+    def concurrency(self, value: int) -> None:
+        self._self_session.assign("concurrency", value)
+
+    @property
+    def delay(self) -> float:
+        """Seconds between the starts of two trials, at least. Can be assigned while no search runs."""
+        return self._self_session.settings.limits.delay
+
+    @delay.setter
+    def delay(self, value: float) -> None:
+        self._self_session.assign("delay", value)
+
+
+class Optimizer(Limited):
     """A search as an object: many trials of an objective, on one study.
 
     Awaiting a call runs the search and returns the study. A second call adds its trials to the same study.
@@ -231,7 +269,7 @@ class Optimizer:
         progress: bool = True,
     ) -> None:
         read = Objective.of(plain(objective))
-        self._session = Session(
+        self._self_session = Session(
             read,
             Settings.read(
                 read,
@@ -248,7 +286,7 @@ class Optimizer:
                 progress=progress,
             ),
         )
-        self._source = StudySource(self._session.settings.study, read)
+        self._source = StudySource(self._self_session.settings.study, read)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
         """Run the search; await the call.
@@ -260,7 +298,7 @@ class Optimizer:
         Returns:
             The study.
         """
-        return self._session.search(self._source, args, kwargs)
+        return self._self_session.search(self._source, args, kwargs)
 
     def run_sync(self, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run the search and wait for it, also where an event loop runs already, as in a notebook.
@@ -277,47 +315,17 @@ class Optimizer:
     @property
     def objective(self) -> Any:
         """The objective, as it was given."""
-        return self._session.objective.target
-
-    @property
-    def space(self) -> SearchSpace:
-        """The search space that the objective's signature declares."""
-        return self._session.objective.space
+        return self._self_session.objective.target
 
     @property
     def study(self) -> optuna.Study:
         """The study of all calls, made on first use."""
         return self._source.get(self.concurrency)
 
-    @property
-    def n_trials(self) -> int:
-        """How many trials a call runs. Can be assigned while no search runs."""
-        return self._session.settings.limits.n_trials
-
-    @n_trials.setter
-    def n_trials(self, value: int) -> None:
-        self._session.assign("n_trials", value)
-
-    @property
-    def concurrency(self) -> int:
-        """How many trials run at the same time, at most. Can be assigned while no search runs."""
-        return self._session.settings.limits.concurrency
-
-    @concurrency.setter
-    def concurrency(self, value: int) -> None:
-        self._session.assign("concurrency", value)
-
-    @property
-    def delay(self) -> float:
-        """Seconds between the starts of two trials, at least. Can be assigned while no search runs."""
-        return self._session.settings.limits.delay
-
-    @delay.setter
-    def delay(self, value: float) -> None:
-        self._session.assign("delay", value)
-
     def __repr__(self) -> str:
-        return f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"
+        return (
+            f"Optimizer({self._self_session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"
+        )
 
 
 def plain(objective: Any) -> Any:
