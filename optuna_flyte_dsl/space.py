@@ -420,7 +420,8 @@ def _walk(name: str, value: Any, visit: Callable[[str, Suggestion], Any]) -> Any
 def _suggest(trial: optuna.trial.BaseTrial, name: str, marker: Suggestion) -> Any:
     match marker:
         case Float():
-            return trial.suggest_float(name, marker.low, marker.high, step=marker.step, log=marker.log)
+            # An enqueued int comes as it is.
+            return float(trial.suggest_float(name, marker.low, marker.high, step=marker.step, log=marker.log))
         case Integer():
             return trial.suggest_int(name, marker.low, marker.high, step=marker.step, log=marker.log)
         case Category():

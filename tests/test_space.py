@@ -180,6 +180,14 @@ def test_values_get_the_type_of_their_parameter():
     assert space.contains(point)
 
 
+def test_an_enqueued_int_becomes_the_float_it_stands_for():
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 1, "p.y": 2})
+    space = SearchSpace.from_signature(inspect.signature(lambda x, p: 0), {"x": Float(0, 3), "p": {"y": Float(0, 3)}})
+    point = space.suggest(study.ask())
+    assert repr(point) == "{'x': 1.0, 'p': {'y': 2.0}}"
+
+
 def test_a_choice_is_passed_as_it_was_given():
     def objective(x: Category([1.5, 2])):
         raise NotImplementedError
