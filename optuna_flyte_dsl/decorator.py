@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypedDict, Unpack, overload
 
@@ -104,10 +106,19 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
             self._self_prepared = self._self_source()
         source = self._self_latest or self._self_prepared
         assert source is not None
-        return source.get(self.concurrency)
+        return source.get()
 
     def __repr__(self) -> str:
         return f"<optimize over {self.__wrapped__!r}>"
+
+    def __dir__(self) -> list[str]:
+        return sorted({*dir(self.__wrapped__), *dir(type(self))})
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        # As a function, cloudpickle would take apart and pickle what is decorated instead.
+        wrapped: type = type(self.__wrapped__)
+        return Optimized if issubclass(wrapped, types.FunctionType) else wrapped
 
     def __copy__(self) -> Optimized:
         return _rebuild(self.__wrapped__, self._self_session.objective, self._self_session.settings)
@@ -115,10 +126,14 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
     def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:
         return self.__copy__()
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
+        if isinstance(self.__wrapped__, types.FunctionType):
+            module, name = self.__wrapped__.__module__, self.__wrapped__.__qualname__
+            if module != "__main__" and getattr(sys.modules.get(module), name, None) is self:
+                return name  # by reference, as functions are pickled
         return _rebuild, (self.__wrapped__, self._self_session.objective, self._self_session.settings)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> str | tuple[Any, ...]:
         return self.__reduce_ex__(2)
 
 

@@ -251,6 +251,12 @@ class Fixed:
 
     value: Any
 
+    def __post_init__(self) -> None:
+        if isinstance(self.value, Suggestion):
+            raise InvalidMarkerTypeError(
+                f"Fixed: `value` must be a value, but got the marker {self.value!r}. Give the marker itself."
+            )
+
 
 class suggest:  # noqa: N801 - it is a namespace, and its name is the peer's
     """The markers under the names they have at a call: `suggest.float(0, 1)`."""
@@ -266,7 +272,10 @@ def same(left: Any, right: Any) -> bool:
         return True
     if isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right):
         return True
-    return bool(left == right)
+    try:
+        return bool(left == right)
+    except ValueError:  # arrays, whose comparison is an array
+        return False
 
 
 def _plain(number: float | None) -> str:
@@ -279,7 +288,10 @@ def _float(marker: str, name: str, value: Any) -> float:
         raise InvalidMarkerTypeError(
             f"{marker}: `{name}` must be a number, but got {value!r}, of type {type(value).__name__}."
         )
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {number!r}.")
     return number
@@ -306,6 +318,11 @@ def _check_range(marker: str, low: float, high: float, step: float | None) -> No
         raise InvalidMarkerError(
             f"{marker}: `low < high` must hold, but got (low={_plain(low)}, high={_plain(high)}). "
             + ("Swap them." if low > high else "Raise `high`, or give the value itself: it needs no search.")
+        )
+    if isinstance(high, float) and math.isinf(high - low):
+        raise InvalidMarkerError(
+            f"{marker}: `high - low` must be finite, but got (low={_plain(low)}, high={_plain(high)}). "
+            "Narrow the range."
         )
     if step is None:
         return

@@ -8,13 +8,14 @@ import inspect
 import types
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from numbers import Real
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from optuna.study import StudyDirection
 
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, ObjectiveValueError
 from optuna_flyte_dsl.flyte.entities import entity_name, entity_signature, is_entity
-from optuna_flyte_dsl.signatures import read_signature
+from optuna_flyte_dsl.signatures import read_hints, read_signature
 from optuna_flyte_dsl.space import SearchSpace
 
 TRIAL = "trial"
@@ -204,18 +205,23 @@ def _read_returns(name: str, annotation: Any, *, strict: bool) -> Returns:
     if isinstance(annotation, tuple):
         return Returns(tuple(_direction(name, item, annotation) for item in annotation))
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
-        hints = get_type_hints(annotation, include_extras=True)
+        hints = read_hints(annotation, f"`{annotation.__qualname__}`")
         fields: tuple[str, ...] = getattr(annotation, "_fields")  # noqa: B009 - of a NamedTuple
         return Returns(tuple(_direction(name, hints.get(field, Any), annotation) for field in fields), fields)
     if origin is tuple:
         arguments = get_args(annotation)
         if Ellipsis in arguments:
-            _direction(name, arguments[0], annotation)
+            _refuse_direction(name, arguments[0], annotation)
             return Returns()
         if not arguments or arguments == ((),):
             raise _no_objective(name, annotation)
         return Returns(tuple(_direction(name, item, annotation) for item in arguments))
     if origin in (Union, types.UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            return _read_returns(name, members[0], strict=strict)
+        for member in members:
+            _refuse_direction(name, member, annotation)
         return Returns()
     if not strict and not _is_plain(annotation):
         return Returns()
@@ -226,7 +232,7 @@ def _is_plain(annotation: Any) -> bool:
     """Tell whether an annotation says what is returned, not only that something is."""
     return (
         annotation in (None, type(None), bool, str, bytes, dict, list, set)
-        or (isinstance(annotation, type) and issubclass(annotation, float | int))
+        or (isinstance(annotation, type) and issubclass(annotation, Real))
         or get_origin(annotation) in (Annotated, dict, list, set)
     )
 
@@ -239,12 +245,23 @@ def _direction(name: str, annotation: Any, whole: Any) -> StudyDirection | None:
         extras += inner
     if annotation is Any:
         return None
-    if not isinstance(annotation, type) or not issubclass(annotation, float | int) or annotation is bool:
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    if not all(isinstance(kind, type) and issubclass(kind, Real) and not issubclass(kind, bool) for kind in kinds):
         raise _no_objective(name, whole)
     found = [extra for extra in extras if isinstance(extra, StudyDirection)]
     if len(found) > 1:
         raise DirectionError(f"`{name}`: an objective has one direction, but its annotation holds {len(found)}.")
     return found[0] if found else None
+
+
+def _refuse_direction(name: str, annotation: Any, whole: Any) -> None:
+    """Refuse a direction where it is not known which objective it is for."""
+    plain = not isinstance(annotation, type) or not issubclass(annotation, tuple)
+    if plain and get_origin(annotation) is not tuple and _direction(name, annotation, whole) is not None:
+        raise DirectionError(
+            f"`{name}`: its annotation `{whole}` names a direction, but not how many objectives there are. Return "
+            "`Maximize`, or `tuple[Maximize, Minimize]`, or give `directions=[...]`."
+        )
 
 
 def _no_objective(name: str, annotation: Any) -> InvalidObjectiveError:

@@ -141,20 +141,22 @@ class Session:
             EmptySpaceError: If nothing is left to search.
         """
         space = self.objective.space.bind(*args, **kwargs)
+        points = self.settings.initial_points
         if self.objective.takes_trial:
-            space.check_complete()
+            space.check_complete()  # it suggests by itself: what it searches is not known
         else:
-            space.ready()
-            for point in self.settings.initial_points:
-                space.check_point(point)
-        return self._search(source, space)
+            space.check_ready()
+            points = tuple(space.convert_point(point) for point in points)
+        return self._search(source, space, points)
 
-    async def _search(self, source: StudySource, space: SearchSpace) -> optuna.Study:
+    async def _search(
+        self, source: StudySource, space: SearchSpace, points: tuple[Mapping[str, Any], ...]
+    ) -> optuna.Study:
         settings = self.settings
         self._running += 1
         thread = Threads(limit=1)
         try:
-            study: optuna.Study = await thread.run(source.get, settings.limits.concurrency)
+            study: optuna.Study = await thread.run(source.get)
             runner = FlyteRunner(self.objective)
             try:
                 tally = Tally(self.objective.name, settings.limits.n_trials, study.directions)
@@ -167,7 +169,7 @@ class Session:
                         settings.limits,
                         observer=reporter,
                         callbacks=settings.callbacks,
-                        initial_points=settings.initial_points,
+                        initial_points=points,
                         thread=thread,
                     ).run()
             finally:
@@ -320,7 +322,7 @@ class Optimizer(Limited):
     @property
     def study(self) -> optuna.Study:
         """The study of all calls, made on first use."""
-        return self._source.get(self.concurrency)
+        return self._source.get()
 
     def __repr__(self) -> str:
         return (
@@ -348,11 +350,15 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
     result: list[T] = []
     errors: list[BaseException] = []
     started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    interrupted = threading.Event()
 
     async def main() -> T:
         task = asyncio.current_task()
         assert task is not None
         started.append((asyncio.get_running_loop(), task))
+        if interrupted.is_set():
+            coroutine.close()
+            raise asyncio.CancelledError
         return await coroutine
 
     def run() -> None:
@@ -366,6 +372,7 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         thread.join()
     except BaseException:
+        interrupted.set()
         for loop, task in started:
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
@@ -396,11 +403,12 @@ def check_delay(value: Any) -> float:
     """Return a delay in seconds as a float.
 
     Raises:
-        InvalidOptionError: If it is no finite number, or below 0.
+        InvalidOptionError: If it is no number, below 0, or longer than a thread can wait.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+    number: Any = None if isinstance(value, bool) or not isinstance(value, Real) else value
+    if number is None or not 0 <= number <= threading.TIMEOUT_MAX:
         raise InvalidOptionError(f"`delay` must be a number of seconds, 0 or more, but got {value!r}.")
-    return float(value)
+    return float(number)
 
 
 def _check_callbacks(callbacks: Sequence[Observer] | None) -> tuple[Observer, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Protocol, Self
@@ -117,6 +118,7 @@ class Bar:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            redirect_stdout=sys.stdout.isatty(),  # what is piped elsewhere is not for the terminal
         )
         self._task = self._progress.add_task("", state="")
         self._progress.start()
@@ -162,9 +164,14 @@ class Lines:
         )
 
 
+def _on_terminal() -> bool:
+    """Tell whether a person sees the standard error; rich also says so where FORCE_COLOR is set."""
+    return sys.stderr.isatty()
+
+
 def _choose() -> Display:
     console = Console(stderr=True)
-    if console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
+    if _on_terminal() and console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
         try:
             return Bar(console)
         except LiveError:  # something else of rich's has the terminal

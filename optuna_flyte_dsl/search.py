@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import contextvars
 import copy
 import functools
 import math
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
-from optuna.samplers import RandomSampler
+import wrapt
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -32,6 +35,9 @@ ERROR_ATTRIBUTE = "optuna_flyte_dsl:error"
 """The user attribute of a failed trial that holds the reason, in at most 2,000 characters."""
 
 _REASON_LIMIT = 2_000
+_CLOSING_PAUSES = (0.0, 0.1, 0.5, 2.0)
+"""Seconds before each attempt to tell a trial when the search ends in an error."""
+
 _EXIT_PATIENCE = 10.0
 """Seconds that the interpreter's exit waits for a search to tell its trials."""
 
@@ -109,8 +115,8 @@ class Search:
         initial_points: Sequence[Mapping[str, Any]] = (),
         thread: Threads,
     ) -> None:
-        # All goes through the view, so that what a study caches between an ask and its suggestions is never stale.
-        self._study = _stoppable(study, self._stop)
+        self._study = _view(study, self._stop, self._note_asked)
+        self._sampler = study.sampler
         self._objective = objective
         self._space = space
         self._runner = runner
@@ -121,7 +127,9 @@ class Search:
         self._thread = thread
         self._n_objectives = len(study.directions)
         self._quick: bool | None = None  # whether the study may be used in the event loop; the first trial tells
+        self._asked: int | None = None  # the trial that an ask has stored and not returned yet
         self._open: dict[int, Trial] = {}  # asked and not told
+        self._untold: dict[int, _Outcome] = {}  # of those, what a storage has refused
         self._claimed = 0
         self._stopped = False
         self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
@@ -255,14 +263,19 @@ class Search:
         for point in self._initial_points:
             self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
+    def _note_asked(self, number: int) -> None:
+        self._asked = number
+
     def _ask(self) -> tuple[int, Trial, dict[str, Any]] | None:
         if self._stopped:
             return None
+        self._asked = None
         try:
             trial = self._study.ask()
         except Exception:
             self._stopped = True
-            self._close_half_asked()
+            if self._asked is not None:
+                self._study.tell(self._asked, state=TrialState.FAIL)
             raise
         number = trial.number
         self._open[number] = trial
@@ -270,17 +283,19 @@ class Search:
             # Nothing blocks, and a change of thread would cost as much as all else. Exact types: a subclass may do
             # anything.
             self._quick = (
-                type(trial.storage) is InMemoryStorage
-                and type(self._study.sampler) is RandomSampler
-                and not self._callbacks
+                type(trial.storage) is InMemoryStorage and type(self._sampler) is RandomSampler and not self._callbacks
             )
+        if self._objective.takes_trial and not self._quick:
+            # Optuna samples when the objective first suggests; an async one would do that in the event loop.
+            _ = trial.relative_params
         return number, trial, self._space.suggest(trial)
 
     def _tell(self, number: int, trial: Trial, outcome: _Outcome) -> None:
+        self._untold[number] = outcome
         if outcome.reason is not None:
             trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
         frozen = self._study.tell(trial, outcome.values, state=outcome.state)
-        del self._open[number]
+        del self._open[number], self._untold[number]
         if outcome.fatal is not None:
             self._stopped = True
             raise outcome.fatal
@@ -292,30 +307,53 @@ class Search:
             callback(self._study, frozen)
 
     def _close_open(self, reason: str) -> None:
-        for trial in list(self._open.values()):
-            try:
-                trial.set_user_attr(ERROR_ATTRIBUTE, reason)
-                self._study.tell(trial, state=TrialState.FAIL)
-            except Exception:  # noqa: BLE001 - the others are told all the same
-                logger.exception("Trial %d of `%s` could not be told.", trial.number, self._objective.name)
+        """Tell what is asked and not told; an outcome that the storage has refused is offered again."""
+        for number, trial in list(self._open.items()):
+            outcome = self._untold.get(number) or _Outcome(TrialState.FAIL, reason=reason)
+            for pause in _CLOSING_PAUSES:
+                time.sleep(pause)
+                if self._tell_at_last(trial, outcome):
+                    break
+            else:
+                logger.error("Trial %d of `%s` could not be told: %s", number, self._objective.name, outcome)
         self._open.clear()
 
-    def _close_half_asked(self) -> None:
-        """Tell the trial that an `ask` has stored before its sampler raised.
-
-        The error does not say which trial that is: it is the one that runs and is not ours. If there are several, other
-        processes use the study too, and none is touched.
-        """
-        strangers = [
-            frozen
-            for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if frozen.number not in self._open
-        ]
-        if len(strangers) == 1:
-            self._study.tell(strangers[0].number, state=TrialState.FAIL)
+    def _tell_at_last(self, trial: Trial, outcome: _Outcome) -> bool:
+        with contextlib.suppress(Exception):  # the reason is worth less than the state
+            if outcome.reason is not None:
+                trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
+        try:
+            self._study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
+        except Exception:  # noqa: BLE001 - tried again
+            logger.debug("Telling trial %d failed.", trial.number, exc_info=True)
+            return False
+        return True
 
 
-def _stoppable(study: optuna.Study, stop: Callable[[], None]) -> optuna.Study:
+class _Recorder(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
+    """A sampler that says which trial an ask has stored: it is told before anything else can fail."""
+
+    def __init__(self, sampler: BaseSampler, note: Callable[[int], None]) -> None:
+        super().__init__(sampler)
+        self._self_note = note
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._self_note(trial.number)
+        self.__wrapped__.before_trial(study, trial)
+
+
+class _SharedAttributes:
+    """Stands for what a study keeps for each thread.
+
+    Optuna clears its cache of trials in the thread that asks and tells. A trial that suggests in another thread would
+    see the history as it was when that thread first looked.
+    """
+
+    in_optimize_loop = False
+    cached_all_trials = None
+
+
+def _view(study: optuna.Study, stop: Callable[[], None], note: Callable[[int], None]) -> optuna.Study:
     """Return a view of a study whose `stop` ends a search: Optuna's own works inside `study.optimize` only.
 
     Callbacks get it. Where one pickles or copies it, that is done to the study itself.
@@ -334,6 +372,8 @@ def _stoppable(study: optuna.Study, stop: Callable[[], None]) -> optuna.Study:
     View.__name__ = View.__qualname__ = type(study).__name__
     view = copy.copy(study)
     view.__class__ = View
+    view._thread_local = _SharedAttributes()  # type: ignore[assignment]
+    view.sampler = _Recorder(study.sampler, note)
     return view
 
 
@@ -355,7 +395,11 @@ async def _insist(closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:_REASON_LIMIT]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a user's `__str__`
+        text = "<its text could not be made>"
+    return f"{type(error).__name__}: {text}"[:_REASON_LIMIT]
 
 
 def _line(text: str | None) -> str:
@@ -394,3 +438,6 @@ class _ToldAtExit:
         if self._task is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._task.cancel)
             self._closed.wait(_EXIT_PATIENCE)
+        elif self._task is not None and not self._loop.is_closed():  # `run_until_complete` was interrupted
+            self._task.cancel()
+            self._loop.run_until_complete(asyncio.wait([self._task], timeout=_EXIT_PATIENCE))

@@ -26,15 +26,7 @@ def read_signature(function: Callable[..., Any]) -> inspect.Signature:
     """
     signature = inspect.signature(function)
     annotated = _annotated(function)
-    try:
-        hints = get_type_hints(annotated, localns=_local_names(annotated), include_extras=True)
-    except NameError as error:
-        name = getattr(error, "name", None) or str(error)
-        raise UnresolvedAnnotationError(
-            f"The name {name!r}, in an annotation of {_describe(function)}, cannot be found. Import it or define it at "
-            "the top of the module (not under `if TYPE_CHECKING`), or apply `optimize` inside the function that "
-            "defines it."
-        ) from error
+    hints = read_hints(annotated, _describe(function), _local_names(annotated))
     parameters = [
         parameter.replace(annotation=hints.get(name, parameter.annotation))
         for name, parameter in signature.parameters.items()
@@ -43,6 +35,29 @@ def read_signature(function: Callable[..., Any]) -> inspect.Signature:
         parameters=parameters,
         return_annotation=hints.get("return", signature.return_annotation),
     )
+
+
+def read_hints(annotated: Any, name: str, local_names: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the annotations of a function or class as objects.
+
+    Args:
+        annotated: The function or class.
+        name: What messages call it.
+        local_names: Names around it, besides the globals of its module.
+
+    Raises:
+        UnresolvedAnnotationError: If a name in an annotation cannot be found, or one is no expression.
+    """
+    try:
+        return get_type_hints(annotated, localns=local_names, include_extras=True)
+    except NameError as error:
+        unknown = getattr(error, "name", None) or str(error)
+        raise UnresolvedAnnotationError(
+            f"The name {unknown!r}, in an annotation of {name}, cannot be found. Import it or define it at the top of "
+            "the module (not under `if TYPE_CHECKING`), or apply `optimize` inside the function that defines it."
+        ) from error
+    except (AttributeError, SyntaxError) as error:
+        raise UnresolvedAnnotationError(f"An annotation of {name} cannot be read: {error}. Correct it.") from error
 
 
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:

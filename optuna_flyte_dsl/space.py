@@ -6,8 +6,10 @@ arguments of one trial.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -151,6 +153,8 @@ class SearchSpace(Mapping[str, Suggestion]):
         if isinstance(value, Fixed):
             return _fit(declared.base, value.value)
         if isinstance(value, Suggestion):
+            if (clash := _clash(value, declared.base)) and not (declared.base is float and isinstance(value, Integer)):
+                raise ArgumentError(f"`{self.name}`: `{name}` {clash}. Let the two agree.")
             return value
         if declared.marker is None:
             # A copy of the containers: what the caller does to them later is not seen by the search.
@@ -188,8 +192,8 @@ class SearchSpace(Mapping[str, Suggestion]):
         template = self._template
         return tuple(name for name in self._declared if name not in template)
 
-    def ready(self) -> SearchSpace:
-        """Return this space if a search can start from it.
+    def check_ready(self) -> None:
+        """Check that a search can start from this space.
 
         Raises:
             ArgumentError: If an argument is missing.
@@ -202,7 +206,6 @@ class SearchSpace(Mapping[str, Suggestion]):
                 f"`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`. For one plain run, call "
                 f"`{self.name}.task(...)`."
             )
-        return self
 
     def check_complete(self) -> None:
         """Check that every argument has a value or a marker.
@@ -268,8 +271,11 @@ class SearchSpace(Mapping[str, Suggestion]):
             _matches(value, kwargs[name]) for name, value in template.items()
         )
 
-    def check_point(self, point: Mapping[str, Any]) -> None:
-        """Check that values for some of the searched parameters, by name, lie within their markers.
+    def convert_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values for some of the searched parameters, by name, as their markers give them.
+
+        Args:
+            point: The values, such as `{"lr": 0.1}`.
 
         Raises:
             ArgumentError: If there is no such parameter.
@@ -286,6 +292,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                 raise OutOfRangeError(
                     f"`{self.name}`: `{name}` of an initial point must lie within {markers[name]!r}, but got {value!r}."
                 )
+        return {name: _converted(markers[name], value) for name, value in point.items()}
 
     def __getitem__(self, name: str) -> Suggestion:
         return self._markers[name]
@@ -377,22 +384,23 @@ def _base_of(marker: Suggestion) -> Any:
 
 
 def _check_base(where: str, marker: Suggestion, base: Any) -> None:
-    """Check that the values of a marker are values of the type it annotates, as far as plain types tell."""
+    if clash := _clash(marker, base):
+        raise InvalidAnnotationError(f"{where} {clash}. Let the two agree.")
+
+
+def _clash(marker: Suggestion, base: Any) -> str | None:
+    """Say how the values of a marker are none of the type it stands for, as far as plain types tell."""
     allowed = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
     plain = {bool, int, float, str, type(None)}
     if not set(allowed) <= plain:
-        return
+        return None
     if isinstance(marker, Category):
         wrong = [choice for choice in marker.choices if type(choice) in plain and type(choice) not in allowed]
         if wrong and not (float in allowed and all(type(choice) is int for choice in wrong)):
-            raise InvalidAnnotationError(
-                f"{where} says {_type_name(base)}, but {marker!r} holds {wrong[0]!r}. Let the two agree."
-            )
-    elif (float if isinstance(marker, Float) else int) not in allowed:
-        raise InvalidAnnotationError(
-            f"{where} says {_type_name(base)}, but {marker!r} gives "
-            f"{'a float' if isinstance(marker, Float) else 'an int'}. Let the two agree."
-        )
+            return f"says {_type_name(base)}, but {marker!r} holds {wrong[0]!r}"
+        return None
+    kind, article = (float, "a float") if isinstance(marker, Float) else (int, "an int")
+    return None if kind in allowed else f"says {_type_name(base)}, but {marker!r} gives {article}"
 
 
 def _type_name(annotation: Any) -> str:
@@ -405,8 +413,13 @@ def _walk(name: str, value: Any, visit: Callable[[str, Suggestion], Any]) -> Any
         return visit(name, value)
     if isinstance(value, Fixed):
         return value.value
-    if type(value) is dict:
-        return {key: _walk(f"{name}.{key}", inner, visit) for key, inner in value.items()}
+    if isinstance(value, dict):
+        filled = {key: _walk(f"{name}.{key}", inner, visit) for key, inner in value.items()}
+        if type(value) is dict:
+            return filled
+        copied = copy.copy(value)  # an OrderedDict, a defaultdict
+        copied.update(filled)
+        return copied
     if type(value) is list:
         return [_walk(f"{name}.{index}", inner, visit) for index, inner in enumerate(value)]
     if isinstance(value, tuple):
@@ -414,7 +427,20 @@ def _walk(name: str, value: Any, visit: Callable[[str, Suggestion], Any]) -> Any
         if hasattr(value, "_fields"):
             return type(value)(*inner)
         return tuple(inner) if type(value) is tuple else value
+    if _hides_suggestion(value):
+        raise ArgumentError(
+            f"`{name}` holds a suggestion inside a {type(value).__name__}, where it cannot be replaced by a value. "
+            "Put it into a dict, a list or a tuple."
+        )
     return value
+
+
+def _hides_suggestion(value: Any) -> bool:
+    if isinstance(value, set | frozenset):
+        return any(isinstance(item, Suggestion) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(isinstance(getattr(value, field.name, None), Suggestion) for field in dataclasses.fields(value))
+    return False
 
 
 def _suggest(trial: optuna.trial.BaseTrial, name: str, marker: Suggestion) -> Any:
@@ -444,7 +470,9 @@ def _within(marker: Suggestion, value: Any) -> bool:
     if marker.step is None:
         return True
     steps = (float(value) - marker.low) / marker.step
-    return abs(steps - round(steps)) < 1e-8  # Optuna's own tolerance
+    # Optuna's own tolerance, and what rounding does to numbers far greater than the step.
+    rounding = 4 * math.ulp(max(abs(marker.low), abs(marker.high))) / marker.step
+    return abs(steps - round(steps)) < 1e-8 + rounding
 
 
 def _converted(marker: Suggestion, value: Any) -> Any:
@@ -470,7 +498,7 @@ def _fit(base: Any, value: Any) -> Any:
 def _matches(template: Any, value: Any) -> bool:
     if isinstance(template, Suggestion):
         return _within(template, value)
-    if type(template) is dict:
+    if isinstance(template, dict):
         return (
             isinstance(value, dict)
             and template.keys() == value.keys()

@@ -79,13 +79,11 @@ class StudyOptions:
         elif isinstance(self.study, optuna.Study):
             self._check_study(objective, self.study)
 
-    def open(self, objective: Objective, *, concurrency: int) -> optuna.Study:
+    def open(self, objective: Objective) -> optuna.Study:
         """Return the study of a search.
 
         Args:
             objective: What it is for: its annotation may name directions and metrics.
-            concurrency: How many trials run at once. With more than one, the default sampler takes into account those
-                that run (with Optuna 4, by `constant_liar`; with Optuna 5, it always does).
 
         Raises:
             InvalidOptionError: If `study` or `sampler` made something else.
@@ -93,9 +91,7 @@ class StudyOptions:
         """
         if self.study is None:
             directions = objective.directions_with(self.directions) or (StudyDirection.MINIMIZE,)
-            study = optuna.create_study(
-                directions=list(directions), sampler=self._make_sampler(len(directions), concurrency)
-            )
+            study = optuna.create_study(directions=list(directions), sampler=self._make_sampler(len(directions)))
         else:
             study = self.study if isinstance(self.study, optuna.Study) else self.study()
             if not isinstance(study, optuna.Study):
@@ -113,7 +109,7 @@ class StudyOptions:
             )
         objective.directions_with(directions)
 
-    def _make_sampler(self, n_objectives: int, concurrency: int) -> BaseSampler | None:
+    def _make_sampler(self, n_objectives: int) -> BaseSampler:
         if isinstance(self.sampler, BaseSampler):
             return self.sampler
         if self.sampler is not None:
@@ -126,7 +122,8 @@ class StudyOptions:
         if n_objectives > 1:
             return NSGAIISampler(seed=self.seed)
         with _unwarned():
-            return TPESampler(seed=self.seed, constant_liar=concurrency > 1)
+            # It takes into account the trials that run, as Optuna 5's does by default.
+            return TPESampler(seed=self.seed, constant_liar=True)
 
     def _seed_for(self, factory: Callable[..., Any]) -> dict[str, int]:
         if self.seed is None:
@@ -152,11 +149,11 @@ class StudySource:
         self._lock = threading.Lock()
         self._study: optuna.Study | None = options.study if isinstance(options.study, optuna.Study) else None
 
-    def get(self, concurrency: int) -> optuna.Study:
+    def get(self) -> optuna.Study:
         """Return the study; the first call makes it. It may block: a storage is opened."""
         with self._lock:
             if self._study is None:
-                self._study = self._options.open(self._objective, concurrency=concurrency)
+                self._study = self._options.open(self._objective)
             else:
                 _name_metrics(self._study, self._objective.returns.names)
             return self._study

@@ -101,8 +101,12 @@ class Threads:
     def _start_thread(self) -> None:
         number = _names.take()
         thread = threading.Thread(target=self._work, args=(number,), name=f"optuna-flyte-{number}", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            _names.give_back(number)
+            raise
         self._threads.add(thread)
-        thread.start()
 
     def _work(self, number: int) -> None:
         thread = threading.current_thread()

@@ -23,7 +23,7 @@ def floats(draw):
     if kind == "step":
         # Written in base ten, as people write steps.
         scale = draw(st.sampled_from([1, 10, 100]))
-        low, step = draw(st.integers(-500, 500)), draw(st.integers(1, 50))
+        low, step = draw(st.integers(-500, 500) | st.integers(-(10**11), 10**11)), draw(st.integers(1, 50))
         high = low + step * draw(st.integers(1, 40))
         return Float(*(float(Fraction(number, scale)) for number in (low, high, step)))
     low, high = sorted(draw(st.tuples(bounds, bounds).filter(lambda pair: pair[0] != pair[1])))

@@ -113,7 +113,7 @@ def test_a_trials_pod_loads_it_by_its_resolver_and_runs_the_inner_task():
 @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
 def test_it_can_be_pickled(dumps):
     if dumps is pickle.dumps:
-        objective = optimize(n_trials=2)(module_level_objective)
+        objective = decorated_function
     else:
 
         @optimize(n_trials=2)
@@ -126,6 +126,24 @@ def test_it_can_be_pickled(dumps):
     assert dict(twin.space) == {"x": Float(0, 1)}
     assert len(twin.run_sync().trials) == 2
     assert isinstance(pickle.loads(cloudpickle.dumps(train)), AsyncPythonFunctionTask)
+
+
+@optimize(n_trials=2)
+def decorated_function(x: Float(0, 1)) -> float:
+    return x
+
+
+def test_a_decorated_function_of_no_module_is_pickled_by_value():
+    def local(x: Float(0, 1)) -> float:
+        return x
+
+    twin = pickle.loads(cloudpickle.dumps(optimize(n_trials=3)(local)))
+    assert len(twin.run_sync().trials) == 3
+    assert pickle.loads(pickle.dumps(decorated_function)) is decorated_function
+
+
+def test_its_own_attributes_are_listed():
+    assert {"space", "study", "run_sync", "n_trials", "task", "python_interface"} <= set(dir(train))
 
 
 def module_level_objective(x: Float(0, 1)) -> float:
@@ -183,7 +201,7 @@ def test_create_node_makes_a_node_of_the_inner_task():
         second = create_node(train, lr=0.01, depth=3, booster="dart", dataset=dataset)
         return first.o0, second.o0
 
-    of_nodes.compile()
+    assert tuple(of_nodes(dataset="x")) == pytest.approx((0.25, 5.03))
     assert [node.flyte_entity.name for node in of_nodes.nodes] == [sync_train.name, train.name]
 
     @fl.workflow
@@ -191,6 +209,22 @@ def test_create_node_makes_a_node_of_the_inner_task():
         return sync_train.task(x=0.5)
 
     assert of_the_task() == 0.5
+
+
+@fl.dynamic
+def dynamic_of_nodes(x: float) -> float:
+    return create_node(sync_train, x=x).o0
+
+
+@fl.dynamic
+def wrong_dynamic(x: float) -> float:
+    return sync_train(x=x)
+
+
+def test_a_dynamic_workflow_is_a_workflow():
+    assert dynamic_of_nodes(x=0.25) == 0.25
+    with pytest.raises(Exception, match="is a search, and a `@workflow` cannot wait for one"):
+        wrong_dynamic(x=0.25)
 
 
 def test_map_task_maps_the_inner_task():

@@ -9,6 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from optuna_flyte_dsl import (
     Category,
+    Fixed,
     Float,
     Integer,
     InvalidMarkerError,
@@ -116,6 +117,11 @@ def test_a_marker_goes_into_a_union():
         ),
         (lambda: Float(0, float("inf")), "Float: `high` must be finite, but got inf."),
         (lambda: Float(float("nan"), 1), "Float: `low` must be finite, but got nan."),
+        (lambda: Float(0, 10**400), "Float: `high` must be finite, but got inf."),
+        (
+            lambda: Float(-1e308, 1e308),
+            "Float: `high - low` must be finite, but got (low=-1e+308, high=1e+308). Narrow the range.",
+        ),
         (lambda: Float(0, 1, step=0), "Float: `step > 0` must hold, but got step=0."),
         (lambda: Integer(0, 5, step=-1), "Integer: `step > 0` must hold, but got step=-1."),
         (
@@ -173,6 +179,10 @@ def test_a_broken_rule_is_named_with_its_cure(make, message):
     ("make", "message"),
     [
         (lambda: Float("0", 1), "Float: `low` must be a number, but got '0', of type str."),
+        (
+            lambda: Fixed(Float(0, 1)),
+            "Fixed: `value` must be a value, but got the marker Float(0, 1). Give the marker itself.",
+        ),
         (lambda: Float(0, True), "Float: `high` must be a number, but got True, of type bool."),
         (lambda: Float(0, 1, step="1"), "Float: `step` must be a number, but got '1', of type str."),
         (lambda: Float(0, 1, log=1), "Float: `log` must be True or False, but got 1, of type int."),

@@ -1,6 +1,6 @@
 import functools
 from collections.abc import Awaitable
-from typing import Annotated, Any, NamedTuple, Union
+from typing import Annotated, Any, NamedTuple, Optional, Union
 
 import flytekit as fl
 import numpy as np
@@ -54,6 +54,10 @@ def returning(annotation):
         (Any, None),
         (Union[float, tuple[float, float]], None),
         (fl.FlyteContext, None),
+        (Optional[Maximize], (MAX,)),
+        (Maximize | None, (MAX,)),
+        (tuple[int | float, np.float32], (None, None)),
+        (Annotated[np.float32, "x"], (None,)),
     ],
 )
 def test_the_return_annotation_says_how_many_objectives_there_are_and_where_they_go(annotation, directions):
@@ -71,6 +75,12 @@ def test_a_return_annotation_that_is_no_number_is_refused(annotation):
     with pytest.raises(InvalidObjectiveError, match=r"`objective` must return a float, or a tuple of floats") as caught:
         optimize(returning(annotation))
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("annotation", [tuple[Maximize, ...], Union[Maximize, tuple[float, float]]])
+def test_a_direction_that_would_be_lost_is_refused(annotation):
+    with pytest.raises(DirectionError, match="names a direction, but not how many objectives there are"):
+        optimize(returning(annotation))
 
 
 def test_an_objective_has_one_direction():

@@ -27,6 +27,7 @@ def _talkative_optuna(_quiet_optuna):
 def terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(progress, "_on_terminal", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     return screen
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import Float, ObjectiveValueError, SearchSpace
+from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer, SearchSpace
+from optuna_flyte_dsl import search as search_module
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.search import ERROR_ATTRIBUTE, Limits, Search
 from optuna_flyte_dsl.threads import Threads
@@ -303,6 +304,120 @@ def test_a_trial_that_cancels_itself_has_failed():
 
     study, _ = asyncio.run(run_search(objective, n_trials=3))
     assert states(study) == {"FAIL": 1, "COMPLETE": 2}
+
+
+class Spy(optuna.samplers.TPESampler):
+    """Notes how many finished trials each sampling sees, and in which thread."""
+
+    def __init__(self):
+        super().__init__(seed=1)
+        self.seen, self.threads = {}, set()
+
+    def sample_relative(self, study, trial, search_space):
+        self.look(study, trial)
+        return super().sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study, trial, name, distribution):
+        self.look(study, trial)
+        return super().sample_independent(study, trial, name, distribution)
+
+    def look(self, study, trial):
+        trials = study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
+        self.seen[trial.number] = len(trials)
+        self.threads.add(threading.current_thread())
+
+
+async def async_with_trial(trial: optuna.Trial):
+    return trial.suggest_float("x", 0, 1)
+
+
+def sync_with_trial(trial: optuna.Trial):
+    return trial.suggest_float("x", 0, 1)
+
+
+def with_marker(x: Float(0, 1)):
+    return x
+
+
+@pytest.mark.parametrize("objective", [async_with_trial, sync_with_trial, with_marker])
+def test_a_sampler_sees_all_finished_trials_wherever_it_is_asked(objective):
+    sampler = Spy()
+    study = optuna.create_study(sampler=sampler)
+    Optimizer(objective, 1, 25, study).run_sync()
+    assert sampler.seen == {number: number for number in range(25)}
+
+
+def test_relative_sampling_never_happens_in_the_event_loop():
+    class Relative(optuna.samplers.RandomSampler):
+        def sample_relative(self, study, trial, search_space):
+            threads.append(threading.current_thread())
+            return {}
+
+    threads = []
+    Optimizer(async_with_trial, 2, 5, optuna.create_study(sampler=Relative())).run_sync()
+    assert len(threads) == 5
+    assert threading.current_thread() not in threads
+
+
+def test_a_failing_ask_does_not_touch_the_trial_of_another_process():
+    class Locked(InMemoryStorage):
+        locked = False
+
+        def create_new_trial(self, *args, **kwargs):
+            if self.locked:
+                raise OSError("database is locked")
+            return super().create_new_trial(*args, **kwargs)
+
+    storage = Locked()
+    study = optuna.create_study(storage=storage)
+    other = study.ask()
+    storage.locked = True
+    with pytest.raises(OSError, match="locked"):
+        asyncio.run(run_search(value, study=study))
+    assert study.trials[other.number].state is TrialState.RUNNING
+    study.tell(other, 1.0)
+
+
+class Unreliable(InMemoryStorage):
+    """Refuses the first few changes of a trial's state."""
+
+    def __init__(self, refusals):
+        super().__init__()
+        self.refusals = refusals
+
+    def set_trial_state_values(self, trial_id, state, values=None):
+        if state.is_finished() and self.refusals:
+            self.refusals -= 1
+            raise OSError("gone for a while")
+        return super().set_trial_state_values(trial_id, state, values)
+
+
+def test_a_value_that_the_storage_refused_is_told_when_the_search_ends():
+    study = optuna.create_study(storage=Unreliable(2))
+    with pytest.raises(OSError, match="gone for a while"):
+        asyncio.run(run_search(value, study=study))
+    assert states(study) == {"COMPLETE": 1}
+    assert study.best_value == study.best_params["x"]
+
+
+def test_what_the_storage_never_takes_is_logged(caplog, monkeypatch):
+    monkeypatch.setattr(search_module, "_CLOSING_PAUSES", (0.0, 0.0))
+    study = optuna.create_study(storage=Unreliable(99))
+    with pytest.raises(OSError, match="gone for a while"):
+        asyncio.run(run_search(value, study=study))
+    assert any("Trial 0 of `declared` could not be told" in record.getMessage() for record in caplog.records)
+
+
+def test_an_error_whose_text_cannot_be_made_is_a_failure_too():
+    class Nameless(Exception):
+        def __str__(self):
+            raise ValueError
+
+    async def objective(trial, x):
+        raise Nameless
+
+    study, _ = asyncio.run(run_search(objective, n_trials=1))
+    assert study.trials[0].user_attrs[ERROR_ATTRIBUTE] == "Nameless: <its text could not be made>"
 
 
 def test_callbacks_hear_of_each_finished_trial():

@@ -72,6 +72,14 @@ def test_names_that_a_function_closes_over_are_found_after_its_maker_has_returne
     assert read_signature(outer()).parameters["x"].annotation == Float(1, 3)
 
 
+def test_an_annotation_that_is_no_expression_is_named():
+    def misspelled(x: optuna.Tial, y: Float(0, 1)) -> float:
+        raise NotImplementedError
+
+    with pytest.raises(UnresolvedAnnotationError, match=r"An annotation of `.*misspelled` cannot be read: .*Tial"):
+        optimize(misspelled)
+
+
 def test_a_name_that_cannot_be_found_is_named_with_its_cure():
     def objective(x: Float(0, 1), y: Decimal) -> float:
         raise NotImplementedError

@@ -1,10 +1,13 @@
+import collections
 import copy
+import dataclasses
 import functools
 import inspect
 import random
 import typing
 from typing import Annotated, Any, NamedTuple, Optional
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
@@ -209,12 +212,12 @@ def test_unknown_missing_and_doubled_arguments_are_named():
         raise NotImplementedError
 
     with pytest.raises(ArgumentError, match=r"`needy` needs a value for `data`, `more`\. Give it at the call"):
-        SearchSpace.of(needy).ready()
+        SearchSpace.of(needy).check_ready()
 
 
 def test_nothing_to_search_is_an_error_with_its_cure():
     with pytest.raises(EmptySpaceError) as caught:
-        SPACE.bind(lr=0.1, depth=3, booster="a").ready()
+        SPACE.bind(lr=0.1, depth=3, booster="a").check_ready()
     assert str(caught.value) == (
         "`train` has nothing to search: each of its parameters has a fixed value. Give one a marker, `x: Float(0, 1)`, "
         "or a suggestion, `x=suggest.float(0, 1)`. For one plain run, call `train.task(...)`."
@@ -312,12 +315,64 @@ def test_contains_looks_at_each_argument():
     assert not stepped.contains({"x": 0.8})
 
 
+def test_a_suggestion_of_another_type_is_refused_at_the_call():
+    def objective(n: Integer(1, 3), name: str, x: float = 1.0):
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective)
+    with pytest.raises(ArgumentError, match=r"`n` says int, but Float\(0.1, 0.9\) gives a float. Let the two agree."):
+        space.bind(n=suggest.float(0.1, 0.9))
+    with pytest.raises(ArgumentError, match=r"`name` says str, but Category\(\[1, 2\]\) holds 1. Let the two agree."):
+        space.bind(name=suggest.category([1, 2]))
+    assert space.bind(x=suggest.integer(1, 3), n=suggest.category([1, 5]))["x"] == Integer(1, 3)
+
+
+def test_dicts_of_other_classes_are_filled_and_kept():
+    def objective(params: Any):
+        raise NotImplementedError
+
+    ordered = collections.OrderedDict(a=Float(0, 1), b=2)
+    default = collections.defaultdict(list, a=Float(0, 1))
+    for value in (ordered, default):
+        point = sample(SearchSpace.of(objective).bind(params=value))["params"]
+        assert type(point) is type(value)
+        assert 0 <= point["a"] <= 1
+        assert value["a"] == Float(0, 1)
+
+
+def test_a_suggestion_where_it_cannot_be_replaced_is_refused():
+    @dataclasses.dataclass
+    class Config:
+        lr: Any
+
+    def objective(params: Any):
+        raise NotImplementedError
+
+    for value in ({Float(0, 1)}, Config(Float(0, 1)), [Config(Float(0, 1))]):
+        with pytest.raises(ArgumentError, match=r"holds a suggestion inside a (set|Config), .* Put it into a dict"):
+            SearchSpace.of(objective).bind(params=value)
+
+
+def test_a_fixed_array_is_compared_by_identity():
+    def objective(x: Float(0, 1), data: Any):
+        raise NotImplementedError
+
+    data = np.zeros(3)
+    space = SearchSpace.of(objective).bind(data=data)
+    assert space.contains({"x": 0.5, "data": data})
+    assert not space.contains({"x": 0.5, "data": np.zeros(3)})
+
+
+def test_points_are_converted_as_their_markers_say():
+    assert repr(SPACE.convert_point({"depth": np.int64(3), "lr": 0.1})) == "{'depth': 3, 'lr': 0.1}"
+
+
 def test_points_are_checked_by_name():
-    SPACE.check_point({"lr": 0.01})
+    SPACE.convert_point({"lr": 0.01})
     with pytest.raises(ArgumentError, match=r"does not search `epochs`.*it searches `lr`, `depth`, `booster`"):
-        SPACE.check_point({"epochs": 3})
+        SPACE.convert_point({"epochs": 3})
     with pytest.raises(OutOfRangeError, match=r"`depth` of an initial point must lie within Integer\(2, 12\)"):
-        SPACE.check_point({"depth": 99})
+        SPACE.convert_point({"depth": 99})
 
 
 def test_spaces_compare_and_show_themselves():

@@ -64,7 +64,7 @@ def test_an_objective_under_optimize_gives_the_arguments_of_its_task(drawn):
 
 
 @settings(max_examples=10)
-@given(params(optimize(lambda x: x, n_trials=1) if False else plain))
+@given(params(plain))
 def test_a_bare_task_does_too(drawn):
     assert drawn.keys() == {"lr", "depth", "booster", "dataset"}
 

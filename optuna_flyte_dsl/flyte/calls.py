@@ -6,7 +6,7 @@ import enum
 import sys
 from typing import Any
 
-from flytekit.core.context_manager import CompilationState, FlyteContextManager
+from flytekit.core.context_manager import ExecutionState, FlyteContextManager
 from flytekit.core.promise import flyte_entity_call_handler
 
 _NODE_CREATION = "flytekit.core.node_creation"
@@ -22,27 +22,29 @@ class Place(enum.Enum):
     COMMAND = "by `pyflyte run file.py objective ...`, with a value for every parameter"
 
 
-def place_of_call(depth: int = 2) -> Place:
+def place_of_call() -> Place:
     """Return where the function was called that calls this one.
 
-    Flytekit gives no other sign: in compilation, `create_node(train, ...)` and `train(...)` reach the same `__call__`,
-    and so do `pyflyte run` and a user's own call. So the caller's module is looked at.
-
-    Args:
-        depth: How many frames up the caller of interest is.
+    Flytekit gives no other sign: `create_node(train, ...)` and `train(...)` reach the same `__call__`, and so do
+    `pyflyte run` and a user's own call. So the caller's module is looked at.
     """
-    caller = sys._getframe(depth).f_globals.get("__name__")
-    if is_compiling():
-        return Place.NODE if caller == _NODE_CREATION else Place.WORKFLOW
-    return Place.COMMAND if caller == _PYFLYTE_RUN else Place.SEARCH
+    caller = sys._getframe(2).f_globals.get("__name__")
+    if caller == _NODE_CREATION:
+        return Place.NODE
+    if caller == _PYFLYTE_RUN:
+        return Place.COMMAND
+    return Place.WORKFLOW if _in_a_workflow() else Place.SEARCH
 
 
-def is_compiling() -> bool:
-    """Tell whether Flyte compiles a workflow now."""
-    state: CompilationState | None = FlyteContextManager.current_context().compilation_state
-    return state is not None and state.mode == 1
+def _in_a_workflow() -> bool:
+    """Tell whether the body of a workflow, or of a dynamic one, runs now: what it calls become nodes."""
+    context = FlyteContextManager.current_context()
+    compilation, execution = context.compilation_state, context.execution_state
+    if compilation is not None and compilation.mode == 1:
+        return True
+    return execution is not None and execution.mode is ExecutionState.Mode.LOCAL_DYNAMIC_TASK_EXECUTION
 
 
 def make_node(entity: Any, inputs: dict[str, Any]) -> Any:
-    """Return the promises of a new node of the workflow that is being compiled."""
+    """Return the promises of an entity: of a new node while Flyte compiles, else of its local run."""
     return flyte_entity_call_handler(entity, **inputs)

@@ -26,6 +26,7 @@ from flytekit.core.context_manager import (
 )
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.promise import async_flyte_entity_call_handler, flyte_entity_call_handler
+from flytekit.core.python_function_task import PythonFunctionTask
 from flytekit.core.reference_entity import ReferenceEntity
 from flytekit.core.type_engine import TypeEngine
 from flytekit.utils.asyn import _TaskRunner, loop_manager
@@ -58,7 +59,7 @@ class FlyteRunner:
         if self._objective.kind is Kind.ENTITY:
             return await async_flyte_entity_call_handler(target, **arguments)
         if self._objective.takes_trial:
-            arguments = {TRIAL: trial, **arguments}
+            arguments = {**arguments, TRIAL: trial}
         if self._objective.kind is Kind.COROUTINE:
             returned = await target(**arguments)
         else:
@@ -86,7 +87,7 @@ class LocalController:
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Run an entity in a thread, and return its outputs as Python values."""
-        if getattr(entity, "metadata", None) is not None and getattr(entity.metadata, "cache", False):
+        if _may_cache(entity):
             _prepare_cache()
         return await self._threads.run(self._call, entity, input_kwargs)
 
@@ -97,6 +98,12 @@ class LocalController:
             # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
             entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
         return flyte_entity_call_handler(_without_deck(entity), **input_kwargs)
+
+
+def _may_cache(entity: Any) -> bool:
+    """Tell whether an entity, or one inside of it, may look into Flyte's cache: a plain task without one does not."""
+    plain = isinstance(entity, PythonFunctionTask) and entity.execution_mode is entity.ExecutionBehavior.DEFAULT
+    return not plain or bool(entity.metadata.cache)
 
 
 def _without_deck(entity: Any) -> Any:
@@ -148,7 +155,7 @@ class _LockedCache:
             return True
 
     def __getitem__(self, key: Any) -> Any:
-        found, value = self._found.entry
+        found, value = getattr(self._found, "entry", (None, None))
         if found != key:
             raise KeyError(key)
         return value

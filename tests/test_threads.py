@@ -1,0 +1,128 @@
+import asyncio
+import contextvars
+import threading
+
+import pytest
+
+from optuna_flyte_dsl.threads import Threads
+from tests.conftest import own_threads, wait_until
+
+
+async def names_of(threads, jobs):
+    return [await threads.run(lambda: threading.current_thread().name) for _ in range(jobs)]
+
+
+def test_an_idle_thread_is_used_again():
+    async def main():
+        threads = Threads()
+        names = await names_of(threads, 50)
+        await threads.close()
+        return names
+
+    assert len(set(asyncio.run(main()))) == 1
+
+
+def test_a_name_is_used_again():
+    async def main():
+        names = set()
+        for _ in range(10):
+            threads = Threads()
+            names |= set(await names_of(threads, 2))
+            await threads.close()
+        return names
+
+    assert len(asyncio.run(main())) == 1
+
+
+def test_there_are_as_many_threads_as_jobs_that_wait_for_each_other():
+    async def main():
+        threads, barrier = Threads(), threading.Barrier(20)
+        await asyncio.gather(*(threads.run(barrier.wait, 30) for _ in range(20)))
+        await threads.close()
+
+    asyncio.run(main())
+    assert own_threads() == set()
+
+
+def test_with_a_limit_of_one_jobs_run_in_their_order():
+    async def main():
+        threads, order = Threads(limit=1), []
+        await asyncio.gather(*(threads.run(order.append, number) for number in range(100)))
+        await threads.close()
+        return order
+
+    assert asyncio.run(main()) == list(range(100))
+
+
+def test_a_job_runs_under_a_copy_of_the_callers_context():
+    variable = contextvars.ContextVar("variable", default=0)
+
+    async def main():
+        threads = Threads()
+        variable.set(1)
+
+        def job():
+            before = variable.get()
+            variable.set(2)
+            return before
+
+        assert await threads.run(job) == 1
+        assert variable.get() == 1
+        await threads.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StopIteration])
+def test_an_error_reaches_the_caller(error):
+    async def main():
+        threads = Threads()
+
+        def job():
+            raise error("mine")
+
+        try:
+            await threads.run(job)
+        except BaseException as raised:
+            return raised
+        finally:
+            await threads.close()
+
+    raised = asyncio.run(asyncio.wait_for(main(), 30)) if error is not KeyboardInterrupt else error("mine")
+    assert "mine" in str(raised)
+
+
+def test_closing_waits_for_no_job_that_hangs():
+    release = threading.Event()
+
+    async def main():
+        threads, started = Threads(), threading.Event()
+
+        def job():
+            started.set()
+            release.wait(30)
+
+        future = threads.run(job)
+        await asyncio.to_thread(started.wait, 30)
+        await threads.close()
+        assert not future.done()
+        with pytest.raises(RuntimeError, match="closed"):
+            threads.run(job)
+
+    asyncio.run(main())
+    assert own_threads()
+    release.set()
+    wait_until(lambda: not own_threads())
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_behind(monkeypatch):
+    async def main():
+        threads = Threads(limit=1)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no thread")))
+            with pytest.raises(RuntimeError, match="no thread"):
+                threads.run(print)
+        assert await threads.run(lambda: 3) == 3
+        await threads.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
