@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack, overload
 import optuna
 import wrapt
 
-from optuna_flyte_dsl.errors import CompilationError
+from optuna_flyte_dsl.errors import InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.optimizer import Limited, Session, Settings, plain, wait_for
@@ -39,7 +39,7 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
         self._self_latest: StudySource | None = None
         self._self_prepared: StudySource | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run a search; await the call.
 
         Args:
@@ -52,6 +52,7 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
 
         Raises:
             CompilationError: In the body of a plain workflow, which cannot wait for a search.
+            InvalidObjectiveError: If `@fl.task` stands above `@optimize`.
             ArgumentError: If the arguments do not fit.
             OutOfRangeError: If a fixed value lies outside its marker.
             EmptySpaceError: If nothing is left to search.
@@ -61,11 +62,10 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
             return make_node(self.__wrapped__, kwargs)
         if place is Place.COMMAND:
             return self.__wrapped__(*args, **kwargs)
-        if place is Place.WORKFLOW:
-            name = self._self_session.objective.name
-            raise CompilationError(
-                f"`{name}` is a search, and a `@workflow` cannot wait for one. Call it in an `@fl.eager` workflow, "
-                f"`await {name}(...)`; or make one node of its task, `create_node({name}.task, ...)`."
+        if place is Place.TASK:
+            raise InvalidObjectiveError(
+                f"`{self._self_session.objective.name}`: the task was made of the search, so it has nothing to run. "
+                "Put `@optimize` above `@fl.task`."
             )
         return self._self_search(args, kwargs)
 
@@ -78,7 +78,7 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
     def _self_source(self) -> StudySource:
         return StudySource(self._self_session.settings.study, self._self_session.objective)
 
-    def run_sync(self, *args: Any, **kwargs: Any) -> optuna.Study:
+    def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run a search and wait for it, also where an event loop runs already, as in a notebook.
 
         Args:
@@ -110,6 +110,14 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
 
     def __repr__(self) -> str:
         return f"<optimize over {self.__wrapped__!r}>"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):
+            raise InvalidOptionError(
+                f"`{name}` cannot be assigned to `{self._self_session.objective.name}`: only `n_trials`, `concurrency` "
+                "and `delay` can. Give the others to `optimize`."
+            )
+        super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         return sorted({*dir(self.__wrapped__), *dir(type(self))})

@@ -90,7 +90,10 @@ class Objective:
                 "Put `@optimize` over `@fl.task`, or over a function."
             )
         space = SearchSpace.from_signature(
-            signature, name=name, ignore=frozenset({TRIAL}) if takes_trial else frozenset()
+            signature,
+            name=name,
+            ignore=frozenset({TRIAL}) if takes_trial else frozenset(),
+            strict=kind is Kind.ENTITY,
         )
         if kind is not Kind.ENTITY and not takes_trial and not space:
             raise InvalidObjectiveError(

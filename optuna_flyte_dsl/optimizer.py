@@ -9,11 +9,12 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 
-from optuna_flyte_dsl.errors import InvalidOptionError, SearchRunningError
+from optuna_flyte_dsl.errors import CompilationError, InvalidOptionError, SearchRunningError
+from optuna_flyte_dsl.flyte.calls import in_a_workflow
 from optuna_flyte_dsl.flyte.local import FlyteRunner
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.progress import Reporter, Tally
@@ -136,10 +137,17 @@ class Session:
             kwargs: The call's keyword arguments.
 
         Raises:
+            CompilationError: In the body of a plain workflow, which cannot wait for a search.
             ArgumentError: If the arguments do not fit the objective.
             OutOfRangeError: If a fixed value or an initial point lies outside its marker.
             EmptySpaceError: If nothing is left to search.
         """
+        if in_a_workflow():
+            name = self.objective.name
+            raise CompilationError(
+                f"`{name}` is a search, and a `@workflow` cannot wait for one. Call it in an `@fl.eager` workflow, "
+                f"`await {name}(...)`; or make one node of its task, `create_node({name}.task, ...)`."
+            )
         space = self.objective.space.bind(*args, **kwargs)
         points = self.settings.initial_points
         if self.objective.takes_trial:
@@ -183,7 +191,8 @@ class Session:
 class Limited:
     """The space and the limits of an objective's searches, as attributes."""
 
-    _self_session: Session
+    if TYPE_CHECKING:  # as an annotation of the class, it would stand before those of what a proxy wraps
+        _self_session: Session
 
     @property
     def space(self) -> SearchSpace:
@@ -290,7 +299,7 @@ class Optimizer(Limited):
         )
         self._source = StudySource(self._self_session.settings.study, read)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
         """Run the search; await the call.
 
         Args:
@@ -302,7 +311,7 @@ class Optimizer(Limited):
         """
         return self._self_session.search(self._source, args, kwargs)
 
-    def run_sync(self, *args: Any, **kwargs: Any) -> optuna.Study:
+    def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run the search and wait for it, also where an event loop runs already, as in a notebook.
 
         Args:

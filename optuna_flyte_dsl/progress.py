@@ -85,11 +85,9 @@ class Reporter:
 
     def __init__(self, tally: Tally, *, enabled: bool) -> None:
         self._tally = tally
-        self._display = _choose() if enabled else None
+        self._display = _choose(tally) if enabled else None
 
     def __enter__(self) -> Self:
-        if self._display is not None:
-            self._display.show(self._tally)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,7 +106,7 @@ class Bar:
 
     _taken = threading.Lock()  # a terminal has room for one
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, tally: Tally) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -120,14 +118,12 @@ class Bar:
             console=console,
             redirect_stdout=sys.stdout.isatty(),  # what is piped elsewhere is not for the terminal
         )
-        self._task = self._progress.add_task("", state="")
+        self._task = self._progress.add_task(tally.name, total=tally.n_trials, state="")
         self._progress.start()
 
     def show(self, tally: Tally) -> None:
         """Show the state after a trial."""
-        self._progress.update(
-            self._task, description=tally.name, total=tally.n_trials, completed=tally.finished, state=tally.describe()
-        )
+        self._progress.update(self._task, completed=tally.finished, state=tally.describe())
 
     def close(self, tally: Tally) -> None:
         """Show the last state and free the terminal."""
@@ -169,11 +165,11 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def _choose() -> Display:
+def _choose(tally: Tally) -> Display:
     console = Console(stderr=True)
     if _on_terminal() and console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
         try:
-            return Bar(console)
+            return Bar(console, tally)
         except LiveError:  # something else of rich's has the terminal
             Bar._taken.release()
     return Lines()

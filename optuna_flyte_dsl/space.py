@@ -60,6 +60,7 @@ class SearchSpace(Mapping[str, Suggestion]):
     name: str
     _declared: Mapping[str, _Declared]
     _open: bool  # whether the objective takes any keyword
+    _strict: bool  # whether a value must be of its parameter's type, as Flyte asks for
     _bound: Mapping[str, Any]  # what the calls gave, by parameter, Fixed taken off
 
     @classmethod
@@ -85,6 +86,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         *,
         name: str = "objective",
         ignore: frozenset[str] = frozenset(),
+        strict: bool = False,
     ) -> SearchSpace:
         """Make the space of a signature whose annotations are objects, not strings.
 
@@ -93,6 +95,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             arguments: Keyword arguments of a call, bound at once.
             name: What error messages call the objective.
             ignore: Parameters that are no arguments of a call, such as `trial`.
+            strict: Whether a value must be of its parameter's type, where that is a plain one.
         """
         declared: dict[str, _Declared] = {}
         takes_any = False
@@ -108,7 +111,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                     "arguments. Drop the `/` from the signature."
                 )
             declared[parameter.name] = _declare(name, parameter)
-        space = cls(name, declared, takes_any, {})
+        space = cls(name, declared, takes_any, strict, {})
         return space.bind(**arguments) if arguments else space
 
     def bind(self, /, *args: Any, **kwargs: Any) -> SearchSpace:
@@ -157,6 +160,11 @@ class SearchSpace(Mapping[str, Suggestion]):
                 raise ArgumentError(f"`{self.name}`: `{name}` {clash}. Let the two agree.")
             return value
         if declared.marker is None:
+            if self._strict and not _is_of(declared.base, value):
+                raise ArgumentError(
+                    f"`{self.name}`: `{name}` must be of type {declared.base.__name__}, as the signature says, but got "
+                    f"{value!r}, of type {type(value).__name__}. Give another value, or change the annotation."
+                )
             # A copy of the containers: what the caller does to them later is not seen by the search.
             return _fit(declared.base, _walk(name, value, lambda _, marker: marker))
         if value is None and declared.optional:
@@ -486,6 +494,15 @@ def _converted(marker: Suggestion, value: Any) -> Any:
 
 def _is_choice(value: Any, choice: Any) -> bool:
     return isinstance(value, bool) == isinstance(choice, bool) and same(value, choice)
+
+
+def _is_of(base: Any, value: Any) -> bool:
+    """Tell whether flytekit takes a value for a parameter, as far as plain types tell; it converts none."""
+    if base is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if base in (int, str, bool):
+        return type(value) is base or (base is str and isinstance(value, str))
+    return True
 
 
 def _fit(base: Any, value: Any) -> Any:

@@ -60,8 +60,10 @@ class StudyOptions:
                 f"`sampler` must be a sampler of Optuna's, or a function that makes one, but got {self.sampler!r}. "
                 "Write `sampler=optuna.samplers.TPESampler`."
             )
-        if self.seed is not None and (isinstance(self.seed, bool) or not hasattr(self.seed, "__index__")):
-            raise InvalidOptionError(f"`seed` must be an integer, but got {self.seed!r}.")
+        if self.seed is not None and (
+            isinstance(self.seed, bool) or not hasattr(self.seed, "__index__") or not 0 <= self.seed < 2**32
+        ):
+            raise InvalidOptionError(f"`seed` must be an integer from 0 to 2**32 - 1, but got {self.seed!r}.")
         if self.seed is not None and isinstance(self.sampler, BaseSampler):
             raise InvalidOptionError(
                 f"`seed={self.seed}` and `sampler={type(self.sampler).__name__}(...)` contradict each other: a sampler "
@@ -194,7 +196,9 @@ def _read_direction(direction: Direction) -> StudyDirection:
         return StudyDirection.MINIMIZE
     if direction in (StudyDirection.MAXIMIZE, "maximize"):
         return StudyDirection.MAXIMIZE
-    raise InvalidOptionError(f'A direction must be "minimize" or "maximize", but got {direction!r}.')
+    raise InvalidOptionError(
+        f'`direction`, and each of `directions`, must be "minimize" or "maximize", but got {direction!r}.'
+    )
 
 
 def _names(directions: Sequence[StudyDirection]) -> str:

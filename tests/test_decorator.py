@@ -26,6 +26,8 @@ from optuna_flyte_dsl import (
     CompilationError,
     EmptySpaceError,
     Float,
+    InvalidMarkerTypeError,
+    InvalidObjectiveError,
     InvalidOptionError,
     Optimized,
     Optimizer,
@@ -219,6 +221,54 @@ def dynamic_of_nodes(x: float) -> float:
 @fl.dynamic
 def wrong_dynamic(x: float) -> float:
     return sync_train(x=x)
+
+
+@pytest.mark.parametrize("search", [Optimizer(sync_train, 1, 1), sync_train.run_sync], ids=["Optimizer", "run_sync"])
+def test_a_search_of_any_form_is_refused_in_a_workflow(search):
+    @fl.workflow
+    def wrong() -> float:
+        return search()
+
+    with pytest.raises(Exception, match="is a search, and a `@workflow` cannot wait for one"):
+        wrong()
+
+
+def test_the_wrong_order_of_decorators_is_named_with_its_cure():
+    @fl.task
+    @optimize(n_trials=4)
+    def swapped(x: Float(0, 1)) -> float:
+        return x
+
+    with pytest.raises(InvalidObjectiveError, match=r"Put `@optimize` above `@fl\.task`"):
+        swapped(x=0.5)
+
+
+def test_a_class_in_the_place_of_a_marker_is_named_with_its_cure():
+    with pytest.raises(InvalidMarkerTypeError, match=r"An annotation is the class Float. Call it, with its bounds"):
+
+        @fl.task
+        def forgetful(x: Float) -> float:
+            return x
+
+
+@pytest.mark.parametrize("name", ["ntrials", "direction", "sampler"])
+def test_an_option_that_cannot_be_assigned_is_refused(name):
+    with pytest.raises(InvalidOptionError, match=f"`{name}` cannot be assigned to `sync_train`: only `n_trials`"):
+        setattr(sync_train, name, 3)
+
+
+@pytest.mark.parametrize("dataset", [3, None, ["wine"]])
+def test_a_fixed_value_that_flyte_would_refuse_is_refused_at_the_call(dataset):
+    with pytest.raises(ArgumentError, match="`train`: `dataset` must be of type str, as the signature says, but got"):
+        train(dataset=dataset)
+
+
+def test_a_parameter_may_be_called_self():
+    @optimize(n_trials=2)
+    def odd(x: Float(0, 1), self: int = 0) -> float:
+        return x + self
+
+    assert odd.run_sync(self=2).best_value >= 2
 
 
 def test_a_dynamic_workflow_is_a_workflow():

@@ -10,6 +10,7 @@ from flytekit.core.context_manager import ExecutionState, FlyteContextManager
 from flytekit.core.promise import flyte_entity_call_handler
 
 _NODE_CREATION = "flytekit.core.node_creation"
+_FUNCTION_TASK = "flytekit.core.python_function_task"
 _PYFLYTE_RUN = "flytekit.clis.sdk_in_container.run"
 
 
@@ -17,8 +18,8 @@ class Place(enum.Enum):
     """Where a decorated objective is called."""
 
     SEARCH = "where a search can run: an eager workflow, asyncio, a notebook"
-    WORKFLOW = "in the body of a plain workflow, while Flyte compiles it"
     NODE = "by flytekit's create_node"
+    TASK = "by a task that flytekit has made of it: the decorators are in the wrong order"
     COMMAND = "by `pyflyte run file.py objective ...`, with a value for every parameter"
 
 
@@ -29,14 +30,12 @@ def place_of_call() -> Place:
     `pyflyte run` and a user's own call. So the caller's module is looked at.
     """
     caller = sys._getframe(2).f_globals.get("__name__")
-    if caller == _NODE_CREATION:
-        return Place.NODE
-    if caller == _PYFLYTE_RUN:
-        return Place.COMMAND
-    return Place.WORKFLOW if _in_a_workflow() else Place.SEARCH
+    return {_NODE_CREATION: Place.NODE, _FUNCTION_TASK: Place.TASK, _PYFLYTE_RUN: Place.COMMAND}.get(
+        caller, Place.SEARCH
+    )
 
 
-def _in_a_workflow() -> bool:
+def in_a_workflow() -> bool:
     """Tell whether the body of a workflow, or of a dynamic one, runs now: what it calls become nodes."""
     context = FlyteContextManager.current_context()
     compilation, execution = context.compilation_state, context.execution_state

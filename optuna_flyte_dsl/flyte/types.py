@@ -24,6 +24,11 @@ def native_type(marker: Suggestion) -> Any:
     Raises:
         InvalidMarkerTypeError: If the choices of a category have types that Flyte has no literal for.
     """
+    if isinstance(marker, type):
+        raise InvalidMarkerTypeError(
+            f"An annotation is the class {marker.__name__}. Call it, with its bounds, as in `x: Float(0, 1)` or "
+            '`x: Category(["a", "b"])`.'
+        )
     if isinstance(marker, Float):
         return float
     if isinstance(marker, Integer):
