@@ -122,8 +122,12 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
     def __dir__(self) -> list[str]:
         return sorted({*dir(self.__wrapped__), *dir(type(self))})
 
+    @property
+    def __annotations__(self) -> Any:  # type: ignore[override]
+        return getattr(self.__wrapped__, "__annotations__", {})
+
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         # As a function, cloudpickle would take apart and pickle what is decorated instead.
         wrapped: type = type(self.__wrapped__)
         return Optimized if issubclass(wrapped, types.FunctionType) else wrapped

@@ -372,8 +372,7 @@ def _view(study: optuna.Study, stop: Callable[[], None], note: Callable[[int], N
     View.__name__ = View.__qualname__ = type(study).__name__
     view = copy.copy(study)
     view.__class__ = View
-    vars(view)["_thread_local"] = _SharedAttributes()  # type: ignore[assignment]
-    view.sampler = _Recorder(study.sampler, note)
+    vars(view).update(_thread_local=_SharedAttributes(), sampler=_Recorder(study.sampler, note))
     return view
 
 

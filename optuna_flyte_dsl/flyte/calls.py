@@ -29,7 +29,7 @@ def place_of_call() -> Place:
     Flytekit gives no other sign: `create_node(train, ...)` and `train(...)` reach the same `__call__`, and so do
     `pyflyte run` and a user's own call. So the caller's module is looked at.
     """
-    caller = sys._getframe(2).f_globals.get("__name__")
+    caller = str(sys._getframe(2).f_globals.get("__name__"))
     return {_NODE_CREATION: Place.NODE, _FUNCTION_TASK: Place.TASK, _PYFLYTE_RUN: Place.COMMAND}.get(
         caller, Place.SEARCH
     )
