@@ -14,7 +14,6 @@ from typing import Optional
 import flytekit as fl
 import optuna
 import pytest
-from cachetools import LRUCache
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from flytekit.core.type_engine import TypeEngine
 from flytekit.deck.renderer import PythonDependencyRenderer
@@ -427,6 +426,15 @@ def test_a_trial_that_hangs_does_not_hold_up_the_end_of_its_search():
     wait_until(lambda: not own_threads())
 
 
+class Evicting(dict):
+    """Keeps the last eight entries, as a cache does."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        while len(self) > 8:
+            del self[next(iter(self))]
+
+
 @pytest.fixture
 def hurried_threads():
     """Let Python change threads as often as it can."""
@@ -440,7 +448,7 @@ def test_many_threads_share_flytekits_cache_of_literals(hurried_threads):
     Optimizer(sync_task, 2, 2).run_sync()
     if hasattr(TypeEngine, "_LITERAL_CACHE"):
         assert isinstance(TypeEngine._LITERAL_CACHE, local._LockedCache)
-    cache = local._LockedCache(LRUCache(8))
+    cache = local._LockedCache(Evicting())
     errors = []
 
     def use(start):
