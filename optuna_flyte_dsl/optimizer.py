@@ -191,6 +191,8 @@ class Session:
 class Limited:
     """The space and the limits of an objective's searches, as attributes."""
 
+    __slots__ = ()  # a `__dict__` of its own would stand before that of what a proxy wraps
+
     if TYPE_CHECKING:  # as an annotation of the class, it would stand before those of what a proxy wraps
         _self_session: Session
 

@@ -145,6 +145,7 @@ def test_a_decorated_function_of_no_module_is_pickled_by_value():
 
 
 def test_its_own_attributes_are_listed():
+    assert vars(train) is vars(train.task)
     assert {"space", "study", "run_sync", "n_trials", "task", "python_interface"} <= set(dir(train))
 
 
