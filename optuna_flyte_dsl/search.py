@@ -372,7 +372,9 @@ def _view(study: optuna.Study, stop: Callable[[], None], note: Callable[[int], N
     View.__name__ = View.__qualname__ = type(study).__name__
     view = copy.copy(study)
     view.__class__ = View
-    vars(view).update(_thread_local=_SharedAttributes(), sampler=_Recorder(study.sampler, note))
+    vars(view)["_thread_local"] = _SharedAttributes()
+    if type(study.sampler) is not RandomSampler:  # that one cannot fail, and each look through a proxy costs
+        vars(view)["sampler"] = _Recorder(study.sampler, note)
     return view
 
 
