@@ -1,8 +1,11 @@
 """Hyperparameter search on Flyte with Optuna: the search space in the signature, the search in the call."""
 
+from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.decorator import Optimized, optimize
 from optuna_flyte_dsl.errors import (
     ArgumentError,
+    ClusterError,
+    ClusterUnavailableError,
     CompilationError,
     DirectionError,
     EmptySpaceError,
@@ -14,9 +17,12 @@ from optuna_flyte_dsl.errors import (
     ObjectiveValueError,
     OptunaFlyteError,
     OutOfRangeError,
+    RefusedError,
     SearchRunningError,
+    UnloadableError,
     UnresolvedAnnotationError,
 )
+from optuna_flyte_dsl.flyte.cluster import ExecutionFailedError
 from optuna_flyte_dsl.flyte.types import register as _register
 from optuna_flyte_dsl.markers import (
     Category,
@@ -39,9 +45,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "Category",
+    "Cluster",
+    "ClusterError",
+    "ClusterUnavailableError",
     "CompilationError",
     "DirectionError",
     "EmptySpaceError",
+    "ExecutionFailedError",
     "Fixed",
     "Float",
     "Integer",
@@ -58,9 +68,11 @@ __all__ = [
     "Optimizer",
     "OptunaFlyteError",
     "OutOfRangeError",
+    "RefusedError",
     "SearchRunningError",
     "SearchSpace",
     "Suggestion",
+    "UnloadableError",
     "UnresolvedAnnotationError",
     "optimize",
     "suggest",

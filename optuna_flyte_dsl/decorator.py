@@ -10,8 +10,10 @@ from typing import Any, TypedDict, Unpack, overload
 import optuna
 import wrapt
 
+from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
+from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.optimizer import Limited, Session, Settings, plain, wait_for
 from optuna_flyte_dsl.search import Observer
@@ -90,6 +92,27 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
         """
         return wait_for(self._self_search(args, kwargs))
 
+    def on(self, remote: FlyteRemote, **options: Unpack[DeploymentOptions]) -> Optimized:
+        """Return the same objective with its trials on a cluster, started from this machine.
+
+        Awaiting the call of what is returned runs the search here, and each call of a task is an execution there. The
+        code is packaged and registered as `pyflyte run --remote` does it. Cancelling, or Ctrl-C, terminates what runs.
+
+        Args:
+            remote: The way to the cluster, with the project and domain of all executions.
+            **options: How the code gets there: `version`, by default a hash of it; `image_config`, the containers'
+                images; `source`, the folder that is packaged, by default the root of the objective's package;
+                `destination`, where a pod unpacks it; `copy_all`, to package all files and not only loaded modules.
+
+        Returns:
+            The objective; this one is as it was.
+
+        Raises:
+            InvalidOptionError: If `remote` is no FlyteRemote with a default project and domain.
+        """
+        session = self._self_session
+        return Optimized(self.__wrapped__, Session(session.objective, session.settings, Deployment(remote, **options)))
+
     @property
     def task(self) -> Any:
         """What was decorated. Its call is one plain call."""
@@ -161,6 +184,7 @@ class _Options(TypedDict, total=False):
     callbacks: Sequence[Observer] | None
     initial_points: Sequence[Mapping[str, Any]] | None
     progress: bool
+    cluster: Cluster | None
 
 
 @overload
@@ -199,6 +223,7 @@ def optimize(
     callbacks: Sequence[Observer] | None = None,
     initial_points: Sequence[Mapping[str, Any]] | None = None,
     progress: bool = True,
+    cluster: Cluster | None = None,
 ) -> Any:
     """Turn the call of a task or function into a search.
 
@@ -220,6 +245,7 @@ def optimize(
             `study.stop()` in one ends the search.
         initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
         progress: Whether to show a bar on a terminal, and log lines elsewhere.
+        cluster: How trials run on a Flyte cluster, where they run there.
 
     Returns:
         The decorated objective, or a decorator.
@@ -255,6 +281,7 @@ def optimize(
             callbacks=callbacks,
             initial_points=initial_points,
             progress=progress,
+            cluster=cluster,
         )
         return Optimized(target, Session(read, settings))
 

@@ -61,3 +61,19 @@ class SearchRunningError(OptunaFlyteError, RuntimeError):
 
 class CompilationError(OptunaFlyteError, RuntimeError):
     """Raised when a search is called where Flyte compiles a workflow, which cannot wait for one."""
+
+
+class ClusterError(OptunaFlyteError, RuntimeError):
+    """Root of the errors of a Flyte cluster that end a search; trials that ran are told, and executions terminated."""
+
+
+class RefusedError(ClusterError):
+    """Raised when Flyte refuses what a search asks of it: a launch without permission, an entity that is not there."""
+
+
+class ClusterUnavailableError(ClusterError):
+    """Raised when flyteadmin has not answered for longer than a search is to wait."""
+
+
+class UnloadableError(ClusterError, InvalidObjectiveError):
+    """Raised when a trial's pod could not load the task that it has to run."""

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import operator
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import optuna
 
+from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import CompilationError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.flyte.calls import in_a_workflow
-from optuna_flyte_dsl.flyte.local import FlyteRunner
-from optuna_flyte_dsl.objective import Objective
+from optuna_flyte_dsl.flyte.eager import ClusterSearch, find_home
+from optuna_flyte_dsl.flyte.registry import check_loadable
+from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
+from optuna_flyte_dsl.flyte.runner import FlyteRunner
+from optuna_flyte_dsl.objective import Kind, Objective
 from optuna_flyte_dsl.progress import Reporter, Tally
 from optuna_flyte_dsl.search import Limits, Observer, Search
 from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.studies import (
     Direction,
+    Resumption,
     SamplerOption,
     StudyOption,
     StudyOptions,
     StudySource,
     read_directions,
+    resume,
 )
 from optuna_flyte_dsl.threads import Threads
 
@@ -43,6 +50,7 @@ class Settings:
         callbacks: Optuna's callbacks.
         initial_points: Parameters of the first trials.
         progress: Whether to show how the search goes on.
+        cluster: How trials run on a Flyte cluster.
     """
 
     limits: Limits
@@ -50,6 +58,7 @@ class Settings:
     callbacks: tuple[Observer, ...] = ()
     initial_points: tuple[Mapping[str, Any], ...] = ()
     progress: bool = True
+    cluster: Cluster = field(default_factory=Cluster)
 
     @classmethod
     def read(
@@ -67,6 +76,7 @@ class Settings:
         callbacks: Sequence[Observer] | None,
         initial_points: Sequence[Mapping[str, Any]] | None,
         progress: bool,
+        cluster: Cluster | None,
     ) -> Settings:
         """Check the options of `optimize` or `Optimizer` against each other and against the objective.
 
@@ -83,8 +93,17 @@ class Settings:
         options.check(objective)
         if not isinstance(progress, bool):
             raise InvalidOptionError(f"`progress` must be True or False, but got {progress!r}.")
+        if cluster is not None and not isinstance(cluster, Cluster):
+            raise InvalidOptionError(
+                f"`cluster` must be a Cluster, such as `Cluster(interruptible=True)`, but got {cluster!r}."
+            )
         return cls(
-            limits, options, _check_callbacks(callbacks), _check_points(initial_points, limits.n_trials), progress
+            limits,
+            options,
+            _check_callbacks(callbacks),
+            _check_points(initial_points, limits.n_trials),
+            progress,
+            cluster or Cluster(),
         )
 
     def with_limits(self, **changes: Any) -> Settings:
@@ -104,11 +123,13 @@ class Session:
     Args:
         objective: What is searched.
         settings: The options.
+        deployment: The way to a cluster from this machine; `None` to run where the call is.
     """
 
-    def __init__(self, objective: Objective, settings: Settings) -> None:
+    def __init__(self, objective: Objective, settings: Settings, deployment: Deployment | None = None) -> None:
         self.objective = objective
         self.settings = settings
+        self.deployment = deployment
         self._running = 0
 
     def assign(self, name: str, value: Any) -> None:
@@ -164,28 +185,82 @@ class Session:
         self._running += 1
         thread = Threads(limit=1)
         try:
-            study: optuna.Study = await thread.run(source.get)
-            runner = FlyteRunner(self.objective)
-            try:
-                tally = Tally(self.objective.name, settings.limits.n_trials, study.directions)
-                with Reporter(tally, enabled=settings.progress) as reporter:
-                    await Search(
-                        study,
-                        self.objective,
-                        space,
-                        runner,
-                        settings.limits,
-                        observer=reporter,
-                        callbacks=settings.callbacks,
-                        initial_points=points,
-                        thread=thread,
-                    ).run()
-            finally:
-                await runner.close()
+            found = find_home()
+            if self.deployment is not None:
+                found = await thread.run(self.deployment.home, self.objective.target, settings.cluster.patience)
+            if found is None:
+                study: optuna.Study = await thread.run(source.get)
+                await self._run(study, space, points, thread, Resumption(settings.limits.n_trials))
+            else:
+                home, context = found
+                key = home.key(f"{self.objective.name}{dict(space)!r}")
+                cluster = ClusterSearch(home, settings.cluster, key, context, thread)
+                async with cluster:
+                    study = await self._search_there(cluster, source, space, points, thread)
         finally:
             self._running -= 1
             await thread.close()
         return study
+
+    async def _search_there(
+        self,
+        cluster: ClusterSearch,
+        source: StudySource,
+        space: SearchSpace,
+        points: tuple[Mapping[str, Any], ...],
+        thread: Threads,
+    ) -> optuna.Study:
+        """Search with the trials on a cluster, and go on with what the pod's attempt before has left."""
+        if self.objective.kind is Kind.ENTITY:
+            check_loadable(self.objective.target)
+        study: optuna.Study = await thread.run(source.get, cluster.storage)
+        n_trials = self.settings.limits.n_trials
+        if not source.kept:
+            await self._run(study, space, points, thread, Resumption(n_trials), cluster)
+            return study
+        call = next(source.calls)
+        adopts = cluster.has_executions if self.objective.kind is not Kind.ENTITY else lambda _: True
+        left = await thread.run(resume, study, n_trials, call, adopts)
+        # At once: a checkpoint does not hold what the one before did.
+        await cluster.commit()
+        if left.n_trials:
+            await self._run(study, space, points, thread, left, cluster)
+        return study
+
+    async def _run(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        points: tuple[Mapping[str, Any], ...],
+        thread: Threads,
+        left: Resumption,
+        cluster: ClusterSearch | None = None,
+    ) -> None:
+        settings = self.settings
+        runner = FlyteRunner(self.objective, cluster.controller if cluster is not None else None)
+        try:
+            tally = Tally(self.objective.name, left.n_trials + len(left.finished), study.directions)
+            for trial in left.finished:
+                tally.add(trial)
+            with Reporter(tally, enabled=settings.progress) as reporter:
+                search = Search(
+                    study,
+                    self.objective,
+                    space,
+                    runner,
+                    replace(settings.limits, n_trials=left.n_trials),
+                    observer=reporter,
+                    callbacks=settings.callbacks,
+                    initial_points=points,
+                    resumed=left.running,
+                    commit=cluster.commit if cluster is not None and cluster.persisted else None,
+                    thread=thread,
+                )
+                if cluster is not None:
+                    cluster.runs(search.suspend)
+                await search.run()
+        finally:
+            await runner.close()
 
 
 class Limited:
@@ -250,6 +325,7 @@ class Optimizer(Limited):
             `study.stop()` in one ends the search.
         initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
         progress: Whether to show a bar on a terminal, and log lines elsewhere.
+        cluster: How trials run on a Flyte cluster, where they run there.
 
     Raises:
         InvalidObjectiveError: If the objective is none of these.
@@ -280,6 +356,7 @@ class Optimizer(Limited):
         callbacks: Sequence[Observer] | None = None,
         initial_points: Sequence[Mapping[str, Any]] | None = None,
         progress: bool = True,
+        cluster: Cluster | None = None,
     ) -> None:
         read = Objective.of(plain(objective))
         self._self_session = Session(
@@ -297,6 +374,7 @@ class Optimizer(Limited):
                 callbacks=callbacks,
                 initial_points=initial_points,
                 progress=progress,
+                cluster=cluster,
             ),
         )
         self._source = StudySource(self._self_session.settings.study, read)
@@ -324,6 +402,18 @@ class Optimizer(Limited):
             The study.
         """
         return wait_for(self(*args, **kwargs))
+
+    def on(self, remote: FlyteRemote, **options: Unpack[DeploymentOptions]) -> Optimizer:
+        """Return this search with its trials on a cluster, each call of a task an execution there; see `Optimized.on`.
+
+        Args:
+            remote: The way to the cluster.
+            **options: How the code gets there.
+        """
+        there = copy.copy(self)
+        own = self._self_session
+        there._self_session = Session(own.objective, own.settings, Deployment(remote, **options))
+        return there
 
     @property
     def objective(self) -> Any:

@@ -15,7 +15,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,11 +25,11 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl.errors import ObjectiveValueError
+from optuna_flyte_dsl.errors import ClusterError, ObjectiveValueError
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.space import SearchSpace
-from optuna_flyte_dsl.threads import Threads
+from optuna_flyte_dsl.threads import Threads, insist
 
 ERROR_ATTRIBUTE = "optuna_flyte_dsl:error"
 """The user attribute of a failed trial that holds the reason, in at most 2,000 characters."""
@@ -99,6 +99,8 @@ class Search:
         observer: Called as a callback is, and before them; it must be quick.
         callbacks: Optuna's callbacks, called with the study and each finished trial. An error in one ends the search.
         initial_points: Parameters of the first trials, by name. A point that the study has already is left out.
+        resumed: Trials that an earlier process has asked for and not told: run first, with the parameters they have.
+        commit: Makes last what was told before, where the study is kept elsewhere; awaited after each trial.
         thread: The one thread in which the study is used.
     """
 
@@ -113,6 +115,8 @@ class Search:
         observer: Observer | None = None,
         callbacks: Sequence[Observer] = (),
         initial_points: Sequence[Mapping[str, Any]] = (),
+        resumed: Sequence[FrozenTrial] = (),
+        commit: Callable[[], Awaitable[None]] | None = None,
         thread: Threads,
     ) -> None:
         self._study = _view(study, self._stop, self._note_asked)
@@ -124,6 +128,8 @@ class Search:
         self._observer = observer
         self._callbacks = tuple(callbacks)
         self._initial_points = tuple(initial_points)
+        self._resumed = list(reversed(resumed))
+        self._commit = commit
         self._thread = thread
         self._n_objectives = len(study.directions)
         self._quick: bool | None = None  # whether the study may be used in the event loop; the first trial tells
@@ -132,6 +138,7 @@ class Search:
         self._untold: dict[int, _Outcome] = {}  # of those, what a storage has refused
         self._claimed = 0
         self._stopped = False
+        self._suspended = False
         self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
         self._next_start = float("-inf")
 
@@ -157,8 +164,12 @@ class Search:
             except GeneratorExit:  # the loop is gone: nothing can be awaited any more
                 raise
             except BaseException as error:
-                await _insist(functools.partial(self._abandon, error))
+                await insist(functools.partial(self._abandon, error))
                 raise
+
+    def suspend(self) -> None:
+        """Let the trials that run when the search is cancelled stay RUNNING: another process will go on with them."""
+        self._suspended = True
 
     def _wants_more(self) -> bool:
         return not self._stopped and self._claimed < self._limits.n_trials
@@ -208,6 +219,8 @@ class Search:
                 self._tell(number, trial, outcome)
             else:
                 await self._thread.run(self._tell, number, trial, outcome)
+            if self._commit is not None:
+                await self._commit()
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - raised by `run`
@@ -238,7 +251,7 @@ class Search:
     def _judge_error(self, error: BaseException) -> _Outcome:
         if isinstance(error, optuna.TrialPruned):
             return _Outcome(TrialState.PRUNED)
-        if isinstance(error, Exception | asyncio.CancelledError):
+        if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, ClusterError):
             logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
             return _Outcome(TrialState.FAIL, reason=_reason(error))
         return _Outcome(TrialState.FAIL, reason=_reason(error), fatal=error)
@@ -251,7 +264,8 @@ class Search:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._thread.run(self._close_open, _why(error))
+        if not self._suspended:
+            await self._thread.run(self._close_open, _why(error))
 
     def _stop(self) -> None:
         self._stopped = True
@@ -271,7 +285,7 @@ class Search:
             return None
         self._asked = None
         try:
-            trial = self._study.ask()
+            trial = Trial(self._study, self._resumed.pop()._trial_id) if self._resumed else self._study.ask()
         except Exception:
             self._stopped = True
             if self._asked is not None:
@@ -380,19 +394,6 @@ def _view(study: optuna.Study, stop: Callable[[], None], note: Callable[[int], N
 
 def _itself(study: optuna.Study) -> optuna.Study:
     return study
-
-
-async def _insist(closing: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Await something to its end, and anew when it is cancelled, however often the caller is cancelled meanwhile."""
-    while True:
-        task = asyncio.ensure_future(closing())
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue
-        if not task.cancelled():
-            return task.result()
 
 
 def _reason(error: BaseException) -> str:

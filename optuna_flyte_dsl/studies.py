@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,26 @@ from typing import Any, TypeAlias
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError
 from optuna_flyte_dsl.objective import Objective
+from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
 
 Direction: TypeAlias = str | StudyDirection
 StudyOption: TypeAlias = optuna.Study | Callable[[], optuna.Study] | None
 SamplerOption: TypeAlias = BaseSampler | Callable[..., BaseSampler] | None
+
+GOALS_ATTRIBUTE = "optuna_flyte_dsl:goals"
+"""The user attribute of a study that holds, for each call, how many trials it is to have when the call ends."""
+
+LOST_ATTRIBUTE = "optuna_flyte_dsl:lost"
+"""The user attribute of a trial that has failed because its process died; it does not count."""
+
+RETRY_ATTRIBUTE = "optuna_flyte_dsl:retry_of"
+"""The user attribute of a trial that tries the parameters of a lost one again, and holds that one's number."""
 
 _OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
 
@@ -81,11 +94,12 @@ class StudyOptions:
         elif isinstance(self.study, optuna.Study):
             self._check_study(objective, self.study)
 
-    def open(self, objective: Objective) -> optuna.Study:
+    def open(self, objective: Objective, storage: BaseStorage | None = None) -> optuna.Study:
         """Return the study of a search.
 
         Args:
             objective: What it is for: its annotation may name directions and metrics.
+            storage: Where a study that is not given is kept; it may be there already. By default in memory.
 
         Raises:
             InvalidOptionError: If `study` or `sampler` made something else.
@@ -93,7 +107,13 @@ class StudyOptions:
         """
         if self.study is None:
             directions = objective.directions_with(self.directions) or (StudyDirection.MINIMIZE,)
-            study = optuna.create_study(directions=list(directions), sampler=self._make_sampler(len(directions)))
+            study = optuna.create_study(
+                storage=storage,
+                study_name=None if storage is None else objective.name,
+                load_if_exists=storage is not None,
+                directions=list(directions),
+            )
+            study.sampler = self._make_sampler(len(directions), len(study.get_trials(deepcopy=False)))
         else:
             study = self.study if isinstance(self.study, optuna.Study) else self.study()
             if not isinstance(study, optuna.Study):
@@ -111,30 +131,32 @@ class StudyOptions:
             )
         objective.directions_with(directions)
 
-    def _make_sampler(self, n_objectives: int) -> BaseSampler:
+    def _make_sampler(self, n_objectives: int, n_trials: int) -> BaseSampler:
+        """Make the sampler of a study that has some trials already: the same seed would repeat their points."""
+        seed = None if self.seed is None else (self.seed + n_trials) % 2**32
         if isinstance(self.sampler, BaseSampler):
             return self.sampler
         if self.sampler is not None:
-            sampler = self.sampler(**self._seed_for(self.sampler))
+            sampler = self.sampler(**self._seed_for(self.sampler, seed))
             if not isinstance(sampler, BaseSampler):
                 raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {sampler!r}.")
             return sampler
         if not _OPTUNA_4:
-            return TPESampler(seed=self.seed)
+            return TPESampler(seed=seed)
         if n_objectives > 1:
-            return NSGAIISampler(seed=self.seed)
+            return NSGAIISampler(seed=seed)
         with _unwarned():
             # It takes into account the trials that run, as Optuna 5's does by default.
-            return TPESampler(seed=self.seed, constant_liar=True)
+            return TPESampler(seed=seed, constant_liar=True)
 
-    def _seed_for(self, factory: Callable[..., Any]) -> dict[str, int]:
-        if self.seed is None:
+    def _seed_for(self, factory: Callable[..., Any], seed: int | None) -> dict[str, int]:
+        if seed is None:
             return {}
         if "seed" not in inspect.signature(factory).parameters:
             raise InvalidOptionError(
                 f"`seed={self.seed}` was given, but `sampler={factory!r}` takes no `seed`. Let it take one, or drop it."
             )
-        return {"seed": self.seed}
+        return {"seed": seed}
 
 
 class StudySource:
@@ -149,16 +171,78 @@ class StudySource:
         self._options = options
         self._objective = objective
         self._lock = threading.Lock()
+        self.kept = False  # whether another process can go on with it
+        self.calls = itertools.count()
         self._study: optuna.Study | None = options.study if isinstance(options.study, optuna.Study) else None
 
-    def get(self) -> optuna.Study:
-        """Return the study; the first call makes it. It may block: a storage is opened."""
+    @property
+    def given(self) -> bool:
+        """Whether the study is the user's, and so is where it is kept."""
+        return self._options.study is not None
+
+    def get(self, storage: Callable[[], BaseStorage] | None = None) -> optuna.Study:
+        """Return the study; the first call makes it. It may block: a storage is opened.
+
+        Args:
+            storage: Opens where a study is kept that the user has not given; by default it is in memory.
+        """
         with self._lock:
             if self._study is None:
-                self._study = self._options.open(self._objective)
+                opened = storage() if storage is not None and not self.given else None
+                self._study = self._options.open(self._objective, opened)
+                self.kept = opened is not None
             else:
                 _name_metrics(self._study, self._objective.returns.names)
             return self._study
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What is left to do of a search that an earlier process may have begun.
+
+    Args:
+        n_trials: How many trials are still to end, the running ones among them.
+        running: Trials that the earlier process has asked for and that can be gone on with.
+        finished: Trials that have ended.
+    """
+
+    n_trials: int
+    running: tuple[FrozenTrial, ...] = ()
+    finished: tuple[FrozenTrial, ...] = ()
+
+
+def resume(study: optuna.Study, n_trials: int, call: int, adopts: Callable[[FrozenTrial], bool]) -> Resumption:
+    """Go on with what an earlier process has left in a study, so that a call totals its number of trials.
+
+    A trial that was running and cannot be gone on with ends as failed; it does not count, and its parameters are tried
+    again, once.
+
+    Args:
+        study: The study. It may block.
+        n_trials: How many trials the call asks for.
+        call: Which call on this study it is, from 0.
+        adopts: Whether a running trial can be gone on with.
+    """
+    goals = list(study.user_attrs.get(GOALS_ATTRIBUTE, []))
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if not adopts(trial):
+            _close_lost(study, trial)
+    trials = study.get_trials(deepcopy=False)
+    finished = tuple(trial for trial in trials if trial.state.is_finished() and LOST_ATTRIBUTE not in trial.user_attrs)
+    if call == len(goals):
+        goals.append(len(finished) + n_trials)
+        study.set_user_attr(GOALS_ATTRIBUTE, goals)
+    running = tuple(trial for trial in trials if trial.state is TrialState.RUNNING)
+    return Resumption(max(goals[call] - len(finished), len(running)), running, finished)
+
+
+def _close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
+    handle = optuna.trial.Trial(study, trial._trial_id)
+    handle.set_user_attr(LOST_ATTRIBUTE, True)
+    handle.set_user_attr(ERROR_ATTRIBUTE, "The process that ran this trial has died.")
+    study.tell(trial.number, state=TrialState.FAIL)
+    if trial.params and RETRY_ATTRIBUTE not in trial.user_attrs:
+        study.enqueue_trial(trial.params, user_attrs={RETRY_ATTRIBUTE: trial.number})
 
 
 def read_directions(

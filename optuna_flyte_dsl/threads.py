@@ -9,7 +9,7 @@ import heapq
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 _Job = Callable[[], None]
@@ -128,6 +128,19 @@ class Threads:
             with self._lock:
                 self._threads.discard(thread)
             _names.give_back(number)
+
+
+async def insist(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Await something to its end, and anew when it is cancelled, however often the caller is cancelled meanwhile."""
+    while True:
+        task = asyncio.ensure_future(closing())
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            return task.result()  # type: ignore[no-any-return]
 
 
 def _settable(error: BaseException) -> BaseException:

@@ -11,64 +11,27 @@ from __future__ import annotations
 import asyncio
 import atexit
 import copy
-import inspect
 import os
 import threading
-from collections.abc import Coroutine, Mapping, MutableMapping
+from collections.abc import Coroutine, MutableMapping
 from typing import Any
 
 from flytekit.core import local_cache
 from flytekit.core.context_manager import (
     ExecutionState,
     FlyteContext,
-    FlyteContextManager,
     flyte_context_Var,
 )
 from flytekit.core.launch_plan import LaunchPlan
-from flytekit.core.promise import async_flyte_entity_call_handler, flyte_entity_call_handler
+from flytekit.core.promise import flyte_entity_call_handler
 from flytekit.core.python_function_task import PythonFunctionTask
 from flytekit.core.reference_entity import ReferenceEntity
 from flytekit.core.type_engine import TypeEngine
 from flytekit.utils.asyn import _TaskRunner, loop_manager
-from optuna.trial import Trial
 
-from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
 from optuna_flyte_dsl.threads import Threads
 
 _Mode = ExecutionState.Mode
-
-
-class FlyteRunner:
-    """Runs an objective where the caller's Flyte context says: on this machine, or by the controller in the context.
-
-    Args:
-        objective: What to run.
-    """
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self._threads = Threads(at_exit=_close_loops)
-        self._stack = [*_stack(), _awaiting_context(self._threads)]
-
-    async def run(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
-        """Run one trial; see `optuna_flyte_dsl.search.Runner`."""
-        # A new list: the stack is mutable, and the copies of a context share it. It is set in the trial's own task, so
-        # that the caller's stays as it is.
-        flyte_context_Var.set(list(self._stack))
-        target = self._objective.target
-        if self._objective.kind is Kind.ENTITY:
-            return await async_flyte_entity_call_handler(target, **arguments)
-        if self._objective.takes_trial:
-            arguments = {**arguments, TRIAL: trial}
-        if self._objective.kind is Kind.COROUTINE:
-            returned = await target(**arguments)
-        else:
-            returned = await self._threads.run(lambda: target(**arguments))
-        return await returned if inspect.isawaitable(returned) else returned
-
-    async def close(self) -> None:
-        """End the threads; see `optuna_flyte_dsl.search.Runner`."""
-        await self._threads.close()
 
 
 class LocalController:
@@ -92,7 +55,7 @@ class LocalController:
         return await self._threads.run(self._call, entity, input_kwargs)
 
     def _call(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
-        _use_own_loop()
+        use_own_loop()
         flyte_context_Var.set([self._context])
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
             # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
@@ -114,21 +77,6 @@ def _without_deck(entity: Any) -> Any:
     entity._disable_deck = True
     entity._deck_fields = []
     return entity
-
-
-def _stack() -> list[FlyteContext]:
-    FlyteContextManager.current_context()  # a new thread has no stack before this
-    return list(flyte_context_Var.get())
-
-
-def _awaiting_context(threads: Threads) -> FlyteContext:
-    """Return a context in which `await task(...)` goes through a controller: the one that is there, or a local one."""
-    context = FlyteContextManager.current_context()
-    state = context.execution_state or context.new_execution_state()
-    if state.mode is _Mode.EAGER_EXECUTION and context.worker_queue is not None:
-        return context
-    eager = context.with_execution_state(state.with_params(mode=_Mode.EAGER_EXECUTION))
-    return eager.with_worker_queue(LocalController(threads, context)).build()  # type: ignore[arg-type]
 
 
 _preparing = threading.Lock()
@@ -170,7 +118,7 @@ def _prepare_flytekit() -> None:
     with _preparing:
         cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of 1.16 have none
         if cache is not None and not isinstance(cache, _LockedCache):
-            TypeEngine._LITERAL_CACHE = _LockedCache(cache)  # type: ignore[assignment]
+            TypeEngine._LITERAL_CACHE = _LockedCache(cache)  # type: ignore[assignment, unused-ignore]
 
 
 def _prepare_cache() -> None:
@@ -213,14 +161,14 @@ def _key(thread_name: str) -> str:
     return f"{thread_name}PID:{os.getpid()}"
 
 
-def _use_own_loop() -> None:
+def use_own_loop() -> None:
     """Let flytekit run this thread's coroutines in this thread."""
     key = _key(threading.current_thread().name)
     if key not in loop_manager._runner_map:
         loop_manager._runner_map[key] = _OwnLoop()  # type: ignore[assignment]
 
 
-def _close_loops(thread_name: str) -> None:
+def close_loops(thread_name: str) -> None:
     """Close the event loops that were made for a thread, and for the threads of flytekit's that stand behind it."""
     runners = loop_manager._runner_map
     own = runners.pop(_key(thread_name), None)

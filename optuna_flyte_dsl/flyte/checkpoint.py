@@ -1,0 +1,168 @@
+"""Keeps the journals of studies in Flyte's checkpoint, which the next attempt of a pod can read."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import pathlib
+import tempfile
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from flytekit.core.checkpointer import Checkpoint
+from flytekit.core.context_manager import FlyteContext, flyte_context_Var
+from flytekit.exceptions.user import FlyteDataNotFoundException
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import BaseJournalBackend
+
+from optuna_flyte_dsl.flyte.local import close_loops, use_own_loop
+from optuna_flyte_dsl.log import logger
+
+_STEM = "optuna_flyte_dsl-{:06d}.jsonl"
+_SEGMENT_BYTES = 256 * 1024
+"""Size from which a file of the journal is closed and the next one begun: a write uploads the last one only."""
+
+_IDLE_SECONDS = 5.0
+"""Seconds after which the thread that writes ends, when there is nothing to write."""
+
+
+class CheckpointStore:
+    """The journals of all searches of one eager workflow, in its checkpoint.
+
+    A journal's lines are appended in memory, and uploaded in the background, together with all that have come since.
+
+    Args:
+        checkpoint: Flyte's checkpoint of this attempt and of the one before.
+        context: The Flyte context that the checkpoint is used in.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, context: FlyteContext) -> None:
+        self._checkpoint = checkpoint
+        self._context = context
+        self._lock = threading.Condition()
+        self._journals: dict[str, list[dict[str, Any]]] = {}
+        self._segments: list[bytearray] = [bytearray()]
+        self._clean = 0  # segments before this one are uploaded, and do not change
+        self._waiting: list[concurrent.futures.Future[None]] = []
+        self._thread: threading.Thread | None = None
+        self._restored = False
+
+    def storage(self, key: str) -> BaseStorage:
+        """Return the storage of a search: what an earlier attempt has left, and all that is added. It may block.
+
+        Args:
+            key: The search's, the same in each attempt.
+        """
+        with self._lock:
+            if not self._restored:
+                self._restore()
+                self._restored = True
+            self._journals.setdefault(key, [])
+        return JournalStorage(_Journal(self, key))
+
+    def read(self, key: str, start: int) -> list[dict[str, Any]]:
+        """Return a journal's lines from a number on."""
+        with self._lock:
+            return self._journals[key][start:]
+
+    def append(self, key: str, lines: list[dict[str, Any]]) -> None:
+        """Append lines to a journal."""
+        with self._lock:
+            self._journals[key].extend(lines)
+            self._add(key, lines)
+
+    async def commit(self) -> None:
+        """Return when all lines that were appended before are in the checkpoint, or could not be written."""
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with self._lock:
+            self._waiting.append(future)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="optuna-flyte-checkpoint", daemon=True)
+                self._thread.start()
+            self._lock.notify_all()
+        await asyncio.wrap_future(future)
+
+    def _add(self, key: str, lines: Iterable[dict[str, Any]]) -> None:
+        for line in lines:
+            if len(self._segments[-1]) > _SEGMENT_BYTES:
+                self._segments.append(bytearray())
+            self._segments[-1] += json.dumps([key, line], separators=(",", ":")).encode() + b"\n"
+
+    def _restore(self) -> None:
+        """Read what the attempt before has left. The checkpoints of attempts do not chain, so it is written again."""
+        flyte_context_Var.set([self._context])
+        use_own_loop()
+        try:
+            folder = self._checkpoint.restore(None)  # type: ignore[arg-type]
+        except FlyteDataNotFoundException:
+            logger.debug("There is no earlier checkpoint.", exc_info=True)
+            return
+        except Exception as error:  # noqa: BLE001 - a search that starts anew is worth more than none
+            logger.warning("The checkpoint of the attempt before cannot be read: %r. The search starts anew.", error)
+            return
+        for path in sorted(pathlib.Path(folder).glob("optuna_flyte_dsl-*.jsonl")) if folder is not None else ():
+            for text in path.read_bytes().splitlines():
+                try:
+                    key, line = json.loads(text)
+                except ValueError:  # cut short, as by a kill while it was written
+                    break
+                self._journals.setdefault(key, []).append(line)
+                self._add(key, [line])
+
+    def _work(self) -> None:
+        flyte_context_Var.set([self._context])
+        use_own_loop()
+        try:
+            while self._write():
+                pass
+        finally:
+            close_loops(threading.current_thread().name)
+
+    def _write(self) -> bool:
+        """Wait for a commit and write it. Return whether the thread is to go on."""
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._waiting, timeout=_IDLE_SECONDS):
+                self._thread = None
+                return False
+            waiting, self._waiting = self._waiting, []
+            first, last = self._clean, len(self._segments) - 1
+            files = {_STEM.format(number): bytes(self._segments[number]) for number in range(first, last + 1)}
+        try:
+            self._save(files)
+            self._clean = last
+        except Exception as error:  # noqa: BLE001 - the next commit writes it too
+            logger.warning("The checkpoint could not be written, and will be tried again: %r", error)
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+        return True
+
+    def _save(self, files: dict[str, bytes]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                path = pathlib.Path(folder, name)
+                path.write_bytes(data)
+                self._checkpoint.save(path)
+
+
+class _Journal(BaseJournalBackend):
+    """One search's journal.
+
+    Args:
+        store: Where it is kept.
+        key: The search's.
+    """
+
+    def __init__(self, store: CheckpointStore, key: str) -> None:
+        self._store = store
+        self._key = key
+
+    # The arguments' names are Optuna's.
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        return self._store.read(self._key, log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self._store.append(self._key, logs)

@@ -1,0 +1,99 @@
+"""Shows the executions of searches in the eager workflow's Deck, as flytekit shows those of other calls."""
+
+from __future__ import annotations
+
+import collections
+import html
+import threading
+import time
+import weakref
+from typing import Any
+
+from flytekit.core.context_manager import FlyteContext, flyte_context_Var
+from flytekit.core.worker_queue import NODE_HTML_TEMPLATE, Controller
+from flytekit.deck.deck import Deck
+
+from optuna_flyte_dsl.log import logger
+
+_TITLE = "Eager Executions"
+_SHOWN = 1_000
+"""Executions that are shown: the latest."""
+
+_PUBLISH_SECONDS = 10.0
+
+
+class ExecutionsDeck:
+    """Adds executions to what an eager workflow's controller renders.
+
+    flytekit's own list of entries is left alone: it looks at each entry every two seconds, and keeps each page that it
+    has rendered.
+
+    Args:
+        controller: The controller of the eager workflow.
+        context: The context of the eager workflow, whose Deck it is.
+    """
+
+    def __init__(self, controller: Controller, context: FlyteContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._rows: collections.OrderedDict[str, str] = collections.OrderedDict()
+        self._left_out = 0
+        self._changed = False
+        self._next = time.monotonic() + _PUBLISH_SECONDS
+        self._deck: Deck | None = None
+        render = type(controller).render_html
+        held = weakref.ref(controller)
+
+        def render_html() -> str:
+            own = held()
+            page = self._page(render(own) if own is not None else "")
+            self._forget_pages()
+            return page
+
+        controller.render_html = render_html  # type: ignore[method-assign]
+
+    def show(self, name: str, *, entity: str, kind: str, url: str, inputs: Any, outputs: Any) -> None:
+        """Show an execution, or its new state."""
+        row = NODE_HTML_TEMPLATE.format(
+            entity_type=html.escape(kind),
+            entity_name=html.escape(entity),
+            execution_name=html.escape(name),
+            url=html.escape(url, quote=True),
+            inputs=html.escape(str(inputs)[:2_000]),
+            outputs=html.escape(str(outputs)[:2_000]),
+        )
+        with self._lock:
+            self._rows[name] = row
+            while len(self._rows) > _SHOWN:
+                self._rows.popitem(last=False)
+                self._left_out += 1
+            self._changed = True
+
+    def publish(self) -> None:
+        """Write the Deck, if there is news and the last time is some seconds ago."""
+        params = self._context.user_space_params
+        if not self._changed or time.monotonic() < self._next or params is None or not params.enable_deck:
+            return
+        self._next = time.monotonic() + _PUBLISH_SECONDS
+        self._changed = False
+        flyte_context_Var.set([self._context])
+        try:
+            if self._deck is None:
+                self._deck = Deck(_TITLE)
+            self._deck._html = self._page("")
+            Deck.publish()
+        except Exception:  # noqa: BLE001 - a Deck is worth less than a search
+            logger.debug("The Deck could not be written.", exc_info=True)
+
+    def _page(self, base: str) -> str:
+        with self._lock:
+            more = f"<p>{self._left_out} earlier executions are not shown.</p>" if self._left_out else ""
+            return "\n".join([base or "<h2>Nodes</h2><hr>", more, *self._rows.values()])
+
+    def _forget_pages(self) -> None:
+        """Drop the pages rendered before: flytekit adds one every two seconds, and shows the last one."""
+        params = self._context.user_space_params
+        if params is not None:
+            for page in [deck for deck in params.decks if deck.name == _TITLE]:
+                params.decks.remove(page)
+        self._deck = None

@@ -1,0 +1,195 @@
+"""Finds in Flyte what a trial launches, and registers what is not there yet."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from flyteidl.core.identifier_pb2 import Identifier
+from flytekit.configuration import SerializationSettings
+from flytekit.core.base_task import PythonTask
+from flytekit.core.interface import Interface
+from flytekit.core.launch_plan import LaunchPlan, ReferenceLaunchPlan
+from flytekit.core.python_auto_container import DefaultTaskResolver, PythonAutoContainerTask
+from flytekit.core.task import ReferenceTask
+from flytekit.core.tracker import extract_task_module
+from flytekit.core.type_engine import TypeEngine, UnionTransformer
+from flytekit.core.workflow import ReferenceWorkflow, WorkflowBase
+from flytekit.exceptions.user import FlyteEntityNotExistException
+from flytekit.models.interface import TypedInterface
+from flytekit.remote import FlyteLaunchPlan, FlyteTask, FlyteWorkflow
+
+from optuna_flyte_dsl.errors import RefusedError, UnloadableError
+from optuna_flyte_dsl.flyte.admin import Admin, AdminError
+
+
+@dataclass(frozen=True)
+class Launchable:
+    """What an execution can be made of.
+
+    Args:
+        id: Its identifier in Flyte.
+        interface: Its interface in Flyte's types.
+        python_interface: Its interface in Python's types.
+        defaults: Inputs that a call may leave out, because it gives them all the same.
+        required: Inputs that a call must give.
+    """
+
+    id: Identifier
+    interface: TypedInterface
+    python_interface: Interface
+    defaults: dict[str, Any]
+    required: frozenset[str]
+
+
+class Registry:
+    """The entities of one search in Flyte.
+
+    Args:
+        admin: flyteadmin.
+        settings: How what is not registered is serialized; project, domain and version of all.
+    """
+
+    def __init__(self, admin: Admin, settings: SerializationSettings) -> None:
+        self._admin = admin
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
+        self._found: dict[int, tuple[Any, Launchable]] = {}  # the entity is kept, so that its id is not used again
+
+    def find(self, entity: Any, given_up: threading.Event) -> Launchable:
+        """Return what to launch for an entity; the first call may register it.
+
+        Args:
+            entity: A task, workflow or launch plan, a reference to one, or one that was fetched.
+            given_up: Ends the waiting for flyteadmin.
+
+        Raises:
+            UnloadableError: If a pod could not load it.
+            RefusedError: If Flyte refuses it.
+            ClusterUnavailableError: If an outage has lasted too long.
+        """
+        key = id(entity)
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._found:
+                check_loadable(entity)
+                try:
+                    # A task's registration changes the settings, so each gets its own.
+                    settings = copy.copy(self._settings)
+                    fetched = self._admin.patiently(
+                        functools.partial(self._fetch, entity, settings), f"find `{entity.name}`", given_up=given_up
+                    )
+                except AdminError as error:
+                    raise error.refusal(f"find or register `{entity.name}`") from error
+                except FlyteEntityNotExistException as error:
+                    raise AdminError(grpc.StatusCode.NOT_FOUND, str(error)).refusal(f"find `{entity.name}`") from error
+                self._found[key] = (entity, _launchable(entity, fetched))
+            return self._found[key][1]
+
+    def _fetch(self, entity: Any, settings: SerializationSettings) -> FlyteTask | FlyteLaunchPlan:
+        remote = self._admin.remote
+        if isinstance(entity, FlyteTask | FlyteLaunchPlan):
+            return entity
+        if isinstance(entity, FlyteWorkflow):
+            return remote.fetch_launch_plan(entity.id.project, entity.id.domain, entity.id.name, entity.id.version)
+        if isinstance(entity, ReferenceTask | ReferenceWorkflow | ReferenceLaunchPlan):
+            reference = entity.reference
+            fetch = remote.fetch_task if isinstance(entity, ReferenceTask) else remote.fetch_launch_plan
+            return fetch(reference.project, reference.domain, reference.name, reference.version)
+        project = settings.project or remote.default_project
+        domain = settings.domain or remote.default_domain
+        version = settings.version
+        where = (project, domain, entity.name, str(version))
+        if isinstance(entity, PythonTask):
+            try:
+                return remote.fetch_task(*where)
+            except FlyteEntityNotExistException:
+                return remote.register_task(entity, settings, version)
+        try:
+            return remote.fetch_launch_plan(*where)
+        except FlyteEntityNotExistException:
+            if isinstance(entity, WorkflowBase):
+                remote.register_workflow(entity, settings, version)
+            elif isinstance(entity, LaunchPlan):
+                remote.register_launch_plan(entity, version, project, domain, serialization_settings=settings)
+            else:
+                raise RefusedError(
+                    f"`{entity.name}`, of type {type(entity).__name__}, cannot be launched as an execution. Call it "
+                    "in a task or in a workflow."
+                ) from None
+            return remote.fetch_launch_plan(*where)
+
+
+def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable:
+    interface: TypedInterface | None = fetched.interface
+    assert interface is not None
+    python = entity.python_interface or Interface(
+        inputs={name: TypeEngine.guess_python_type(variable.type) for name, variable in interface.inputs.items()},
+        outputs={name: TypeEngine.guess_python_type(variable.type) for name, variable in interface.outputs.items()},
+    )
+    if isinstance(fetched, FlyteTask):
+        # A single task has no defaults in Flyte.
+        defaults = {**python.default_inputs_as_kwargs, **dict.fromkeys(_optional(python))}
+        return Launchable(fetched.id.to_flyte_idl(), interface, python, defaults, frozenset(interface.inputs))
+    fixed = set(fetched.fixed_inputs.literals)
+    optional = {name for name, parameter in fetched.default_inputs.parameters.items() if not parameter.required}
+    required = frozenset(interface.inputs) - fixed - optional
+    return Launchable(fetched.id.to_flyte_idl(), interface, python, {}, required)
+
+
+def _optional(python: Interface) -> set[str]:
+    """Return the inputs that take None and have no other default: flytekit gives them None."""
+    return {
+        name
+        for name, (kind, default) in python.inputs_with_defaults.items()
+        if default is None and UnionTransformer.is_optional_type(kind)
+    }
+
+
+def check_loadable(entity: Any) -> None:
+    """Check that a pod can load each task that an entity is made of.
+
+    Raises:
+        UnloadableError: If it cannot.
+    """
+    if isinstance(entity, WorkflowBase):
+        for node in entity.nodes:
+            check_loadable(node.flyte_entity)
+    elif isinstance(entity, LaunchPlan):
+        check_loadable(entity.workflow)
+    elif (
+        isinstance(entity, PythonAutoContainerTask)
+        and isinstance(entity.task_resolver, DefaultTaskResolver)
+        and not isinstance(entity, ReferenceTask)
+    ):
+        _, module_name, name, _ = extract_task_module(entity)
+        if not module_name:
+            return  # a notebook's: flytekit pickles it
+        found = getattr(_module(entity, module_name), name, None)
+        found = getattr(found, "__optuna_flyte_objective__", found)
+        if not (isinstance(found, PythonTask) and found.name == entity.name):
+            raise UnloadableError(
+                f"`{name}` cannot be loaded by the pod of a trial, which looks for a task called `{name}` at the top "
+                f"of the module `{module_name}` and finds {_what(found)}. Define the function at the top of its "
+                "module, with `@optimize` over `@fl.task`, and give its name to nothing else."
+            )
+
+
+def _module(entity: Any, module_name: str) -> Any:
+    function = getattr(entity, "task_function", None)
+    own = getattr(function, "__module__", None) or module_name
+    if own in sys.modules:
+        return sys.modules[own]
+    return importlib.import_module(module_name)
+
+
+def _what(found: Any) -> str:
+    return "nothing of that name" if found is None else f"an object of type {type(found).__name__}"

@@ -1,0 +1,192 @@
+"""Reads the state of all running executions, with few calls."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+from flyteidl.admin.common_pb2 import NamedEntityIdentifier, ResourceListRequest, Sort
+from flyteidl.admin.execution_pb2 import Execution, WorkflowExecutionGetRequest
+from flyteidl.core.execution_pb2 import WorkflowExecution
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+
+from optuna_flyte_dsl.flyte.admin import Admin, AdminError, GivenUpError
+
+TERMINAL = frozenset(
+    {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
+)
+
+_NAMES_A_CALL = 100
+_SHORTEST, _LONGEST = 0.2, 5.0
+"""Seconds between two looks."""
+
+_SHARE = 0.05
+"""How late the end of an execution may be seen, as a part of how long executions take."""
+
+_CALLS_A_SECOND = 4.0
+_REMEMBERED = 32
+_MISSED = 5
+"""Looks that may miss an execution before it is asked for by its name."""
+
+
+class Watch:
+    """Looks at executions until they end, in a thread of its own, which runs while there is something to look at.
+
+    Args:
+        admin: flyteadmin.
+        project: The executions' project.
+        domain: Their domain.
+        after_look: Called after each look; what shows the state, for example. It must not raise.
+    """
+
+    def __init__(self, admin: Admin, project: str, domain: str, after_look: Callable[[], None]) -> None:
+        self._admin = admin
+        self._where = NamedEntityIdentifier(project=project, domain=domain)
+        self._after_look = after_look
+        self._lock = threading.Lock()
+        self._waiting: dict[str, concurrent.futures.Future[Execution]] = {}
+        self._since: dict[str, float] = {}
+        self._missed: collections.Counter[str] = collections.Counter()
+        self._durations: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self._thread: threading.Thread | None = None
+        self._news = threading.Event()
+        self._closed = threading.Event()
+
+    def wait_for(self, name: str) -> concurrent.futures.Future[Execution]:
+        """Return a future of an execution's end, as `ListExecutions` shows it."""
+        future: concurrent.futures.Future[Execution] = concurrent.futures.Future()
+        with self._lock:
+            self._waiting[name] = future
+            self._since[name] = time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="optuna-flyte-watch", daemon=True)
+                self._thread.start()
+        self._news.set()
+        return future
+
+    def forget(self, name: str) -> None:
+        """Look at an execution no more; its future is cancelled."""
+        with self._lock:
+            future = self._waiting.pop(name, None)
+            self._since.pop(name, None)
+            self._missed.pop(name, None)
+        if future is not None:
+            future.cancel()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._news.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def interval(self) -> float:
+        """Return the seconds until the next look: short for short trials, longer as they prove long."""
+        with self._lock:
+            count = len(self._waiting)
+            usual = statistics.median(self._durations) if self._durations else None
+            if usual is None:
+                # The oldest is at least as old as this.
+                usual = time.monotonic() - min(self._since.values(), default=time.monotonic())
+        calls = -(-count // _NAMES_A_CALL)
+        return max(min(max(usual * _SHARE, _SHORTEST), _LONGEST), calls / _CALLS_A_SECOND)
+
+    def _run(self) -> None:
+        while not self._closed.wait(self.interval()):
+            with self._lock:
+                names = list(self._waiting)
+            if not names:
+                self._after_look()
+                self._news.clear()
+                with self._lock:
+                    idle = not self._waiting
+                if idle and not self._closed.is_set():
+                    self._news.wait()
+                continue
+            for start in range(0, len(names), _NAMES_A_CALL):
+                if self._closed.is_set():
+                    return
+                self._look(names[start : start + _NAMES_A_CALL])
+            self._after_look()
+
+    def _look(self, names: Sequence[str]) -> None:
+        try:
+            seen = self._list(names)
+        except GivenUpError:
+            return
+        except BaseException as error:  # noqa: BLE001 - raised where the executions are awaited
+            for name in names:
+                self._settle(name, error)
+            return
+        for name in names:
+            execution = seen.get(name)
+            if execution is None:
+                self._miss(name)
+            elif execution.closure.phase in TERMINAL:
+                self._settle(name, execution)
+
+    def _list(self, names: Sequence[str]) -> dict[str, Execution]:
+        # flyteadmin makes a scalar of a list of one, and refuses it.
+        function = "value_in" if len(names) > 1 else "eq"
+        request = ResourceListRequest(
+            id=self._where,
+            limit=len(names),
+            filters=f"{function}(execution_name,{';'.join(names)})",
+            # Pages are made by an offset, which means something in a fixed order only.
+            sort_by=Sort(key="execution_name", direction=Sort.ASCENDING),
+        )
+        seen: dict[str, Execution] = {}
+        while True:
+            page = self._admin.call("ListExecutions", request, given_up=self._closed)
+            seen.update((execution.id.name, execution) for execution in page.executions)
+            if not page.token or not page.executions or len(seen) >= len(names):
+                return seen
+            request.token = page.token
+
+    def _miss(self, name: str) -> None:
+        """Note that a list has left out an execution; at last, ask for it by its name."""
+        self._missed[name] += 1
+        if self._missed[name] % _MISSED:
+            return
+        identifier = WorkflowExecutionIdentifier(project=self._where.project, domain=self._where.domain, name=name)
+        try:
+            execution = self._admin.call(
+                "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=self._closed
+            )
+        except GivenUpError:
+            return
+        except AdminError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                gone = Execution(id=identifier)
+                gone.closure.phase = WorkflowExecution.FAILED
+                gone.closure.error.code = "NotFound"
+                gone.closure.error.message = f"The execution {name} is no longer in Flyte."
+                self._settle(name, gone)
+            else:
+                self._settle(name, error)
+            return
+        except BaseException as error:  # noqa: BLE001 - raised where the execution is awaited
+            self._settle(name, error)
+            return
+        if execution.closure.phase in TERMINAL:
+            self._settle(name, execution)
+
+    def _settle(self, name: str, end: Execution | BaseException) -> None:
+        with self._lock:
+            future = self._waiting.pop(name, None)
+            since = self._since.pop(name, None)
+            self._missed.pop(name, None)
+            if since is not None and isinstance(end, Execution):
+                self._durations.append(time.monotonic() - since)
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(end, Execution):
+            future.set_result(end)
+        else:
+            future.set_exception(end)

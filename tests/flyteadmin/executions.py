@@ -1,0 +1,93 @@
+"""An execution's state, and how it comes about: at once, by a given function, or by real processes."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from flyteidl.core import execution_pb2, literals_pb2
+
+PHASES = execution_pb2.WorkflowExecution
+TERMINAL = (PHASES.SUCCEEDED, PHASES.FAILED, PHASES.ABORTED, PHASES.TIMED_OUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Succeeded:
+    """The end of an execution that has outputs, `seconds` after its start."""
+
+    outputs: literals_pb2.LiteralMap
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """The end of an execution that has none."""
+
+    code: str = "USER:RuntimeError"
+    message: str = "it failed"
+    kind: int = execution_pb2.ExecutionError.USER
+    phase: int = PHASES.FAILED
+    seconds: float = 0.0
+
+
+Outcome = Succeeded | Failed
+
+
+@dataclasses.dataclass
+class Execution:
+    """One execution, as flyteadmin keeps it."""
+
+    project: str
+    domain: str
+    name: str
+    spec: object
+    inputs: literals_pb2.LiteralMap
+    created: float
+    phase: int = PHASES.QUEUED
+    outcome: Outcome | None = None
+    abort_cause: str = ""
+    ended: float | None = None
+    ends: float | None = None  # when the outcome comes about by itself
+    lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
+    abort: Callable[[], None] | None = None
+    done: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    @property
+    def key(self):
+        return self.project, self.domain, self.name
+
+    def refresh(self):
+        """Let a due outcome come about."""
+        with self.lock:
+            if self.ends is not None and self.phase not in TERMINAL:
+                if time.monotonic() >= self.ends:
+                    self.finish(self.outcome)
+                else:
+                    self.phase = PHASES.RUNNING
+
+    def finish(self, outcome):
+        with self.lock:
+            if self.phase in TERMINAL:
+                return
+            self.outcome = outcome
+            self.phase = PHASES.SUCCEEDED if isinstance(outcome, Succeeded) else outcome.phase
+            self.ended = time.time()
+        self.done.set()
+
+    def terminate(self, cause):
+        """Abort it. Return whether it was running still."""
+        self.refresh()
+        with self.lock:
+            if self.phase in TERMINAL:
+                return False
+            self.phase = PHASES.ABORTING
+            self.abort_cause = cause
+        if self.abort is not None:
+            self.abort()
+        self.finish(Failed(code="", message=cause, phase=PHASES.ABORTED))
+        return True
+
+    @property
+    def running(self):
+        self.refresh()
+        return self.phase not in TERMINAL
