@@ -13,11 +13,23 @@ import wrapt
 from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
+from optuna_flyte_dsl.flyte.entities import is_task
 from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
+from optuna_flyte_dsl.flyte.types import spell_out_unions
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.optimizer import Limited, Session, Settings, plain, wait_for
 from optuna_flyte_dsl.search import Observer
 from optuna_flyte_dsl.studies import Direction, SamplerOption, StudyOption, StudySource
+
+
+class _Annotations(dict[str, Any]):
+    """The annotations of a proxy: its own for the class, which has none, and those of what it wraps for an instance."""
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self if instance is None else getattr(instance.__wrapped__, "__annotations__", {})
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__wrapped__.__annotations__ = value
 
 
 class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
@@ -131,6 +143,16 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
         assert source is not None
         return source.get()
 
+    @study.setter
+    def study(self, study: optuna.Study) -> None:
+        self._self_latest = self._self_session.assign_study(study)
+        self._self_prepared = None
+
+    @property
+    def objective(self) -> Any:
+        """What was decorated, under the name that an `Optimizer` has for it."""
+        return self.__wrapped__
+
     def __repr__(self) -> str:
         return f"<optimize over {self.__wrapped__!r}>"
 
@@ -145,9 +167,7 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
     def __dir__(self) -> list[str]:
         return sorted({*dir(self.__wrapped__), *dir(type(self))})
 
-    @property
-    def __annotations__(self) -> Any:  # type: ignore[override]
-        return getattr(self.__wrapped__, "__annotations__", {})
+    __annotations__ = _Annotations()
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -267,6 +287,8 @@ def optimize(
 
     def decorate(decorated: Any) -> Optimized:
         target = plain(decorated)
+        if is_task(target):
+            spell_out_unions(target)
         read = Objective.of(target)
         settings = Settings.read(
             read,

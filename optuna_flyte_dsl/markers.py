@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
@@ -186,12 +187,12 @@ class Category(Suggestion):
     """One of a few values.
 
     Args:
-        choices: The values, in any iterable but a string; kept in a tuple. Optuna stores `None`, `bool`, `int`,
-            `float` and `str` in any storage; it warns of others.
+        choices: The values, in any iterable that has an order, but no string; kept in a tuple. Optuna stores `None`,
+            `bool`, `int`, `float` and `str` in any storage; it warns of others.
 
     Raises:
         InvalidMarkerError: If there is no choice, or one stands twice (`1`, `1.0` and `True` are the same one).
-        InvalidMarkerTypeError: If `choices` is no iterable of values.
+        InvalidMarkerTypeError: If `choices` is no iterable of values, or has no order, as a set.
 
     >>> Category(["gbtree", "dart"]).choices
     ('gbtree', 'dart')
@@ -203,6 +204,11 @@ class Category(Suggestion):
         if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
             raise InvalidMarkerTypeError(
                 f'Category: `choices` must be a list of values, but got {choices!r}. Write `Category(["a", "b"])`.'
+            )
+        if isinstance(choices, AbstractSet):
+            raise InvalidMarkerTypeError(
+                f"Category: `choices` must stand in an order, which a {type(choices).__name__} has anew in each "
+                f"process, but got {choices!r}. Write a list."
             )
         object.__setattr__(self, "choices", tuple(choices))
         if not self.choices:
@@ -285,8 +291,9 @@ def _plain(number: float | None) -> str:
 
 def _float(marker: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
+        cure = " The third argument is `step`: write `log=True`." if name == "step" and value is True else ""
         raise InvalidMarkerTypeError(
-            f"{marker}: `{name}` must be a number, but got {value!r}, of type {type(value).__name__}."
+            f"{marker}: `{name}` must be a number, but got {value!r}, of type {type(value).__name__}.{cure}"
         )
     try:
         number = float(value)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import optuna
 from optuna.study import StudyDirection
 
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, ObjectiveValueError
@@ -78,6 +79,11 @@ class Objective:
         if is_entity(target):
             name = entity_name(target)
             signature = entity_signature(target)
+            if TRIAL in signature.parameters and _is_trial(signature.parameters[TRIAL].annotation):
+                raise InvalidObjectiveError(
+                    f"`{name}` is a Flyte task with a parameter `trial: optuna.Trial`, which Flyte cannot carry. Drop "
+                    "`@fl.task`: a function that takes `trial` is an objective by itself."
+                )
             kind, takes_trial = Kind.ENTITY, False
         elif callable(target) and not isinstance(target, type):
             name = _function_name(target)
@@ -142,6 +148,31 @@ class Objective:
                 )
         return tuple(given)
 
+    def check_type(self, returned: Any, error: Exception) -> None:
+        """Say what is wrong with what a task returned, where Flyte has refused it, and a study would take it.
+
+        Args:
+            returned: What the task returned.
+            error: Flyte's error.
+
+        Raises:
+            TypeError: If it is a number of a type that Flyte does not take for the annotation.
+        """
+        if self.returns.directions is None:
+            raise error
+        count = len(self.returns.directions)
+        try:
+            self.values(returned, count)
+        except ObjectiveValueError:
+            return
+        shown = ", ".join(
+            f"{value!r}, of type {type(value).__name__}" for value in (returned if count > 1 else (returned,))
+        )
+        raise TypeError(
+            f"`{self.name}` returned {shown}, which Flyte does not take for what its annotation says. Write "
+            f"`float(...)` around it. Flyte says: {error}"
+        ) from error
+
     def values(self, returned: Any, count: int) -> tuple[float, ...]:
         """Return what one run returned as the values of its trial.
 
@@ -177,12 +208,16 @@ def space_of(thing: Any) -> SearchSpace:
     return space if isinstance(space, SearchSpace) else Objective.of(thing).space
 
 
+def _is_trial(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, optuna.trial.BaseTrial)
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, str | bytes | bytearray):
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - whatever an object's `__float__` raises, it is no number
         return None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import importlib
+import inspect
 import operator
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -21,6 +23,7 @@ from optuna_flyte_dsl.flyte.eager import ClusterSearch, find_home
 from optuna_flyte_dsl.flyte.registry import check_loadable
 from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
 from optuna_flyte_dsl.flyte.runner import FlyteRunner
+from optuna_flyte_dsl.markers import Category, Float, Integer, Number, Suggestion, suggest
 from optuna_flyte_dsl.objective import Kind, Objective
 from optuna_flyte_dsl.progress import Reporter, Tally
 from optuna_flyte_dsl.search import Limits, Observer, Search
@@ -38,6 +41,9 @@ from optuna_flyte_dsl.studies import (
 from optuna_flyte_dsl.threads import Threads
 
 T = TypeVar("T")
+
+__all__ = ["Category", "Float", "Integer", "Number", "Optimizer", "Suggestion", "suggest"]
+# `flytekitplugins.optuna.optimizer` has the markers and `optimize` too.
 
 
 @dataclass(frozen=True)
@@ -97,11 +103,15 @@ class Settings:
             raise InvalidOptionError(
                 f"`cluster` must be a Cluster, such as `Cluster(interruptible=True)`, but got {cluster!r}."
             )
+        points = _check_points(initial_points, limits.n_trials)
+        if not objective.takes_trial:
+            for point in points:
+                objective.space.check_point(point)
         return cls(
             limits,
             options,
             _check_callbacks(callbacks),
-            _check_points(initial_points, limits.n_trials),
+            points,
             progress,
             cluster or Cluster(),
         )
@@ -146,6 +156,26 @@ class Session:
             )
         checked = check_delay(value) if name == "delay" else check_count(name, value)
         self.settings = self.settings.with_limits(**{name: checked})
+
+    def assign_study(self, study: optuna.Study) -> StudySource:
+        """Use another study for all calls from now on.
+
+        Raises:
+            SearchRunningError: If a search runs: it has its study.
+            InvalidOptionError: If it is no study.
+            DirectionError: If its directions do not fit the objective.
+        """
+        if self._running:
+            raise SearchRunningError(
+                f"`study` of `{self.objective.name}` cannot be assigned while a search runs, which has one. "
+                "Await the search first."
+            )
+        if not isinstance(study, optuna.Study):
+            raise InvalidOptionError(f"`study` must be an optuna.Study, but got {study!r}.")
+        options = replace(self.settings.study, study=study, sampler=None, seed=None)
+        options.check(self.objective)
+        self.settings = replace(self.settings, study=options)
+        return StudySource(options, self.objective)
 
     def search(
         self, source: StudySource, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -422,8 +452,12 @@ class Optimizer(Limited):
 
     @property
     def study(self) -> optuna.Study:
-        """The study of all calls, made on first use."""
+        """The study of all calls, made on first use. Another can be assigned while no search runs."""
         return self._source.get()
+
+    @study.setter
+    def study(self, study: optuna.Study) -> None:
+        self._source = self._self_session.assign_study(study)
 
     def __repr__(self) -> str:
         return (
@@ -517,8 +551,15 @@ def _check_callbacks(callbacks: Sequence[Observer] | None) -> tuple[Observer, ..
         return ()
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise InvalidOptionError(
-            f"`callbacks` must be a list of functions that take a study and a trial, but got {callbacks!r}."
+            f"`callbacks` must be a list of functions that take a study and a trial, but got {callbacks!r}. "
+            "Write `callbacks=[function]`."
         )
+    for callback in callbacks:
+        if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__):
+            raise InvalidOptionError(
+                f"Each of `callbacks` must be a sync function, but {callback!r} is async, and nobody would await it. "
+                "Make it a plain `def`: callbacks run in a thread, and may block."
+            )
     return tuple(callbacks)
 
 
@@ -539,3 +580,10 @@ def _check_points(points: Sequence[Mapping[str, Any]] | None, n_trials: int) -> 
             "Raise `n_trials`, or drop some."
         )
     return tuple(dict(point) for point in points)
+
+
+def __getattr__(name: str) -> Any:
+    """Find `optimize` here too, where `flytekitplugins.optuna` has it; the decorator is built on this module."""
+    if name == "optimize":
+        return importlib.import_module("optuna_flyte_dsl.decorator").optimize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

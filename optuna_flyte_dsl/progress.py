@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from optuna_flyte_dsl.log import logger
+from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
 
 _LINE_SECONDS = 10.0
 """The least time between two log lines of one search."""
@@ -86,17 +87,22 @@ class Reporter:
     def __init__(self, tally: Tally, *, enabled: bool) -> None:
         self._tally = tally
         self._display = _choose(tally) if enabled else None
+        self._last_reason: str | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        tally = self._tally
+        if tally.failed == tally.finished > 1:
+            logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, self._last_reason)
         if self._display is not None:
             self._display.close(self._tally)
 
     def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the state; the form of an Optuna callback."""
         self._tally.add(trial)
+        self._last_reason = trial.user_attrs.get(ERROR_ATTRIBUTE)
         if self._display is not None:
             self._display.show(self._tally)
 

@@ -1,7 +1,7 @@
 """The search loop: ask, run, tell, inside the limits.
 
-It knows asyncio and Optuna only. Trials are run by a `Runner` that it is given. Operations on the study happen in one
-thread of their own, in order, so that no storage, no sampler and no callback ever blocks the event loop.
+It knows asyncio and Optuna only. Trials are run by a `Runner` that it is given. Trials are asked and told in one thread
+of their own, in order, and callbacks run there, so that none of it ever blocks the event loop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextvars
 import copy
 import functools
 import math
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -156,7 +157,7 @@ class Search:
         self._wake = asyncio.Event()  # set when the search stops: a trial that waits out a delay need not
         self._pace = asyncio.Lock()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        with _ToldAtExit(self._loop):
+        with _ToldAtExit(self._loop, self._close_at_last):
             try:
                 await self._thread.run(self._enqueue)
                 self._add_trial()
@@ -166,6 +167,8 @@ class Search:
             except BaseException as error:
                 await insist(functools.partial(self._abandon, error))
                 raise
+            finally:
+                self._close_at_last()
 
     def suspend(self) -> None:
         """Let the trials that run when the search is cancelled stay RUNNING: another process will go on with them."""
@@ -211,9 +214,9 @@ class Search:
                 if task is None or task.cancelling():
                     raise
                 outcome = self._judge_error(cancelled)  # the objective's own doing
-            except GeneratorExit:
-                raise
-            except BaseException as error:  # noqa: BLE001 - judged
+            except BaseException as error:
+                if self._is_closed_by(error):
+                    raise
                 outcome = self._judge_error(error)
             if self._quick:
                 self._tell(number, trial, outcome)
@@ -221,11 +224,17 @@ class Search:
                 await self._thread.run(self._tell, number, trial, outcome)
             if self._commit is not None:
                 await self._commit()
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001 - raised by `run`
+        except BaseException as error:
+            if self._is_closed_by(error):
+                raise
             return error
         return None
+
+    def _is_closed_by(self, error: BaseException) -> bool:
+        """Tell whether an error closes the coroutine that runs, whose loop is gone: an objective may raise it too."""
+        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is None
 
     async def _keep_pace(self) -> None:
         async with self._pace:
@@ -267,6 +276,12 @@ class Search:
         if not self._suspended:
             await self._thread.run(self._close_open, _why(error))
 
+    def _close_at_last(self) -> None:
+        """Tell what is open still, in this thread: a second interrupt has broken off the closing, or the loop."""
+        if self._open and not self._suspended:
+            self._stopped = True
+            self._close_open("The search was interrupted while this trial ran.")
+
     def _stop(self) -> None:
         self._stopped = True
         self._loop.call_soon_threadsafe(self._wake.set)
@@ -286,10 +301,10 @@ class Search:
         self._asked = None
         try:
             trial = Trial(self._study, self._resumed.pop()._trial_id) if self._resumed else self._study.ask()
-        except Exception:
+        except Exception as error:
             self._stopped = True
             if self._asked is not None:
-                self._study.tell(self._asked, state=TrialState.FAIL)
+                self._close_asked(self._asked, error)
             raise
         number = trial.number
         self._open[number] = trial
@@ -303,6 +318,13 @@ class Search:
             # Optuna samples when the objective first suggests; an async one would do that in the event loop.
             _ = trial.relative_params
         return number, trial, self._space.suggest(trial)
+
+    def _close_asked(self, number: int, error: Exception) -> None:
+        """Tell a trial that an ask has stored, but could not return."""
+        with contextlib.suppress(Exception):  # the reason is worth less than the state
+            stored = next(trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number)
+            self._study._storage.set_trial_user_attr(stored._trial_id, ERROR_ATTRIBUTE, _reason(error))
+        self._study.tell(number, state=TrialState.FAIL)
 
     def _tell(self, number: int, trial: Trial, outcome: _Outcome) -> None:
         self._untold[number] = outcome
@@ -322,14 +344,15 @@ class Search:
 
     def _close_open(self, reason: str) -> None:
         """Tell what is asked and not told; an outcome that the storage has refused is offered again."""
-        for number, trial in list(self._open.items()):
-            outcome = self._untold.get(number) or _Outcome(TrialState.FAIL, reason=reason)
-            for pause in _CLOSING_PAUSES:
-                time.sleep(pause)
-                if self._tell_at_last(trial, outcome):
-                    break
-            else:
-                logger.error("Trial %d of `%s` could not be told: %s", number, self._objective.name, outcome)
+        closing = _Outcome(TrialState.FAIL, reason=reason)
+        left = {number: (trial, self._untold.get(number, closing)) for number, trial in self._open.items()}
+        for pause in _CLOSING_PAUSES:
+            time.sleep(pause)
+            left = {number: each for number, each in left.items() if not self._tell_at_last(*each)}
+            if not left:
+                break
+        for number, (_, outcome) in left.items():
+            logger.error("Trial %d of `%s` could not be told: %s", number, self._objective.name, outcome)
         self._open.clear()
 
     def _tell_at_last(self, trial: Trial, outcome: _Outcome) -> bool:
@@ -422,8 +445,9 @@ class _ToldAtExit:
     tell the search.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], None]) -> None:
         self._loop = loop
+        self._close = close
         self._task = asyncio.current_task()
         self._closed = threading.Event()
 
@@ -437,9 +461,14 @@ class _ToldAtExit:
         atexit.unregister(self._cancel)
 
     def _cancel(self) -> None:
-        if self._task is not None and self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._task.cancel)
-            self._closed.wait(_EXIT_PATIENCE)
-        elif self._task is not None and not self._loop.is_closed():  # `run_until_complete` was interrupted
-            self._task.cancel()
-            self._loop.run_until_complete(asyncio.wait([self._task], timeout=_EXIT_PATIENCE))
+        try:
+            if self._task is not None and self._loop.is_running():
+                self._loop.call_soon_threadsafe(self._task.cancel)
+                self._closed.wait(_EXIT_PATIENCE)
+            elif self._task is not None and not self._loop.is_closed():  # `run_until_complete` was interrupted
+                self._task.cancel()
+                self._loop.run_until_complete(asyncio.wait([self._task], timeout=_EXIT_PATIENCE))
+        finally:
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the last chance: a third Ctrl-C would take it
+            self._close()

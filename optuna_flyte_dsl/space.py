@@ -30,6 +30,7 @@ from optuna_flyte_dsl.markers import Category, Fixed, Float, Integer, Suggestion
 from optuna_flyte_dsl.signatures import read_signature
 
 _EMPTY = inspect.Parameter.empty
+_OPTIONS = frozenset({"n_trials", "concurrency", "delay", "study", "sampler", "seed", "direction", "directions"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +147,11 @@ class SearchSpace(Mapping[str, Suggestion]):
         declared = self._declared.get(name)
         if declared is None:
             if not self._open:
+                cure = "Correct the name, or add it to the signature"
+                if name in _OPTIONS:
+                    cure += f"; an option of the search is given to `optimize({name}=...)`, not to the call"
                 raise ArgumentError(
-                    f"`{self.name}` has no parameter `{name}`; it has {_listed(self._declared) or 'none'}. "
-                    "Correct the name, or add it to the signature."
+                    f"`{self.name}` has no parameter `{name}`; it has {_listed(self._declared) or 'none'}. {cure}."
                 )
             declared = _Declared(None, _EMPTY, False, _EMPTY)
         if isinstance(value, type) and issubclass(value, Suggestion):
@@ -170,9 +173,11 @@ class SearchSpace(Mapping[str, Suggestion]):
         if value is None and declared.optional:
             return value
         if not _within(declared.marker, value):
+            cure = "Give another value"
+            if declared.base is _EMPTY or _is_of(declared.base, value):
+                cure += f", or `{name}=Fixed({value!r})` to pass it all the same"
             raise OutOfRangeError(
-                f"`{self.name}`: `{name}` must lie within its marker {declared.marker!r}, but got {value!r}. "
-                f"Give another value, or `{name}=Fixed({value!r})` to pass it all the same."
+                f"`{self.name}`: `{name}` must lie within its marker {declared.marker!r}, but got {value!r}. {cure}."
             )
         return _converted(declared.marker, value)
 
@@ -279,6 +284,23 @@ class SearchSpace(Mapping[str, Suggestion]):
             _matches(value, kwargs[name]) for name, value in template.items()
         )
 
+    def check_point(self, point: Mapping[str, Any]) -> None:
+        """Check an initial point as far as the signature tells: a call may bring suggestions of its own.
+
+        Args:
+            point: The values, such as `{"lr": 0.1}`.
+
+        Raises:
+            ArgumentError: If there is no such parameter.
+            OutOfRangeError: If a value lies outside the marker of the signature, and no call could change that.
+        """
+        for name in point:
+            if name.split(".", 1)[0] not in self._declared and not self._open:
+                raise ArgumentError(
+                    f"`{self.name}` has no parameter `{name}`, named in an initial point; it has "
+                    f"{_listed(self._declared) or 'none'}. Correct the name, or leave it out of the point."
+                )
+
     def convert_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return values for some of the searched parameters, by name, as their markers give them.
 
@@ -294,11 +316,12 @@ class SearchSpace(Mapping[str, Suggestion]):
             if name not in markers:
                 raise ArgumentError(
                     f"`{self.name}` does not search `{name}`, named in an initial point; it searches "
-                    f"{_listed(markers)}."
+                    f"{_listed(markers)}. Correct the name, or leave it out of the point."
                 )
             if not _within(markers[name], value):
                 raise OutOfRangeError(
-                    f"`{self.name}`: `{name}` of an initial point must lie within {markers[name]!r}, but got {value!r}."
+                    f"`{self.name}`: `{name}` of an initial point must lie within {markers[name]!r}, but got "
+                    f"{value!r}. Give another value, or leave it out of the point."
                 )
         return {name: _converted(markers[name], value) for name, value in point.items()}
 
@@ -326,7 +349,8 @@ class SearchSpace(Mapping[str, Suggestion]):
 def _declare(objective: str, parameter: inspect.Parameter) -> _Declared:
     where = f"`{objective}`: the annotation of `{parameter.name}`"
     marker, base, optional = _read_annotation(where, parameter.annotation)
-    if marker is not None and parameter.default not in (_EMPTY, None) and not _within(marker, parameter.default):
+    fine = parameter.default is _EMPTY or (parameter.default is None and optional)
+    if marker is not None and not fine and not _within(marker, parameter.default):
         raise InvalidMarkerError(
             f"`{objective}`: the default of `{parameter.name}` must lie within its marker {marker!r}, "
             f"but got {parameter.default!r}. Change the default, or widen the marker."

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -113,7 +113,7 @@ class StudyOptions:
                 load_if_exists=storage is not None,
                 directions=list(directions),
             )
-            study.sampler = self._make_sampler(len(directions), len(study.get_trials(deepcopy=False)))
+            study.sampler = self._make_sampler(len(study.get_trials(deepcopy=False)))
         else:
             study = self.study if isinstance(self.study, optuna.Study) else self.study()
             if not isinstance(study, optuna.Study):
@@ -131,7 +131,7 @@ class StudyOptions:
             )
         objective.directions_with(directions)
 
-    def _make_sampler(self, n_objectives: int, n_trials: int) -> BaseSampler:
+    def _make_sampler(self, n_trials: int) -> BaseSampler:
         """Make the sampler of a study that has some trials already: the same seed would repeat their points."""
         seed = None if self.seed is None else (self.seed + n_trials) % 2**32
         if isinstance(self.sampler, BaseSampler):
@@ -143,8 +143,6 @@ class StudyOptions:
             return sampler
         if not _OPTUNA_4:
             return TPESampler(seed=seed)
-        if n_objectives > 1:
-            return NSGAIISampler(seed=seed)
         with _unwarned():
             # It takes into account the trials that run, as Optuna 5's does by default.
             return TPESampler(seed=seed, constant_liar=True)

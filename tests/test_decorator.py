@@ -5,6 +5,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import cloudpickle
@@ -26,11 +27,14 @@ from optuna_flyte_dsl import (
     CompilationError,
     EmptySpaceError,
     Float,
+    InvalidMarkerError,
     InvalidMarkerTypeError,
     InvalidObjectiveError,
     InvalidOptionError,
     Optimized,
     Optimizer,
+    OptunaFlyteError,
+    OutOfRangeError,
     SearchRunningError,
     SearchSpace,
     optimize,
@@ -436,3 +440,66 @@ def test_bare_and_positional_forms_are_the_peers():
 def test_it_is_shown_as_what_it_is():
     assert "optimize over" in repr(sync_train)
     assert user_module.train is train
+
+
+async def async_callback_of_trials(study, trial):
+    raise NotImplementedError
+
+
+@optimize(n_trials=2, progress=False)
+@fl.task
+def mixed(c: Category(["a", None]), d: Category([1, 2.5]) = 1) -> float:
+    return float(d)
+
+
+def test_a_category_of_several_types_is_a_union_to_pyflyte_run():
+    assert typing.get_args(typing.get_args(mixed.python_interface.inputs["c"])[0]) == (str, type(None))
+    assert mixed.space["d"] == Category([1, 2.5])
+    assert len(mixed.run_sync().trials) == 2
+
+
+def test_the_class_itself_can_be_inspected():
+    assert typing.get_type_hints(Optimized) == inspect.get_annotations(Optimized) == {}
+    assert "lr" in train.__annotations__ or train.task_function.__annotations__
+    assert list(inspect.signature(train.task_function).parameters)[:2] == ["lr", "depth"]
+
+
+def test_a_task_that_takes_a_trial_is_refused_with_the_cure():
+    with pytest.raises(InvalidObjectiveError, match=r"Drop `@fl.task`: a function that takes `trial`"):
+
+        @optimize
+        @fl.task
+        def test_task(trial: optuna.Trial) -> float:
+            return 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"callbacks": [async_callback_of_trials]}, "must be a sync function, but .* is async"),
+        ({"callbacks": print}, r"Write `callbacks=\[function\]`"),
+        ({"initial_points": [{"lrr": 0.1}]}, "has no parameter `lrr`, named in an initial point; it has `lr`"),
+    ],
+)
+def test_more_mistakes_are_named_at_decoration(options, message):
+    with pytest.raises(OptunaFlyteError, match=message):
+        optimize(train, n_trials=3, **options)
+
+
+def test_an_option_at_the_call_is_named_with_its_cure():
+    with pytest.raises(ArgumentError, match=r"an option of the search is given to `optimize\(n_trials=...\)`"):
+        train.run_sync(n_trials=3)
+
+
+def test_a_value_of_a_wrong_type_is_not_told_to_be_passed_all_the_same():
+    with pytest.raises(OutOfRangeError) as caught:
+        train.run_sync(depth="3")
+    assert "Fixed" not in str(caught.value)
+
+
+def test_a_default_of_none_needs_an_optional():
+    with pytest.raises(InvalidMarkerError, match="the default of `x` must lie within its marker"):
+
+        @optimize
+        def objective(x: Float(0, 1) = None) -> float:
+            return x

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 import flytekit as fl
+import numpy as np
 import optuna
 import pytest
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
@@ -22,7 +23,17 @@ from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
 from flytekit.utils.asyn import loop_manager
 
-from optuna_flyte_dsl import Category, Float, Integer, Maximize, Optimizer, optimize, suggest
+from optuna_flyte_dsl import (
+    Category,
+    Float,
+    Integer,
+    Maximize,
+    Minimize,
+    ObjectiveValueError,
+    Optimizer,
+    optimize,
+    suggest,
+)
 from optuna_flyte_dsl.flyte import local
 from tests.conftest import own_threads, wait_until
 
@@ -507,3 +518,88 @@ def test_a_category_of_mixed_types_reaches_a_task():
 
     study = mixed.run_sync()
     assert all(trial.value == len(repr(trial.params["x"])) for trial in study.trials)
+
+
+@optimize(n_trials=3, progress=False)
+@fl.eager
+async def gathering(x: Float(0, 1)) -> float:
+    values = await asyncio.gather(*(three_meet(x=x) for _ in range(3)))
+    return sum(values)
+
+
+_three = threading.Barrier(3)
+
+
+@fl.task
+async def three_meet(x: float) -> float:
+    await asyncio.to_thread(_three.wait, timeout=30)  # passes only if three are here at once
+    return x
+
+
+def test_what_an_eager_workflow_awaits_is_concurrent_as_on_a_cluster():
+    study = gathering.run_sync()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+
+
+@optimize(n_trials=3, progress=False)
+@fl.task
+def returns_none(x: Float(0, 1)) -> float:
+    return None
+
+
+@optimize(n_trials=3, progress=False)
+@fl.task
+async def returns_three(x: Float(0, 1)) -> tuple[Minimize, Minimize]:
+    return x, x, x
+
+
+@optimize(n_trials=3, progress=False)
+@fl.task
+def returns_one(x: Float(0, 1)) -> tuple[Minimize, Minimize]:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (returns_none, "`returns_none` must return a number, but it returned None, of type NoneType"),
+        (returns_three, r"`returns_three` returned 3 values, \(.*\), but the study has 2 directions"),
+        (returns_one, r"`returns_one` returned 1 value, 0\..*, but the study has 2 directions"),
+    ],
+)
+def test_a_task_that_returns_what_no_study_can_take_ends_the_search(task, message):
+    with pytest.raises(ObjectiveValueError, match=message):
+        task.run_sync()
+    assert [trial.state.name for trial in task.study.trials] == ["FAIL"]
+
+
+@optimize(n_trials=2, progress=False)
+@fl.task
+def returns_numpy(x: Float(0, 1)) -> float:
+    return np.float64(x)
+
+
+def test_a_number_of_a_type_that_flyte_refuses_is_a_failure_with_the_cure(warned):
+    study = returns_numpy.run_sync()
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
+    assert "of type float64, which Flyte does not take" in warned()[0]
+    assert "Write `float(...)` around it" in warned()[0]
+    assert warned()[-1].startswith("All 2 trials of `returns_numpy` failed; the last: ")
+
+
+def test_searches_over_a_cached_task_do_not_open_ever_more_files():
+    def open_files():
+        links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+        return sum(os.readlink(link).endswith("cache.db") for link in links if os.path.exists(link))
+
+    optimizer = Optimizer(remembered, 4, 40, progress=False)
+    seen = []
+    for _ in range(5):
+        optimizer.run_sync(x=suggest.integer(0, 9))
+        seen.append(open_files())
+    assert seen[-1] == seen[1]  # SQLite keeps some for its next connections
+
+
+@fl.task(cache=True, cache_version="1")
+def remembered(x: int) -> float:
+    return float(x)

@@ -221,3 +221,14 @@ def test_steps_are_counted_in_base_ten():
     assert Float(0, 0.3, step=0.1).high == 0.3
     assert Float(0.1, 0.7, step=0.2).high == 0.7
     assert Integer(0, 10**30).high == 10**30
+
+
+@pytest.mark.parametrize("choices", [{"a", "b"}, frozenset({1, 2})])
+def test_a_set_has_no_order_and_is_refused(choices):
+    with pytest.raises(InvalidMarkerTypeError, match=r"`choices` must stand in an order.*Write a list"):
+        Category(choices)
+
+
+def test_a_bool_in_the_place_of_a_step_is_named_with_its_cure():
+    with pytest.raises(InvalidMarkerTypeError, match=r"`step` must be a number, but got True.*write `log=True`"):
+        Float(1e-5, 1, True)

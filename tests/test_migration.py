@@ -7,7 +7,8 @@ import flytekit as fl
 import optuna
 import pytest
 
-from optuna_flyte_dsl import Float, Optimizer, optimize, suggest
+import optuna_flyte_dsl
+from optuna_flyte_dsl import DirectionError, Float, InvalidOptionError, Optimizer, optimize, suggest
 
 
 @fl.task
@@ -161,3 +162,34 @@ def test_a_failing_pruned_or_nan_trial_does_not_end_the_search(warned):
     study = Optimizer(wrapper, 2, 6).run_sync()
     assert [trial.state.name for trial in study.trials[:3]] == ["FAIL", "PRUNED", "FAIL"]
     assert {trial.state.name for trial in study.trials[3:]} == {"COMPLETE"}
+
+
+def test_the_module_of_the_optimizer_has_the_names_it_had():
+    from optuna_flyte_dsl import optimizer
+
+    for name in ("Optimizer", "optimize", "suggest", "Suggestion", "Number", "Float", "Integer", "Category"):
+        assert getattr(optimizer, name) is getattr(optuna_flyte_dsl, name)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = optimizer.nothing
+
+
+def test_the_study_can_be_assigned():
+    optimizer = Optimizer(lambda trial: trial.suggest_float("x", 0, 1), 1, 2, progress=False)
+    optimizer.run_sync()
+    optimizer.study = study = optuna.create_study()
+    assert optimizer.run_sync() is study
+    assert len(study.trials) == 2
+
+    decorated = optimize(lambda trial: 1.0, n_trials=2, progress=False)
+    decorated.study = study
+    assert decorated.run_sync() is study is decorated.study
+    assert decorated.objective is decorated.task
+
+    with pytest.raises(InvalidOptionError, match=r"`study` must be an optuna.Study, but got 3"):
+        optimizer.study = 3
+    with pytest.raises(DirectionError, match="but the study has 2 directions"):
+        optimize(one, n_trials=2).study = optuna.create_study(directions=["minimize", "minimize"])
+
+
+def one(trial: optuna.Trial) -> float:
+    return 1.0

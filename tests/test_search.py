@@ -5,18 +5,22 @@ import contextvars
 import copy
 import itertools
 import logging
+import math
 import pickle
+import tempfile
 import threading
 from collections import Counter
 
+import flytekit as fl
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.storages import InMemoryStorage
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer, SearchSpace
+from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer, SearchSpace, suggest
 from optuna_flyte_dsl import search as search_module
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.search import ERROR_ATTRIBUTE, Limits, Search
@@ -695,3 +699,180 @@ def test_limits_hold_and_every_asked_trial_ends(plan, n_trials, concurrency, thr
         elif ending in {"error", "nan", "own cancel"}:
             assert trial.state is TrialState.FAIL
             assert trial.user_attrs[ERROR_ATTRIBUTE]
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_an_objective_that_raises_generator_exit_ends_the_search(make):
+    def sync(trial):
+        raise GeneratorExit
+
+    async def coroutine(trial):
+        raise GeneratorExit
+
+    optimizer = Optimizer(sync if make else coroutine, 2, 5, progress=False)
+    with pytest.raises(BaseException):  # noqa: B017 - Python itself makes another error of one of them
+        asyncio.run(asyncio.wait_for(optimizer(), 30))
+    assert {trial.state.name for trial in optimizer.study.trials} == {"FAIL"}
+
+
+class Uncountable:
+    def __float__(self):
+        raise RuntimeError("a tensor of two elements, for example")
+
+
+@pytest.mark.parametrize("value", [10**400, Uncountable()])
+def test_what_no_float_can_hold_is_no_number(value):
+    optimizer = Optimizer(lambda trial: value, 1, 3, progress=False)
+    with pytest.raises(ObjectiveValueError, match="must return a number"):
+        optimizer.run_sync()
+
+
+@pytest.mark.filterwarnings("ignore:.*optuna.terminator.*:FutureWarning")
+def test_the_terminator_callback_works():
+    from optuna.terminator import StaticErrorEvaluator, Terminator, TerminatorCallback
+    from optuna.terminator.improvement.evaluator import BestValueStagnationEvaluator
+
+    terminator = Terminator(BestValueStagnationEvaluator(max_stagnation_trials=3), StaticErrorEvaluator(0.0), 5)
+    optimizer = Optimizer(
+        lambda trial: trial.suggest_float("x", 0, 1) * 0,
+        1,
+        1000,
+        callbacks=[TerminatorCallback(terminator)],
+        progress=False,
+    )
+    assert len(optimizer.run_sync().trials) < 50
+
+
+@st.composite
+def whole_searches(draw):
+    return {
+        "kind": draw(st.sampled_from(["async", "sync", "task", "async_task", "markers"])),
+        "storage": draw(st.sampled_from(["memory", "journal", "sqlite"])),
+        "delay": draw(st.sampled_from([0.0, 0.001])),
+        "concurrency": draw(st.integers(1, 5)),
+        "n_trials": draw(st.integers(1, 12)),
+        "plan": draw(st.lists(st.sampled_from(["value", "error", "prune", "nan", "cancel itself"]), min_size=1)),
+        "cancel_after": draw(st.none() | st.integers(0, 6)),
+        "cancels": draw(st.integers(1, 2)),
+    }
+
+
+@settings(max_examples=40)
+@given(case=whole_searches())
+def test_limits_hold_for_whole_searches_over_real_threads_and_storages(case):
+    running, most, started = 0, 0, []
+    enough = threading.Event()
+    lock = threading.Lock()
+
+    def outcome(number):
+        match case["plan"][number % len(case["plan"])]:
+            case "error":
+                raise ValueError("it failed")
+            case "prune":
+                raise optuna.TrialPruned
+            case "nan":
+                return math.nan
+            case "cancel itself":
+                raise asyncio.CancelledError
+        return 1.0
+
+    def enter():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            started.append(1)
+            if case["cancel_after"] is not None and len(started) > case["cancel_after"]:
+                enough.set()
+            return len(started)
+
+    def leave():
+        nonlocal running
+        with lock:
+            running -= 1
+
+    def sync(trial):
+        number = enter()
+        try:
+            trial.suggest_float("x", 0, 1)
+            return outcome(number)
+        finally:
+            leave()
+
+    async def coroutine(trial):
+        number = enter()
+        try:
+            trial.suggest_float("x", 0, 1)
+            await asyncio.sleep(0)
+            return outcome(number)
+        finally:
+            leave()
+
+    async def markers(x: Float(0, 1)):
+        number = enter()
+        try:
+            await asyncio.sleep(0.001)
+            return outcome(number)
+        finally:
+            leave()
+
+    with tempfile.TemporaryDirectory() as folder:
+        storage = {
+            "memory": lambda: None,
+            "journal": lambda: JournalStorage(JournalFileBackend(f"{folder}/journal")),
+            "sqlite": lambda: f"sqlite:///{folder}/study.db",
+        }[case["storage"]]()
+        study = optuna.create_study(storage=storage)
+        objective = {"async": coroutine, "sync": sync, "markers": markers}.get(case["kind"])
+        given_inputs = {}
+        if objective is None:
+            objective, given_inputs = of_task(case["kind"], enter, leave, outcome), {"x": suggest.float(0, 1)}
+        optimizer = Optimizer(objective, case["concurrency"], case["n_trials"], study, case["delay"], progress=False)
+
+        async def main():
+            search = asyncio.ensure_future(optimizer(**given_inputs))
+            if case["cancel_after"] is not None:
+                while not enough.is_set() and not search.done():
+                    await asyncio.sleep(0.0005)
+                for _ in range(case["cancels"]):
+                    search.cancel()
+                    await asyncio.sleep(0)
+            try:
+                await search
+            except asyncio.CancelledError:
+                return "cancelled"
+            return "ended"
+
+        ended = asyncio.run(main())
+        trials = optuna.load_study(study_name=study.study_name, storage=study._storage).trials
+    assert all(trial.state.is_finished() for trial in trials)
+    assert len(trials) <= case["n_trials"]
+    if ended == "ended":
+        assert len(trials) == case["n_trials"]
+        assert most <= case["concurrency"]
+
+
+_plan = {}
+
+
+@fl.task
+def planned(x: float) -> float:
+    return _run_plan()
+
+
+@fl.task
+async def planned_async(x: float) -> float:
+    return _run_plan()
+
+
+def _run_plan():
+    number = _plan["enter"]()
+    try:
+        return _plan["outcome"](number)
+    finally:
+        _plan["leave"]()
+
+
+def of_task(kind, enter, leave, outcome):
+    _plan.update(enter=enter, leave=leave, outcome=outcome)
+    return planned if kind == "task" else planned_async

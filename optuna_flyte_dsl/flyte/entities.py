@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flytekit.core.base_task import PythonTask
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.reference_entity import ReferenceEntity
 
@@ -17,6 +18,11 @@ _EMPTY = inspect.Parameter.empty
 def is_entity(objective: Any) -> bool:
     """Tell whether an object is one that Flyte can run: a task, a workflow, a launch plan or a reference to one."""
     return getattr(objective, "python_interface", None) is not None and hasattr(objective, "interface")
+
+
+def is_task(entity: Any) -> bool:
+    """Tell whether an object is a task that is defined here."""
+    return isinstance(entity, PythonTask) and not isinstance(entity, ReferenceEntity)
 
 
 def entity_signature(entity: Any) -> inspect.Signature:

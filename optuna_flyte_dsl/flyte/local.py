@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import copy
+import functools
 import os
 import threading
 from collections.abc import Coroutine, MutableMapping
@@ -20,11 +21,12 @@ from flytekit.core import local_cache
 from flytekit.core.context_manager import (
     ExecutionState,
     FlyteContext,
+    FlyteContextManager,
     flyte_context_Var,
 )
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.promise import flyte_entity_call_handler
-from flytekit.core.python_function_task import PythonFunctionTask
+from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask, PythonFunctionTask
 from flytekit.core.reference_entity import ReferenceEntity
 from flytekit.core.type_engine import TypeEngine
 from flytekit.utils.asyn import _TaskRunner, loop_manager
@@ -60,7 +62,14 @@ class LocalController:
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
             # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
             entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
-        return flyte_entity_call_handler(_without_deck(entity), **input_kwargs)
+        return flyte_entity_call_handler(_awaiting_here(_without_deck(entity), self), **input_kwargs)
+
+    def context(self) -> FlyteContext:
+        """Return the current context, with this controller in it: what is awaited there goes through `add`."""
+        context = FlyteContextManager.current_context()
+        state = context.execution_state or context.new_execution_state()
+        eager = context.with_execution_state(state.with_params(mode=_Mode.EAGER_EXECUTION))
+        return eager.with_worker_queue(self).build()  # type: ignore[arg-type]
 
 
 def _may_cache(entity: Any) -> bool:
@@ -76,6 +85,22 @@ def _without_deck(entity: Any) -> Any:
     entity = copy.copy(entity)
     entity._disable_deck = True
     entity._deck_fields = []
+    return entity
+
+
+def _awaiting_here(entity: Any, controller: LocalController) -> Any:
+    """Return an eager workflow in which what is awaited is concurrent, as it is on a cluster."""
+    if not isinstance(entity, EagerAsyncPythonFunctionTask):
+        return entity
+    entity = copy.copy(entity)
+    function = entity._task_function
+
+    @functools.wraps(function)
+    async def concurrent(*args: Any, **kwargs: Any) -> Any:
+        flyte_context_Var.set([*flyte_context_Var.get(), controller.context()])
+        return await function(*args, **kwargs)
+
+    entity._task_function = concurrent
     return entity
 
 
@@ -118,7 +143,7 @@ def _prepare_flytekit() -> None:
     with _preparing:
         cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of 1.16 have none
         if cache is not None and not isinstance(cache, _LockedCache):
-            TypeEngine._LITERAL_CACHE = _LockedCache(cache)  # type: ignore[assignment, unused-ignore]
+            TypeEngine._LITERAL_CACHE = _LockedCache(cache)  # type: ignore[assignment]
 
 
 def _prepare_cache() -> None:
@@ -170,6 +195,8 @@ def use_own_loop() -> None:
 
 def close_loops(thread_name: str) -> None:
     """Close the event loops that were made for a thread, and for the threads of flytekit's that stand behind it."""
+    if local_cache.LocalTaskCache._initialized and hasattr(local_cache.LocalTaskCache._cache, "close"):
+        local_cache.LocalTaskCache._cache.close()  # this thread's connection: it is opened anew where it is needed
     runners = loop_manager._runner_map
     own = runners.pop(_key(thread_name), None)
     for key in [key for key in list(runners) if key.startswith(f"{thread_name} : loop-runner")]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager, flyte_context_Var
+from flytekit.core.base_task import PythonTask
+from flytekit.core.context_manager import ExecutionState, FlyteContextManager, flyte_context_Var
 from flytekit.core.promise import async_flyte_entity_call_handler
 from optuna.trial import Trial
 
@@ -31,8 +33,16 @@ class FlyteRunner:
         self._threads = Threads(at_exit=close_loops)
         FlyteContextManager.current_context()  # a new thread has no stack before this
         self._stack = list(flyte_context_Var.get())
+        self._local = False
         if cluster is None:
-            self._stack.append(_awaiting_context(self._threads))
+            context = FlyteContextManager.current_context()
+            state = context.execution_state
+            known = state is not None and state.mode is ExecutionState.Mode.EAGER_EXECUTION
+            if known and context.worker_queue is not None:
+                self._stack.append(context)  # a controller that is there already
+            else:
+                self._stack.append(LocalController(self._threads, context).context())
+            self._local = isinstance(self._stack[-1].worker_queue, LocalController)
 
     async def run(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
         """Run one trial; see `optuna_flyte_dsl.search.Runner`."""
@@ -48,7 +58,7 @@ class FlyteRunner:
     async def _call(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
         target = self._objective.target
         if self._objective.kind is Kind.ENTITY:
-            return await async_flyte_entity_call_handler(target, **arguments)
+            return await self._call_entity(arguments)
         if self._objective.takes_trial:
             arguments = {**arguments, TRIAL: trial}
         if self._objective.kind is Kind.COROUTINE:
@@ -57,18 +67,29 @@ class FlyteRunner:
             returned = await self._threads.run(lambda: target(**arguments))
         return await returned if inspect.isawaitable(returned) else returned
 
+    async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
+        """Call a Flyte entity. What a task returns is judged before Flyte, which says less of what is wrong."""
+        target = self._objective.target
+        if not (self._local and isinstance(target, PythonTask)):
+            return await async_flyte_entity_call_handler(target, **arguments)
+        returned: list[Any] = []
+        task = copy.copy(target)
+
+        def post_execute(params: Any, value: Any) -> Any:
+            returned.append(value)
+            return target.post_execute(params, value)
+
+        task.post_execute = post_execute  # type: ignore[method-assign, assignment]
+        try:
+            return await async_flyte_entity_call_handler(task, **arguments)
+        except Exception as error:
+            if not returned:
+                raise
+            self._objective.check_type(returned[-1], error)
+            return returned[-1]  # it is no value of this objective at all: the search says so
+
     async def close(self) -> None:
         """End the threads; see `optuna_flyte_dsl.search.Runner`."""
         await self._threads.close()
         if self._cluster is not None:
             await self._cluster.close()
-
-
-def _awaiting_context(threads: Threads) -> FlyteContext:
-    """Return a context in which `await task(...)` goes through a controller: the one that is there, or a local one."""
-    context = FlyteContextManager.current_context()
-    state = context.execution_state or context.new_execution_state()
-    if state.mode is ExecutionState.Mode.EAGER_EXECUTION and context.worker_queue is not None:
-        return context
-    eager = context.with_execution_state(state.with_params(mode=ExecutionState.Mode.EAGER_EXECUTION))
-    return eager.with_worker_queue(LocalController(threads, context)).build()  # type: ignore[arg-type]

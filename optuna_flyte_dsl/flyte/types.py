@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from functools import reduce
-from typing import Any
+from typing import Annotated, Any, get_args
 
 from flytekit.core.context_manager import FlyteContext
 from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine, TypeTransformer
@@ -46,6 +46,21 @@ def native_type(marker: Suggestion) -> Any:
     if kinds.keys() == {type(None)}:
         kinds[str] = None  # flytekit takes None in a union only
     return reduce(operator.or_, kinds)
+
+
+def spell_out_unions(task: Any) -> None:
+    """Write a category of several types beside its types in a task's interface: `Annotated[str | None, Category(...)]`.
+
+    `pyflyte run` takes a union apart by the arguments of its annotation, and a bare marker has none: one such task
+    would break the command for its whole file.
+
+    Args:
+        task: The task, whose interface is changed. To Flyte, its types stay the same.
+    """
+    inputs = task.python_interface._inputs
+    for name, (annotation, default) in inputs.items():
+        if isinstance(annotation, Category) and get_args(native := native_type(annotation)):
+            inputs[name] = (Annotated[native, annotation], default)
 
 
 class MarkerTransformer(AsyncTypeTransformer[Any]):

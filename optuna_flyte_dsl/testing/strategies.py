@@ -74,10 +74,23 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
 
 def _orders(marker: Float | Integer) -> st.SearchStrategy[float]:
     """Draw numbers that are even in their logarithm, and shrink to the lowest."""
-    span = math.log(marker.high / marker.low)
-    return st.floats(0, span).map(
-        lambda above: marker.high if above == span else min(marker.low * math.exp(above), marker.high)
-    )
+    span = math.log(marker.high) - math.log(marker.low)
+    return st.floats(0, span).map(lambda above: marker.high if above == span else _above(marker, above))
+
+
+def _above(marker: Float | Integer, above: float) -> float:
+    """Return the number that many natural orders of magnitude above the lowest, within the bounds."""
+    if above == 0:
+        return marker.low
+    if isinstance(marker, Integer):  # it may be too large for a float
+        return min(max(math.floor(marker.low * _exp(above)), marker.low), marker.high)
+    return min(max(math.exp(math.log(marker.low) + above), marker.low), marker.high)
+
+
+def _exp(above: float) -> Fraction:
+    """Return e to a power that a float may not hold."""
+    twos = int(above / math.log(2))
+    return Fraction(math.exp(above - twos * math.log(2))) * Fraction(2) ** twos
 
 
 def _grid(marker: Float) -> st.SearchStrategy[float]:

@@ -16,6 +16,7 @@ from flyteidl.admin import (
     common_pb2,
     execution_pb2,
     launch_plan_pb2,
+    node_execution_pb2,
     project_pb2,
     task_pb2,
     version_pb2,
@@ -400,6 +401,9 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
             )
         page, token = filters.select(rows, request)
         return execution_pb2.ExecutionList(executions=[describe(each, trim=True) for each in page], token=token)
+
+    def ListNodeExecutions(self, request, context):
+        return node_execution_pb2.NodeExecutionList()
 
     def TerminateExecution(self, request, context):
         execution = self._find(request.id)

@@ -225,6 +225,7 @@ class Propeller:
         mine = {name: value for name, value in os.environ.items() if not name.startswith(("FLYTE_", "_F_"))}
         identifier = template.id
         pod = {
+            "PATH": f"{SCRIPTS}{os.pathsep}{mine.get('PATH', '')}",
             "PYTHONPATH": os.pathsep.join(self._python_path),
             "FLYTE_INTERNAL_EXECUTION_ID": execution.name,
             "FLYTE_INTERNAL_EXECUTION_PROJECT": execution.project,
