@@ -287,7 +287,7 @@ class Session:
                     thread=thread,
                 )
                 if cluster is not None:
-                    cluster.runs(search.suspend)
+                    cluster.runs(search)
                 await search.run()
         finally:
             await runner.close()

@@ -35,6 +35,9 @@ from optuna_flyte_dsl.threads import Threads, insist
 ERROR_ATTRIBUTE = "optuna_flyte_dsl:error"
 """The user attribute of a failed trial that holds the reason, in at most 2,000 characters."""
 
+LOST_ATTRIBUTE = "optuna_flyte_dsl:lost"
+"""The user attribute of a trial that has failed because its process ended; where another goes on, it does not count."""
+
 _REASON_LIMIT = 2_000
 _CLOSING_PAUSES = (0.0, 0.1, 0.5, 2.0)
 """Seconds before each attempt to tell a trial when the search ends in an error."""
@@ -140,6 +143,7 @@ class Search:
         self._claimed = 0
         self._stopped = False
         self._suspended = False
+        self._lost = False
         self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
         self._next_start = float("-inf")
 
@@ -173,6 +177,10 @@ class Search:
     def suspend(self) -> None:
         """Let the trials that run when the search is cancelled stay RUNNING: another process will go on with them."""
         self._suspended = True
+
+    def mark_lost(self) -> None:
+        """Note on the trials that run when the search is cancelled that their process has ended, not they."""
+        self._lost = True
 
     def _wants_more(self) -> bool:
         return not self._stopped and self._claimed < self._limits.n_trials
@@ -359,6 +367,8 @@ class Search:
         with contextlib.suppress(Exception):  # the reason is worth less than the state
             if outcome.reason is not None:
                 trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
+            if self._lost and trial.number not in self._untold:
+                trial.set_user_attr(LOST_ATTRIBUTE, True)
         try:
             self._study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
         except Exception:  # noqa: BLE001 - tried again

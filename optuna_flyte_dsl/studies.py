@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError
 from optuna_flyte_dsl.objective import Objective
-from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
+from optuna_flyte_dsl.search import ERROR_ATTRIBUTE, LOST_ATTRIBUTE
 
 Direction: TypeAlias = str | StudyDirection
 StudyOption: TypeAlias = optuna.Study | Callable[[], optuna.Study] | None
@@ -28,9 +28,6 @@ SamplerOption: TypeAlias = BaseSampler | Callable[..., BaseSampler] | None
 
 GOALS_ATTRIBUTE = "optuna_flyte_dsl:goals"
 """The user attribute of a study that holds, for each call, how many trials it is to have when the call ends."""
-
-LOST_ATTRIBUTE = "optuna_flyte_dsl:lost"
-"""The user attribute of a trial that has failed because its process died; it does not count."""
 
 RETRY_ATTRIBUTE = "optuna_flyte_dsl:retry_of"
 """The user attribute of a trial that tries the parameters of a lost one again, and holds that one's number."""
@@ -225,6 +222,7 @@ def resume(study: optuna.Study, n_trials: int, call: int, adopts: Callable[[Froz
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         if not adopts(trial):
             _close_lost(study, trial)
+    _try_again(study)
     trials = study.get_trials(deepcopy=False)
     finished = tuple(trial for trial in trials if trial.state.is_finished() and LOST_ATTRIBUTE not in trial.user_attrs)
     if call == len(goals):
@@ -239,8 +237,16 @@ def _close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
     handle.set_user_attr(LOST_ATTRIBUTE, True)
     handle.set_user_attr(ERROR_ATTRIBUTE, "The process that ran this trial has died.")
     study.tell(trial.number, state=TrialState.FAIL)
-    if trial.params and RETRY_ATTRIBUTE not in trial.user_attrs:
-        study.enqueue_trial(trial.params, user_attrs={RETRY_ATTRIBUTE: trial.number})
+
+
+def _try_again(study: optuna.Study) -> None:
+    """Enqueue the parameters of each lost trial, once."""
+    trials = study.get_trials(deepcopy=False)
+    tried = {trial.user_attrs.get(RETRY_ATTRIBUTE) for trial in trials}
+    for trial in trials:
+        first = LOST_ATTRIBUTE in trial.user_attrs and RETRY_ATTRIBUTE not in trial.user_attrs
+        if first and trial.params and trial.number not in tried:
+            study.enqueue_trial(trial.params, user_attrs={RETRY_ATTRIBUTE: trial.number})
 
 
 def read_directions(

@@ -26,6 +26,7 @@ from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
 from optuna_flyte_dsl.flyte.cluster import EXECUTIONS_ATTRIBUTE, ClusterController, Link, TrialQueue
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
 from optuna_flyte_dsl.log import logger
+from optuna_flyte_dsl.search import Search
 from optuna_flyte_dsl.threads import Threads, insist
 
 ENDING_SECONDS = 5.0
@@ -138,7 +139,7 @@ class ClusterSearch:
         self._options = options
         self._thread = thread
         self._over = threading.Event()
-        self._suspend: Callable[[], None] = lambda: None
+        self._search: Search | None = None
 
     async def __aenter__(self) -> Self:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -185,13 +186,9 @@ class ClusterSearch:
         """Tell whether a trial has begun to launch executions: then it can be run again, and finds them."""
         return EXECUTIONS_ATTRIBUTE in trial.user_attrs
 
-    def runs(self, suspend: Callable[[], None]) -> None:
-        """Note the loop that runs the trials.
-
-        Args:
-            suspend: Lets trials that run when it is cancelled stay RUNNING.
-        """
-        self._suspend = suspend
+    def runs(self, search: Search) -> None:
+        """Note the loop that runs the trials."""
+        self._search = search
 
     @property
     def policy(self) -> OnSigterm:
@@ -204,9 +201,12 @@ class ClusterSearch:
         Args:
             leave: Whether executions are left running.
         """
-        if leave:
-            self.controller.leaving = True
-            self._suspend()
+        self.controller.leaving = leave
+        if self._search is not None:
+            if leave:
+                self._search.suspend()
+            else:
+                self._search.mark_lost()
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
 

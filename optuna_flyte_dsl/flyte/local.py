@@ -151,7 +151,7 @@ def _prepare_cache() -> None:
     with _preparing:
         if not local_cache.LocalTaskCache._initialized:
             local_cache.joblib.hash(b"")
-            local_cache.LocalTaskCache.initialize()  # type: ignore[no-untyped-call]
+            local_cache.LocalTaskCache.initialize()
 
 
 class _OwnLoop:

@@ -193,14 +193,15 @@ class Propeller:
             command = _copilot_before(container.data_config, command, inputs, work)
         elif (SCRIPTS / command[0]).exists():
             command[0] = str(SCRIPTS / command[0])
-        process = subprocess.Popen(
-            command,
-            cwd=work,
-            env=self._pod_environment(execution, template, prefix, attempt, environment or {}),
-            stdout=(prefix / "stdout").open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (prefix / "stdout").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=work,
+                env=self._pod_environment(execution, template, prefix, attempt, environment or {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         with self._lock:
             self._processes.setdefault(execution.key, {})[node] = process
         if self._closed or execution.phase == PHASES.ABORTING:  # it came too late to be signalled
