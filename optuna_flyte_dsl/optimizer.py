@@ -20,7 +20,6 @@ from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import CompilationError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.flyte.calls import in_a_workflow
 from optuna_flyte_dsl.flyte.eager import ClusterSearch, find_home
-from optuna_flyte_dsl.flyte.registry import check_loadable
 from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
 from optuna_flyte_dsl.flyte.runner import FlyteRunner
 from optuna_flyte_dsl.markers import Category, Float, Integer, Number, Suggestion, suggest
@@ -242,7 +241,7 @@ class Session:
     ) -> optuna.Study:
         """Search with the trials on a cluster, and go on with what the pod's attempt before has left."""
         if self.objective.kind is Kind.ENTITY:
-            check_loadable(self.objective.target)
+            await cluster.controller.check(self.objective.target)
         study: optuna.Study = await thread.run(source.get, cluster.storage)
         n_trials = self.settings.limits.n_trials
         if not source.kept:

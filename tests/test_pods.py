@@ -46,7 +46,7 @@ def run(admin, file, entity, *inputs):
     return admin.executions["project", "development", "eager"]
 
 
-def end_of(execution, patience=240):
+def end_of(execution, patience=90):
     assert execution.done.wait(patience), "it has not ended"
     assert execution.phase == PHASES.SUCCEEDED, execution.outcome.message
     return execution.outcome.outputs.literals["o0"]

@@ -181,6 +181,14 @@ class ClusterController:
         """Return what stands in the place of flytekit's controller during a trial."""
         return TrialQueue(self, trial)
 
+    async def check(self, entity: Any) -> None:
+        """Check that pods can load an entity.
+
+        Raises:
+            UnloadableError: If they cannot.
+        """
+        await self.workers.run(self.registry.check, entity)
+
     async def close(self) -> None:
         """End all threads. Called when no trial runs any more."""
         await self._terminators.run(self.watch.close)

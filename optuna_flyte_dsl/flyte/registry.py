@@ -14,6 +14,7 @@ import grpc
 from flyteidl.core.identifier_pb2 import Identifier
 from flytekit.configuration import SerializationSettings
 from flytekit.core.base_task import PythonTask
+from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.interface import Interface
 from flytekit.core.launch_plan import LaunchPlan, ReferenceLaunchPlan
 from flytekit.core.python_auto_container import DefaultTaskResolver, PythonAutoContainerTask
@@ -27,6 +28,7 @@ from flytekit.remote import FlyteLaunchPlan, FlyteTask, FlyteWorkflow
 
 from optuna_flyte_dsl.errors import RefusedError, UnloadableError
 from optuna_flyte_dsl.flyte.admin import Admin, AdminError
+from optuna_flyte_dsl.flyte.local import use_own_loop
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Registry:
             ClusterUnavailableError: If an outage has lasted too long.
         """
         key = id(entity)
+        self.enter()
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
@@ -93,6 +96,16 @@ class Registry:
                     raise AdminError(grpc.StatusCode.NOT_FOUND, str(error)).refusal(f"find `{entity.name}`") from error
                 self._found[key] = (entity, _launchable(entity, fetched))
             return self._found[key][1]
+
+    def enter(self) -> None:
+        """Leave the eager workflow's context in this thread: a workflow compiled in it would launch its tasks."""
+        use_own_loop()
+        flyte_context_Var.set([self._admin.remote.context])
+
+    def check(self, entity: Any) -> None:
+        """Check that pods can load an entity; see `check_loadable`."""
+        self.enter()
+        check_loadable(entity)
 
     def _fetch(self, entity: Any, settings: SerializationSettings) -> FlyteTask | FlyteLaunchPlan:
         remote = self._admin.remote

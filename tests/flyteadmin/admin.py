@@ -96,7 +96,11 @@ class FlyteAdmin:
         server = grpc.server(
             concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="flyteadmin"),
             interceptors=[_Gate(self)],
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 20 * 2**20)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.max_ping_strikes", 0),  # clients of flytekit ping every 30 seconds
+                ("grpc.max_receive_message_length", 20 * 2**20),
+            ],
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(self), server)
         dataproxy_pb2_grpc.add_DataProxyServiceServicer_to_server(_DataProxy(self), server)

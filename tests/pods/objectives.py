@@ -50,9 +50,14 @@ async def with_inputs(n: Integer(1, 4), config: Config, data: FlyteFile) -> floa
         return n * config.rate * config.layers + len(file.read())
 
 
+@fl.task
+def twice(x: float) -> float:
+    return 2 * x
+
+
 @fl.workflow
 def pipeline(x: float) -> float:
-    return double(x=double(x=x))
+    return twice(x=twice(x=x))
 
 
 @fl.task
