@@ -149,12 +149,15 @@ class ClusterSearch:
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            if self.persisted:
-                await insist(self.commit)
+            await insist(self._close)
         finally:
             if self._home.ending is not None:
                 self._home.ending.remove(self)
             self._over.set()
+
+    async def _close(self) -> None:
+        await self.controller.close()
+        await self.commit()
 
     @property
     def storage(self) -> Callable[[], BaseStorage] | None:

@@ -18,6 +18,7 @@ from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.interface import Interface
 from flytekit.core.launch_plan import LaunchPlan, ReferenceLaunchPlan
 from flytekit.core.python_auto_container import DefaultTaskResolver, PythonAutoContainerTask
+from flytekit.core.reference_entity import ReferenceEntity
 from flytekit.core.task import ReferenceTask
 from flytekit.core.tracker import extract_task_module
 from flytekit.core.type_engine import TypeEngine, UnionTransformer
@@ -173,16 +174,14 @@ def check_loadable(entity: Any) -> None:
     Raises:
         UnloadableError: If it cannot.
     """
+    if isinstance(entity, ReferenceEntity):
+        return  # it is there already
     if isinstance(entity, WorkflowBase):
         for node in entity.nodes:
             check_loadable(node.flyte_entity)
     elif isinstance(entity, LaunchPlan):
         check_loadable(entity.workflow)
-    elif (
-        isinstance(entity, PythonAutoContainerTask)
-        and isinstance(entity.task_resolver, DefaultTaskResolver)
-        and not isinstance(entity, ReferenceTask)
-    ):
+    elif isinstance(entity, PythonAutoContainerTask) and isinstance(entity.task_resolver, DefaultTaskResolver):
         _, module_name, name, _ = extract_task_module(entity)
         if not module_name:
             return  # a notebook's: flytekit pickles it

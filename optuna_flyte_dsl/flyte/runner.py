@@ -91,5 +91,3 @@ class FlyteRunner:
     async def close(self) -> None:
         """End the threads; see `optuna_flyte_dsl.search.Runner`."""
         await self._threads.close()
-        if self._cluster is not None:
-            await self._cluster.close()

@@ -1,0 +1,74 @@
+"""Tasks that are never run: the cluster of the tests makes their outputs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Optional
+
+import flytekit as fl
+import optuna
+from flytekit.types.file import FlyteFile
+
+from optuna_flyte_dsl import Category, Float, Minimize, optimize
+
+
+@optimize(concurrency=2, n_trials=6, progress=False, seed=1)
+@fl.task
+async def train(x: Float(0, 1), base: float = 3.0, name: Optional[str] = None) -> Minimize:
+    return x
+
+
+@fl.task
+async def step(x: float, base: float = 3.0) -> float:
+    return x
+
+
+@fl.task
+def sync_step(x: float) -> float:
+    return x
+
+
+@optimize(concurrency=2, n_trials=3, progress=False)
+@fl.task
+async def reads(kind: Category(["a", "b"]), file: FlyteFile) -> float:
+    return 1.0
+
+
+@fl.workflow
+def flow(x: float, base: float = 2.0) -> float:
+    return sync_step(x=x)
+
+
+plan = fl.LaunchPlan.get_or_create(flow, name="quick.plan", fixed_inputs={"base": 5.0})
+
+
+async def both(trial: optuna.Trial) -> float:
+    x = trial.suggest_float("x", 0, 1)
+    return sum(await asyncio.gather(step(x=x), step(x=x)))
+
+
+def blocking(trial: optuna.Trial) -> float:
+    return sync_step(x=trial.suggest_float("x", 0, 1))
+
+
+async def impatient(trial: optuna.Trial) -> float:
+    try:
+        return await asyncio.wait_for(step(x=0.5), 0.3)
+    except TimeoutError:
+        return 7.0
+
+
+async def careless(trial: optuna.Trial) -> float:
+    """Leaves an execution running."""
+    task = asyncio.ensure_future(step(x=trial.suggest_float("x", 0, 1)))
+    await asyncio.sleep(0.3)
+    careless.tasks.append(task)
+    return 1.0
+
+
+careless.tasks = []
+
+
+async def nested(trial: optuna.Trial) -> float:
+    study = await train(base=trial.suggest_float("base", 0, 1))
+    return study.best_value

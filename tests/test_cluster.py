@@ -1,0 +1,653 @@
+"""Searches on a cluster that makes outputs at once: names, options, faults, stopping."""
+
+import asyncio
+import collections
+import dataclasses
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import flytekit as fl
+import grpc
+import objectives
+import optuna
+import pytest
+import quick
+from flyteidl.core import literals_pb2
+from flytekit.configuration import Image, ImageConfig, SerializationSettings
+from flytekit.core.context_manager import ExecutionState, FlyteContextManager
+from flytekit.core.worker_queue import Controller
+from flytekit.exceptions.eager import EagerException
+from flytekit.models.security import Identity, SecurityContext
+
+from optuna_flyte_dsl import (
+    Cluster,
+    ClusterError,
+    ClusterUnavailableError,
+    ExecutionFailedError,
+    Float,
+    InvalidOptionError,
+    Minimize,
+    Optimizer,
+    RefusedError,
+    UnloadableError,
+    optimize,
+    suggest,
+)
+from optuna_flyte_dsl.flyte import eager as eager_module
+from optuna_flyte_dsl.flyte import watch as watch_module
+from optuna_flyte_dsl.flyte.cluster import EXECUTION_ERROR_ATTRIBUTE, EXECUTIONS_ATTRIBUTE, TrialQueue
+from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
+from tests.conftest import own_threads, wait_until
+from tests.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
+from tests.flyteadmin.errors import NAME
+from tests.flyteadmin.executions import PHASES
+
+IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
+
+
+def outputs(value):
+    literals = literals_pb2.LiteralMap()
+    literals.literals["o0"].scalar.primitive.float_value = value
+    return literals
+
+
+def echo(seconds=0.0):
+    """Let each execution return its `x`."""
+
+    def outcome(execution):
+        given = execution.inputs.literals
+        value = given["x"].scalar.primitive.float_value if "x" in given else 1.0
+        return Succeeded(outputs(value), seconds)
+
+    return outcome
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Make a cluster; its instant outcome can be changed."""
+    with FlyteAdmin(tmp_path / "flyte", instant=echo()) as admin:
+        yield admin
+    wait_until(lambda: not own_threads())
+
+
+def there(objective, admin):
+    return objective.on(admin.remote(), image_config=IMAGES)
+
+
+def with_options(objective, **options):
+    copy = objective.__copy__()
+    session = copy._self_session
+    session.settings = dataclasses.replace(session.settings, cluster=Cluster(**options))
+    return copy
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def executions(admin):
+    return list(admin.executions.values())
+
+
+# What is launched.
+
+
+def test_each_trial_is_an_execution_whose_name_stands_in_its_attributes(cluster):
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+    named = [entry for trial in study.trials for entry in trial.user_attrs[EXECUTIONS_ATTRIBUTE]]
+    assert sorted(entry["name"] for entry in named) == sorted(each.name for each in executions(cluster))
+    for entry in named:
+        assert NAME.fullmatch(entry["name"])
+        assert len(entry["name"]) <= 63
+        assert entry["url"].endswith(f"/console/projects/project/domains/development/executions/{entry['name']}")
+
+
+def test_inputs_that_a_call_leaves_out_are_filled_in(cluster):
+    there(quick.train, cluster).run_sync()
+    for execution in executions(cluster):
+        assert execution.inputs.literals["base"].scalar.primitive.float_value == 3.0
+        assert execution.inputs.literals["name"].scalar.union.value.scalar.HasField("none_type")
+    cluster.executions.clear()
+    there(Optimizer(quick.both, 1, 1, progress=False), cluster).run_sync()
+    assert [each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)] == [3.0, 3.0]
+
+
+def test_an_execution_gets_all_that_a_user_may_set_for_it(cluster):
+    context = SecurityContext(run_as=Identity(k8s_service_account="robot"))
+    tuned = with_options(
+        quick.train,
+        interruptible=True,
+        overwrite_cache=True,
+        labels={"team": "a"},
+        annotations={"note": "b"},
+        env={"KEY": "value"},
+        tags=("nightly",),
+        cluster_pool="pool",
+        execution_cluster_label="label",
+        raw_output_prefix="s3://bucket/folder",
+        security_context=context,
+        max_parallelism=3,
+    )
+    there(tuned, cluster).run_sync()
+    for execution in executions(cluster):
+        spec = execution.spec
+        assert spec.interruptible.value is True
+        assert spec.overwrite_cache is True
+        assert spec.labels.values["team"] == "a"
+        assert dict(spec.annotations.values) == {"note": "b"}
+        assert {pair.key: pair.value for pair in spec.envs.values} == {"KEY": "value"}
+        assert list(spec.tags) == ["nightly"]
+        assert spec.cluster_assignment.cluster_pool_name == "pool"
+        assert spec.execution_cluster_label.value == "label"
+        assert spec.raw_output_data_config.output_location_prefix == "s3://bucket/folder"
+        assert spec.security_context.run_as.k8s_service_account == "robot"
+        assert spec.max_parallelism == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"launches_per_second": 0}, "`launches_per_second` of `Cluster` must be a number above 0, but got 0"),
+        ({"patience": "long"}, "`patience` of `Cluster` must be a number above 0, but got 'long'"),
+        ({"launches_at_once": 1.5}, "`launches_at_once` of `Cluster` must be an integer above 0, but got 1.5"),
+        (
+            {"on_sigterm": "wait"},
+            "`on_sigterm` of `Cluster` must be one of 'auto', 'terminate', 'leave', but got 'wait'",
+        ),
+        ({"interruptible": "yes"}, "`interruptible` of `Cluster` must be True, False or None"),
+        ({"labels": {"a": 1}}, "`labels` of `Cluster` must map strings to strings"),
+        ({"tags": "nightly"}, "`tags` of `Cluster` must be strings"),
+    ],
+)
+def test_a_wrong_option_is_named(options, message):
+    with pytest.raises(InvalidOptionError, match=re.escape(message)):
+        Cluster(**options)
+
+
+def test_options_of_another_type_and_a_remote_that_is_none_are_named(cluster):
+    with pytest.raises(InvalidOptionError, match=r"`cluster` must be a Cluster.*but got 3"):
+        optimize(quick.train, cluster=3)
+    with pytest.raises(InvalidOptionError, match="`on` takes a FlyteRemote, but got 'host'"):
+        quick.train.on("host")
+    with pytest.raises(InvalidOptionError, match="a default project and domain"):
+        quick.train.on(cluster.remote(project=None))
+    assert repr(Cluster(interruptible=True)) == "Cluster(interruptible=True)"
+
+
+def test_a_workflow_and_a_launch_plan_are_launched_as_such(cluster):
+    for entity in (quick.flow, quick.plan):
+        study = there(Optimizer(entity, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+        assert states(study) == ["COMPLETE"] * 2
+    assert [each.spec.launch_plan.name for each in executions(cluster)] == ["quick.flow"] * 2 + ["quick.plan"] * 2
+    bases = [each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)]
+    assert bases == [2.0, 2.0, 5.0, 5.0]
+
+
+def test_references_are_launched_and_nothing_is_registered(cluster):
+    remote = cluster.remote()
+    settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+    remote.register_workflow(quick.flow, settings, "v1")
+    created = cluster.counts["CreateTask"] + cluster.counts["CreateWorkflow"]
+
+    @fl.reference_task(project="project", domain="development", name="quick.sync_step", version="v1")
+    def task(x: float) -> float: ...
+
+    @fl.reference_workflow(project="project", domain="development", name="quick.flow", version="v1")
+    def workflow(x: float) -> float:
+        return x
+
+    @fl.reference_launch_plan(project="project", domain="development", name="quick.flow", version="v1")
+    def launch_plan(x: float) -> float:
+        return x
+
+    for entity in (task, workflow, launch_plan):
+        study = Optimizer(entity, 2, 2, progress=False).on(remote).run_sync(x=suggest.float(0, 1))
+        assert states(study) == ["COMPLETE"] * 2, study.trials[0].user_attrs
+    assert cluster.counts["CreateTask"] + cluster.counts["CreateWorkflow"] == created
+    assert cluster.counts["CreateUploadLocation"] == 0
+
+
+def test_a_reference_to_nothing_ends_the_search_with_the_cure(cluster):
+    @fl.reference_task(project="project", domain="development", name="nothing", version="v1")
+    def task(x: float) -> float: ...
+
+    with pytest.raises(RefusedError, match=r"find.*`nothing`.*NOT_FOUND.*Register what is missing"):
+        Optimizer(task, 2, 2, progress=False).on(cluster.remote()).run_sync(x=suggest.float(0, 1))
+
+
+def test_a_callback_launches_several_and_each_has_a_name_of_its_own(cluster):
+    study = there(Optimizer(quick.both, 2, 4, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 4
+    assert len(cluster.executions) == 8
+    assert all(trial.value == 2 * trial.params["x"] for trial in study.trials)
+
+
+def test_a_callback_in_a_thread_calls_sync_tasks(cluster):
+    study = there(Optimizer(quick.blocking, 3, 3, progress=False), cluster).run_sync()
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+
+
+def test_a_search_inside_of_a_trial_goes_to_the_cluster_too(cluster):
+    study = there(Optimizer(quick.nested, 2, 2, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == 12
+
+
+def test_a_local_file_is_uploaded(cluster, tmp_path):
+    (tmp_path / "data.txt").write_text("hello")
+    study = there(quick.reads, cluster).run_sync(file=str(tmp_path / "data.txt"))
+    assert states(study) == ["COMPLETE"] * 3
+    for execution in executions(cluster):
+        assert Path(execution.inputs.literals["file"].scalar.blob.uri).read_text() == "hello"
+
+
+def test_a_task_is_registered_once_and_the_code_is_uploaded_once(cluster):
+    objective = there(quick.train, cluster)
+    objective.run_sync()
+    objective.run_sync()
+    assert cluster.counts["CreateTask"] == cluster.counts["CreateUploadLocation"] == 1
+    assert len(cluster.executions) == 12
+    versions = {version for *_, version in cluster.tasks}
+    there(quick.train, cluster).run_sync()  # another process, with the same code
+    assert {version for *_, version in cluster.tasks} == versions
+
+
+# What a pod could not load.
+
+
+def test_a_task_that_no_pod_can_load_is_refused_before_the_first_launch(cluster):
+    @optimize(n_trials=2, progress=False)
+    @fl.task
+    def test_local(x: Float(0, 1)) -> Minimize:
+        return x
+
+    with pytest.raises(UnloadableError, match=r"`test_local` cannot be loaded by the pod.*at the top of its module"):
+        there(test_local, cluster).run_sync()
+    assert cluster.counts["CreateExecution"] == cluster.counts["CreateTask"] == 0
+    assert states(test_local.study) == []
+
+    async def awaits_it(trial: optuna.Trial):
+        return await test_async(x=0.5)
+
+    @fl.task
+    async def test_async(x: float) -> float:
+        return x
+
+    optimizer = Optimizer(awaits_it, 2, 4, progress=False)
+    with pytest.raises(UnloadableError):
+        there(optimizer, cluster).run_sync()
+    assert set(states(optimizer.study)) == {"FAIL"}
+    assert cluster.counts["CreateExecution"] == 0
+
+
+# Executions that fail.
+
+
+@pytest.mark.parametrize(
+    ("outcome", "phase", "code", "kind"),
+    [
+        (Failed("USER:ValueError", "x" * 500 + " the end"), "FAILED", "USER:ValueError", "USER"),
+        (Failed("Evicted", "the node is gone", kind=2), "FAILED", "Evicted", "SYSTEM"),
+        (Failed("DeadlineExceeded", "too late", phase=PHASES.TIMED_OUT), "TIMED_OUT", "DeadlineExceeded", "USER"),
+    ],
+)
+def test_a_failed_execution_is_a_failed_trial_that_keeps_what_flyte_says(cluster, outcome, phase, code, kind):
+    cluster.instant = lambda execution: outcome
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["FAIL"] * 6
+    for trial in study.trials:
+        (execution,) = trial.user_attrs[EXECUTIONS_ATTRIBUTE]
+        assert trial.user_attrs[EXECUTION_ERROR_ATTRIBUTE] == {
+            **execution,
+            "phase": phase,
+            "code": code,
+            "kind": kind,
+            "message": outcome.message,
+        }
+        assert trial.user_attrs[ERROR_ATTRIBUTE].startswith(f"ExecutionFailedError: The execution {execution['name']}")
+
+
+def test_an_execution_that_somebody_aborts_is_a_failed_trial(cluster):
+    cluster.instant = lambda execution: None  # it runs until it is aborted
+    remote = cluster.remote()
+
+    def abort():
+        wait_until(lambda: len(cluster.running()) == 2)
+        for execution in cluster.running():
+            remote.client.terminate_execution(remote.fetch_execution(name=execution.name).id, "not needed")
+        cluster.instant = echo()
+
+    thread = threading.Thread(target=abort)
+    thread.start()
+    study = there(quick.train, cluster).run_sync()
+    thread.join()
+    assert sorted(states(study)) == ["COMPLETE"] * (6 - states(study).count("FAIL")) + ["FAIL"] * states(study).count(
+        "FAIL"
+    )
+    aborted = [trial.user_attrs[EXECUTION_ERROR_ATTRIBUTE] for trial in study.trials if trial.state.name == "FAIL"]
+    assert aborted
+    assert {(each["phase"], each["message"]) for each in aborted} == {("ABORTED", "not needed")}
+
+
+def test_a_callback_can_catch_the_failure_of_an_execution(cluster):
+    cluster.instant = lambda execution: Failed()
+
+    async def catches(trial: optuna.Trial):
+        try:
+            await quick.step(x=1.0)
+        except EagerException as error:
+            return 5.0 if isinstance(error, ExecutionFailedError) else 0.0
+
+    study = there(Optimizer(catches, 1, 2, progress=False), cluster).run_sync()
+    assert [trial.value for trial in study.trials] == [5.0, 5.0]
+
+
+# Faults.
+
+PASSING = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,
+]
+RPCS = ["GetTask", "CreateTask", "CreateExecution", "ListExecutions", "GetExecutionData", "CreateUploadLocation"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("code", PASSING, ids=lambda code: code.name)
+@pytest.mark.parametrize("rpc", RPCS)
+def test_a_passing_fault_of_any_call_is_waited_out(cluster, rpc, code, done):
+    cluster.fail(rpc, Fault(code, times=6, done=done))
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6  # a lost answer makes no second one
+
+
+@pytest.mark.parametrize("code", PASSING, ids=lambda code: code.name)
+def test_a_passing_fault_while_a_failure_is_read_is_waited_out(cluster, code):
+    cluster.instant = lambda execution: Failed(message="the whole message" * 20)
+    cluster.fail("GetExecution", Fault(code, times=6))
+    study = there(quick.train, cluster).run_sync()
+    assert {trial.user_attrs[EXECUTION_ERROR_ATTRIBUTE]["message"] for trial in study.trials} == {
+        "the whole message" * 20
+    }
+
+
+def test_a_restarted_control_plane_is_waited_out(cluster):
+    cluster.instant = echo(seconds=0.5)
+
+    def restart():
+        wait_until(lambda: len(cluster.executions) == 2)
+        cluster.stop()
+        time.sleep(1.0)
+        cluster.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    study = there(quick.train, cluster).run_sync()
+    thread.join()
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+
+
+def test_an_outage_that_lasts_too_long_ends_the_search_and_says_what_to_do(cluster):
+    objective = there(with_options(quick.train, patience=0.5, grace=0.5), cluster)
+    cluster.instant = lambda execution: None
+    cluster.fail("ListExecutions", Fault(times=10_000))
+    with pytest.raises(ClusterUnavailableError, match=r"has not answered for .* seconds.*`Cluster\(patience=1\)`"):
+        objective.run_sync()
+    assert set(states(objective.study)) == {"FAIL"}
+    assert not cluster.running()
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (grpc.StatusCode.PERMISSION_DENIED, "the right to do it"),
+        (grpc.StatusCode.NOT_FOUND, "Register what is missing"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "Correct what it names"),
+    ],
+)
+def test_a_refused_launch_ends_the_search_at_once_and_leaves_nothing_running(cluster, code, cure):
+    cluster.instant = lambda execution: None
+    objective = there(quick.train, cluster)
+    first = threading.Event()
+    launch = cluster.launch
+
+    def second_is_refused(request):
+        if first.is_set():
+            cluster.fail("CreateExecution", Fault(code, times=100))
+        first.set()
+        return launch(request)
+
+    cluster.launch = second_is_refused
+    with pytest.raises(RefusedError, match=f"Flyte has refused to launch.*{code.name}.*{cure}"):
+        with_fast_trials(objective, cluster)
+    assert set(states(objective.study)) == {"FAIL"}
+    assert not cluster.running()
+
+
+def with_fast_trials(objective, cluster):
+    cluster.instant = echo()
+    return objective.run_sync()
+
+
+def test_a_refused_login_ends_the_search(cluster, monkeypatch):
+    objective = there(quick.train, cluster)
+    objective.run_sync()
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=100))
+    from flytekit.clients.grpc_utils import auth_interceptor
+
+    monkeypatch.setattr(  # it would open a browser
+        auth_interceptor.AuthUnaryInterceptor, "_start_auth", lambda self: None, raising=False
+    )
+    with pytest.raises(Exception) as caught:
+        objective.run_sync()
+    assert isinstance(caught.value, (ClusterError, Exception))
+    assert not cluster.running()
+    assert all(trial.state.is_finished() for trial in objective.study.trials)
+
+
+# Names that are taken.
+
+
+def test_an_execution_that_is_there_with_the_same_inputs_is_adopted(cluster, monkeypatch):
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Fixed", (), {"hex": "0" * 32, "bytes": b"0"})())
+    first = there(quick.train, cluster).run_sync()
+    again = there(quick.train, cluster).run_sync()  # the same seed, so the same inputs
+    assert len(cluster.executions) == 6
+    assert [trial.value for trial in again.trials] == [trial.value for trial in first.trials]
+
+
+def test_an_execution_that_is_there_with_other_inputs_is_left_alone(cluster, monkeypatch):
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Fixed", (), {"hex": "0" * 32, "bytes": b"0"})())
+    there(quick.train, cluster).run_sync()
+    study = there(quick.train, cluster).run_sync(base=9.0)
+    assert len(cluster.executions) == 12
+    assert states(study) == ["COMPLETE"] * 6
+    bases = collections.Counter(
+        each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)
+    )
+    assert bases == {3.0: 6, 9.0: 6}
+
+
+# Stopping.
+
+
+def test_cancelling_terminates_what_runs_and_tells_its_trials(cluster):
+    cluster.instant = lambda execution: None
+    objective = there(quick.train, cluster)
+
+    async def main():
+        search = asyncio.ensure_future(objective())
+        while len(cluster.executions) < 2:
+            await asyncio.sleep(0.01)
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    asyncio.run(main())
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    assert states(objective.study) == ["FAIL", "FAIL"]
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_cancelling_at_any_moment_leaves_nothing_running(cluster, moment):
+    cluster.instant = echo(seconds=0.2)
+    cluster.latency = 0.02
+    objective = there(quick.train, cluster)
+    objective.n_trials = 30
+
+    async def main():
+        search = asyncio.ensure_future(objective())
+        while sum(cluster.counts.values()) < 6 + 3 * moment:
+            await asyncio.sleep(0.001)
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    asyncio.run(main())
+    assert not cluster.running()
+    assert all(trial.state.is_finished() for trial in objective.study.trials)
+
+
+def test_a_trial_that_gives_up_an_execution_terminates_it(cluster):
+    cluster.instant = lambda execution: None
+    study = there(Optimizer(quick.impatient, 1, 2, progress=False), cluster).run_sync()
+    assert [trial.value for trial in study.trials] == [7.0, 7.0]
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+
+
+def test_an_execution_that_a_trial_has_left_behind_is_terminated(cluster):
+    cluster.instant = lambda execution: None
+    study = there(Optimizer(quick.careless, 1, 2, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 2
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    quick.careless.tasks.clear()
+
+
+def test_an_error_that_ends_the_search_terminates_what_runs(cluster):
+    first = threading.Event()
+
+    def outcome(execution):
+        if not first.is_set():
+            first.set()
+            return Succeeded(outputs(1.0))
+        return None
+
+    cluster.instant = outcome
+
+    def callback(study, trial):
+        raise LookupError("a callback's own")
+
+    objective = optimize(quick.train, concurrency=3, n_trials=9, callbacks=[callback], progress=False)
+    with pytest.raises(LookupError):
+        there(objective, cluster).run_sync()
+    assert not cluster.running()
+
+
+# Many trials.
+
+
+def test_state_is_read_with_few_calls_however_many_trials_run(cluster):
+    cluster.instant = echo(seconds=3.0)
+    objective = with_options(quick.train, launches_per_second=1000, launches_at_once=16)
+    objective.concurrency, objective.n_trials = 500, 1000
+    study = there(objective, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 1000
+    looks = [moment for rpc, moment in cluster.times if rpc == "ListExecutions"]
+    most = max(sum(1 for other in looks if moment <= other < moment + 1) for moment in looks)
+    assert most <= 10
+    assert cluster.counts["CreateExecution"] == cluster.counts["GetExecutionData"] == 1000
+    assert cluster.counts["GetExecution"] == 0
+
+
+def test_looks_are_rarer_as_trials_prove_long(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
+    watch = watch_module.Watch(None, "p", "d", lambda: None)
+    monkeypatch.setattr(watch_module.threading.Thread, "start", lambda self: None)
+    watch.wait_for("a")
+    assert watch.interval() == 0.2
+    now[0] = 40.0
+    assert watch.interval() == pytest.approx(2.0)
+    now[0] = 10_000.0
+    assert watch.interval() == 5.0
+    watch._durations.extend([10.0, 10.0, 10.0])
+    assert watch.interval() == pytest.approx(0.5)
+    for index in range(500):
+        watch.wait_for(f"e{index}")
+    assert watch.interval() == pytest.approx(6 / 4)
+
+
+def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
+    monkeypatch.setattr(watch_module, "_SHORTEST", 0.01)
+    hidden = threading.Event()
+    listed = watch_module.Watch._list
+    monkeypatch.setattr(watch_module.Watch, "_list", lambda self, names: {} if hidden else listed(self, names))
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+
+    def vanish(execution):
+        del cluster.executions[execution.key]
+        return echo()(execution)
+
+    cluster.instant = vanish
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["FAIL"] * 6
+    assert study.trials[0].user_attrs[EXECUTION_ERROR_ATTRIBUTE]["code"] == "NotFound"
+
+
+# Where it stands in flytekit.
+
+
+class Unknown:
+    """A controller of somebody else's."""
+
+    def __init__(self):
+        self.added: list[Any] = []
+
+    async def add(self, entity, input_kwargs):
+        self.added.append(entity)
+        return 1.0
+
+
+def test_a_controller_that_is_not_known_is_used_as_it_is():
+    controller = Unknown()
+    context = FlyteContextManager.current_context()
+    state = context.new_execution_state().with_params(mode=ExecutionState.Mode.EAGER_EXECUTION)
+    with FlyteContextManager.with_context(context.with_execution_state(state).with_worker_queue(controller)):
+        study = quick.train.run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert controller.added == [quick.train.task] * 6
+
+
+def test_flytekits_handler_of_sigterm_calls_what_is_put_there(cluster):
+    controller = Controller(cluster.remote(), SerializationSettings(IMAGES), "tag", "tag", "e")
+    try:
+        assert not hasattr(controller, "_Controller__loop")
+        stopped = []
+        controller._Controller__loop = type("Ending", (), {"stop": lambda self: stopped.append(1)})()
+        with pytest.raises(SystemExit):
+            controller.get_signal_handler()(15, None)
+        assert stopped == [1]
+    finally:
+        controller.stopping_condition.set()
+        from flytekit.core import worker_queue
+
+        worker_queue.handling_signal = 0
+
+
+def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
+    remote = cluster.remote()
+    assert callable(remote.client._stub.ListExecutions)
+    assert hasattr(remote.client, "_metadata")
+    assert callable(remote.fast_package)
+    assert isinstance(eager_module._homes, collections.abc.MutableMapping)
+    assert TrialQueue.add.__name__ == Controller.add.__name__
+    assert objectives.container.python_interface.outputs == {"y": float}
