@@ -316,6 +316,8 @@ class TrialQueue:
     async def __aexit__(self, *_: object) -> None:
         with self._lock:
             self._closed = True
+            for launch in self._launches:
+                launch.given_up.set()
             left = [launch for launch in self._launches if not launch.over]
         if left:
             await insist(lambda: self._end_all(left))
@@ -353,6 +355,7 @@ class TrialQueue:
                 return value
             failure: ExecutionFailedError = await self._run(launch, self._failure, end)
         except asyncio.CancelledError:
+            launch.given_up.set()
             if not launch.over:
                 await insist(lambda: self._end(launch))
             raise

@@ -28,7 +28,7 @@ _SHORTEST, _LONGEST = 0.2, 5.0
 _SHARE = 0.05
 """How late the end of an execution may be seen, as a part of how long executions take."""
 
-_CALLS_A_SECOND = 4.0
+_CALLS_A_SECOND = 5.0
 _REMEMBERED = 32
 _MISSED = 5
 """Looks that may miss an execution before it is asked for by its name."""
