@@ -22,6 +22,7 @@ from flytekitplugins.optuna import Optimizer as Peer
 from flytekitplugins.optuna import suggest as peer_suggest
 from optuna.samplers import RandomSampler
 
+from benchmarks import cluster
 from benchmarks.objectives import SECONDS, async_task, blocking, callback, instant, marked, sync_task
 from optuna_flyte_dsl import Float, Optimizer, optimize
 
@@ -174,6 +175,7 @@ def main() -> None:
     start()
     overhead()
     makespan()
+    cluster.main()
 
 
 if __name__ == "__main__":

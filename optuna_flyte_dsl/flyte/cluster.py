@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import grpc
 from flyteidl.admin.common_pb2 import Annotations, Envs, Labels, RawOutputDataConfig
@@ -118,11 +118,8 @@ class Link:
     deck: ExecutionsDeck | None = None
 
 
-class Recorder(Protocol):
-    """Keeps what a trial's attribute says, and makes it last."""
-
-    def __call__(self, trial: Trial, attributes: Mapping[str, Any], /) -> Awaitable[None]:
-        """Set a trial's user attributes; returns when they would outlive this process, where they are to."""
+Recorder = Callable[[Trial, Mapping[str, Any]], Awaitable[None]]
+"""Sets a trial's user attributes; returns when they would outlive this process, where they are to."""
 
 
 class ClusterController:

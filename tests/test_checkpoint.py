@@ -1,0 +1,182 @@
+"""What the next attempt of a pod finds of a study."""
+
+import asyncio
+import threading
+
+import optuna
+import pytest
+from flytekit.core.checkpointer import SyncCheckpoint
+from flytekit.core.context_manager import FlyteContextManager
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl.flyte import checkpoint as checkpoint_module
+from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
+from optuna_flyte_dsl.search import LOST_ATTRIBUTE
+from optuna_flyte_dsl.studies import GOALS_ATTRIBUTE, RETRY_ATTRIBUTE, resume
+from tests.conftest import wait_until
+
+
+def store_at(folder, attempt):
+    """Return the store of an attempt, which sees what the one before has left."""
+    previous = str(folder / str(attempt - 1)) if attempt else None
+    checkpoint = SyncCheckpoint(str(folder / str(attempt)), previous)
+    return CheckpointStore(checkpoint, FlyteContextManager.current_context())
+
+
+def study_in(store, key="search"):
+    return optuna.create_study(storage=store.storage(key), study_name="s", load_if_exists=True)
+
+
+def seen(study):
+    return [(trial.state, trial.params, trial.values, trial.user_attrs) for trial in study.trials]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left(monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "_IDLE_SECONDS", 0.05)
+    yield
+    wait_until(lambda: not any(thread.name == "optuna-flyte-checkpoint" for thread in threading.enumerate()))
+
+
+def tell_some(study, count):
+    for _ in range(count):
+        trial = study.ask()
+        trial.set_user_attr("note", {"nested": [1, "two"]})
+        study.tell(trial, trial.suggest_float("x", 0, 1))
+
+
+def test_what_was_committed_is_there_in_the_next_attempt(tmp_path):
+    store = store_at(tmp_path, 0)
+    study = study_in(store)
+    tell_some(study, 3)
+    running = study.ask()
+    running.suggest_int("n", 1, 9)
+    asyncio.run(store.commit())
+    assert seen(study_in(store_at(tmp_path, 1))) == seen(study)
+
+
+def test_attempts_chain_though_checkpoints_do_not(tmp_path):
+    store = store_at(tmp_path, 0)
+    tell_some(study_in(store), 3)
+    asyncio.run(store.commit())
+    second = store_at(tmp_path, 1)
+    study_in(second)
+    asyncio.run(second.commit())  # all that this attempt does before it is killed
+    assert len(study_in(store_at(tmp_path, 2)).trials) == 3
+
+
+def test_several_searches_share_a_checkpoint_and_do_not_mix(tmp_path):
+    store = store_at(tmp_path, 0)
+    tell_some(study_in(store, "a"), 2)
+    tell_some(study_in(store, "b"), 3)
+    asyncio.run(store.commit())
+    after = store_at(tmp_path, 1)
+    assert [len(study_in(after, key).trials) for key in "abc"] == [2, 3, 0]
+
+
+@pytest.mark.parametrize("previous", ["0", "nowhere"])
+def test_a_missing_checkpoint_is_no_error(tmp_path, previous, warned):
+    checkpoint = SyncCheckpoint(str(tmp_path / "1"), str(tmp_path / previous))
+    store = CheckpointStore(checkpoint, FlyteContextManager.current_context())
+    assert study_in(store).trials == []
+    assert not warned()
+
+
+def test_a_line_that_a_kill_has_cut_short_is_left_out(tmp_path):
+    store = store_at(tmp_path, 0)
+    tell_some(study_in(store), 3)
+    asyncio.run(store.commit())
+    (path,) = (tmp_path / "0").iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    trials = study_in(store_at(tmp_path, 1)).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(tmp_path, monkeypatch, warned):
+    store = store_at(tmp_path, 0)
+    tell_some(study_in(store), 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(SyncCheckpoint, "save", lambda self, path: 1 / 0)
+        asyncio.run(store.commit())
+    assert "could not be written, and will be tried again: ZeroDivisionError" in warned()[0]
+    asyncio.run(store.commit())
+    assert len(study_in(store_at(tmp_path, 1)).trials) == 1
+
+
+def test_a_long_journal_is_written_in_parts_and_only_the_last_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "_SEGMENT_BYTES", 500)
+    written = []
+    save = SyncCheckpoint.save
+    monkeypatch.setattr(SyncCheckpoint, "save", lambda self, path: (written.append(path.name), save(self, path)))
+    store = store_at(tmp_path, 0)
+    study = study_in(store)
+    tell_some(study, 10)
+    asyncio.run(store.commit())
+    parts = len(written)
+    assert parts > 5
+    tell_some(study, 1)
+    asyncio.run(store.commit())
+    assert len(written) - parts <= 3
+    assert seen(study_in(store_at(tmp_path, 1))) == seen(study)
+
+
+def test_many_commits_at_once_are_few_writes(tmp_path, monkeypatch):
+    writes = []
+    save = SyncCheckpoint.save
+    monkeypatch.setattr(SyncCheckpoint, "save", lambda self, path: (writes.append(path), save(self, path)))
+    store = store_at(tmp_path, 0)
+    tell_some(study_in(store), 1)
+
+    async def many():
+        await asyncio.gather(*(store.commit() for _ in range(100)))
+
+    asyncio.run(many())
+    assert len(writes) < 10
+
+
+# What is left to do.
+
+
+@settings(max_examples=30)
+@given(
+    states=st.lists(st.sampled_from(["complete", "fail", "prune", "running", "adoptable"]), max_size=8),
+    n_trials=st.integers(1, 10),
+    deaths=st.integers(1, 3),
+)
+def test_a_call_totals_its_trials_over_any_number_of_deaths(states, n_trials, deaths):
+    study = optuna.create_study()
+    left = resume(study, n_trials, 0, lambda trial: True)
+    assert left.n_trials == n_trials
+    for state in states[:n_trials]:
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        if state == "adoptable":
+            trial.set_user_attr("adoptable", True)
+        elif state != "running":
+            told = {"complete": TrialState.COMPLETE, "fail": TrialState.FAIL, "prune": TrialState.PRUNED}[state]
+            study.tell(trial, 1.0 if state == "complete" else None, state=told)
+    ended = sum(state in ("complete", "fail", "prune") for state in states[:n_trials])
+    running = [trial.params for trial in study.trials if trial.state is TrialState.RUNNING]
+    adoptable = [trial.number for trial in study.trials if "adoptable" in trial.user_attrs]
+    for _ in range(deaths):
+        left = resume(study, n_trials, 0, lambda trial: "adoptable" in trial.user_attrs)
+        assert left.n_trials == n_trials - ended
+        assert len(left.finished) == ended
+        assert [trial.number for trial in left.running] == adoptable
+    waiting = [trial for trial in study.trials if trial.state is TrialState.WAITING]
+    assert len(waiting) == len(running) - len(adoptable)  # each lost point is tried again once
+    lost = [trial.number for trial in study.trials if LOST_ATTRIBUTE in trial.user_attrs]
+    assert [trial.user_attrs[RETRY_ATTRIBUTE] for trial in waiting] == lost
+
+
+def test_a_second_call_has_a_goal_of_its_own():
+    study = optuna.create_study()
+    for call in range(2):
+        left = resume(study, 3, call, lambda trial: True)
+        assert left.n_trials == 3
+        tell_some(study, 3)
+    assert study.user_attrs[GOALS_ATTRIBUTE] == [3, 6]
+    assert resume(study, 3, 0, lambda trial: True).n_trials == 0
+    assert resume(study, 3, 1, lambda trial: True).n_trials == 0
