@@ -75,7 +75,8 @@ def main() -> None:
         ideal = n_trials * seconds / concurrency
         print(
             f"\nOn a cluster: {n_trials} trials of {seconds:.0f} s, {concurrency} at once, {LATENCY * 1e3:.0f} ms a "
-            f"call, as a ratio to the ideal {ideal:.0f} s; calls of flyteadmin for each trial; reads of state in a minute"
+            f"call, as a ratio to the ideal {ideal:.0f} s; calls of flyteadmin for each trial; reads of state in a "
+            "minute"
         )
         for name, search in (("optuna_flyte_dsl", ours), ("flytekitplugins.optuna", peer)):
             ratio, calls, reads = measure(search, n_trials, seconds, concurrency)
