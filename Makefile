@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Tests wait more than they compute: more of them at once than there are cores.
+AT_ONCE := -n 4 --dist worksteal
 # Flytekit 1.16 works on Python 3.13 (all but `pyflyte run`), but its metadata refuses it.
 ANY_PYTHON := $(shell $(PYTHON) -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 13) else "")')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -52,10 +54,10 @@ format: $(VENV)/dev/.made ## Format the code
 	$(VENV)/dev/bin/ruff format .
 
 unit: $(VENV)/dev/.made ## Run the tests, on the newest optuna
-	$(VENV)/dev/bin/python -m pytest --cov --cov-report term
+	$(VENV)/dev/bin/python -m pytest $(AT_ONCE) --cov --cov-report term
 
 oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
-	$(VENV)/oldest/bin/python -m pytest
+	$(VENV)/oldest/bin/python -m pytest $(AT_ONCE)
 
 docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 	$(VENV)/dev/bin/python -m sphinx --fail-on-warning --builder html docs docs/_build

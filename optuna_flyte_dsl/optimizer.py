@@ -222,8 +222,9 @@ class Session:
                 await self._run(study, space, points, thread, Resumption(settings.limits.n_trials))
             else:
                 home, context = found
-                key = home.key(f"{self.objective.name}{dict(space)!r}")
-                cluster = ClusterSearch(home, settings.cluster, key, context, thread)
+                if source.key is None:
+                    source.key = home.key(f"{self.objective.name}{dict(space)!r}")
+                cluster = ClusterSearch(home, settings.cluster, source.key, context, thread)
                 async with cluster:
                     study = await self._search_there(cluster, source, space, points, thread)
         finally:
@@ -244,6 +245,7 @@ class Session:
             await cluster.controller.check(self.objective.target)
         study: optuna.Study = await thread.run(source.get, cluster.storage)
         n_trials = self.settings.limits.n_trials
+        cluster.persisted = source.kept
         if not source.kept:
             await self._run(study, space, points, thread, Resumption(n_trials), cluster)
             return study

@@ -167,6 +167,7 @@ class StudySource:
         self._objective = objective
         self._lock = threading.Lock()
         self.kept = False  # whether another process can go on with it
+        self.key: str | None = None  # by which another process finds it
         self.calls = itertools.count()
         self._study: optuna.Study | None = options.study if isinstance(options.study, optuna.Study) else None
 

@@ -19,9 +19,11 @@ import quick
 from flyteidl.core import literals_pb2
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
 from flytekit.configuration import Image, ImageConfig, SerializationSettings
+from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
 from flytekit.core.worker_queue import Controller
 from flytekit.exceptions.eager import EagerException
+from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.models.security import Identity, SecurityContext
 
 from optuna_flyte_dsl import (
@@ -649,3 +651,126 @@ def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
     assert isinstance(eager_module._homes, collections.abc.MutableMapping)
     assert TrialQueue.add.__name__ == Controller.add.__name__
     assert objectives.container.python_interface.outputs == {"y": float}
+
+
+# In an eager workflow: what its pod's attempts leave to each other.
+
+
+class Pod:
+    """One attempt of the pod of an eager workflow, in this process."""
+
+    def __init__(self, cluster, folder, attempt):
+        settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+        remote = cluster.remote()
+        self.controller = Controller(remote, settings, "eager", "eager", "e-search-eager")
+        previous = str(folder / f"checkpoint-{attempt - 1}") if attempt else None
+        context = FlyteContextManager.current_context()
+        execution_id = WorkflowExecutionIdentifier("project", "development", "eager")
+        params = context.user_space_params.new_builder(context.user_space_params).build()
+        params._execution_id = execution_id
+        params._checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
+        state = context.new_execution_state().with_params(
+            mode=ExecutionState.Mode.EAGER_EXECUTION, user_space_params=params
+        )
+        self.builder = context.with_execution_state(state).with_worker_queue(self.controller)
+
+    def run(self, function):
+        async def main():
+            with FlyteContextManager.with_context(self.builder):
+                return await function()
+
+        try:
+            return asyncio.run(main())
+        finally:
+            self.controller.stopping_condition.set()
+
+
+async def killed_after(cluster, launches, search):
+    """Run a search until it has launched so many executions, then let its process be gone: nothing is told."""
+    task = asyncio.ensure_future(search)
+    while len(cluster.executions) < launches and not task.done():
+        await asyncio.sleep(0.005)
+    home, _ = eager_module.find_home()
+    for each in list(home.ending._searches):
+        each.end(leave=True)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_two_searches_at_once_and_an_optimizer_called_twice_go_on_after_a_kill(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.2)
+    optimizers = []
+
+    async def workflow():
+        optimizer = Optimizer(quick.both, 2, 3, progress=False, seed=1)
+        optimizers.append(optimizer)
+        a, b = await asyncio.gather(quick.train(base=1.0), quick.train(base=2.0))
+        await optimizer()
+        await optimizer()
+        return a, b, optimizer.study
+
+    for attempt, launches in enumerate((3, 9, 14, 20)):
+        Pod(cluster, tmp_path, attempt).run(lambda now=launches: killed_after(cluster, now, workflow()))
+    a, b, study = Pod(cluster, tmp_path, 4).run(workflow)
+    assert states(a) == states(b) == states(study) == ["COMPLETE"] * 6
+    names = collections.Counter()
+    for each in (a, b, study):
+        names.update(entry["name"] for trial in each.trials for entry in trial.user_attrs[EXECUTIONS_ATTRIBUTE])
+    assert len(cluster.executions) == 6 + 6 + 2 * 6 == len(names)
+    assert set(names.values()) == {1}
+    assert {each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)} == {
+        1.0,
+        2.0,
+        3.0,
+    }
+
+
+def test_a_search_whose_executions_were_terminated_tries_their_points_again(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+
+    async def ended(search):
+        task = asyncio.ensure_future(search)
+        while len(cluster.executions) < 2:
+            await asyncio.sleep(0.005)
+        home, _ = eager_module.find_home()
+        await asyncio.to_thread(home.ending.stop)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(lambda: ended(quick.train()))
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    cluster.instant = echo()
+    study = Pod(cluster, tmp_path, 1).run(quick.train)
+    assert states(study) == ["FAIL"] * 2 + ["COMPLETE"] * 6
+    lost = [trial.params for trial in study.trials[:2]]
+    assert [trial.params for trial in study.trials[2:4]] == lost
+    assert [trial.user_attrs["optuna_flyte_dsl:retry_of"] for trial in study.trials[2:4]] == [0, 1]
+
+
+def test_a_function_that_had_launched_nothing_is_tried_again_as_a_new_trial(cluster, tmp_path):
+    started = threading.Event()
+
+    async def slow_to_start(trial: optuna.Trial):
+        x = trial.suggest_float("x", 0, 1)
+        if not started.is_set():
+            started.set()
+            await asyncio.Event().wait()
+        return x
+
+    async def killed(search):
+        task = asyncio.ensure_future(search)
+        while not started.is_set():
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        home, _ = eager_module.find_home()
+        await home.store.commit()
+        for each in list(home.ending._searches):
+            each.end(leave=True)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed(Optimizer(slow_to_start, 1, 3, progress=False)()))
+    optimizer = Optimizer(slow_to_start, 1, 3, progress=False)
+    Pod(cluster, tmp_path, 1).run(optimizer)
+    assert states(optimizer.study) == ["FAIL"] + ["COMPLETE"] * 3
+    assert optimizer.study.trials[1].params == optimizer.study.trials[0].params

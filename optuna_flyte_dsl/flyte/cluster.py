@@ -187,8 +187,8 @@ class ClusterController:
         await self.workers.run(self.registry.check, entity)
 
     async def close(self) -> None:
-        """End all threads. Called when no trial runs any more."""
-        await self._terminators.run(self.watch.close)
+        """End all threads. Called when no trial runs any more; it may be called again."""
+        await self.watch.close()
         await self.workers.close()
         await self._terminators.close()
 

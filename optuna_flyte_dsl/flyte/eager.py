@@ -133,7 +133,7 @@ class ClusterSearch:
 
     def __init__(self, home: Home, options: Cluster, key: str, context: FlyteContext, thread: Threads) -> None:
         self.controller = ClusterController(home.link, options, key, context, self._record)
-        self.persisted = False
+        self.persisted = False  # whether the pod's next attempt can go on with it
         self._home = home
         self._key = key
         self._options = options
@@ -166,9 +166,7 @@ class ClusterSearch:
 
     def _open(self) -> BaseStorage:
         assert self._home.store is not None
-        storage = self._home.store.storage(self._key)
-        self.persisted = True
-        return storage
+        return self._home.store.storage(self._key)
 
     async def commit(self) -> None:
         """Return when all that is in the study would outlive this process."""

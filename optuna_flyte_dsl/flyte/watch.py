@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import concurrent.futures
 import statistics
@@ -29,6 +30,7 @@ _SHARE = 0.05
 """How late the end of an execution may be seen, as a part of how long executions take."""
 
 _CALLS_A_SECOND = 5.0
+_CLOSING_SECONDS = 1.0
 _REMEMBERED = 32
 _MISSED = 5
 """Looks that may miss an execution before it is asked for by its name."""
@@ -78,13 +80,13 @@ class Watch:
         if future is not None:
             future.cancel()
 
-    def close(self) -> None:
-        """End the thread."""
+    async def close(self) -> None:
+        """End the thread, and wait for it a moment: a call that flyteadmin leaves without an answer holds it longer."""
         self._closed.set()
         self._news.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        patience = time.monotonic() + _CLOSING_SECONDS
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < patience:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
     def interval(self) -> float:
         """Return the seconds until the next look: short for short trials, longer as they prove long."""
