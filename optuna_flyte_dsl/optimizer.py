@@ -249,6 +249,8 @@ class Session:
         if not source.kept:
             await self._run(study, space, points, thread, Resumption(n_trials), cluster)
             return study
+        if self.objective.kind is Kind.ENTITY:
+            await cluster.recover(study, self.objective.target, space, n_trials)
         call = next(source.calls)
         adopts = cluster.has_executions if self.objective.kind is not Kind.ENTITY else lambda _: True
         left = await thread.run(resume, study, n_trials, call, adopts)

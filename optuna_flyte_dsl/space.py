@@ -301,6 +301,32 @@ class SearchSpace(Mapping[str, Suggestion]):
                     f"{_listed(self._declared) or 'none'}. Correct the name, or leave it out of the point."
                 )
 
+    def point(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the searched values, by name, in one trial's keyword arguments: `suggest` the other way round.
+
+        Args:
+            kwargs: The keyword arguments of a trial, or some of them.
+
+        >>> SearchSpace.of(lambda x, y: x).bind(x=Float(0, 1), y=[Integer(1, 9), 3]).point({"x": 0.5, "y": [4, 3]})
+        {'x': 0.5, 'y.0': 4}
+        """
+        values: dict[str, Any] = {}
+
+        def note(template: Any, value: Any, name: str) -> None:
+            if isinstance(template, Suggestion):
+                values[name] = _converted(template, value)
+            elif isinstance(template, dict):
+                for key, inner in template.items():
+                    note(inner, value[key], f"{name}.{key}")
+            elif isinstance(template, list | tuple):
+                for index, inner in enumerate(template):
+                    note(inner, value[index], f"{name}.{index}")
+
+        for name, value in kwargs.items():
+            if name in self._template:
+                note(self._template[name], value, name)
+        return values
+
     def convert_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return values for some of the searched parameters, by name, as their markers give them.
 

@@ -94,6 +94,18 @@ def test_a_line_that_a_kill_has_cut_short_is_left_out(tmp_path):
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
 
 
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_kill_in_the_middle_of_a_write_leaves_what_was_committed_before(tmp_path, left):
+    store = store_at(tmp_path, 0)
+    study = study_in(store)
+    for _ in range(4):
+        tell_some(study, 1)
+        asyncio.run(store.commit())
+    latest = max((tmp_path / "0").iterdir(), key=lambda path: path.stat().st_size)
+    latest.write_bytes(latest.read_bytes()[:left])
+    assert seen(study_in(store_at(tmp_path, 1))) == seen(study)[:3]
+
+
 def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(tmp_path, monkeypatch, warned):
     store = store_at(tmp_path, 0)
     tell_some(study_in(store), 1)

@@ -40,6 +40,7 @@ from optuna_flyte_dsl import (
     suggest,
 )
 from optuna_flyte_dsl.flyte import admin as admin_module
+from optuna_flyte_dsl.flyte import checkpoint as checkpoint_module
 from optuna_flyte_dsl.flyte import eager as eager_module
 from optuna_flyte_dsl.flyte import watch as watch_module
 from optuna_flyte_dsl.flyte.cluster import EXECUTION_ERROR_ATTRIBUTE, EXECUTIONS_ATTRIBUTE, TrialQueue
@@ -74,6 +75,7 @@ def _hurried(monkeypatch):
     """Nothing here is worth waiting for."""
     monkeypatch.setattr(watch_module, "_SHORTEST", 0.02)
     monkeypatch.setattr(watch_module, "_CALLS_A_SECOND", 50.0)
+    monkeypatch.setattr(checkpoint_module, "_IDLE_SECONDS", 0.05)
     monkeypatch.setattr(admin_module, "_FIRST_PAUSE", 0.01)
     monkeypatch.setattr(admin_module, "_LONGEST_PAUSE", 0.05)
 
@@ -495,6 +497,25 @@ def test_cancelling_terminates_what_runs_and_tells_its_trials(cluster):
     assert states(objective.study) == ["FAIL", "FAIL"]
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("done", [False, True])
+def test_an_execution_is_terminated_though_flyteadmin_fails_for_a_while(cluster, code, done):
+    cluster.instant = lambda execution: None
+    cluster.fail("TerminateExecution", Fault(code, times=9, done=done))
+    objective = there(quick.train, cluster)
+
+    async def main():
+        search = asyncio.ensure_future(objective())
+        while len(cluster.executions) < 2:
+            await asyncio.sleep(0.01)
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    asyncio.run(main())
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+
+
 @pytest.mark.parametrize("moment", range(6))
 def test_cancelling_at_any_moment_leaves_nothing_running(cluster, moment):
     cluster.instant = echo(seconds=0.2)
@@ -774,3 +795,19 @@ def test_a_function_that_had_launched_nothing_is_tried_again_as_a_new_trial(clus
     Pod(cluster, tmp_path, 1).run(optimizer)
     assert states(optimizer.study) == ["FAIL"] + ["COMPLETE"] * 3
     assert optimizer.study.trials[1].params == optimizer.study.trials[0].params
+
+
+def test_trials_are_found_in_flyte_where_the_checkpoint_is_missing(cluster, tmp_path, monkeypatch, warned):
+    cluster.instant = echo(seconds=0.3)
+    objective = with_options(quick.train)  # with a sampler that does not repeat
+    objective._self_session.settings = dataclasses.replace(
+        objective._self_session.settings, study=dataclasses.replace(objective._self_session.settings.study, seed=None)
+    )
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 4, objective()))
+    before = {name: each.inputs for name, each in cluster.executions.items()}
+    monkeypatch.setenv("FLYTE_ATTEMPT_NUMBER", "2")
+    study = Pod(cluster, tmp_path, 2).run(objective)  # attempt 1 has left nothing
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+    assert before.items() <= {name: each.inputs for name, each in cluster.executions.items()}.items()
+    assert f"The checkpoint is missing: {len(before)} trials were found in Flyte." in warned()

@@ -140,6 +140,19 @@ def test_a_search_survives_two_kills_of_its_pod_in_a_row(cluster, tmp_path):
 
 
 @needs_pyflyte
+def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    for attempts in (1, 2):  # the second time as soon as it is there
+        wait_until(lambda now=attempts: len(cluster.propeller.attempts["eager/n0"]) == now, 60)
+        wait_until(lambda: pod_of(cluster, execution) is not None, 60)
+        os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
+    assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 6
+
+
+@needs_pyflyte
 @pytest.mark.parametrize("seed", range(2))
 def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluster, tmp_path, seed):
     (tmp_path / "go").touch()
@@ -158,10 +171,11 @@ def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluste
 
 
 @needs_pyflyte
-def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
     execution = run(cluster, "slow.py", "search_once")
     wait_until(lambda: len(log(cluster)) == 2, 60)
-    pod_of(cluster, execution).send_signal(signal.SIGTERM)
+    os.killpg(pod_of(cluster, execution).pid, number)  # fast registration passes only SIGTERM on
     assert execution.done.wait(60)
     assert execution.phase == PHASES.FAILED
     assert [trial.phase for trial in trials_of(cluster)] == [PHASES.ABORTED] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import json
 import pathlib
 import tempfile
@@ -20,7 +21,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna_flyte_dsl.flyte.local import close_loops, use_own_loop
 from optuna_flyte_dsl.log import logger
 
-_STEM = "optuna_flyte_dsl-{:06d}.jsonl"
+_NAME = "optuna_flyte_dsl-{:06d}-{}.jsonl"
 _SEGMENT_BYTES = 256 * 1024
 """Size from which a file of the journal is closed and the next one begun: a write uploads the last one only."""
 
@@ -44,6 +45,7 @@ class CheckpointStore:
         self._lock = threading.Condition()
         self._journals: dict[str, list[dict[str, Any]]] = {}
         self._segments: list[bytearray] = [bytearray()]
+        self._turn = False
         self._clean = 0  # segments before this one are uploaded, and do not change
         self._waiting: list[concurrent.futures.Future[None]] = []
         self._thread: threading.Thread | None = None
@@ -55,12 +57,18 @@ class CheckpointStore:
         Args:
             key: The search's, the same in each attempt.
         """
+        self.is_new(key)
+        with self._lock:
+            self._journals.setdefault(key, [])
+        return JournalStorage(_Journal(self, key))
+
+    def is_new(self, key: str) -> bool:
+        """Tell whether nothing is kept of a search. It may block."""
         with self._lock:
             if not self._restored:
                 self._restore()
                 self._restored = True
-            self._journals.setdefault(key, [])
-        return JournalStorage(_Journal(self, key))
+            return not self._journals.get(key)
 
     def read(self, key: str, start: int) -> list[dict[str, Any]]:
         """Return a journal's lines from a number on."""
@@ -102,14 +110,14 @@ class CheckpointStore:
         except Exception as error:  # noqa: BLE001 - a search that starts anew is worth more than none
             logger.warning("The checkpoint of the attempt before cannot be read: %r. The search starts anew.", error)
             return
+        segments: dict[str, list[tuple[str, Any]]] = {}
         for path in sorted(pathlib.Path(folder).glob("optuna_flyte_dsl-*.jsonl")) if folder is not None else ():
-            for text in path.read_bytes().splitlines():
-                try:
-                    key, line = json.loads(text)
-                except ValueError:  # cut short, as by a kill while it was written
-                    break
-                self._journals.setdefault(key, []).append(line)
-                self._add(key, [line])
+            number, lines = path.stem.rsplit("-", 1)[0], _lines(path.read_bytes())
+            if len(lines) >= len(segments.get(number, ())):
+                segments[number] = lines
+        for key, line in itertools.chain.from_iterable(segments.values()):
+            self._journals.setdefault(key, []).append(line)
+            self._add(key, [line])
 
     def _work(self) -> None:
         flyte_context_Var.set([self._context])
@@ -128,7 +136,10 @@ class CheckpointStore:
                 return False
             waiting, self._waiting = self._waiting, []
             first, last = self._clean, len(self._segments) - 1
-            files = {_STEM.format(number): bytes(self._segments[number]) for number in range(first, last + 1)}
+            # Two names take turns: where a write is not atomic, a kill in the middle leaves the one before whole.
+            self._turn = not self._turn
+            turn = "ab"[self._turn]
+            files = {_NAME.format(number, turn): bytes(self._segments[number]) for number in range(first, last + 1)}
         try:
             self._save(files)
             self._clean = last
@@ -145,6 +156,18 @@ class CheckpointStore:
                 path = pathlib.Path(folder, name)
                 path.write_bytes(data)
                 self._checkpoint.save(path)
+
+
+def _lines(data: bytes) -> list[tuple[str, Any]]:
+    """Return the whole lines at the start of a file: a kill while it was written has cut it short."""
+    lines = []
+    for text in data.splitlines():
+        try:
+            key, line = json.loads(text)
+        except ValueError:
+            break
+        lines.append((key, line))
+    return lines
 
 
 class _Journal(BaseJournalBackend):

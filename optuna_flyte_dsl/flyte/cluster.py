@@ -12,7 +12,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -185,6 +185,31 @@ class ClusterController:
             UnloadableError: If they cannot.
         """
         await self.workers.run(self.registry.check, entity)
+
+    def launched(self, entity: Any, n_trials: int, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Return the inputs that the first trials have launched an entity with. It blocks.
+
+        Args:
+            entity: What each trial launches.
+            n_trials: How many trials to look for.
+            names: The inputs that are asked for.
+
+        Returns:
+            For each trial up to the last one that there is an execution of, its inputs; `None` where it has none.
+        """
+        executions = [self.name(number, entity.name, 0, 0) for number in range(n_trials)]
+        there = self.watch.find(executions)
+        target = self.registry.find(entity, threading.Event())
+        found: list[dict[str, Any] | None] = []
+        for name in executions:
+            if name in there:
+                request = WorkflowExecutionGetDataRequest(id=self.identifier(name))
+                found.append(self.converter.arguments(target, names, self.admin.call("GetExecutionData", request)))
+            else:
+                found.append(None)
+        while found and found[-1] is None:
+            found.pop()
+        return found
 
     async def close(self) -> None:
         """End all threads. Called when no trial runs any more; it may be called again."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import optuna
 from flyteidl.admin.common_pb2 import ObjectGetRequest
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
 from flyteidl.core.execution_pb2 import WorkflowExecution
@@ -27,6 +28,7 @@ from optuna_flyte_dsl.flyte.cluster import EXECUTIONS_ATTRIBUTE, ClusterControll
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.search import Search
+from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.threads import Threads, insist
 
 ENDING_SECONDS = 5.0
@@ -140,6 +142,7 @@ class ClusterSearch:
         self._thread = thread
         self._over = threading.Event()
         self._search: Search | None = None
+        self._is_new = False
 
     async def __aenter__(self) -> Self:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -164,8 +167,30 @@ class ClusterSearch:
         """Opens the storage that the pod's next attempt can read; `None` where there is no such place."""
         return self._open if self._home.store is not None else None
 
+    async def recover(self, study: optuna.Study, entity: Any, space: SearchSpace, n_trials: int) -> None:
+        """Find the trials of an earlier attempt in Flyte, where its checkpoint is missing.
+
+        An attempt that is killed before it has written what it restored leaves nothing to the next one. But trials have
+        their executions, whose names are known and whose inputs are the parameters.
+
+        Args:
+            study: The study, which is empty.
+            entity: What each trial launches.
+            space: What the trials search.
+            n_trials: How many there may be.
+        """
+        if not self._is_new or int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")) == 0:
+            return
+        names = sorted({name.split(".", 1)[0] for name in space})
+        points = await self.controller.workers.run(self.controller.launched, entity, n_trials, names)
+        if points:
+            logger.warning("The checkpoint is missing: %d trials were found in Flyte.", len(points))
+        for point in points:
+            await self._thread.run(study.enqueue_trial, space.point(point or {}))
+
     def _open(self) -> BaseStorage:
         assert self._home.store is not None
+        self._is_new = self._home.store.is_new(self._key)
         return self._home.store.storage(self._key)
 
     async def commit(self) -> None:

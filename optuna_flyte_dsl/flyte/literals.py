@@ -63,6 +63,23 @@ class Converter:
             literals.literals[key].CopyFrom(literal.to_flyte_idl())
         return literals
 
+    def arguments(
+        self, target: Launchable, names: Sequence[str], data: WorkflowExecutionGetDataResponse
+    ) -> dict[str, Any]:
+        """Return some inputs of an execution as Python values.
+
+        Args:
+            target: What was launched.
+            names: Of the inputs.
+            data: Flyte's answer.
+        """
+        context = self._enter()
+        literals = self._whole(context, data.full_inputs, data.inputs).literals
+        return {
+            name: TypeEngine.to_python_value(context, literals[name], target.python_interface.inputs[name])
+            for name in names
+        }
+
     def outputs(self, target: Launchable, data: WorkflowExecutionGetDataResponse) -> Any:
         """Return the outputs of an execution as Python values."""
         context = self._enter()

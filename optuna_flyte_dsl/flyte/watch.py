@@ -117,6 +117,16 @@ class Watch:
                 self._look(names[start : start + _NAMES_A_CALL])
             self._after_look()
 
+    def find(self, names: Sequence[str]) -> dict[str, Execution]:
+        """Return which of some executions there are, by name, as `ListExecutions` shows them. It blocks."""
+        found: dict[str, Execution] = {}
+        for start in range(0, len(names), _NAMES_A_CALL):
+            part = self._list(names[start : start + _NAMES_A_CALL])
+            found.update(part)
+            if not part:
+                break
+        return found
+
     def _look(self, names: Sequence[str]) -> None:
         try:
             seen = self._list(names)
