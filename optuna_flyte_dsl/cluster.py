@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -65,7 +66,7 @@ class Cluster:
     def __post_init__(self) -> None:
         for name in ("launches_per_second", "patience", "grace"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= threading.TIMEOUT_MAX:
                 raise InvalidOptionError(f"`{name}` of `Cluster` must be a number above 0, but got {value!r}.")
         for name in ("launches_at_once", "max_parallelism"):
             value = getattr(self, name)
@@ -80,14 +81,25 @@ class Cluster:
             )
         for name in ("interruptible", "overwrite_cache"):
             if getattr(self, name) not in (None, True, False):
-                raise InvalidOptionError(f"`{name}` of `Cluster` must be True, False or None.")
+                value = getattr(self, name)
+                raise InvalidOptionError(f"`{name}` of `Cluster` must be True, False or None, but got {value!r}.")
         for name in ("labels", "annotations", "env"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(
                 isinstance(each, str) for pair in value.items() for each in pair
             ):
                 raise InvalidOptionError(f"`{name}` of `Cluster` must map strings to strings, but got {value!r}.")
-        if isinstance(self.tags, str) or not all(isinstance(tag, str) for tag in self.tags):
+        for name in ("cluster_pool", "execution_cluster_label", "raw_output_prefix"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidOptionError(f"`{name}` of `Cluster` must be a string or None, but got {value!r}.")
+        if self.security_context is not None and not hasattr(self.security_context, "to_flyte_idl"):
+            raise InvalidOptionError(
+                "`security_context` of `Cluster` must be a flytekit.models.security.SecurityContext, but got "
+                f"{self.security_context!r}. For a service account, write "
+                "`SecurityContext(run_as=Identity(k8s_service_account=...))`."
+            )
+        if not isinstance(self.tags, tuple | list) or not all(isinstance(tag, str) for tag in self.tags):
             raise InvalidOptionError(
                 f"`tags` of `Cluster` must be strings, such as ('nightly',), but got {self.tags!r}."
             )

@@ -14,7 +14,8 @@ from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
 from optuna_flyte_dsl.flyte.entities import is_task
-from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
+from optuna_flyte_dsl.flyte.judge import judged
+from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote, check_options
 from optuna_flyte_dsl.flyte.types import spell_out_unions
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.optimizer import Limited, Session, Settings, plain, wait_for
@@ -122,6 +123,7 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
         Raises:
             InvalidOptionError: If `remote` is no FlyteRemote with a default project and domain.
         """
+        check_options(options)
         session = self._self_session
         return Optimized(self.__wrapped__, Session(session.objective, session.settings, Deployment(remote, **options)))
 
@@ -141,7 +143,7 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
             self._self_prepared = self._self_source()
         source = self._self_latest or self._self_prepared
         assert source is not None
-        return source.get()
+        return self._self_session.open_study(source)
 
     @study.setter
     def study(self, study: optuna.Study) -> None:
@@ -152,6 +154,10 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
     def objective(self) -> Any:
         """What was decorated, under the name that an `Optimizer` has for it."""
         return self.__wrapped__
+
+    def dispatch_execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task in its pod; flytekit calls this. What it returns is judged there, before Flyte refuses it."""
+        return judged(self.__wrapped__, self._self_session.objective).dispatch_execute(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<optimize over {self.__wrapped__!r}>"

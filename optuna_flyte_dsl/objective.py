@@ -148,6 +148,33 @@ class Objective:
                 )
         return tuple(given)
 
+    def refusal(self, returned: Any) -> Exception | None:
+        """Return what is wrong with a value that a task returned, as far as the annotation tells; `None` for nothing.
+
+        Args:
+            returned: What the task returned.
+        """
+        if self.returns.directions is None:
+            return None
+        count = len(self.returns.directions)
+        try:
+            self.values(returned, count)
+        except ObjectiveValueError as wrong:
+            return wrong
+        # Flyte takes a float for a float, and nothing else; what an annotation of int or a union takes, Flyte says.
+        foreign = [value for value in (returned if count > 1 else (returned,)) if type(value) not in (float, int)]
+        return self._wrong_type(returned) if foreign else None
+
+    def _wrong_type(self, returned: Any) -> TypeError:
+        several = isinstance(returned, tuple | list)
+        shown = ", ".join(
+            f"{value!r}, of type {type(value).__name__}" for value in (returned if several else (returned,))
+        )
+        return TypeError(
+            f"`{self.name}` returned {shown}, which Flyte does not take for what its annotation says. Write "
+            "`float(...)` around it."
+        )
+
     def check_type(self, returned: Any, error: Exception) -> None:
         """Say what is wrong with what a task returned, where Flyte has refused it, and a study would take it.
 
@@ -165,13 +192,7 @@ class Objective:
             self.values(returned, count)
         except ObjectiveValueError:
             return
-        shown = ", ".join(
-            f"{value!r}, of type {type(value).__name__}" for value in (returned if count > 1 else (returned,))
-        )
-        raise TypeError(
-            f"`{self.name}` returned {shown}, which Flyte does not take for what its annotation says. Write "
-            f"`float(...)` around it. Flyte says: {error}"
-        ) from error
+        raise self._wrong_type(returned) from error
 
     def values(self, returned: Any, count: int) -> tuple[float, ...]:
         """Return what one run returned as the values of its trial.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import functools
 import importlib
 import inspect
 import operator
@@ -18,9 +19,9 @@ import optuna
 
 from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import CompilationError, InvalidOptionError, SearchRunningError
-from optuna_flyte_dsl.flyte.calls import in_a_workflow
-from optuna_flyte_dsl.flyte.eager import ClusterSearch, find_home
-from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote
+from optuna_flyte_dsl.flyte.calls import in_a_workflow, is_imported_by_a_pod
+from optuna_flyte_dsl.flyte.eager import ClusterSearch, Home, find_home
+from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote, check_options
 from optuna_flyte_dsl.flyte.runner import FlyteRunner
 from optuna_flyte_dsl.markers import Category, Float, Integer, Number, Suggestion, suggest
 from optuna_flyte_dsl.objective import Kind, Objective
@@ -36,10 +37,12 @@ from optuna_flyte_dsl.studies import (
     StudySource,
     read_directions,
     resume,
+    settle,
 )
 from optuna_flyte_dsl.threads import Threads
 
 T = TypeVar("T")
+_PLAIN = (type(None), bool, int, float, str)
 
 __all__ = ["Category", "Float", "Integer", "Number", "Optimizer", "Suggestion", "suggest"]
 # `flytekitplugins.optuna.optimizer` has the markers and `optimize` too.
@@ -192,6 +195,11 @@ class Session:
             OutOfRangeError: If a fixed value or an initial point lies outside its marker.
             EmptySpaceError: If nothing is left to search.
         """
+        if is_imported_by_a_pod():
+            raise CompilationError(
+                f"`{self.objective.name}`: this module is imported by a pod, and would start the search anew in each. "
+                'Put the call under `if __name__ == "__main__":`.'
+            )
         if in_a_workflow():
             name = self.objective.name
             raise CompilationError(
@@ -222,15 +230,28 @@ class Session:
                 await self._run(study, space, points, thread, Resumption(settings.limits.n_trials))
             else:
                 home, context = found
-                if source.key is None:
-                    source.key = home.key(f"{self.objective.name}{dict(space)!r}")
-                cluster = ClusterSearch(home, settings.cluster, source.key, context, thread)
+                cluster = ClusterSearch(home, settings.cluster, self._key(source, home, space), context, thread)
                 async with cluster:
                     study = await self._search_there(cluster, source, space, points, thread)
         finally:
             self._running -= 1
             await thread.close()
         return study
+
+    def _key(self, source: StudySource, home: Home, space: SearchSpace) -> str:
+        """Return what names the study of a search in its home, the same in each process that comes to it."""
+        if source.key is None:
+            fixed = {name: value for name, value in space.arguments.items() if isinstance(value, _PLAIN)}
+            source.key = home.key(f"{self.objective.name}{dict(space)!r}{fixed!r}")
+        return source.key
+
+    def open_study(self, source: StudySource) -> optuna.Study:
+        """Return the study of a source; where a search would keep it in a checkpoint, it is kept there at once."""
+        found = find_home() if self.deployment is None else None
+        if found is None or found[0].store is None or source.given:
+            return source.get()
+        key = self._key(source, found[0], self.objective.space)
+        return source.get(functools.partial(found[0].store.storage, key))
 
     async def _search_there(
         self,
@@ -245,19 +266,21 @@ class Session:
             await cluster.controller.check(self.objective.target)
         study: optuna.Study = await thread.run(source.get, cluster.storage)
         n_trials = self.settings.limits.n_trials
-        cluster.persisted = source.kept
-        if not source.kept:
+        cluster.persisted = source.kept and cluster.storage is not None
+        if not cluster.persisted:
             await self._run(study, space, points, thread, Resumption(n_trials), cluster)
             return study
-        if self.objective.kind is Kind.ENTITY:
-            await cluster.recover(study, self.objective.target, space, n_trials)
-        call = next(source.calls)
-        adopts = cluster.has_executions if self.objective.kind is not Kind.ENTITY else lambda _: True
-        left = await thread.run(resume, study, n_trials, call, adopts)
-        # At once: a checkpoint does not hold what the one before did.
-        await cluster.commit()
+        async with source.opening:
+            call = next(source.calls)
+            if self.objective.kind is Kind.ENTITY and call == 0:
+                await cluster.recover(study, self.objective.target, space)
+            adopts = cluster.has_executions if self.objective.kind is not Kind.ENTITY else lambda _: True
+            left = await thread.run(resume, study, n_trials, call, adopts)
+            # At once: a checkpoint does not hold what the one before did.
+            await cluster.commit()
         if left.n_trials:
             await self._run(study, space, points, thread, left, cluster)
+        await thread.run(settle, study, call)
         return study
 
     async def _run(
@@ -443,6 +466,7 @@ class Optimizer(Limited):
             remote: The way to the cluster.
             **options: How the code gets there.
         """
+        check_options(options)
         there = copy.copy(self)
         own = self._self_session
         there._self_session = Session(own.objective, own.settings, Deployment(remote, **options))
@@ -456,7 +480,7 @@ class Optimizer(Limited):
     @property
     def study(self) -> optuna.Study:
         """The study of all calls, made on first use. Another can be assigned while no search runs."""
-        return self._source.get()
+        return self._self_session.open_study(self._source)
 
     @study.setter
     def study(self, study: optuna.Study) -> None:

@@ -45,6 +45,9 @@ _CLOSING_PAUSES = (0.0, 0.1, 0.5, 2.0)
 _EXIT_PATIENCE = 10.0
 """Seconds that the interpreter's exit waits for a search to tell its trials."""
 
+_ENDING = (ClusterError, ObjectiveValueError)
+"""Errors of a trial that the next one would meet too."""
+
 Observer = Callable[[optuna.Study, FrozenTrial], Any]
 
 
@@ -268,7 +271,7 @@ class Search:
     def _judge_error(self, error: BaseException) -> _Outcome:
         if isinstance(error, optuna.TrialPruned):
             return _Outcome(TrialState.PRUNED)
-        if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, ClusterError):
+        if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, _ENDING):
             logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
             return _Outcome(TrialState.FAIL, reason=_reason(error))
         return _Outcome(TrialState.FAIL, reason=_reason(error), fatal=error)

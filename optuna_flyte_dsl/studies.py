@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import itertools
@@ -166,6 +167,7 @@ class StudySource:
         self._options = options
         self._objective = objective
         self._lock = threading.Lock()
+        self.opening = asyncio.Lock()  # held while an earlier process's trials are looked for
         self.kept = False  # whether another process can go on with it
         self.key: str | None = None  # by which another process finds it
         self.calls = itertools.count()
@@ -208,29 +210,51 @@ class Resumption:
 
 
 def resume(study: optuna.Study, n_trials: int, call: int, adopts: Callable[[FrozenTrial], bool]) -> Resumption:
-    """Go on with what an earlier process has left in a study, so that a call totals its number of trials.
+    """Go on with what an earlier process has left in a study, so that each call totals its number of trials.
 
     A trial that was running and cannot be gone on with ends as failed; it does not count, and its parameters are tried
-    again, once.
+    again, once. Only the first call of a process finds trials of an earlier one: later, what runs is another call's.
 
     Args:
         study: The study. It may block.
         n_trials: How many trials the call asks for.
-        call: Which call on this study it is, from 0.
+        call: Which call on this study it is in this process, from 0.
         adopts: Whether a running trial can be gone on with.
     """
+    running: tuple[FrozenTrial, ...] = ()
+    if call == 0:
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if not adopts(trial):
+                _close_lost(study, trial)
+        _try_again(study)
+        running = tuple(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+    finished = _finished(study)
     goals = list(study.user_attrs.get(GOALS_ATTRIBUTE, []))
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if not adopts(trial):
-            _close_lost(study, trial)
-    _try_again(study)
-    trials = study.get_trials(deepcopy=False)
-    finished = tuple(trial for trial in trials if trial.state.is_finished() and LOST_ATTRIBUTE not in trial.user_attrs)
     if call == len(goals):
-        goals.append(len(finished) + n_trials)
+        goals.append((goals[-1] if goals else len(finished)) + n_trials)
         study.set_user_attr(GOALS_ATTRIBUTE, goals)
-    running = tuple(trial for trial in trials if trial.state is TrialState.RUNNING)
-    return Resumption(max(goals[call] - len(finished), len(running)), running, finished)
+    # What is missing to the goal of the call before is that call's.
+    done = max(len(finished), goals[call - 1]) if call else len(finished)
+    return Resumption(max(goals[call] - done, len(running)), running, finished)
+
+
+def settle(study: optuna.Study, call: int) -> None:
+    """Note that a call has ended by itself, also with fewer trials than it asked for: no other process goes on with it.
+
+    Args:
+        study: The study. It may block.
+        call: Which call on this study it was.
+    """
+    goals = list(study.user_attrs.get(GOALS_ATTRIBUTE, []))
+    finished = len(_finished(study))
+    if call == len(goals) - 1 and finished < goals[call]:
+        goals[call] = finished
+        study.set_user_attr(GOALS_ATTRIBUTE, goals)
+
+
+def _finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
+    trials = study.get_trials(deepcopy=False)
+    return tuple(trial for trial in trials if trial.state.is_finished() and LOST_ATTRIBUTE not in trial.user_attrs)
 
 
 def _close_lost(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -6,6 +6,7 @@ import time
 import optuna
 import pytest
 from flytekit.core import local_cache
+from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
 # Tests never depend on wall-clock speed, so hypothesis sets no deadline.
@@ -53,3 +54,11 @@ def wait_until(condition, patience=30.0):
 
 def own_threads():
     return {thread for thread in threading.enumerate() if thread.name.startswith("optuna-flyte")}
+
+
+@pytest.fixture(autouse=True)
+def _flyte_context_is_left_as_it_was():
+    FlyteContextManager.current_context()
+    before = list(flyte_context_Var.get())
+    yield
+    assert flyte_context_Var.get() == before

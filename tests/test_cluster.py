@@ -12,12 +12,14 @@ from typing import Any
 
 import flytekit as fl
 import grpc
+import numpy as np
 import objectives
 import optuna
 import pytest
 import quick
 from flyteidl.core import literals_pb2
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
+from flytekit.clients.auth.exceptions import AccessTokenNotFoundError
 from flytekit.configuration import Image, ImageConfig, SerializationSettings
 from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
@@ -465,7 +467,7 @@ def test_an_execution_that_is_there_with_the_same_inputs_is_adopted(cluster, mon
     assert [trial.value for trial in again.trials] == [trial.value for trial in first.trials]
 
 
-def test_an_execution_that_is_there_with_other_inputs_is_left_alone(cluster, monkeypatch):
+def test_an_execution_that_is_there_with_other_inputs_is_not_taken(cluster, monkeypatch):
     monkeypatch.setattr("uuid.uuid4", lambda: type("Fixed", (), {"hex": "0" * 32, "bytes": b"0"})())
     there(quick.train, cluster).run_sync()
     study = there(quick.train, cluster).run_sync(base=9.0)
@@ -811,3 +813,248 @@ def test_trials_are_found_in_flyte_where_the_checkpoint_is_missing(cluster, tmp_
     assert len(cluster.executions) == 6
     assert before.items() <= {name: each.inputs for name, each in cluster.executions.items()}.items()
     assert f"The checkpoint is missing: {len(before)} trials were found in Flyte." in warned()
+
+
+async def kill_all():
+    """Let the searches of this pod be gone, as a SIGKILL would: nothing is told, nothing is terminated."""
+    home, _ = eager_module.find_home()
+    await home.store.commit()
+    for each in list(home.ending._searches):
+        each.end(leave=True)
+
+
+def test_overlapping_calls_of_an_optimizer_do_not_touch_each_others_trials(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.1)
+    for objective in (quick.train.task, quick.both):
+        optimizer = Optimizer(objective, 2, 4, progress=False)
+        given = {"x": suggest.float(0, 1)} if objective is quick.train.task else {}
+
+        async def workflow(optimizer=optimizer, given=given):
+            first = asyncio.ensure_future(optimizer(**given))
+            await asyncio.sleep(0.15)
+            await asyncio.gather(first, optimizer(**given))
+
+        Pod(cluster, tmp_path / str(objective), 0).run(workflow)
+        assert states(optimizer.study) == ["COMPLETE"] * 8
+
+
+def test_an_execution_that_nobody_asks_for_again_is_terminated(cluster, tmp_path):
+    cluster.instant = lambda execution: None  # all run on
+    points = itertools.count()
+
+    async def fickle(trial: optuna.Trial):
+        trial.suggest_float("x", 0, 1)
+        return await quick.step(x=float(next(points)))  # another input at each attempt
+
+    def search():
+        return Optimizer(fickle, 2, 2, optuna.create_study() if given else None, progress=False)()
+
+    for given in (False, True):
+        cluster.executions.clear()
+        cluster.instant = lambda execution: None
+        folder = tmp_path / str(given)
+        Pod(cluster, folder, 0).run(lambda: killed_after(cluster, 2, search()))
+        first = list(cluster.executions.values())
+        cluster.instant = echo()
+        Pod(cluster, folder, 1).run(search)
+        assert [each.phase for each in first] == [PHASES.ABORTED] * 2
+        assert not cluster.running()
+
+
+def test_a_call_that_is_made_fewer_times_leaves_no_execution_behind(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    times = [2]
+
+    async def some(trial: optuna.Trial):
+        return sum(await asyncio.gather(*(quick.step(x=0.5) for _ in range(times[0]))))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, Optimizer(some, 1, 1, progress=False)()))
+    times[0] = 1
+    cluster.instant = echo()
+    optimizer = Optimizer(some, 1, 1, progress=False)
+
+    async def workflow():
+        search = asyncio.ensure_future(optimizer())
+        while cluster.counts["ListExecutions"] < 3:
+            await asyncio.sleep(0.01)
+        for execution in cluster.running():  # the one that is adopted ends now
+            if execution.name == optimizer.study.trials[0].user_attrs[EXECUTIONS_ATTRIBUTE][0]["name"]:
+                execution.finish(Succeeded(outputs(0.5)))
+        await search
+
+    cluster.counts.clear()
+    Pod(cluster, tmp_path, 1).run(workflow)
+    assert states(optimizer.study) == ["COMPLETE"]
+    assert not cluster.running()
+
+
+def test_searches_with_other_fixed_arguments_keep_their_studies_in_any_order(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.1)
+
+    async def both(first, second):
+        return await asyncio.gather(quick.train(base=first), quick.train(base=second))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 6, both(1.0, 2.0)))
+    studies = Pod(cluster, tmp_path, 1).run(lambda: both(2.0, 1.0))
+    for study, base in zip(studies, (2.0, 1.0), strict=True):
+        names = {entry["name"] for trial in study.trials for entry in trial.user_attrs[EXECUTIONS_ATTRIBUTE]}
+        used = [each for each in executions(cluster) if each.name in names]
+        assert {each.inputs.literals["base"].scalar.primitive.float_value for each in used} == {base}
+    assert len(cluster.executions) == 12
+
+
+def test_a_login_that_cannot_be_renewed_ends_the_search(cluster, monkeypatch):
+    def refuse(self):
+        raise AccessTokenNotFoundError("no token")
+
+    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refuse)
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=100))
+    objective = there(quick.train, cluster)
+    with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
+        objective.run_sync()
+    assert set(states(objective.study)) == {"FAIL"}
+
+
+def test_all_searches_of_a_pod_have_one_grace_period(cluster, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(eager_module.ClusterSearch, "wait", lambda self, deadline: waited.append(deadline) or True)
+    cluster.instant = lambda execution: None
+    objective = with_options(quick.train, grace=7.0, on_sigterm="terminate")
+
+    async def workflow():
+        searches = [asyncio.ensure_future(objective(base=float(base))) for base in range(3)]
+        while len(cluster.executions) < 6:
+            await asyncio.sleep(0.01)
+        home, _ = eager_module.find_home()
+        started = time.monotonic()
+        await asyncio.to_thread(home.ending.stop)
+        await asyncio.gather(*searches, return_exceptions=True)
+        return started
+
+    started = Pod(cluster, tmp_path, 0).run(workflow)
+    assert len(waited) == 3
+    assert max(waited) - min(waited) < 1e-6
+    assert waited[0] - started >= 7.0
+    assert not cluster.running()
+
+
+def test_a_study_that_is_looked_at_before_the_call_is_kept_too(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.1)
+
+    def search():
+        optimizer = Optimizer(quick.both, 1, 4, progress=False)
+        optimizer.study.set_user_attr("note", "mine")
+        return optimizer, optimizer()
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 4, search()[1]))
+    found = []
+
+    async def again():
+        optimizer, running = search()
+        found.append(optimizer)
+        await running
+
+    Pod(cluster, tmp_path, 1).run(again)
+    assert states(found[0].study) == ["COMPLETE"] * 4
+    assert len(cluster.executions) == 8
+
+
+def test_searches_inside_of_trials_share_the_looks_of_their_pod(cluster, monkeypatch):
+    made = []
+    init = watch_module.Watch.__init__
+    monkeypatch.setattr(watch_module.Watch, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    cluster.instant = echo(seconds=0.1)
+    there(Optimizer(quick.nested, 4, 4, progress=False), cluster).run_sync()
+    assert len(made) == 1
+
+
+def test_an_optimizer_is_used_at_the_top_and_inside_of_a_trial(cluster, tmp_path):
+    shared = Optimizer(quick.both, 1, 2, progress=False)
+
+    async def outer(trial: optuna.Trial):
+        return (await shared()).best_value + trial.suggest_float("y", 0, 1)
+
+    top = Optimizer(outer, 1, 2, progress=False)
+
+    async def workflow():
+        await shared()
+        await top()
+
+    Pod(cluster, tmp_path, 0).run(workflow)
+    assert states(top.study) == ["COMPLETE"] * 2
+    assert states(shared.study) == ["COMPLETE"] * 6
+
+
+@pytest.mark.parametrize("kind", ["map", "conditional"])
+def test_a_task_that_no_pod_can_load_is_found_inside_of_a_workflow(cluster, kind):
+    @fl.task
+    def test_inner(x: float) -> float:
+        return x
+
+    if kind == "map":
+
+        @fl.workflow
+        def flow(xs: list[float]) -> list[float]:
+            return fl.map_task(test_inner)(x=xs)
+
+        given = {"xs": [suggest.float(0, 1)]}
+    else:
+
+        @fl.workflow
+        def flow(x: float) -> float:
+            return fl.conditional("c").if_(x > 0.5).then(test_inner(x=x)).else_().then(test_inner(x=1.0))
+
+        given = {"x": suggest.float(0, 1)}
+    with pytest.raises(UnloadableError, match="`test_inner` cannot be loaded"):
+        there(Optimizer(with_float(flow), 1, 1, progress=False, direction="minimize"), cluster).run_sync(**given)
+    assert cluster.counts["CreateExecution"] == 0
+
+
+def with_float(flow):
+    flow.python_interface._outputs = {"o0": float}  # a list is no objective
+    return flow
+
+
+def test_numbers_of_numpy_are_kept_as_attributes(cluster, tmp_path):
+    async def notes(trial: optuna.Trial):
+        trial.set_user_attr("accuracy", np.float32(0.5))
+        return await quick.step(x=trial.suggest_float("x", 0, 1))
+
+    optimizer = Optimizer(notes, 1, 2, progress=False)
+    Pod(cluster, tmp_path, 0).run(optimizer)
+    assert states(optimizer.study) == ["COMPLETE"] * 2
+    again = Optimizer(notes, 1, 2, progress=False)
+    Pod(cluster, tmp_path, 1).run(again)
+    assert [trial.user_attrs["accuracy"] for trial in again.study.trials] == [0.5, 0.5]
+
+
+def test_a_search_that_was_stopped_is_not_gone_on_with(cluster, tmp_path):
+    def stop(study, trial):
+        if trial.number == 2:
+            study.stop()
+
+    def search():
+        return optimize(quick.train, concurrency=1, n_trials=9, callbacks=[stop], progress=False)()
+
+    assert len(Pod(cluster, tmp_path, 0).run(search).trials) == 3
+    assert len(Pod(cluster, tmp_path, 1).run(search).trials) == 3
+
+
+def test_an_execution_that_was_terminated_with_its_pod_is_not_adopted(cluster, tmp_path, monkeypatch):
+    cluster.instant = lambda execution: None
+
+    async def ended(search):
+        task = asyncio.ensure_future(search)
+        while len(cluster.executions) < 2:
+            await asyncio.sleep(0.005)
+        await kill_all()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(lambda: ended(quick.train()))
+    for execution in cluster.running():
+        execution.terminate("optuna_flyte_dsl: trial 0 was given up")
+    cluster.instant = echo()
+    study = Pod(cluster, tmp_path, 1).run(quick.train)
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 8

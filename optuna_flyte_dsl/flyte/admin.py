@@ -6,10 +6,12 @@ import functools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
+from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
+from flytekit.exceptions.user import FlyteAuthenticationException
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
@@ -130,13 +132,17 @@ class Admin:
                 return function()
             except Exception as error:
                 status = _status(error)
+                if _is_refused_login(error):
+                    said = repr(error) if status is None else status.details()
+                    raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
                 if status is None:
                     raise
                 if status.code() in _FINAL:
                     raise AdminError(status.code(), status.details() or "no details") from error
                 now = time.monotonic()
                 started = now if started is None else started
-                if now - started + pause > patience:
+                left = patience - (now - started)
+                if left <= 0:
                     raise ClusterUnavailableError(
                         f"flyteadmin has not answered for {now - started:.0f} seconds, to {what}: "
                         f"{status.code().name}: {status.details()}. Look after it, or let the search wait longer: "
@@ -144,17 +150,32 @@ class Admin:
                     ) from error
                 if not warned and now - started > _WARN_AFTER:
                     warned = True
-                    logger.warning("flyteadmin does not answer (%s): waiting.", status.code().name)
-            if given_up.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
+                    endpoint = self.remote.config.platform.endpoint
+                    logger.warning(
+                        "flyteadmin at %s does not answer (%s): waiting for up to %.0f seconds.",
+                        endpoint,
+                        status.code().name,
+                        patience,
+                    )
+            if given_up.wait(min(left, pause * random.uniform(0.5, 1.0))):  # noqa: S311 - jitter
                 raise GivenUpError(f"Given up: {what}.")
             pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-def _status(error: BaseException) -> Any:
-    """Return the gRPC status in an error's chain of causes: flytekit wraps it in errors that have lost the code."""
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, grpc.RpcError) and isinstance(seen, grpc.Call):
-            return seen
+        yield seen
         seen = seen.__cause__
-    return None
+
+
+def _is_refused_login(error: BaseException) -> bool:
+    """Tell whether flytekit could not log in, or could not renew a login."""
+    kinds = (FlyteAuthenticationException, AuthenticationError, AccessTokenNotFoundError)
+    return any(isinstance(each, kinds) for each in _chain(error))
+
+
+def _status(error: BaseException) -> Any:
+    """Return the gRPC status in an error's chain of causes: flytekit wraps it in errors that have lost the code."""
+    found = (each for each in _chain(error) if isinstance(each, grpc.RpcError) and isinstance(each, grpc.Call))
+    return next(found, None)

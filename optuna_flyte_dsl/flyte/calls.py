@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import os
 import sys
+import types
 from typing import Any
 
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
@@ -42,6 +44,18 @@ def in_a_workflow() -> bool:
     if compilation is not None and compilation.mode == 1:
         return True
     return execution is not None and execution.mode is ExecutionState.Mode.LOCAL_DYNAMIC_TASK_EXECUTION
+
+
+def is_imported_by_a_pod() -> bool:
+    """Tell whether a module is being imported, to find a task for a pod to run: what it calls then runs in each pod."""
+    if "FLYTE_INTERNAL_EXECUTION_ID" not in os.environ:
+        return False
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def make_node(entity: Any, inputs: dict[str, Any]) -> Any:

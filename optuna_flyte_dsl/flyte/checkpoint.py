@@ -9,8 +9,9 @@ import json
 import pathlib
 import tempfile
 import threading
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from flytekit.core.checkpointer import Checkpoint
 from flytekit.core.context_manager import FlyteContext, flyte_context_Var
@@ -21,9 +22,14 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna_flyte_dsl.flyte.local import close_loops, use_own_loop
 from optuna_flyte_dsl.log import logger
 
+T = TypeVar("T")
+
 _NAME = "optuna_flyte_dsl-{:06d}-{}.jsonl"
 _SEGMENT_BYTES = 256 * 1024
 """Size from which a file of the journal is closed and the next one begun: a write uploads the last one only."""
+
+_PAUSES = (0.2, 1.0, 3.0)
+"""Seconds before each further try to access a checkpoint."""
 
 _IDLE_SECONDS = 5.0
 """Seconds after which the thread that writes ends, when there is nothing to write."""
@@ -66,7 +72,10 @@ class CheckpointStore:
         """Tell whether nothing is kept of a search. It may block."""
         with self._lock:
             if not self._restored:
-                self._restore()
+                # In a thread of its own: the caller's context and event loop stay as they are.
+                thread = threading.Thread(target=self._restore, name="optuna-flyte-checkpoint", daemon=True)
+                thread.start()
+                thread.join()
                 self._restored = True
             return not self._journals.get(key)
 
@@ -78,8 +87,12 @@ class CheckpointStore:
     def append(self, key: str, lines: list[dict[str, Any]]) -> None:
         """Append lines to a journal."""
         with self._lock:
-            self._journals[key].extend(lines)
-            self._add(key, lines)
+            for line in lines:
+                text = _text(key, line)
+                if len(self._segments[-1]) > _SEGMENT_BYTES:
+                    self._segments.append(bytearray())
+                self._segments[-1] += text
+                self._journals[key].append(line)
 
     async def commit(self) -> None:
         """Return when all lines that were appended before are in the checkpoint, or could not be written."""
@@ -92,24 +105,20 @@ class CheckpointStore:
             self._lock.notify_all()
         await asyncio.wrap_future(future)
 
-    def _add(self, key: str, lines: Iterable[dict[str, Any]]) -> None:
-        for line in lines:
-            if len(self._segments[-1]) > _SEGMENT_BYTES:
-                self._segments.append(bytearray())
-            self._segments[-1] += json.dumps([key, line], separators=(",", ":")).encode() + b"\n"
-
     def _restore(self) -> None:
         """Read what the attempt before has left. The checkpoints of attempts do not chain, so it is written again."""
         flyte_context_Var.set([self._context])
         use_own_loop()
         try:
-            folder = self._checkpoint.restore(None)  # type: ignore[arg-type]
+            folder = _patiently(lambda: self._checkpoint.restore(None))  # type: ignore[arg-type]
         except FlyteDataNotFoundException:
             logger.debug("There is no earlier checkpoint.", exc_info=True)
             return
         except Exception as error:  # noqa: BLE001 - a search that starts anew is worth more than none
             logger.warning("The checkpoint of the attempt before cannot be read: %r. The search starts anew.", error)
             return
+        finally:
+            close_loops(threading.current_thread().name)
         segments: dict[str, list[tuple[str, Any]]] = {}
         for path in sorted(pathlib.Path(folder).glob("optuna_flyte_dsl-*.jsonl")) if folder is not None else ():
             number, lines = path.stem.rsplit("-", 1)[0], _lines(path.read_bytes())
@@ -117,7 +126,10 @@ class CheckpointStore:
                 segments[number] = lines
         for key, line in itertools.chain.from_iterable(segments.values()):
             self._journals.setdefault(key, []).append(line)
-            self._add(key, [line])
+            # All in one file: it is written whole or not at all, where writes are atomic.
+            self._segments[0] += _text(key, line)
+        if self._segments[0]:
+            self._segments.append(bytearray())
 
     def _work(self) -> None:
         flyte_context_Var.set([self._context])
@@ -137,12 +149,12 @@ class CheckpointStore:
             waiting, self._waiting = self._waiting, []
             first, last = self._clean, len(self._segments) - 1
             # Two names take turns: where a write is not atomic, a kill in the middle leaves the one before whole.
-            self._turn = not self._turn
             turn = "ab"[self._turn]
             files = {_NAME.format(number, turn): bytes(self._segments[number]) for number in range(first, last + 1)}
         try:
-            self._save(files)
+            _patiently(lambda: self._save(files))
             self._clean = last
+            self._turn = not self._turn
         except Exception as error:  # noqa: BLE001 - the next commit writes it too
             logger.warning("The checkpoint could not be written, and will be tried again: %r", error)
         for future in waiting:
@@ -156,6 +168,30 @@ class CheckpointStore:
                 path = pathlib.Path(folder, name)
                 path.write_bytes(data)
                 self._checkpoint.save(path)
+
+
+def _text(key: str, line: dict[str, Any]) -> bytes:
+    return json.dumps([key, line], separators=(",", ":"), default=_plain).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of NumPy's as Python's: an attribute may hold one where studies are in memory."""
+    if callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"{value!r}, of type {type(value).__name__}, cannot be kept: use what JSON has.")
+
+
+def _patiently(access: Callable[[], T]) -> T:
+    """Access the checkpoint, again and again while it fails, for some seconds."""
+    for pause in _PAUSES:
+        try:
+            return access()
+        except FlyteDataNotFoundException:
+            raise
+        except Exception:  # noqa: BLE001 - tried again
+            logger.debug("The checkpoint could not be accessed.", exc_info=True)
+            time.sleep(pause)
+    return access()
 
 
 def _lines(data: bytes) -> list[tuple[str, Any]]:

@@ -43,6 +43,7 @@ from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.errors import OptunaFlyteError
 from optuna_flyte_dsl.flyte.admin import Admin, AdminError, GivenUpError
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
+from optuna_flyte_dsl.flyte.judge import refusal_in
 from optuna_flyte_dsl.flyte.literals import Converter
 from optuna_flyte_dsl.flyte.local import close_loops
 from optuna_flyte_dsl.flyte.registry import Launchable, Registry
@@ -59,6 +60,10 @@ EXECUTION_ERROR_ATTRIBUTE = "optuna_flyte_dsl:execution_error"
 _MESSAGE_LIMIT = 2_000
 _TERMINATIONS_AT_ONCE = 32
 _MAX_NAME = 63
+_LOOKED_UP = 100
+_LAUNCH_SECONDS = 10.0
+_CAUSE = "optuna_flyte_dsl: "
+"""What the cause of each termination of ours starts with."""
 
 
 class ExecutionFailedError(OptunaFlyteError, EagerException):
@@ -74,7 +79,9 @@ class ExecutionFailedError(OptunaFlyteError, EagerException):
     """
 
     def __init__(self, entity: str, *, name: str, url: str, phase: str, code: str, kind: str, message: str) -> None:
-        said = f"[{code}] {message}" if code else message
+        # Flyte's message is a traceback, and then what was raised.
+        last = message.rpartition("Message:\n")[2].strip() or message
+        said = f"[{code}] {last}" if code else last
         super().__init__(f"The execution {name} of `{entity}` is {phase}: {said} (see {url})")
         self.name = name
         self.url = url
@@ -122,6 +129,56 @@ Recorder = Callable[[Trial, Mapping[str, Any]], Awaitable[None]]
 """Sets a trial's user attributes; returns when they would outlive this process, where they are to."""
 
 
+class Traffic:
+    """What all searches of one caller share, so that together they ask no more of flyteadmin than one: looks and pace.
+
+    Args:
+        admin: flyteadmin.
+        deck: Where executions are shown.
+    """
+
+    def __init__(self, admin: Admin, deck: ExecutionsDeck | None) -> None:
+        self._admin = admin
+        self._deck = deck
+        self._lock = threading.Lock()
+        self._next_launch = float("-inf")
+        self._users = 0
+        self._watch: Watch | None = None
+
+    def enter(self) -> Watch:
+        """Return what looks at executions. Each user leaves it once."""
+        remote = self._admin.remote
+        with self._lock:
+            self._users += 1
+            if self._watch is None:
+                where = (str(remote.default_project), str(remote.default_domain))
+                self._watch = Watch(self._admin, *where, self._show_news)
+            return self._watch
+
+    async def leave(self) -> None:
+        """End the looks, if nobody else needs them."""
+        with self._lock:
+            self._users -= 1
+            watch = self._watch if self._users == 0 else None
+            if watch is not None:
+                self._watch = None
+        if watch is not None:
+            await watch.close()
+
+    def keep_pace(self, launches_per_second: float, given_up: threading.Event) -> None:
+        """Wait until the next launch may be."""
+        with self._lock:
+            now = time.monotonic()
+            moment = max(self._next_launch, now)
+            self._next_launch = moment + 1 / launches_per_second
+        if given_up.wait(max(0.0, moment - now)):
+            raise GivenUpError("Given up: a launch.")
+
+    def _show_news(self) -> None:
+        if self._deck is not None:
+            self._deck.publish()
+
+
 class ClusterController:
     """Launches, watches and terminates the executions of one search.
 
@@ -131,9 +188,18 @@ class ClusterController:
         identity: Of the search: the same again in the eager pod's next attempt.
         context: The Flyte context that the search was called in.
         record: Sets attributes of a trial.
+        traffic: What it shares with other searches.
     """
 
-    def __init__(self, link: Link, options: Cluster, identity: str, context: FlyteContext, record: Recorder) -> None:
+    def __init__(
+        self,
+        link: Link,
+        options: Cluster,
+        identity: str,
+        context: FlyteContext,
+        record: Recorder,
+        traffic: Traffic,
+    ) -> None:
         self.link = link
         self.options = options
         self.identity = identity
@@ -141,7 +207,10 @@ class ClusterController:
         self.leaving = False
         self.admin = Admin(link.remote, options.patience)
         self.registry = Registry(self.admin, link.settings)
-        self.watch = Watch(self.admin, self.project, self.domain, self._show_news)
+        self.traffic = traffic
+        self.watch = traffic.enter()
+        self._left = False
+        self._terminated = 0
         self.workers = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self._terminators = Threads(limit=_TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
@@ -150,7 +219,6 @@ class ClusterController:
         ).build()
         self._converter: Converter | None = None
         self._lock = threading.Lock()
-        self._next_launch = float("-inf")
 
     @property
     def project(self) -> str:
@@ -186,40 +254,43 @@ class ClusterController:
         """
         await self.workers.run(self.registry.check, entity)
 
-    def launched(self, entity: Any, n_trials: int, names: Sequence[str]) -> list[dict[str, Any] | None]:
-        """Return the inputs that the first trials have launched an entity with. It blocks.
+    def launched(self, entity: Any, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Return the inputs that trials have launched an entity with. It blocks.
 
         Args:
             entity: What each trial launches.
-            n_trials: How many trials to look for.
             names: The inputs that are asked for.
 
         Returns:
             For each trial up to the last one that there is an execution of, its inputs; `None` where it has none.
         """
-        executions = [self.name(number, entity.name, 0, 0) for number in range(n_trials)]
-        there = self.watch.find(executions)
         target = self.registry.find(entity, threading.Event())
         found: list[dict[str, Any] | None] = []
-        for name in executions:
-            if name in there:
+        for start in itertools.count(step=_LOOKED_UP):
+            executions = [self.name(start + offset, entity.name, 0, 0) for offset in range(_LOOKED_UP)]
+            there = self.watch.find(executions)
+            for name in executions:
                 request = WorkflowExecutionGetDataRequest(id=self.identifier(name))
-                found.append(self.converter.arguments(target, names, self.admin.call("GetExecutionData", request)))
-            else:
-                found.append(None)
+                found.append(
+                    self.converter.arguments(target, names, self.admin.call("GetExecutionData", request))
+                    if name in there
+                    else None
+                )
+            if not there:
+                break
         while found and found[-1] is None:
             found.pop()
         return found
 
     async def close(self) -> None:
         """End all threads. Called when no trial runs any more; it may be called again."""
-        await self.watch.close()
+        if not self._left:
+            self._left = True
+            if self._terminated and not self.leaving:
+                logger.warning("%d executions were terminated.", self._terminated)
+            await self.traffic.leave()
         await self.workers.close()
         await self._terminators.close()
-
-    def _show_news(self) -> None:
-        if self.link.deck is not None:
-            self.link.deck.publish()
 
     def name(self, trial: int, entity: str, index: int, attempt: int) -> str:
         """Return the name of an execution: a hash of what it is, behind words for people."""
@@ -267,33 +338,32 @@ class ClusterController:
             spec.security_context.CopyFrom(options.security_context.to_flyte_idl())
         return ExecutionCreateRequest(project=self.project, domain=self.domain, spec=spec, inputs=inputs)
 
-    def keep_pace(self, given_up: threading.Event) -> None:
-        """Wait until the next launch may be."""
-        with self._lock:
-            now = time.monotonic()
-            moment = max(self._next_launch, now)
-            self._next_launch = moment + 1 / self.options.launches_per_second
-        if given_up.wait(max(0.0, moment - now)):
-            raise GivenUpError("Given up: a launch.")
+    async def terminate_orphan(self, name: str, cause: str) -> None:
+        """Terminate an execution that an earlier process has launched, and nobody asks for."""
+        await self._terminators.run(self.terminate_by_name, name, cause)
 
     async def terminate(self, launch: _Launch, cause: str) -> None:
         """Terminate an execution that nobody waits for any more."""
+        self._terminated += launch.submitted
         await self._terminators.run(self._terminate, launch, cause)
 
     def _terminate(self, launch: _Launch, cause: str) -> None:
         launch.given_up.set()
-        launch.idle.wait()  # an RPC that is under way ends by its own deadline
-        if not launch.submitted or launch.over or self.leaving:
-            return
-        request = ExecutionTerminateRequest(id=self.identifier(launch.name), cause=cause)
+        launch.idle.wait(_LAUNCH_SECONDS)  # an RPC that is under way ends by its own deadline
+        if launch.submitted and not launch.over and not self.leaving:
+            self.terminate_by_name(launch.name, cause)
+            launch.over = True
+
+    def terminate_by_name(self, name: str, cause: str) -> None:
+        """Terminate an execution, if it still runs. It blocks, for the grace period at most, and raises nothing."""
+        request = ExecutionTerminateRequest(id=self.identifier(name), cause=f"{_CAUSE}{cause}")
         try:
-            self.admin.call("TerminateExecution", request, patience=self.options.grace, seconds=10.0)
+            self.admin.call("TerminateExecution", request, patience=self.options.grace, seconds=_LAUNCH_SECONDS)
         except AdminError as error:
             if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
-                logger.error("The execution %s could not be terminated: %s", launch.name, error)
+                logger.error("The execution %s could not be terminated: %s", name, error)
         except Exception as error:  # noqa: BLE001 - the others must be terminated too
-            logger.error("The execution %s could not be terminated: %s", launch.name, error)
-        launch.over = True
+            logger.error("The execution %s could not be terminated: %s", name, error)
 
 
 class _Launch:
@@ -326,11 +396,12 @@ class TrialQueue:
     def __init__(self, cluster: ClusterController, trial: Trial) -> None:
         self.cluster = cluster
         self.trial = trial
-        self.searches = itertools.count()  # those that the trial itself starts
         self._calls = itertools.count()
         self._lock = threading.Lock()
         self._launches: list[_Launch] = []
         self._closed = False
+        # What an earlier process has launched for this trial; what is not asked for again is nobody's.
+        self._earlier = {entry["name"] for entry in trial.user_attrs.get(EXECUTIONS_ATTRIBUTE, ())}
 
     async def __aenter__(self) -> Self:
         return self
@@ -341,11 +412,17 @@ class TrialQueue:
             for launch in self._launches:
                 launch.given_up.set()
             left = [launch for launch in self._launches if not launch.over]
-        if left:
-            await insist(lambda: self._end_all(left))
+            orphans = self._earlier - {launch.name for launch in self._launches}
+        if self.cluster.leaving:
+            orphans = set()
+        if left or orphans:
+            await insist(lambda: self._end_all(left, orphans))
 
-    async def _end_all(self, launches: list[_Launch]) -> None:
-        await asyncio.gather(*(self._end(launch) for launch in launches))
+    async def _end_all(self, launches: list[_Launch], orphans: set[str]) -> None:
+        await asyncio.gather(
+            *(self._end(launch) for launch in launches),
+            *(self.cluster.terminate_orphan(name, f"trial {self.trial.number} does without it") for name in orphans),
+        )
 
     async def _end(self, launch: _Launch) -> None:
         self.cluster.watch.forget(launch.name)
@@ -387,7 +464,7 @@ class TrialQueue:
             raise error.refusal(f"launch or read an execution of `{entity.name}`") from error
         self._show(launch, failure)
         await self.cluster.record(self.trial, {EXECUTION_ERROR_ATTRIBUTE: failure.summary()})
-        raise failure
+        raise refusal_in(failure.message) or failure
 
     def _run(self, launch: _Launch, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Run a step in a worker. Whoever terminates the execution waits until the step is done."""
@@ -429,15 +506,17 @@ class TrialQueue:
         cluster, request = self.cluster, launch.request
         assert request is not None
         request.name = launch.name
-        cluster.keep_pace(launch.given_up)
+        cluster.traffic.keep_pace(cluster.options.launches_per_second, launch.given_up)
         launch.submitted = True
         try:
-            cluster.admin.call("CreateExecution", request, given_up=launch.given_up)
+            cluster.admin.call("CreateExecution", request, given_up=launch.given_up, seconds=_LAUNCH_SECONDS)
         except AdminError as error:
             if error.code is grpc.StatusCode.ALREADY_EXISTS and self._is_ours(launch):
                 return True  # its answer was lost, or an earlier attempt of this pod has launched it
             launch.submitted = False
             if error.code is grpc.StatusCode.ALREADY_EXISTS:
+                # Only an earlier process of this search can have had the name, and it is gone.
+                cluster.terminate_by_name(launch.name, f"trial {self.trial.number} asks for something else now")
                 return False
             launch.over = True
             raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
@@ -450,6 +529,8 @@ class TrialQueue:
         there: Execution = cluster.admin.call(
             "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=launch.given_up
         )
+        if there.closure.abort_metadata.cause.startswith(_CAUSE):
+            return False  # terminated with the process that had launched it
         return bool(there.spec.launch_plan == request.spec.launch_plan) and cluster.converter.same_inputs(
             request.inputs, self._data(launch)
         )

@@ -93,7 +93,7 @@ class ExecutionsDeck:
     def _forget_pages(self) -> None:
         """Drop the pages rendered before: flytekit adds one every two seconds, and shows the last one."""
         params = self._context.user_space_params
-        if params is not None:
-            for page in [deck for deck in params.decks if deck.name == _TITLE]:
-                params.decks.remove(page)
-        self._deck = None
+        with self._lock:
+            if params is not None:
+                params.decks[:] = [deck for deck in params.decks if deck.name != _TITLE]
+            self._deck = None

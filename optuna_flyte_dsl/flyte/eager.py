@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
+import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial
 from optuna_flyte_dsl.cluster import Cluster, OnSigterm
 from optuna_flyte_dsl.flyte.admin import Admin
 from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
-from optuna_flyte_dsl.flyte.cluster import EXECUTIONS_ATTRIBUTE, ClusterController, Link, TrialQueue
+from optuna_flyte_dsl.flyte.cluster import EXECUTIONS_ATTRIBUTE, ClusterController, Link, Traffic, TrialQueue
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.search import Search
@@ -43,11 +45,13 @@ class Home:
         link: The cluster.
         store: Where studies are kept for the pod's next attempt; `None` where there is no such place.
         ending: Hears of SIGTERM; `None` where nobody tells.
+        traffic: What its searches, and those in their trials, share; made with the first one.
     """
 
     link: Link
     store: CheckpointStore | None = None
     ending: Ending | None = None
+    traffic: Traffic | None = None
     _counts: collections.Counter[str] = field(default_factory=collections.Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,7 +84,7 @@ def find_home() -> tuple[Home, FlyteContext] | None:
             if queue not in _homes:
                 cluster = queue.cluster
                 identity = f"{cluster.link.identity}/{cluster.identity}/{queue.trial.number}"
-                _homes[queue] = Home(_named(cluster.link, identity))
+                _homes[queue] = Home(_named(cluster.link, identity), traffic=cluster.traffic)
             return _homes[queue], context
         if type(queue) is Controller:
             if queue not in _homes:
@@ -134,7 +138,9 @@ class ClusterSearch:
     """
 
     def __init__(self, home: Home, options: Cluster, key: str, context: FlyteContext, thread: Threads) -> None:
-        self.controller = ClusterController(home.link, options, key, context, self._record)
+        if home.traffic is None:
+            home.traffic = Traffic(Admin(home.link.remote, options.patience), home.link.deck)
+        self.controller = ClusterController(home.link, options, key, context, self._record, home.traffic)
         self.persisted = False  # whether the pod's next attempt can go on with it
         self._home = home
         self._key = key
@@ -143,12 +149,27 @@ class ClusterSearch:
         self._over = threading.Event()
         self._search: Search | None = None
         self._is_new = False
+        self._hears = self._told_to_end = False
 
     async def __aenter__(self) -> Self:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._home.ending is not None:
             self._home.ending.add(self)
+        else:
+            self._hear_sigterm()
         return self
+
+    def _hear_sigterm(self) -> None:
+        """Let SIGTERM end the search, as Ctrl-C does, where it would end the process and leave executions running."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and self._task is not None:
+            self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+            self._hears = True
+
+    def _on_sigterm(self) -> None:
+        self._told_to_end = True
+        if self._task is not None:
+            self._task.cancel()
 
     async def __aexit__(self, *_: object) -> None:
         try:
@@ -156,18 +177,22 @@ class ClusterSearch:
         finally:
             if self._home.ending is not None:
                 self._home.ending.remove(self)
+            if self._hears:
+                self._loop.remove_signal_handler(signal.SIGTERM)
             self._over.set()
+        if self._told_to_end:
+            raise SystemExit(128 + signal.SIGTERM)
 
     async def _close(self) -> None:
-        await self.controller.close()
         await self.commit()
+        await self.controller.close()
 
     @property
     def storage(self) -> Callable[[], BaseStorage] | None:
         """Opens the storage that the pod's next attempt can read; `None` where there is no such place."""
         return self._open if self._home.store is not None else None
 
-    async def recover(self, study: optuna.Study, entity: Any, space: SearchSpace, n_trials: int) -> None:
+    async def recover(self, study: optuna.Study, entity: Any, space: SearchSpace) -> None:
         """Find the trials of an earlier attempt in Flyte, where its checkpoint is missing.
 
         An attempt that is killed before it has written what it restored leaves nothing to the next one. But trials have
@@ -177,12 +202,11 @@ class ClusterSearch:
             study: The study, which is empty.
             entity: What each trial launches.
             space: What the trials search.
-            n_trials: How many there may be.
         """
         if not self._is_new or int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")) == 0:
             return
         names = sorted({name.split(".", 1)[0] for name in space})
-        points = await self.controller.workers.run(self.controller.launched, entity, n_trials, names)
+        points = await self.controller.workers.run(self.controller.launched, entity, names)
         if points:
             logger.warning("The checkpoint is missing: %d trials were found in Flyte.", len(points))
         for point in points:
@@ -236,9 +260,14 @@ class ClusterSearch:
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
 
-    def wait(self) -> bool:
-        """Wait for the end, for the grace period at most. Return whether it has come."""
-        return self._over.wait(self._options.grace)
+    @property
+    def grace(self) -> float:
+        """Seconds that ending may take."""
+        return self._options.grace
+
+    def wait(self, deadline: float) -> bool:
+        """Wait for the end until a moment of the monotonic clock. Return whether it has come."""
+        return self._over.wait(max(0.0, deadline - time.monotonic()))
 
 
 class Ending:
@@ -267,22 +296,27 @@ class Ending:
 
     def stop(self) -> None:
         """End all searches; flytekit's handler calls this, on the main thread."""
+        started = time.monotonic()
         with self._lock:
             searches = list(self._searches)
-        again = any(search.policy == "auto" for search in searches) and self._starts_again()
+        seconds = min([ENDING_SECONDS, *(search.grace / 8 for search in searches)])
+        again = any(search.policy == "auto" for search in searches) and self._starts_again(seconds)
         for search in searches:
             leave = search.policy == "leave" or (search.policy == "auto" and again)
             logger.warning("The pod ends: running executions are %s.", "left running" if leave else "terminated")
             search.end(leave=leave)
         for search in searches:
-            if not search.wait():
+            if not search.wait(started + search.grace):
                 logger.error("A search has not ended within its grace period.")
 
-    def _starts_again(self) -> bool:
+    def _starts_again(self, seconds: float) -> bool:
         """Tell whether Flyte will start another attempt of this pod: none after an abort, or after the last one.
 
         An aborted execution is ABORTING before its pod is told to end. The attempts are those of the task's `retries`;
         that Flyte may add some of its own is not counted on.
+
+        Args:
+            seconds: How long each of the two questions may take.
         """
         params = self._params
         if params is None or params.execution_id is None or params.task_id is None:
@@ -292,11 +326,11 @@ class Ending:
             execution = admin.call(
                 "GetExecution",
                 WorkflowExecutionGetRequest(id=params.execution_id.to_flyte_idl()),
-                seconds=ENDING_SECONDS,
+                seconds=seconds,
             )
             if execution.closure.phase not in (WorkflowExecution.QUEUED, WorkflowExecution.RUNNING):
                 return False
-            task = admin.call("GetTask", ObjectGetRequest(id=params.task_id.to_flyte_idl()), seconds=ENDING_SECONDS)
+            task = admin.call("GetTask", ObjectGetRequest(id=params.task_id.to_flyte_idl()), seconds=seconds)
             retries = int(task.closure.compiled_task.template.metadata.retries.retries)
             return int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")) < retries
         except Exception as error:  # noqa: BLE001 - what is not known to go on is terminated: it costs money

@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 from flyteidl.core.identifier_pb2 import Identifier
 from flytekit.configuration import SerializationSettings
+from flytekit.core.array_node_map_task import ArrayNodeMapTask
 from flytekit.core.base_task import PythonTask
+from flytekit.core.condition import BranchNode
 from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.interface import Interface
 from flytekit.core.launch_plan import LaunchPlan, ReferenceLaunchPlan
@@ -179,6 +181,12 @@ def check_loadable(entity: Any) -> None:
     if isinstance(entity, WorkflowBase):
         for node in entity.nodes:
             check_loadable(node.flyte_entity)
+    elif isinstance(entity, BranchNode):
+        block = entity._ifelse_block
+        for branch in (block.case.then_node, *(other.then_node for other in block.other or ()), block.else_node):
+            check_loadable(getattr(branch, "flyte_entity", None))
+    elif isinstance(entity, ArrayNodeMapTask):
+        check_loadable(entity.python_function_task)
     elif isinstance(entity, LaunchPlan):
         check_loadable(entity.workflow)
     elif isinstance(entity, PythonAutoContainerTask) and isinstance(entity.task_resolver, DefaultTaskResolver):

@@ -9,6 +9,7 @@ import pathlib
 import tempfile
 import threading
 import uuid
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from flytekit import __version__ as flytekit_version
@@ -29,7 +30,7 @@ from optuna_flyte_dsl.flyte.admin import Admin, AdminError
 from optuna_flyte_dsl.flyte.cluster import Link
 from optuna_flyte_dsl.flyte.eager import Home
 
-__all__ = ["Deployment", "DeploymentOptions", "FlyteRemote"]
+__all__ = ["Deployment", "DeploymentOptions", "FlyteRemote", "check_options"]
 
 
 class DeploymentOptions(TypedDict, total=False):
@@ -40,6 +41,21 @@ class DeploymentOptions(TypedDict, total=False):
     source: str | None
     destination: str
     copy_all: bool
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the names of the options of `on`.
+
+    Raises:
+        InvalidOptionError: If there is no such option.
+    """
+    known = DeploymentOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise InvalidOptionError(
+                f"`on` has no option `{name}`; it has {', '.join(f'`{each}`' for each in known)}. Project and domain "
+                "are those of the remote; options of the executions are given to `optimize(cluster=Cluster(...))`."
+            )
 
 
 class Deployment:
@@ -77,6 +93,15 @@ class Deployment:
                 "`on` takes a FlyteRemote that has a default project and domain. Write "
                 "`FlyteRemote(..., default_project=..., default_domain=...)`."
             )
+        if version is not None and not isinstance(version, str):
+            raise InvalidOptionError(f"`version` must be a string, but got {version!r}.")
+        if image_config is not None and not isinstance(image_config, ImageConfig):
+            raise InvalidOptionError(
+                f"`image_config` must be a flytekit ImageConfig, but got {image_config!r}. Write "
+                "`ImageConfig.auto(img_name=...)`."
+            )
+        if source is not None and not pathlib.Path(source).is_dir():
+            raise InvalidOptionError(f"`source` must be a folder, but got {source!r}.")
         self._remote = remote
         self._version = version
         self._image_config = image_config

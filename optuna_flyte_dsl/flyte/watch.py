@@ -119,13 +119,7 @@ class Watch:
 
     def find(self, names: Sequence[str]) -> dict[str, Execution]:
         """Return which of some executions there are, by name, as `ListExecutions` shows them. It blocks."""
-        found: dict[str, Execution] = {}
-        for start in range(0, len(names), _NAMES_A_CALL):
-            part = self._list(names[start : start + _NAMES_A_CALL])
-            found.update(part)
-            if not part:
-                break
-        return found
+        return self._list(names)
 
     def _look(self, names: Sequence[str]) -> None:
         try:
