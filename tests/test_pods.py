@@ -153,13 +153,12 @@ def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(clu
 
 
 @needs_pyflyte
-@pytest.mark.parametrize("seed", range(2))
-def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluster, tmp_path, seed):
+def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluster, tmp_path):
     (tmp_path / "go").touch()
     execution = run(cluster, "slow.py", "search")
     for kill in range(3):
         # At a moment given by what has been asked of the control plane, not by a clock.
-        goal = cluster.counts["CreateExecution"] + 1 + (seed + 2 * kill) % 3
+        goal = cluster.counts["CreateExecution"] + 1 + 2 * kill % 3
         wait_until(lambda now=goal: cluster.counts["CreateExecution"] >= now or not execution.running, 60)
         pod = pod_of(cluster, execution)
         if pod is None:
@@ -227,7 +226,8 @@ slow.train.on(remote).run_sync()
 """
 
 
-def test_ctrl_c_here_terminates_what_runs_there(cluster, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_here_terminates_what_runs_there(cluster, tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, cluster.endpoint, str(tmp_path / "raw")],
         env={**os.environ, "PYTHONPATH": f"{PODS}{os.pathsep}{ROOT}"},
@@ -236,10 +236,44 @@ def test_ctrl_c_here_terminates_what_runs_there(cluster, tmp_path):
     )
     try:
         wait_until(lambda: len(log(cluster)) == 2 or process.poll() is not None, 60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
+    assert process.returncode
+    assert "2 executions were terminated" in errors
     assert [trial.phase for trial in trials_of(cluster)] == [PHASES.ABORTED] * 2, errors
     assert not cluster.running()
+
+
+def test_a_script_that_is_not_guarded_does_not_start_its_search_in_each_pod(cluster, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "unguarded.py", cluster.endpoint, str(tmp_path / "raw")],
+        cwd=PODS,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.count("is imported by a pod") == 2, done.stdout + done.stderr
+    assert (
+        'Put the call under `if __name__ == \\"__main__\\":`' in done.stdout.replace("'", '"')
+        or "__main__" in done.stdout
+    )
+    assert len(trials_of(cluster)) == 2
+    assert not cluster.running()
+
+
+@needs_pyflyte
+def test_what_a_task_returns_is_judged_in_its_pod(cluster):
+    execution = run(cluster, "values.py", "search")
+    found = [literal.scalar.primitive.string_value for literal in end_of(execution).collection.literals]
+    assert len(found) == 4
+    ended, text, numpy, raised = found
+    assert ended.startswith("ObjectiveValueError: `text` must return a number, but it returned '0.")
+    assert ended.endswith("Return a float for each objective.")
+    assert text == ended
+    assert "`numpy` returned np.float64(0." in numpy
+    assert "Write `float(...)` around it" in numpy
+    assert "[USER:RuntimeError] ValueError: it was not to be (see http" in raised
