@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from flytekitplugins.optuna import Optimizer as Peer
 from flytekitplugins.optuna import suggest as peer_suggest
 
 from benchmarks.objectives import async_task
-from optuna_flyte_dsl import Float, Optimizer
+from optuna_flyte_dsl import Cluster, Float, Optimizer
 from tests.flyteadmin import FlyteAdmin, Succeeded
 
 LATENCY = 0.01
@@ -70,7 +71,36 @@ def measure(search: Search, n_trials: int, seconds: float, concurrency: int) -> 
         return makespan / ideal, sum(admin.counts.values()) / n_trials, reads / makespan * 60
 
 
+def many() -> None:
+    """Measure what a search of many trials at once keeps in memory, and how often it looks."""
+
+    def outcome(execution):
+        outputs = literals_pb2.LiteralMap()
+        outputs.literals["o0"].CopyFrom(execution.inputs.literals["x"])
+        return Succeeded(outputs, 5.0)
+
+    for n_trials, concurrency in ((500, 500), (1_000, 500)):
+        with tempfile.TemporaryDirectory() as folder, FlyteAdmin(folder, instant=outcome) as admin:
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+            options = Cluster(launches_per_second=500)
+            optimizer = Optimizer(async_task, concurrency, n_trials, study, progress=False, cluster=options)
+            settings = {"version": "v", "image_config": ImageConfig(Image("default", "image", "1"))}
+            there = optimizer.on(admin.remote(), **settings)
+            tracemalloc.start()
+            start = time.perf_counter()
+            there.run_sync(x=Float(0, 1))
+            makespan = time.perf_counter() - start
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        print(
+            f"\nOn a cluster: {n_trials} trials, {concurrency} at once\n"
+            f"  reads of state in a second {admin.counts['ListExecutions'] / makespan:10.1f}\n"
+            f"  peak memory, with the stand-in's {peak / 1e6:7.0f} MB"
+        )
+
+
 def main() -> None:
+    many()
     for n_trials, seconds, concurrency, limit in WORK:
         ideal = n_trials * seconds / concurrency
         print(

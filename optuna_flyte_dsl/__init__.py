@@ -22,7 +22,7 @@ from optuna_flyte_dsl.errors import (
     UnloadableError,
     UnresolvedAnnotationError,
 )
-from optuna_flyte_dsl.flyte.cluster import ExecutionFailedError
+from optuna_flyte_dsl.flyte.trial import ExecutionFailedError
 from optuna_flyte_dsl.flyte.types import register as _register
 from optuna_flyte_dsl.markers import (
     Category,

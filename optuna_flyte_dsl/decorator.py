@@ -18,8 +18,9 @@ from optuna_flyte_dsl.flyte.judge import judged
 from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote, check_options
 from optuna_flyte_dsl.flyte.types import spell_out_unions
 from optuna_flyte_dsl.objective import Objective
-from optuna_flyte_dsl.optimizer import Limited, Session, Settings, plain, wait_for
+from optuna_flyte_dsl.optimizer import Limited, Session, plain, wait_for
 from optuna_flyte_dsl.search import Observer
+from optuna_flyte_dsl.settings import Settings
 from optuna_flyte_dsl.studies import Direction, SamplerOption, StudyOption, StudySource
 
 

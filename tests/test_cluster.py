@@ -45,7 +45,7 @@ from optuna_flyte_dsl.flyte import admin as admin_module
 from optuna_flyte_dsl.flyte import checkpoint as checkpoint_module
 from optuna_flyte_dsl.flyte import eager as eager_module
 from optuna_flyte_dsl.flyte import watch as watch_module
-from optuna_flyte_dsl.flyte.cluster import EXECUTION_ERROR_ATTRIBUTE, EXECUTIONS_ATTRIBUTE, TrialQueue
+from optuna_flyte_dsl.flyte.trial import EXECUTION_ERROR_ATTRIBUTE, EXECUTIONS_ATTRIBUTE, TrialQueue
 from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
 from tests.conftest import own_threads, wait_until
 from tests.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import signal
 import threading
@@ -26,8 +27,9 @@ from optuna.trial import FrozenTrial, Trial
 from optuna_flyte_dsl.cluster import Cluster, OnSigterm
 from optuna_flyte_dsl.flyte.admin import Admin
 from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
-from optuna_flyte_dsl.flyte.cluster import EXECUTIONS_ATTRIBUTE, ClusterController, Link, Traffic, TrialQueue
+from optuna_flyte_dsl.flyte.cluster import ClusterController, Link, Traffic
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
+from optuna_flyte_dsl.flyte.trial import EXECUTIONS_ATTRIBUTE, TrialQueue
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.search import Search
 from optuna_flyte_dsl.space import SearchSpace
@@ -258,7 +260,8 @@ class ClusterSearch:
             else:
                 self._search.mark_lost()
         if self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it is over
+                self._loop.call_soon_threadsafe(self._task.cancel)
 
     @property
     def grace(self) -> float:

@@ -14,6 +14,7 @@ from optuna.trial import Trial
 
 from optuna_flyte_dsl.flyte.cluster import ClusterController
 from optuna_flyte_dsl.flyte.local import LocalController, close_loops
+from optuna_flyte_dsl.flyte.trial import TrialQueue
 from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
 from optuna_flyte_dsl.threads import Threads
 
@@ -51,7 +52,7 @@ class FlyteRunner:
         if self._cluster is None:
             flyte_context_Var.set(list(self._stack))
             return await self._call(trial, arguments)
-        async with self._cluster.queue(trial) as queue:
+        async with TrialQueue(self._cluster, trial) as queue:
             flyte_context_Var.set([*self._stack, self._cluster.context(queue)])
             return await self._call(trial, arguments)
 
