@@ -9,6 +9,8 @@ from flytekit.core import local_cache
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
+collect_ignore = ["pods"]  # users' files: importing one may start a search
+
 # Tests never depend on wall-clock speed, so hypothesis sets no deadline.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
