@@ -30,13 +30,14 @@ def train(
     return 4.0 * (weights * states + batch_size * width * depth)
 
 
+@settings(deadline=None)  # how long a task takes is not what is asked here
 @given(params(train))
 def test_no_trial_runs_out_of_memory(drawn):
     """Draw the arguments of a trial, and call the task once."""
     assert train.task(**drawn) < MEMORY_LIMIT
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(params(train, batch_size=8192, depth=suggest.integer(10, 40)))
 def test_nor_with_deeper_networks_and_large_batches(drawn):
     """Draw from what a call makes of the space."""
