@@ -2,10 +2,12 @@
 
 import inspect
 from fractions import Fraction
+from typing import Annotated, Any
 
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl import Category, Float, Integer, SearchSpace
+from optuna_flyte_dsl.testing import strategies
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True).filter(
     lambda name: name not in {"trial", "self"} and not __import__("keyword").iskeyword(name)
@@ -49,13 +51,32 @@ markers = floats() | integers() | categories
 
 
 @st.composite
+def annotations(draw, marker):
+    """Draw a way to write a marker as an annotation."""
+    base = {Float: float, Integer: int}.get(type(marker), Any)
+    return draw(
+        st.sampled_from(
+            [marker, Annotated[base, marker], Annotated[base, "a note", marker], marker | None, Annotated[Any, marker]]
+        )
+    )
+
+
+@st.composite
 def signatures(draw):
-    """Draw a signature, and the names of its marked parameters."""
+    """Draw a signature, and its marked and its fixed parameters."""
     marked = draw(st.dictionaries(names, markers, min_size=1, max_size=4))
     fixed = draw(st.dictionaries(names.filter(lambda name: name not in marked), plain_values, max_size=3))
-    parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=m) for n, m in marked.items()]
-    parameters += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in fixed.items()]
-    return inspect.Signature(draw(st.permutations(parameters))), marked, fixed
+    positional, keyword = [], []
+    for name, marker in marked.items():
+        annotation = draw(annotations(marker))
+        if draw(st.booleans()):
+            positional.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation))
+        else:
+            default = draw(st.just(inspect.Parameter.empty) | strategies.values(marker))
+            kind = inspect.Parameter.KEYWORD_ONLY
+            keyword.append(inspect.Parameter(name, kind, annotation=annotation, default=default))
+    keyword += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v) for n, v in fixed.items()]
+    return inspect.Signature([*positional, *draw(st.permutations(keyword))]), marked, fixed
 
 
 spaces = signatures().map(lambda drawn: SearchSpace.from_signature(drawn[0]))

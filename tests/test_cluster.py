@@ -385,6 +385,15 @@ def test_a_passing_fault_of_any_call_is_waited_out(cluster, rpc, code, done):
     assert len(cluster.executions) == 6  # a lost answer makes no second one
 
 
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("rpc", ["GetLaunchPlan", "GetWorkflow", "CreateWorkflow", "CreateLaunchPlan"])
+def test_a_passing_fault_while_a_workflow_is_registered_is_waited_out(cluster, rpc, done):
+    cluster.fail(rpc, Fault(times=6, done=done))
+    study = there(Optimizer(quick.flow, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == 2
+
+
 @pytest.mark.parametrize("code", PASSING, ids=lambda code: code.name)
 def test_a_passing_fault_while_a_failure_is_read_is_waited_out(cluster, code):
     cluster.instant = lambda execution: Failed(message="the whole message" * 20)
@@ -482,19 +491,20 @@ def test_an_execution_that_is_there_with_other_inputs_is_not_taken(cluster, monk
 # Stopping.
 
 
+async def cancelled_when_two_run(cluster, search):
+    task = asyncio.ensure_future(search)
+    while len(cluster.executions) < 2:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def test_cancelling_terminates_what_runs_and_tells_its_trials(cluster):
     cluster.instant = lambda execution: None
     objective = there(quick.train, cluster)
 
-    async def main():
-        search = asyncio.ensure_future(objective())
-        while len(cluster.executions) < 2:
-            await asyncio.sleep(0.01)
-        search.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await search
-
-    asyncio.run(main())
+    asyncio.run(cancelled_when_two_run(cluster, objective()))
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
     assert states(objective.study) == ["FAIL", "FAIL"]
 
@@ -506,15 +516,7 @@ def test_an_execution_is_terminated_though_flyteadmin_fails_for_a_while(cluster,
     cluster.fail("TerminateExecution", Fault(code, times=9, done=done))
     objective = there(quick.train, cluster)
 
-    async def main():
-        search = asyncio.ensure_future(objective())
-        while len(cluster.executions) < 2:
-            await asyncio.sleep(0.01)
-        search.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await search
-
-    asyncio.run(main())
+    asyncio.run(cancelled_when_two_run(cluster, objective()))
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
 
 
