@@ -309,14 +309,22 @@ class Search:
     def _ask(self) -> tuple[int, Trial, dict[str, Any]] | None:
         if self._stopped:
             return None
+        try:
+            return self._sample(self._next_trial())
+        except Exception:
+            self._stopped = True  # no other trial is asked for while the error is on its way
+            raise
+
+    def _next_trial(self) -> Trial:
         self._asked = None
         try:
-            trial = Trial(self._study, self._resumed.pop()._trial_id) if self._resumed else self._study.ask()
+            return Trial(self._study, self._resumed.pop()._trial_id) if self._resumed else self._study.ask()
         except Exception as error:
-            self._stopped = True
             if self._asked is not None:
                 self._close_asked(self._asked, error)
             raise
+
+    def _sample(self, trial: Trial) -> tuple[int, Trial, dict[str, Any]]:
         number = trial.number
         self._open[number] = trial
         if self._quick is None:
