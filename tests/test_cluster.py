@@ -196,6 +196,15 @@ def test_options_of_another_type_and_a_remote_that_is_none_are_named(cluster):
     assert repr(Cluster(interruptible=True)) == "Cluster(interruptible=True)"
 
 
+def test_a_python_without_a_default_image_is_named_with_the_cure(cluster, monkeypatch):
+    def refuse():
+        raise ValueError("(3, 99) is not a valid PythonVersion")
+
+    monkeypatch.setattr(ImageConfig, "auto_default_image", refuse)
+    with pytest.raises(InvalidOptionError, match=r"no default image for this Python.*image_config=ImageConfig.auto"):
+        quick.train.on(cluster.remote()).run_sync()
+
+
 def test_a_workflow_and_a_launch_plan_are_launched_as_such(cluster):
     for entity in (quick.flow, quick.plan):
         study = there(Optimizer(entity, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
@@ -223,7 +232,8 @@ def test_references_are_launched_and_nothing_is_registered(cluster):
         return x
 
     for entity in (task, workflow, launch_plan):
-        study = Optimizer(entity, 2, 2, progress=False).on(remote).run_sync(x=suggest.float(0, 1))
+        there_too = Optimizer(entity, 2, 2, progress=False).on(remote, image_config=IMAGES)
+        study = there_too.run_sync(x=suggest.float(0, 1))
         assert states(study) == ["COMPLETE"] * 2, study.trials[0].user_attrs
     assert cluster.counts["CreateTask"] + cluster.counts["CreateWorkflow"] == created
     assert cluster.counts["CreateUploadLocation"] == 0
@@ -234,7 +244,7 @@ def test_a_reference_to_nothing_ends_the_search_with_the_cure(cluster):
     def task(x: float) -> float: ...
 
     with pytest.raises(RefusedError, match=r"find.*`nothing`.*NOT_FOUND.*Register what is missing"):
-        Optimizer(task, 2, 2, progress=False).on(cluster.remote()).run_sync(x=suggest.float(0, 1))
+        there(Optimizer(task, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
 
 
 def test_a_callback_launches_several_and_each_has_a_name_of_its_own(cluster):

@@ -218,11 +218,11 @@ def test_a_search_started_here_runs_its_trials_there(cluster):
 PROGRAM = """
 import sys
 import slow
-from flytekit.configuration import Config, PlatformConfig
+from flytekit.configuration import Config, Image, ImageConfig, PlatformConfig
 from flytekit.remote import FlyteRemote
 
 remote = FlyteRemote(Config(PlatformConfig(sys.argv[1], insecure=True)), "project", "development", sys.argv[2])
-slow.train.on(remote).run_sync()
+slow.train.on(remote, image_config=ImageConfig(Image("default", "example.com/image", "1"))).run_sync()
 """
 
 

@@ -136,7 +136,7 @@ class Deployment:
     def _settings(self, target: Any) -> SerializationSettings:
         remote = self._remote
         settings = SerializationSettings(
-            image_config=self._image_config or ImageConfig.auto_default_image(),
+            image_config=self._image_config or _default_images(),
             project=remote.default_project,
             domain=remote.default_domain,
             version=self._version,
@@ -159,6 +159,16 @@ class Deployment:
             digest.update(f"{settings.image_config}{self._destination}{flytekit_version}".encode())
             settings.version = digest.hexdigest()[:32]
         return settings
+
+
+def _default_images() -> ImageConfig:
+    try:
+        return ImageConfig.auto_default_image()
+    except ValueError as error:  # flytekit publishes none for this Python
+        raise InvalidOptionError(
+            f"flytekit has no default image for this Python: {error}. Give one, as in "
+            '`on(remote, image_config=ImageConfig.auto(img_name="..."))`.'
+        ) from error
 
 
 def _root_of(target: Any) -> str | None:
