@@ -148,11 +148,12 @@ class Objective:
                 )
         return tuple(given)
 
-    def refusal(self, returned: Any) -> Exception | None:
+    def refusal(self, returned: Any, *, by_flyte: bool = False) -> Exception | None:
         """Return what is wrong with a value that a task returned, as far as the annotation tells; `None` for nothing.
 
         Args:
             returned: What the task returned.
+            by_flyte: Whether Flyte has refused it already; else it is not known what it makes of an int.
         """
         if self.returns.directions is None:
             return None
@@ -161,8 +162,8 @@ class Objective:
             self.values(returned, count)
         except ObjectiveValueError as wrong:
             return wrong
-        # Flyte takes a float for a float, and nothing else; what an annotation of int or a union takes, Flyte says.
-        foreign = [value for value in (returned if count > 1 else (returned,)) if type(value) not in (float, int)]
+        fine = (float,) if by_flyte else (float, int)
+        foreign = any(type(value) not in fine for value in (returned if count > 1 else (returned,)))
         return self._wrong_type(returned) if foreign else None
 
     def _wrong_type(self, returned: Any) -> TypeError:
@@ -174,25 +175,6 @@ class Objective:
             f"`{self.name}` returned {shown}, which Flyte does not take for what its annotation says. Write "
             "`float(...)` around it."
         )
-
-    def check_type(self, returned: Any, error: Exception) -> None:
-        """Say what is wrong with what a task returned, where Flyte has refused it, and a study would take it.
-
-        Args:
-            returned: What the task returned.
-            error: Flyte's error.
-
-        Raises:
-            TypeError: If it is a number of a type that Flyte does not take for the annotation.
-        """
-        if self.returns.directions is None:
-            raise error
-        count = len(self.returns.directions)
-        try:
-            self.values(returned, count)
-        except ObjectiveValueError:
-            return
-        raise self._wrong_type(returned) from error
 
     def values(self, returned: Any, count: int) -> tuple[float, ...]:
         """Return what one run returned as the values of its trial.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from flytekit.core.promise import async_flyte_entity_call_handler
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.flyte.cluster import ClusterController
+from optuna_flyte_dsl.flyte.judge import watched
 from optuna_flyte_dsl.flyte.local import LocalController, close_loops
 from optuna_flyte_dsl.flyte.trial import TrialQueue
 from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
@@ -74,20 +74,13 @@ class FlyteRunner:
         if not (self._local and isinstance(target, PythonTask)):
             return await async_flyte_entity_call_handler(target, **arguments)
         returned: list[Any] = []
-        task = copy.copy(target)
-
-        def post_execute(params: Any, value: Any) -> Any:
-            returned.append(value)
-            return target.post_execute(params, value)
-
-        task.post_execute = post_execute  # type: ignore[method-assign, assignment]
         try:
-            return await async_flyte_entity_call_handler(task, **arguments)
+            return await async_flyte_entity_call_handler(watched(target, returned.append), **arguments)
         except Exception as error:
-            if not returned:
+            wrong = self._objective.refusal(returned[-1], by_flyte=True) if returned else None
+            if wrong is None:
                 raise
-            self._objective.check_type(returned[-1], error)
-            return returned[-1]  # it is no value of this objective at all: the search says so
+            raise wrong from error
 
     async def close(self) -> None:
         """End the threads; see `optuna_flyte_dsl.search.Runner`."""
