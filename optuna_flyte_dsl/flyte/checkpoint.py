@@ -35,6 +35,10 @@ _IDLE_SECONDS = 5.0
 """Seconds after which the thread that writes ends, when there is nothing to write."""
 
 
+_threads = itertools.count()
+"""Numbers of threads. Flytekit's event loop of one goes by its name, and one that ends would close its successor's."""
+
+
 class CheckpointStore:
     """The journals of all searches of one eager workflow, in its checkpoint.
 
@@ -73,7 +77,9 @@ class CheckpointStore:
         with self._lock:
             if not self._restored:
                 # In a thread of its own: the caller's context and event loop stay as they are.
-                thread = threading.Thread(target=self._restore, name="optuna-flyte-checkpoint", daemon=True)
+                thread = threading.Thread(
+                    target=self._restore, name=f"optuna-flyte-checkpoint-{next(_threads)}", daemon=True
+                )
                 thread.start()
                 thread.join()
                 self._restored = True
@@ -100,7 +106,9 @@ class CheckpointStore:
         with self._lock:
             self._waiting.append(future)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="optuna-flyte-checkpoint", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._work, name=f"optuna-flyte-checkpoint-{next(_threads)}", daemon=True
+                )
                 self._thread.start()
             self._lock.notify_all()
         await asyncio.wrap_future(future)
