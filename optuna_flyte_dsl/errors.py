@@ -6,6 +6,11 @@ A message names the parameter, the rule, what was got, and the cure.
 
 from __future__ import annotations
 
+import pathlib
+from typing import Any
+
+import optuna
+
 
 class OptunaFlyteError(Exception):
     """Root of all errors that this library raises by itself."""
@@ -77,3 +82,41 @@ class ClusterUnavailableError(ClusterError):
 
 class UnloadableError(ClusterError, InvalidObjectiveError):
     """Raised when a trial's pod could not load the task that it has to run."""
+
+
+class TooManyFailuresError(OptunaFlyteError, RuntimeError):
+    """Raised when so many trials have failed in a row that nothing seems to work. Its cause is the last one's error.
+
+    Attributes:
+        study: The study, with all that has finished.
+    """
+
+    def __init__(self, message: str, study: optuna.Study) -> None:
+        super().__init__(message)
+        self.study = study
+
+
+class StorageUnavailableError(OptunaFlyteError, RuntimeError):
+    """Raised when a search ends while its storage does not answer, and trials that have finished could not be told.
+
+    Attributes:
+        untold: For each of them: the study's name, the trial's number, state, values and parameters.
+        path: The file in which they are saved, one in a line, as JSON; `None` if that failed too.
+    """
+
+    def __init__(self, message: str, untold: tuple[dict[str, Any], ...], path: pathlib.Path | None) -> None:
+        super().__init__(message)
+        self.untold = untold
+        self.path = path
+
+
+class TrialTimeoutError(OptunaFlyteError, TimeoutError):
+    """What a trial has failed with that took longer than `trial_timeout`, or than its task's own `timeout`."""
+
+
+class PythonExitError(OptunaFlyteError, RuntimeError):
+    """What a trial has failed with that ran when Python began to exit: nothing can be sent to its process any more."""
+
+
+class WorkerDiedError(OptunaFlyteError, RuntimeError):
+    """What a trial has failed with whose worker process died: of a segfault, for example, or for want of memory."""
