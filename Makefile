@@ -10,7 +10,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit oldest docs bench clean
+.PHONY: help demo test lint format unit oldest docs bench soak clean
+KILLS := 200
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -57,13 +58,16 @@ unit: $(VENV)/dev/.made ## Run the tests, on the newest optuna
 	$(VENV)/dev/bin/python -m pytest $(AT_ONCE) --cov --cov-report term
 
 oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
-	$(VENV)/oldest/bin/python -m pytest $(AT_ONCE)
+	$(VENV)/oldest/bin/python -m pytest $(AT_ONCE) -m "not newest"
 
 docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 	$(VENV)/dev/bin/python -m sphinx --fail-on-warning --builder html docs docs/_build
 
 bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
 	$(VENV)/bench/bin/python -m benchmarks
+
+soak: $(VENV)/dev/.made ## Kill searches at random moments, KILLS=200 times, and look what is left
+	$(VENV)/dev/bin/python -W ignore -m tests.soak --kills $(KILLS)
 
 clean: ## Remove all environments and caches
 	rm -rf $(VENV) docs/_build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
