@@ -17,11 +17,17 @@ from optuna_flyte_dsl.errors import (
     ObjectiveValueError,
     OptunaFlyteError,
     OutOfRangeError,
+    PythonExitError,
     RefusedError,
     SearchRunningError,
+    StorageUnavailableError,
+    TooManyFailuresError,
+    TrialTimeoutError,
     UnloadableError,
     UnresolvedAnnotationError,
+    WorkerDiedError,
 )
+from optuna_flyte_dsl.flyte.handles import register as _register_trials
 from optuna_flyte_dsl.flyte.trial import ExecutionFailedError
 from optuna_flyte_dsl.flyte.types import register as _register
 from optuna_flyte_dsl.markers import (
@@ -39,6 +45,7 @@ from optuna_flyte_dsl.optimizer import Optimizer
 from optuna_flyte_dsl.space import SearchSpace
 
 _register()
+_register_trials()
 
 __version__ = "0.1.0"
 
@@ -68,12 +75,17 @@ __all__ = [
     "Optimizer",
     "OptunaFlyteError",
     "OutOfRangeError",
+    "PythonExitError",
     "RefusedError",
     "SearchRunningError",
     "SearchSpace",
+    "StorageUnavailableError",
     "Suggestion",
+    "TooManyFailuresError",
+    "TrialTimeoutError",
     "UnloadableError",
     "UnresolvedAnnotationError",
+    "WorkerDiedError",
     "optimize",
     "suggest",
 ]

@@ -37,6 +37,14 @@ class Cluster:
         execution_cluster_label: The label of the clusters that they are placed on.
         raw_output_prefix: Where files and other large outputs are stored, such as "s3://bucket/folder".
         security_context: A `flytekit.models.security.SecurityContext`, which names a service account, for example.
+        trials_host: The address by which pods reach this process, where a task takes `trial: optuna.Trial`; by default
+            the one that this process reaches Flyte from. Nothing that goes this way is encrypted.
+        trials_port: The port there; 0 for a free one.
+        trials_token_env: The environment variable that holds the token which pods show there, in this process and in
+            theirs, as from a secret. By default the search makes one, and gives it to its executions as
+            `OPTUNA_FLYTE_DSL_TOKEN`, which whoever may read their specification can see.
+        trials_storage_env: The environment variable that holds, in the pods, the URL of the study's storage: they reach
+            it by themselves then, and this process serves nothing.
         max_parallelism: How many nodes of one execution run at the same time, at most.
 
     Raises:
@@ -61,6 +69,10 @@ class Cluster:
     execution_cluster_label: str | None = None
     raw_output_prefix: str | None = None
     security_context: Any = None
+    trials_host: str | None = None
+    trials_port: int = 0
+    trials_token_env: str | None = None
+    trials_storage_env: str | None = None
     max_parallelism: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +101,11 @@ class Cluster:
                 isinstance(each, str) for pair in value.items() for each in pair
             ):
                 raise InvalidOptionError(f"`{name}` of `Cluster` must map strings to strings, but got {value!r}.")
-        for name in ("cluster_pool", "execution_cluster_label", "raw_output_prefix"):
+        port = self.trials_port
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 2**16:
+            raise InvalidOptionError(f"`trials_port` of `Cluster` must be a port from 0 to 65535, but got {port!r}.")
+        names = ("cluster_pool", "execution_cluster_label", "raw_output_prefix")
+        for name in (*names, "trials_host", "trials_token_env", "trials_storage_env"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise InvalidOptionError(f"`{name}` of `Cluster` must be a string or None, but got {value!r}.")

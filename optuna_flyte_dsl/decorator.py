@@ -11,17 +11,20 @@ import optuna
 import wrapt
 
 from optuna_flyte_dsl.cluster import Cluster
+from optuna_flyte_dsl.duplicates import Duplicates
 from optuna_flyte_dsl.errors import InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
 from optuna_flyte_dsl.flyte.entities import is_task
+from optuna_flyte_dsl.flyte.handles import pruner_here
 from optuna_flyte_dsl.flyte.judge import judged
 from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote, check_options
 from optuna_flyte_dsl.flyte.types import spell_out_unions
+from optuna_flyte_dsl.ledger import Observer
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.optimizer import Limited, Session, plain, wait_for
-from optuna_flyte_dsl.search import Observer
-from optuna_flyte_dsl.settings import Settings
-from optuna_flyte_dsl.studies import Direction, SamplerOption, StudyOption, StudySource
+from optuna_flyte_dsl.settings import Catch, Executor, Failures, Seconds, Settings
+from optuna_flyte_dsl.storage import StorageOption
+from optuna_flyte_dsl.studies import Direction, PrunerOption, SamplerOption, StudyOption, StudySource
 
 
 class _Annotations(dict[str, Any]):
@@ -158,7 +161,9 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
 
     def dispatch_execute(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task in its pod; flytekit calls this. What it returns is judged there, before Flyte refuses it."""
-        return judged(self.__wrapped__, self._self_session.objective).dispatch_execute(*args, **kwargs)
+        session = self._self_session
+        with pruner_here(session.settings.study.pruner_of_pods):
+            return judged(self.__wrapped__, session.objective).dispatch_execute(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<optimize over {self.__wrapped__!r}>"
@@ -208,6 +213,21 @@ class _Options(TypedDict, total=False):
     directions: Sequence[Direction] | None
     sampler: SamplerOption
     seed: int | None
+    pruner: PrunerOption
+    storage: StorageOption
+    study_name: str | None
+    resume: bool
+    takeover: bool
+    timeout: Seconds
+    trial_timeout: Seconds
+    max_consecutive_failures: Failures
+    retries: int
+    catch: Catch
+    executor: Executor
+    gpus: Sequence[int | str] | None
+    deterministic: bool
+    duplicates: Duplicates
+    stop_when_exhausted: bool
     callbacks: Sequence[Observer] | None
     initial_points: Sequence[Mapping[str, Any]] | None
     progress: bool
@@ -247,6 +267,21 @@ def optimize(
     directions: Sequence[Direction] | None = None,
     sampler: SamplerOption = None,
     seed: int | None = None,
+    pruner: PrunerOption = None,
+    storage: StorageOption = None,
+    study_name: str | None = None,
+    resume: bool = False,
+    takeover: bool = False,
+    timeout: Seconds = None,
+    trial_timeout: Seconds = None,
+    max_consecutive_failures: Failures = "auto",
+    retries: int = 0,
+    catch: Catch = (Exception,),
+    executor: Executor = "thread",
+    gpus: Sequence[int | str] | None = None,
+    deterministic: bool = False,
+    duplicates: Duplicates = "allow",
+    stop_when_exhausted: bool = False,
     callbacks: Sequence[Observer] | None = None,
     initial_points: Sequence[Mapping[str, Any]] | None = None,
     progress: bool = True,
@@ -268,6 +303,29 @@ def optimize(
         directions: The same for several objectives, as a list.
         sampler: A sampler of Optuna's, or something that makes one for each search, such as its class.
         seed: Seed of the sampler. With `concurrency=1`, it makes a search repeat.
+        pruner: A pruner of Optuna's, or something that makes one for each search. For one objective only.
+        storage: Where the study is kept: a URL of Optuna's, the path of a journal file, a storage, or a function that
+            makes one. By default each call has a new study, in memory.
+        study_name: The study's name there. If there is one already, it is gone on with.
+        resume: Whether `n_trials` is what the study is to have in all, over any number of calls, kills and machines,
+            and not what each call adds. `study_name` is the objective's then, if it is not given.
+        takeover: With `resume`, whether trials are closed, and tried again, that are RUNNING and of whose process
+            nothing can be known from here, such as one on another host.
+        timeout: Seconds, or a timedelta, after which no trial starts, running ones are stopped, and the study is
+            returned.
+        trial_timeout: The same for each trial, from when it begins to run: it is stopped, and has failed.
+        max_consecutive_failures: How many trials may fail in a row before the search ends with a
+            `TooManyFailuresError`. "auto" is 10, or twice `concurrency` if that is more, but at most a quarter of
+            `n_trials`, while none has succeeded, and five times as many after that. `None` is without end.
+        retries: How often a trial that raises is tried again, with the same parameters.
+        catch: The exceptions that only fail a trial; another one ends the search.
+        executor: Where trials run on this machine: "thread", or "process", a worker process for each running trial,
+            which may crash, and can be stopped.
+        gpus: With `executor="process"`, the devices of which each running trial has one, as its `CUDA_VISIBLE_DEVICES`.
+        deterministic: Whether a search with a seed repeats whatever order its trials end in.
+        duplicates: What is done with parameters that were tried already: "allow" runs them again, "reuse" takes the
+            values of the finished trial, "resample" asks for others.
+        stop_when_exhausted: Whether the search ends when each point of its space is taken.
         callbacks: Optuna's callbacks, called with the study and each finished trial, one at a time, in a thread.
             `study.stop()` in one ends the search.
         initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
@@ -307,6 +365,21 @@ def optimize(
             directions=directions,
             sampler=sampler,
             seed=seed,
+            pruner=pruner,
+            storage=storage,
+            study_name=study_name,
+            resume=resume,
+            takeover=takeover,
+            timeout=timeout,
+            trial_timeout=trial_timeout,
+            max_consecutive_failures=max_consecutive_failures,
+            retries=retries,
+            catch=catch,
+            executor=executor,
+            gpus=gpus,
+            deterministic=deterministic,
+            duplicates=duplicates,
+            stop_when_exhausted=stop_when_exhausted,
             callbacks=callbacks,
             initial_points=initial_points,
             progress=progress,

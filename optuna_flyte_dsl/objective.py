@@ -15,12 +15,12 @@ import optuna
 from optuna.study import StudyDirection
 
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, ObjectiveValueError
-from optuna_flyte_dsl.flyte.entities import entity_name, entity_signature, is_entity
+from optuna_flyte_dsl.flyte.entities import entity_name, entity_signature, ignored_in_cache, is_entity
 from optuna_flyte_dsl.signatures import read_hints, read_signature
 from optuna_flyte_dsl.space import SearchSpace
 
 TRIAL = "trial"
-"""The parameter by which a function takes the `optuna.Trial` of its run."""
+"""The parameter by which a function, or a task, takes the `optuna.Trial` of its run."""
 
 
 class Kind(enum.Enum):
@@ -53,7 +53,7 @@ class Objective:
         target: The Flyte entity or the function.
         name: What messages call it.
         kind: How it is run.
-        takes_trial: Whether it is a function with a parameter `trial`.
+        takes_trial: Whether it has a parameter `trial`: a function any, a Flyte entity one of type `optuna.Trial`.
         space: Its parameters and the search space that its signature declares.
         returns: What its return annotation says.
     """
@@ -79,12 +79,13 @@ class Objective:
         if is_entity(target):
             name = entity_name(target)
             signature = entity_signature(target)
-            if TRIAL in signature.parameters and _is_trial(signature.parameters[TRIAL].annotation):
+            kind = Kind.ENTITY
+            takes_trial = TRIAL in signature.parameters and _is_trial(signature.parameters[TRIAL].annotation)
+            if takes_trial and TRIAL in ignored_in_cache(target):
                 raise InvalidObjectiveError(
-                    f"`{name}` is a Flyte task with a parameter `trial: optuna.Trial`, which Flyte cannot carry. Drop "
-                    "`@fl.task`: a function that takes `trial` is an objective by itself."
+                    f"`{name}` leaves `trial` out of its cache's key, with `cache_ignore_input_vars`. A pruned trial's "
+                    "value would be taken for another's. Drop `trial` there."
                 )
-            kind, takes_trial = Kind.ENTITY, False
         elif callable(target) and not isinstance(target, type):
             name = _function_name(target)
             signature = read_signature(target)
@@ -109,6 +110,11 @@ class Objective:
             )
         returns = _read_returns(name, signature.return_annotation, strict=kind is Kind.ENTITY)
         return cls(target, name, kind, takes_trial, space, returns)
+
+    @property
+    def samples(self) -> bool:
+        """Whether it samples by itself while it runs, so that what it searches is not known before."""
+        return self.takes_trial and self.kind is not Kind.ENTITY
 
     def directions_with(self, given: Sequence[StudyDirection] | None) -> tuple[StudyDirection, ...] | None:
         """Return the directions of the search, from the annotation and those that the user gave beside it.

@@ -15,27 +15,39 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import optuna
 
 from optuna_flyte_dsl.cluster import Cluster
+from optuna_flyte_dsl.duplicates import Duplicates, Points
 from optuna_flyte_dsl.errors import CompilationError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.flyte.calls import in_a_workflow, is_imported_by_a_pod
 from optuna_flyte_dsl.flyte.eager import ClusterSearch, Home, find_home
+from optuna_flyte_dsl.flyte.processes import ProcessRunner
 from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote, check_options
 from optuna_flyte_dsl.flyte.runner import FlyteRunner
+from optuna_flyte_dsl.ledger import Ledger, Observer
 from optuna_flyte_dsl.markers import Category, Float, Integer, Number, Suggestion, suggest
 from optuna_flyte_dsl.objective import Kind, Objective
+from optuna_flyte_dsl.owners import Owner
 from optuna_flyte_dsl.progress import Reporter, Tally
-from optuna_flyte_dsl.search import Observer, Search
-from optuna_flyte_dsl.settings import Settings, check_count, check_delay
+from optuna_flyte_dsl.search import Runner, Search
+from optuna_flyte_dsl.settings import Catch, Executor, Failures, Seconds, Settings, check_count, check_delay
 from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.storage import KeptStorage, StorageOption, is_kept
 from optuna_flyte_dsl.studies import (
     Direction,
+    PrunerOption,
     Resumption,
     SamplerOption,
     StudyOption,
     StudySource,
+    check_space,
+    finished_in,
+    identity_of,
+    note_arguments,
     resume,
+    resume_total,
     settle,
 )
-from optuna_flyte_dsl.threads import Threads
+from optuna_flyte_dsl.threads import Threads, insist
+from optuna_flyte_dsl.views import kept_view
 
 T = TypeVar("T")
 _PLAIN = (type(None), bool, int, float, str)
@@ -72,7 +84,7 @@ class Session:
                 "Assign it before the call, or await the search first."
             )
         checked = check_delay(value) if name == "delay" else check_count(name, value)
-        self.settings = self.settings.with_limits(**{name: checked})
+        self.settings = self.settings.with_limits(self.objective, **{name: checked})
 
     def assign_study(self, study: optuna.Study) -> StudySource:
         """Use another study for all calls from now on.
@@ -123,10 +135,11 @@ class Session:
             )
         space = self.objective.space.bind(*args, **kwargs)
         points = self.settings.initial_points
-        if self.objective.takes_trial:
+        if self.objective.samples:
             space.check_complete()  # it suggests by itself: what it searches is not known
         else:
             space.check_ready()
+            self._points(space)
             points = tuple(space.convert_point(point) for point in points)
         return self._search(source, space, points)
 
@@ -142,7 +155,7 @@ class Session:
                 found = await thread.run(self.deployment.home, self.objective.target, settings.cluster.patience)
             if found is None:
                 study: optuna.Study = await thread.run(source.get)
-                await self._run(study, space, points, thread, Resumption(settings.limits.n_trials))
+                await self._run_kept(study, space, points, thread)
             else:
                 home, context = found
                 cluster = ClusterSearch(home, settings.cluster, self._key(source, home, space), context, thread)
@@ -181,9 +194,13 @@ class Session:
             await cluster.controller.check(self.objective.target)
         study: optuna.Study = await thread.run(source.get, cluster.storage)
         n_trials = self.settings.limits.n_trials
-        cluster.persisted = cluster.controller.adopts = source.kept and cluster.storage is not None
-        if not cluster.persisted:
-            await self._run(study, space, points, thread, Resumption(n_trials), cluster)
+        cluster.checkpointed = source.kept and cluster.storage is not None
+        resumes = self.settings.study.resume and is_kept(study._storage)
+        cluster.persisted = cluster.controller.adopts = cluster.checkpointed or resumes
+        if not cluster.checkpointed:
+            if resumes:
+                cluster.controller.root = await thread.run(identity_of, study)
+            await self._run_kept(study, space, points, thread, cluster)
             return study
         async with source.opening:
             call = next(source.calls)
@@ -198,6 +215,46 @@ class Session:
         await thread.run(settle, study, call)
         return study
 
+    def _points(self, space: SearchSpace) -> Points | None:
+        """Return what knows the points that are taken; `None` where nobody asks."""
+        settings = self.settings
+        if settings.duplicates == "allow" and not settings.stop_when_exhausted:
+            return None
+        fixed = {name: value for name, value in space.arguments.items() if not isinstance(value, Suggestion)}
+        return Points(space.distributions(), settings.duplicates, ends=settings.stop_when_exhausted, fixed=fixed)
+
+    async def _run_kept(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        points: tuple[Mapping[str, Any], ...],
+        thread: Threads,
+        cluster: ClusterSearch | None = None,
+    ) -> None:
+        """Search on a study that may outlive this process, or be others' too: say who runs its trials."""
+        options, n_trials = self.settings.study, self.settings.limits.n_trials
+        if not self.objective.samples:
+            await thread.run(check_space, study, space)
+        if not is_kept(study._storage):
+            finished = await thread.run(finished_in, study) if options.resume else ()
+            left = Resumption(max(0, n_trials - len(finished)), finished=finished)
+            if left.n_trials:
+                await self._run(study, space, points, thread, left, cluster)
+            return
+        more = (cluster.evidence, cluster.life) if cluster is not None else ()
+        owner = await thread.run(Owner, study._storage, *more)
+        try:
+            storage = KeptStorage(study._storage, owner, self.objective.name)
+            left = Resumption(n_trials)
+            if options.resume:
+                adopts = cluster.has_executions if cluster is not None else lambda _: False
+                view = kept_view(study, storage)
+                left = await thread.run(resume_total, view, storage, n_trials, options.takeover, adopts)
+                await thread.run(note_arguments, view, space, self.objective.name)
+            await self._run(study, space, points, thread, left, cluster, storage)
+        finally:
+            owner.close()
+
     async def _run(
         self,
         study: optuna.Study,
@@ -206,32 +263,49 @@ class Session:
         thread: Threads,
         left: Resumption,
         cluster: ClusterSearch | None = None,
+        storage: KeptStorage | None = None,
     ) -> None:
-        settings = self.settings
-        runner = FlyteRunner(self.objective, cluster.controller if cluster is not None else None)
+        settings, objective = self.settings, self.objective
+        resumes = storage is not None and settings.study.resume
+        if settings.executor == "process" and cluster is None:
+            runner: Runner = ProcessRunner(objective, settings.gpus)
+        else:
+            runner = FlyteRunner(objective, cluster.controller if cluster is not None else None)
         try:
-            tally = Tally(self.objective.name, left.n_trials + len(left.finished), study.directions)
+            total = settings.limits.n_trials if resumes else left.n_trials + len(left.finished)
+            tally = Tally(objective.name, total, study.directions)
             for trial in left.finished:
                 tally.add(trial)
             with Reporter(tally, enabled=settings.progress) as reporter:
-                search = Search(
+                ledger = Ledger(
                     study,
-                    self.objective,
+                    objective,
                     space,
-                    runner,
-                    replace(settings.limits, n_trials=left.n_trials),
                     observer=reporter,
                     callbacks=settings.callbacks,
-                    initial_points=points,
                     resumed=left.running,
-                    commit=cluster.commit if cluster is not None and cluster.persisted else None,
+                    storage=storage,
+                    total=settings.limits.n_trials if resumes else None,
+                    lost=storage is not None,
+                    max_consecutive_failures=settings.limits.failures,
+                    points=self._points(space),
+                    own_sampler=settings.own_sampler(objective),
+                    deterministic=settings.limits.deterministic,
+                )
+                search = Search(
+                    ledger,
+                    objective,
+                    runner,
+                    replace(settings.limits, n_trials=left.n_trials),
+                    initial_points=points,
+                    commit=cluster.commit if cluster is not None and cluster.checkpointed else None,
                     thread=thread,
                 )
                 if cluster is not None:
                     cluster.runs(search)
                 await search.run()
         finally:
-            await runner.close()
+            await insist(runner.close)
 
 
 class Limited:
@@ -292,6 +366,29 @@ class Optimizer(Limited):
         directions: The same for several objectives, as a list.
         sampler: A sampler of Optuna's, or something that makes one, such as its class.
         seed: Seed of the sampler. With `concurrency=1`, it makes a search repeat.
+        pruner: A pruner of Optuna's, or something that makes one. For one objective only.
+        storage: Where the study is kept: a URL of Optuna's, the path of a journal file, a storage, or a function that
+            makes one. By default it is in memory.
+        study_name: The study's name there. If there is one already, it is gone on with.
+        resume: Whether `n_trials` is what the study is to have in all, over any number of calls, kills and machines,
+            and not what each call adds. `study_name` is the objective's then, if it is not given.
+        takeover: With `resume`, whether trials are closed, and tried again, that are RUNNING and of whose process
+            nothing can be known from here, such as one on another host.
+        timeout: Seconds, or a timedelta, after which no trial starts, running ones are stopped, and the study is
+            returned.
+        trial_timeout: The same for each trial, from when it begins to run: it is stopped, and has failed.
+        max_consecutive_failures: How many trials may fail in a row before the search ends with a
+            `TooManyFailuresError`. "auto" is 10, or twice `concurrency` if that is more, but at most a quarter of
+            `n_trials`, while none has succeeded, and five times as many after that. `None` is without end.
+        retries: How often a trial that raises is tried again, with the same parameters.
+        catch: The exceptions that only fail a trial; another one ends the search.
+        executor: Where trials run on this machine: "thread", or "process", a worker process for each running trial,
+            which may crash, and can be stopped.
+        gpus: With `executor="process"`, the devices of which each running trial has one, as its `CUDA_VISIBLE_DEVICES`.
+        deterministic: Whether a search with a seed repeats whatever order its trials end in.
+        duplicates: What is done with parameters that were tried already: "allow" runs them again, "reuse" takes the
+            values of the finished trial, "resample" asks for others.
+        stop_when_exhausted: Whether the search ends when each point of its space is taken.
         callbacks: Optuna's callbacks, called with the study and each finished trial, one at a time, in a thread.
             `study.stop()` in one ends the search.
         initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
@@ -324,6 +421,21 @@ class Optimizer(Limited):
         directions: Sequence[Direction] | None = None,
         sampler: SamplerOption = None,
         seed: int | None = None,
+        pruner: PrunerOption = None,
+        storage: StorageOption = None,
+        study_name: str | None = None,
+        resume: bool = False,
+        takeover: bool = False,
+        timeout: Seconds = None,
+        trial_timeout: Seconds = None,
+        max_consecutive_failures: Failures = "auto",
+        retries: int = 0,
+        catch: Catch = (Exception,),
+        executor: Executor = "thread",
+        gpus: Sequence[int | str] | None = None,
+        deterministic: bool = False,
+        duplicates: Duplicates = "allow",
+        stop_when_exhausted: bool = False,
         callbacks: Sequence[Observer] | None = None,
         initial_points: Sequence[Mapping[str, Any]] | None = None,
         progress: bool = True,
@@ -342,6 +454,21 @@ class Optimizer(Limited):
                 directions=directions,
                 sampler=sampler,
                 seed=seed,
+                pruner=pruner,
+                storage=storage,
+                study_name=study_name,
+                resume=resume,
+                takeover=takeover,
+                timeout=timeout,
+                trial_timeout=trial_timeout,
+                max_consecutive_failures=max_consecutive_failures,
+                retries=retries,
+                catch=catch,
+                executor=executor,
+                gpus=gpus,
+                deterministic=deterministic,
+                duplicates=duplicates,
+                stop_when_exhausted=stop_when_exhausted,
                 callbacks=callbacks,
                 initial_points=initial_points,
                 progress=progress,

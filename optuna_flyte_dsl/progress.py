@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from optuna_flyte_dsl.log import logger
-from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
+from optuna_flyte_dsl.share import ERROR_ATTRIBUTE
 
 _LINE_SECONDS = 10.0
 """The least time between two log lines of one search."""

@@ -10,60 +10,68 @@ import asyncio
 import atexit
 import contextlib
 import contextvars
-import copy
 import functools
 import math
 import signal
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
-import wrapt
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
-from optuna_flyte_dsl.errors import ClusterError, ObjectiveValueError
+from optuna_flyte_dsl.errors import (
+    ClusterError,
+    ObjectiveValueError,
+    PythonExitError,
+    SearchRunningError,
+    TrialTimeoutError,
+    WorkerDiedError,
+)
+from optuna_flyte_dsl.ledger import REASON_LIMIT, Asked, Ledger, Outcome, reason_of
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.objective import Objective
-from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.share import LATER, Later
 from optuna_flyte_dsl.threads import Threads, insist
 
-ERROR_ATTRIBUTE = "optuna_flyte_dsl:error"
-"""The user attribute of a failed trial that holds the reason, in at most 2,000 characters."""
-
-LOST_ATTRIBUTE = "optuna_flyte_dsl:lost"
-"""The user attribute of a trial that has failed because its process ended; where another goes on, it does not count."""
-
-_REASON_LIMIT = 2_000
-_CLOSING_PAUSES = (0.0, 0.1, 0.5, 2.0)
-"""Seconds before each attempt to tell a trial when the search ends in an error."""
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks whether other processes have left something to do."""
 
 _EXIT_PATIENCE = 10.0
 """Seconds that the interpreter's exit waits for a search to tell its trials."""
 
+_SILENCE = 30.0
+"""Seconds for which a storage may neither answer nor refuse a call when the search ends."""
+
+_LISTEN_SECONDS = 0.25
+
 _ENDING = (ClusterError, ObjectiveValueError)
 """Errors of a trial that the next one would meet too."""
-
-Observer = Callable[[optuna.Study, FrozenTrial], Any]
 
 
 class Runner(Protocol):
     """Runs the objective of one trial, wherever that is."""
 
-    async def run(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
+    async def run(
+        self, trial: Trial, arguments: Mapping[str, Any], *, attempt: int, begun: Callable[[], None] | None
+    ) -> Any:
         """Run one trial.
 
         Args:
             trial: The trial; objectives of some kinds take it.
             arguments: The objective's keyword arguments.
+            attempt: Which attempt of this trial it is, from 0.
+            begun: Called in the event loop when the objective begins to run, after all waiting in queues; `None` where
+                nobody needs to know.
 
         Returns:
             What the objective returned. Its error is raised as it is. Cancelling gives up the trial.
         """
+
+    def may_try_again(self, error: BaseException) -> bool:
+        """Tell whether another attempt may follow an error: not where Flyte has made all attempts already."""
+        ...
 
     async def close(self) -> None:
         """Free what the runner holds. Called once, after the last trial."""
@@ -77,78 +85,80 @@ class Limits:
         n_trials: How many trials are asked for.
         concurrency: How many of them run at the same time, at most.
         delay: Seconds between the starts of two trials, at least.
+        timeout: Seconds that the search may take.
+        trial_timeout: Seconds that one trial may run.
+        retries: How often a trial that raised is tried again, with the same parameters.
+        catch: What a trial may raise and only fail; anything else ends the search.
+        max_consecutive_failures: Failures in a row after which nothing works; "auto" for enough to see it.
+        deterministic: Whether what a sampler sees depends on a trial's place only.
     """
 
     n_trials: int
     concurrency: int
     delay: float = 0.0
+    timeout: float | None = None
+    trial_timeout: float | None = None
+    retries: int = 0
+    catch: tuple[type[BaseException], ...] = (Exception,)
+    max_consecutive_failures: int | str | None = "auto"
+    deterministic: bool = False
 
-
-@dataclass(slots=True)
-class _Outcome:
-    """How one run ended: with `values`, or in a `state` that has none, for a `reason`."""
-
-    state: TrialState
-    values: tuple[float, ...] | None = None
-    reason: str | None = None
-    fatal: BaseException | None = None
+    @property
+    def failures(self) -> tuple[int, int] | None:
+        """Failures in a row after which a search ends: before any success, and after one."""
+        if self.max_consecutive_failures is None:
+            return None
+        if isinstance(self.max_consecutive_failures, int):
+            return self.max_consecutive_failures, self.max_consecutive_failures
+        first = max(10, min(2 * self.concurrency, self.n_trials // 4))
+        return first, 5 * first
 
 
 class Search:
     """One search: it asks, runs and tells trials until a limit is reached.
 
     Args:
-        study: Where trials are asked and told.
+        ledger: Asks and tells.
         objective: What judges a returned value.
-        space: Makes a trial's arguments.
         runner: Runs the trials.
         limits: How much, and how much at once.
-        observer: Called as a callback is, and before them; it must be quick.
-        callbacks: Optuna's callbacks, called with the study and each finished trial. An error in one ends the search.
         initial_points: Parameters of the first trials, by name. A point that the study has already is left out.
-        resumed: Trials that an earlier process has asked for and not told: run first, with the parameters they have.
         commit: Makes last what was told before, where the study is kept elsewhere; awaited after each trial.
         thread: The one thread in which the study is used.
     """
 
     def __init__(
         self,
-        study: optuna.Study,
+        ledger: Ledger,
         objective: Objective,
-        space: SearchSpace,
         runner: Runner,
         limits: Limits,
         *,
-        observer: Observer | None = None,
-        callbacks: Sequence[Observer] = (),
         initial_points: Sequence[Mapping[str, Any]] = (),
-        resumed: Sequence[FrozenTrial] = (),
         commit: Callable[[], Awaitable[None]] | None = None,
         thread: Threads,
     ) -> None:
-        self._study = _view(study, self._stop, self._note_asked)
-        self._sampler = study.sampler
+        self._ledger = ledger
         self._objective = objective
-        self._space = space
         self._runner = runner
         self._limits = limits
-        self._observer = observer
-        self._callbacks = tuple(callbacks)
+        self._limited = limits.timeout is not None or limits.trial_timeout is not None
+        self._simple = not self._limited and not limits.retries and not limits.deterministic
         self._initial_points = tuple(initial_points)
-        self._resumed = list(reversed(resumed))
         self._commit = commit
         self._thread = thread
-        self._n_objectives = len(study.directions)
-        self._quick: bool | None = None  # whether the study may be used in the event loop; the first trial tells
-        self._asked: int | None = None  # the trial that an ask has stored and not returned yet
-        self._open: dict[int, Trial] = {}  # asked and not told
-        self._untold: dict[int, _Outcome] = {}  # of those, what a storage has refused
         self._claimed = 0
-        self._stopped = False
+        self._dry = False  # whether the last ask has found nothing to do; what ends later may leave something
+        self._timed_out = False
         self._suspended = False
-        self._lost = False
+        self._runs = 0  # trials whose objectives run
         self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
         self._next_start = float("-inf")
+        self._deadline = math.inf
+        ledger.on_stop = self.stop
+        self._turns = (
+            _Turns(limits.concurrency, self._wants_more, lambda: self._claimed) if limits.deterministic else None
+        )
 
     async def run(self) -> None:
         """Run the search to its end.
@@ -157,6 +167,8 @@ class Search:
 
         Raises:
             ObjectiveValueError: If the objective returned what no study can take.
+            TooManyFailuresError: If so many trials have failed in a row that nothing works.
+            StorageUnavailableError: If the storage does not answer, and a trial that has finished could not be told.
             BaseException: What ended the search: a callback's error, the storage's, a cancellation.
         """
         self._loop = asyncio.get_running_loop()
@@ -164,9 +176,14 @@ class Search:
         self._wake = asyncio.Event()  # set when the search stops: a trial that waits out a delay need not
         self._pace = asyncio.Lock()
         self._over: asyncio.Future[None] = self._loop.create_future()
+        alarms: list[asyncio.TimerHandle] = []
+        if self._limits.timeout is not None:
+            self._deadline = self._loop.time() + self._limits.timeout
+            alarms.append(self._loop.call_at(self._deadline, self._ledger.hurry))
+            alarms.append(self._loop.call_at(self._deadline, self._end_silence))
         with _ToldAtExit(self._loop, self._close_at_last):
             try:
-                await self._thread.run(self._enqueue)
+                await self._thread.run(self._ledger.enqueue, self._initial_points)
                 self._add_trial()
                 await self._over
             except GeneratorExit:  # the loop is gone: nothing can be awaited any more
@@ -175,7 +192,23 @@ class Search:
                 await insist(functools.partial(self._abandon, error))
                 raise
             finally:
+                for alarm in alarms:
+                    alarm.cancel()
                 self._close_at_last()
+
+    def _end_silence(self) -> None:
+        """End a search whose storage neither answers nor refuses, so that its end is never told."""
+        if self._over.done():
+            return
+        if self._ledger.silence > _SILENCE and not self._runs:
+            self._over.set_exception(TimeoutError("The search's timeout has come, and its storage does not answer."))
+        else:
+            self._loop.call_later(_LISTEN_SECONDS, self._end_silence)
+
+    def stop(self) -> None:
+        """Let no other trial start; those that run go on. From any thread."""
+        self._ledger.stopped = True
+        self._loop.call_soon_threadsafe(self._wake.set)
 
     def suspend(self) -> None:
         """Let the trials that run when the search is cancelled stay RUNNING: another process will go on with them."""
@@ -183,10 +216,12 @@ class Search:
 
     def mark_lost(self) -> None:
         """Note on the trials that run when the search is cancelled that their process has ended, not they."""
-        self._lost = True
+        self._ledger.mark_lost()
 
     def _wants_more(self) -> bool:
-        return not self._stopped and self._claimed < self._limits.n_trials
+        if self._ledger.stopped or self._timed_out or self._dry:
+            return False
+        return self._ledger.totals or self._claimed < self._limits.n_trials
 
     def _add_trial(self) -> None:
         # A task and a context of its own for each trial: what an objective sets there does not reach the next one.
@@ -210,29 +245,36 @@ class Search:
     async def _run_trial(self) -> BaseException | None:
         """Run one trial, and return what must end the search: asyncio lets some errors out of a task at once."""
         try:
+            turn = await self._turns.to_ask() if self._turns is not None else 0
             if self._limits.delay:
                 await self._keep_pace()
-            started = self._ask() if self._quick else await self._thread.run(self._ask)
-            if started is None:
+            asked = await self._next() if not self._simple or not self._ledger.quick else self._ledger.ask()
+            if not isinstance(asked, Asked):
+                self._dry = True
+                if self._turns is not None:
+                    self._turns.asked()
                 return None
+            if self._turns is not None:
+                self._turns.asked()
             if len(self._tasks) < self._limits.concurrency and self._wants_more():
                 self._add_trial()
-            number, trial, arguments = started
+            self._runs += 1
             try:
-                outcome = self._judge(await self._runner.run(trial, arguments))
-            except asyncio.CancelledError as cancelled:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                outcome = self._judge_error(cancelled)  # the objective's own doing
-            except BaseException as error:
-                if self._is_closed_by(error):
-                    raise
-                outcome = self._judge_error(error)
-            if self._quick:
-                self._tell(number, trial, outcome)
+                outcome = asked.outcome or await (
+                    self._attempt(asked, 0, _NO_END) if self._simple else self._attempts(asked)
+                )
+            finally:
+                self._runs -= 1
+            if self._turns is not None:
+                await self._thread.run(self._ledger.keep, asked, outcome)
+                await self._turns.to_tell(turn)
+            if self._ledger.quick:
+                self._ledger.tell(asked, outcome)
             else:
-                await self._thread.run(self._tell, number, trial, outcome)
+                await self._thread.run(self._ledger.tell, asked, outcome)
+            self._dry = False
+            if self._turns is not None:
+                self._turns.told()
             if self._commit is not None:
                 await self._commit()
         except asyncio.CancelledError:
@@ -243,13 +285,83 @@ class Search:
             return error
         return None
 
+    async def _next(self) -> Asked | None:
+        """Ask for a trial; where other processes run all that is missing, wait for what they leave."""
+        while not self._is_late():
+            asked: Asked | Later | None = (
+                self._ledger.ask() if self._ledger.quick else await self._thread.run(self._ledger.ask)
+            )
+            if asked is not LATER:
+                return asked
+            if self._turns is not None:
+                raise SearchRunningError(
+                    f"`deterministic=True`: another search works on the study of `{self._objective.name}` at the same "
+                    "time, and what it finds depends on time. Wait for its end, or drop `deterministic`."
+                )
+            await self._wait_until(min(self._loop.time() + _LOOK_SECONDS, self._deadline))
+        return None
+
+    def _is_late(self) -> bool:
+        self._timed_out = self._timed_out or self._loop.time() >= self._deadline
+        return self._timed_out
+
+    async def _attempts(self, asked: Asked) -> Outcome:
+        """Run a trial, and again with the same parameters while it raises, as often as it may."""
+        reasons: list[str] = []
+        clock = _Clock(self._limits.trial_timeout, self._deadline)
+        while True:
+            outcome = await self._attempt(asked, len(reasons), clock)
+            error = outcome.error
+            if (
+                error is None
+                or outcome.fatal is not None
+                or outcome.lost
+                or isinstance(error, TrialTimeoutError | asyncio.CancelledError)
+                or len(reasons) >= self._limits.retries
+                or self._ledger.stopped
+                or not self._runner.may_try_again(error)
+            ):
+                return outcome
+            reasons.append(outcome.reason or "")
+            await self._thread.run(self._ledger.note_attempts, asked.trial, reasons)
+
+    async def _attempt(self, asked: Asked, attempt: int, clock: _Clock) -> Outcome:
+        scope: asyncio.Timeout | None = None
+        try:
+            if not self._limited:
+                return self._judge(await self._runner.run(asked.trial, asked.arguments, attempt=attempt, begun=None))
+            async with asyncio.timeout_at(clock.until) as scope:
+                begun = functools.partial(clock.begin, scope) if clock.seconds is not None else None
+                returned = await self._runner.run(asked.trial, asked.arguments, attempt=attempt, begun=begun)
+            return self._judge(returned)
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return self._judge_error(cancelled)  # the objective's own doing
+        except BaseException as error:
+            if self._is_closed_by(error):
+                raise
+            if scope is not None and scope.expired() and isinstance(error, TimeoutError):
+                return self._judge_timeout()
+            return self._judge_error(error)
+
+    def _judge_timeout(self) -> Outcome:
+        if self._is_late():
+            reason = f"The search's timeout of {self._limits.timeout:g} s came while this trial ran."
+            return Outcome(TrialState.FAIL, reason=reason, lost=True)
+        error = TrialTimeoutError(
+            f"The trial ran for longer than `trial_timeout`, {self._limits.trial_timeout:g} s, and was stopped."
+        )
+        return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
+
     def _is_closed_by(self, error: BaseException) -> bool:
         """Tell whether an error closes the coroutine that runs, whose loop is gone: an objective may raise it too."""
         return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is None
 
     async def _keep_pace(self) -> None:
         async with self._pace:
-            await self._wait_until(self._next_start)
+            await self._wait_until(min(self._next_start, self._deadline))
             self._next_start = self._loop.time() + self._limits.delay
 
     async def _wait_until(self, moment: float) -> None:
@@ -259,204 +371,146 @@ class Search:
         except TimeoutError:
             pass
 
-    def _judge(self, returned: Any) -> _Outcome:
+    def _judge(self, returned: Any) -> Outcome:
         try:
-            values = self._objective.values(returned, self._n_objectives)
+            values = self._objective.values(returned, self._ledger.n_objectives)
         except ObjectiveValueError as wrong:
-            return _Outcome(TrialState.FAIL, reason=_reason(wrong), fatal=wrong)
+            return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong)
         if any(map(math.isnan, values)):
-            return _Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {returned!r}")
-        return _Outcome(TrialState.COMPLETE, values)
+            return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {returned!r}")
+        return Outcome(TrialState.COMPLETE, values)
 
-    def _judge_error(self, error: BaseException) -> _Outcome:
+    def _judge_error(self, error: BaseException) -> Outcome:
         if isinstance(error, optuna.TrialPruned):
-            return _Outcome(TrialState.PRUNED)
-        if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, _ENDING):
+            return Outcome(TrialState.PRUNED)
+        if isinstance(error, PythonExitError):
+            return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
+        if not isinstance(error, _ENDING) and self._is_caught(error):
             logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
-            return _Outcome(TrialState.FAIL, reason=_reason(error))
-        return _Outcome(TrialState.FAIL, reason=_reason(error), fatal=error)
+            return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
+        return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
+
+    def _is_caught(self, error: BaseException) -> bool:
+        """Tell whether an error is a trial's failure. One from elsewhere may stand for another."""
+        if isinstance(error, (*self._limits.catch, asyncio.CancelledError, WorkerDiedError, TrialTimeoutError)):
+            return True
+        stands_for: Any = getattr(error, "stands_for", None)
+        return callable(stands_for) and bool(stands_for(self._limits.catch))
 
     async def _abandon(self, error: BaseException) -> None:
         """Give up all running trials, and tell those that were asked for."""
-        self._stopped = True
+        self._ledger.stopped = True
+        self._ledger.hurry()
         self._over.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if not self._suspended:
-            await self._thread.run(self._close_open, _why(error))
+            closing = self._thread.run(self._ledger.close_open, _why(error))
+            while not closing.done():
+                await asyncio.wait([closing], timeout=_LISTEN_SECONDS)
+                if not closing.done() and self._ledger.silence > _SILENCE:
+                    raise self._ledger.give_up()
+            closing.result()
 
     def _close_at_last(self) -> None:
         """Tell what is open still, in this thread: a second interrupt has broken off the closing, or the loop."""
-        if self._open and not self._suspended:
-            self._stopped = True
-            self._close_open("The search was interrupted while this trial ran.")
-
-    def _stop(self) -> None:
-        self._stopped = True
-        self._loop.call_soon_threadsafe(self._wake.set)
-
-    # What follows runs in the study's thread, or in the event loop where `_quick`.
-
-    def _enqueue(self) -> None:
-        for point in self._initial_points:
-            self._study.enqueue_trial(dict(point), skip_if_exists=True)
-
-    def _note_asked(self, number: int) -> None:
-        self._asked = number
-
-    def _ask(self) -> tuple[int, Trial, dict[str, Any]] | None:
-        if self._stopped:
-            return None
-        try:
-            return self._sample(self._next_trial())
-        except Exception:
-            self._stopped = True  # no other trial is asked for while the error is on its way
-            raise
-
-    def _next_trial(self) -> Trial:
-        self._asked = None
-        try:
-            return Trial(self._study, self._resumed.pop()._trial_id) if self._resumed else self._study.ask()
-        except Exception as error:
-            if self._asked is not None:
-                self._close_asked(self._asked, error)
-            raise
-
-    def _sample(self, trial: Trial) -> tuple[int, Trial, dict[str, Any]]:
-        number = trial.number
-        self._open[number] = trial
-        if self._quick is None:
-            # Nothing blocks, and a change of thread would cost as much as all else. Exact types: a subclass may do
-            # anything.
-            self._quick = (
-                type(trial.storage) is InMemoryStorage and type(self._sampler) is RandomSampler and not self._callbacks
-            )
-        if self._objective.takes_trial and not self._quick:
-            # Optuna samples when the objective first suggests; an async one would do that in the event loop.
-            _ = trial.relative_params
-        return number, trial, self._space.suggest(trial)
-
-    def _close_asked(self, number: int, error: Exception) -> None:
-        """Tell a trial that an ask has stored, but could not return."""
-        with contextlib.suppress(Exception):  # the reason is worth less than the state
-            stored = next(trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number)
-            self._study._storage.set_trial_user_attr(stored._trial_id, ERROR_ATTRIBUTE, _reason(error))
-        self._study.tell(number, state=TrialState.FAIL)
-
-    def _tell(self, number: int, trial: Trial, outcome: _Outcome) -> None:
-        self._untold[number] = outcome
-        if outcome.reason is not None:
-            trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
-        frozen = self._study.tell(trial, outcome.values, state=outcome.state)
-        del self._open[number], self._untold[number]
-        if outcome.fatal is not None:
-            self._stopped = True
-            raise outcome.fatal
-        if outcome.state is TrialState.FAIL:
-            logger.warning("Trial %d of `%s` failed: %s", number, self._objective.name, _line(outcome.reason))
-        if self._observer is not None:
-            self._observer(self._study, frozen)
-        for callback in self._callbacks:
-            callback(self._study, frozen)
-
-    def _close_open(self, reason: str) -> None:
-        """Tell what is asked and not told; an outcome that the storage has refused is offered again."""
-        closing = _Outcome(TrialState.FAIL, reason=reason)
-        left = {number: (trial, self._untold.get(number, closing)) for number, trial in self._open.items()}
-        for pause in _CLOSING_PAUSES:
-            time.sleep(pause)
-            left = {number: each for number, each in left.items() if not self._tell_at_last(*each)}
-            if not left:
-                break
-        for number, (_, outcome) in left.items():
-            logger.error("Trial %d of `%s` could not be told: %s", number, self._objective.name, outcome)
-        self._open.clear()
-
-    def _tell_at_last(self, trial: Trial, outcome: _Outcome) -> bool:
-        with contextlib.suppress(Exception):  # the reason is worth less than the state
-            if outcome.reason is not None:
-                trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
-            if self._lost and trial.number not in self._untold:
-                trial.set_user_attr(LOST_ATTRIBUTE, True)
-        try:
-            self._study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
-        except Exception:  # noqa: BLE001 - tried again
-            logger.debug("Telling trial %d failed.", trial.number, exc_info=True)
-            return False
-        return True
+        if self._ledger.open and not self._suspended:
+            self._ledger.stopped = True
+            self._ledger.close_open("The search was interrupted while this trial ran.")
 
 
-class _Recorder(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
-    """A sampler that says which trial an ask has stored: it is told before anything else can fail."""
+class _Clock:
+    """The time of one trial, over all its attempts.
 
-    def __init__(self, sampler: BaseSampler, note: Callable[[int], None]) -> None:
-        super().__init__(sampler)
-        self._self_note = note
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._self_note(trial.number)
-        self.__wrapped__.before_trial(study, trial)
-
-
-class _SharedAttributes:
-    """Stands for what a study keeps for each thread.
-
-    Optuna clears its cache of trials in the thread that asks and tells. A trial that suggests in another thread would
-    see the history as it was when that thread first looked.
+    Args:
+        seconds: How long it may run, from when its objective first does; `None` for no end.
+        deadline: When the search ends, in the loop's time.
     """
 
-    in_optimize_loop = False
-    cached_all_trials = None
+    def __init__(self, seconds: float | None, deadline: float) -> None:
+        self.seconds = seconds
+        self._until = deadline
+        self._has_begun = False
+
+    @property
+    def until(self) -> float | None:
+        """When it is over, as far as that is known."""
+        return None if math.isinf(self._until) else self._until
+
+    def begin(self, scope: asyncio.Timeout) -> None:
+        """Start, if that has not been before."""
+        if not self._has_begun and self.seconds is not None:
+            self._has_begun = True
+            self._until = min(self._until, asyncio.get_running_loop().time() + self.seconds)
+            with contextlib.suppress(RuntimeError):  # it is over already
+                scope.reschedule(self._until)
 
 
-def _view(study: optuna.Study, stop: Callable[[], None], note: Callable[[int], None]) -> optuna.Study:
-    """Return a view of a study whose `stop` ends a search: Optuna's own works inside `study.optimize` only.
+_NO_END = _Clock(None, math.inf)
 
-    Callbacks get it. Where one pickles or copies it, that is done to the study itself.
+
+class _Turns:
+    """Lets trials be asked and told in one order, whatever order they end in: tell k, ask k + concurrency, tell k + 1.
+
+    Args:
+        concurrency: How many trials are asked and not told, at most.
+        wants_more: Tells whether another trial will be asked for.
+        claimed: Tells how many have been asked for, or are about to be.
     """
 
-    class View(type(study)):  # type: ignore[misc]
-        def stop(self) -> None:
-            stop()
+    def __init__(self, concurrency: int, wants_more: Callable[[], bool], claimed: Callable[[], int]) -> None:
+        self._concurrency = concurrency
+        self._claimed = claimed
+        self._wants_more = wants_more
+        self._given = self._asked = self._told = 0
+        self._waiting: set[asyncio.Future[None]] = set()
 
-        def __copy__(self) -> optuna.Study:
-            return copy.copy(study)
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.add(future)
+            try:
+                await future
+            finally:
+                self._waiting.discard(future)
 
-        def __reduce_ex__(self, _protocol: Any) -> Any:
-            return _itself, (study,)
+    def wake(self) -> None:
+        """Let those who wait look again."""
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_result(None)
 
-    View.__name__ = View.__qualname__ = type(study).__name__
-    view = copy.copy(study)
-    view.__class__ = View
-    vars(view)["_thread_local"] = _SharedAttributes()
-    if type(study.sampler) is not RandomSampler:  # that one cannot fail, and each look through a proxy costs
-        vars(view)["sampler"] = _Recorder(study.sampler, note)
-    return view
+    async def to_ask(self) -> int:
+        """Wait until a trial may be asked for. Return its place in the order."""
+        turn, self._given = self._given, self._given + 1
+        await self._until(lambda: self._asked == turn and self._told > turn - self._concurrency)
+        return turn
 
+    def asked(self) -> None:
+        """Note that the next trial was asked for."""
+        self._asked += 1
+        self.wake()
 
-def _itself(study: optuna.Study) -> optuna.Study:
-    return study
+    async def to_tell(self, turn: int) -> None:
+        """Wait until a trial may be told: after those before it, and after the asks that do not see it."""
+        await self._until(lambda: self._told == turn and self._asked >= self._asks_before(turn))
 
+    def _asks_before(self, turn: int) -> int:
+        asks = turn + self._concurrency
+        return asks if self._wants_more() else min(asks, self._claimed())
 
-def _reason(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a user's `__str__`
-        text = "<its text could not be made>"
-    return f"{type(error).__name__}: {text}"[:_REASON_LIMIT]
-
-
-def _line(text: str | None) -> str:
-    """Put a text on one line."""
-    return " ".join((text or "").split())
+    def told(self) -> None:
+        """Note that the next trial was told."""
+        self._told += 1
+        self.wake()
 
 
 def _why(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "The search was cancelled while this trial ran."
-    return f"The search ended while this trial ran: {_reason(error)}"[:_REASON_LIMIT]
+    return f"The search ended while this trial ran: {reason_of(error)}"[:REASON_LIMIT]
 
 
 class _ToldAtExit:

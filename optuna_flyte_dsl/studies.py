@@ -7,31 +7,42 @@ import contextlib
 import inspect
 import itertools
 import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError
+from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.objective import Objective
-from optuna_flyte_dsl.search import ERROR_ATTRIBUTE, LOST_ATTRIBUTE
+from optuna_flyte_dsl.owners import Life
+from optuna_flyte_dsl.share import close_lost, counts, left_running, lock_name, release, try_again
+from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.storage import KeptStorage, StorageOption, check_storage, open_storage
 
 Direction: TypeAlias = str | StudyDirection
 StudyOption: TypeAlias = optuna.Study | Callable[[], optuna.Study] | None
 SamplerOption: TypeAlias = BaseSampler | Callable[..., BaseSampler] | None
+PrunerOption: TypeAlias = BasePruner | Callable[[], BasePruner] | None
 
 GOALS_ATTRIBUTE = "optuna_flyte_dsl:goals"
 """The user attribute of a study that holds, for each call, how many trials it is to have when the call ends."""
 
-RETRY_ATTRIBUTE = "optuna_flyte_dsl:retry_of"
-"""The user attribute of a trial that tries the parameters of a lost one again, and holds that one's number."""
+IDENTITY_ATTRIBUTE = "optuna_flyte_dsl:identity"
+"""The user attribute of a study that names it among all others."""
+
+ARGUMENTS_ATTRIBUTE = "optuna_flyte_dsl:arguments"
+"""The user attribute of a study that holds the fixed arguments of its first search."""
 
 _OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
 
@@ -45,12 +56,24 @@ class StudyOptions:
         directions: What the user gave beside the objective's annotation; `None` for nothing.
         sampler: A sampler, something that makes one, or `None` for Optuna's default.
         seed: Seed of the sampler.
+        pruner: A pruner, something that makes one, or `None` for Optuna's default.
+        storage: Where a study that is not given is kept: a URL, a journal file's path, a storage, or what makes one.
+        study_name: The study's name there.
+        resume: Whether a search totals its number of trials with all that the study has.
+        takeover: Whether running trials count as dead of whose process nothing is known.
+        deterministic: Whether nothing may depend on time.
     """
 
     study: StudyOption = None
     directions: tuple[StudyDirection, ...] | None = None
     sampler: SamplerOption = None
     seed: int | None = None
+    pruner: PrunerOption = None
+    storage: StorageOption = field(default=None, repr=False)  # a URL may hold a password
+    study_name: str | None = None
+    resume: bool = False
+    takeover: bool = False
+    deterministic: bool = False
 
     def check(self, objective: Objective) -> None:
         """Check what can be known before a study is made.
@@ -81,12 +104,16 @@ class StudyOptions:
                 "that is made already has its seed. Give the seed to the sampler, or give its class."
             )
         if self.study is not None:
-            for name, value in (("sampler", self.sampler), ("seed", self.seed)):
+            options = {"sampler": self.sampler, "seed": self.seed, "pruner": self.pruner, "storage": self.storage}
+            for name, value in {**options, "study_name": self.study_name}.items():
                 if value is not None:
+                    its = "sampler" if name == "seed" else name.removeprefix("study_")
                     raise InvalidOptionError(
-                        f"`{name}` and `study` were both given, but a study has its own sampler. Give it to "
-                        "`optuna.create_study(sampler=...)`, or drop `study`."
+                        f"`{name}` and `study` were both given, but a study has its own {its}. Give it to "
+                        f"`optuna.create_study({'sampler' if name == 'seed' else name}=...)`, or drop `study`."
                     )
+        self._check_kept()
+        self._check_pruner(objective)
         if self.study is None:
             objective.directions_with(self.directions)
         elif isinstance(self.study, optuna.Study):
@@ -105,13 +132,18 @@ class StudyOptions:
         """
         if self.study is None:
             directions = objective.directions_with(self.directions) or (StudyDirection.MINIMIZE,)
+            kept = storage if storage is not None or self.storage is None else open_storage(self.storage)
             study = optuna.create_study(
-                storage=storage,
-                study_name=None if storage is None else objective.name,
-                load_if_exists=storage is not None,
+                storage=kept,
+                study_name=self.study_name or (objective.name if storage is not None or self.resume else None),
+                load_if_exists=storage is not None or self.resume or self.study_name is not None,
                 directions=list(directions),
             )
+            self._check_study(objective, study)
             study.sampler = self._make_sampler(len(study.get_trials(deepcopy=False)))
+            study.pruner = self._make_pruner()
+            given = self.pruner is not None
+            self._check_pruning(objective.name, study.pruner, len(study.directions), given=given)
         else:
             study = self.study if isinstance(self.study, optuna.Study) else self.study()
             if not isinstance(study, optuna.Study):
@@ -120,8 +152,64 @@ class StudyOptions:
         _name_metrics(study, objective.returns.names)
         return study
 
+    def _check_kept(self) -> None:
+        check_storage(self.storage)
+        for name, value in (("resume", self.resume), ("takeover", self.takeover)):
+            if not isinstance(value, bool):
+                raise InvalidOptionError(f"`{name}` must be True or False, but got {value!r}.")
+        if self.study_name is not None and (not isinstance(self.study_name, str) or not self.study_name):
+            raise InvalidOptionError(f"`study_name` must be a string, but got {self.study_name!r}.")
+        if self.resume and self.storage is None and self.study is None:
+            raise InvalidOptionError(
+                "`resume=True` needs `storage`, or `study`: a study in memory ends with its process. Write "
+                "`storage='search.journal'` for a file, or give a database's URL."
+            )
+        if self.takeover and not self.resume:
+            raise InvalidOptionError("`takeover=True` needs `resume=True`: without it, no trial is gone on with.")
+
+    def _check_pruner(self, objective: Objective) -> None:
+        if isinstance(self.pruner, type) and not issubclass(self.pruner, BasePruner):
+            raise InvalidOptionError(f"`pruner` must be a pruner of Optuna's, but got the class {self.pruner!r}.")
+        if self.pruner is not None and not isinstance(self.pruner, BasePruner) and not callable(self.pruner):
+            raise InvalidOptionError(
+                f"`pruner` must be a pruner of Optuna's, or a function that makes one, but got {self.pruner!r}. "
+                "Write `pruner=optuna.pruners.HyperbandPruner()`."
+            )
+        said = self.directions or objective.returns.directions
+        if self.pruner is not None and said is not None and self.pruner is not NopPruner:
+            self._check_pruning(objective.name, self._make_pruner(), len(said), given=True)
+
+    @staticmethod
+    def _check_pruning(name: str, pruner: BasePruner, n_objectives: int, *, given: bool = False) -> None:
+        """Refuse a pruner where there are several objectives: Optuna would, in the first trial that reports.
+
+        Each study has a MedianPruner, whether it was asked for or not.
+        """
+        if n_objectives > 1 and not isinstance(pruner, NopPruner) and (given or type(pruner) is not MedianPruner):
+            raise InvalidOptionError(
+                f"`pruner`: `{name}` has {n_objectives} objectives, and Optuna prunes for one only. Drop the pruner, "
+                "or let the objective raise `optuna.TrialPruned` by a rule of its own."
+            )
+
+    def _make_pruner(self) -> BasePruner:
+        if self.pruner is None:
+            return NopPruner() if self.deterministic else MedianPruner()
+        made = self.pruner if isinstance(self.pruner, BasePruner) else self.pruner()
+        if not isinstance(made, BasePruner):
+            raise InvalidOptionError(f"`pruner` must make a pruner of Optuna's, but it made {made!r}.")
+        return made
+
+    def pruner_of_pods(self) -> BasePruner:
+        """Make the pruner of a trial that reaches its storage from a pod by itself."""
+        return self.study.pruner if isinstance(self.study, optuna.Study) else self._make_pruner()
+
+    def sampler_of(self, number: int) -> BaseSampler:
+        """Make the sampler of one trial, whose draws depend on its number only."""
+        return self._make_sampler(number + 1)
+
     def _check_study(self, objective: Objective, study: optuna.Study) -> None:
         directions = study.directions
+        self._check_pruning(objective.name, study.pruner, len(directions))
         if self.directions is not None and list(self.directions) != directions:
             raise DirectionError(
                 f"`direction` or `directions` says {_names(self.directions)}, but the study says {_names(directions)}. "
@@ -176,7 +264,7 @@ class StudySource:
     @property
     def given(self) -> bool:
         """Whether the study is the user's, and so is where it is kept."""
-        return self._options.study is not None
+        return self._options.study is not None or self._options.storage is not None
 
     def get(self, storage: Callable[[], BaseStorage] | None = None) -> optuna.Study:
         """Return the study; the first call makes it. It may block: a storage is opened.
@@ -225,10 +313,10 @@ def resume(study: optuna.Study, n_trials: int, call: int, adopts: Callable[[Froz
     if call == 0:
         for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if not adopts(trial):
-                _close_lost(study, trial)
-        _try_again(study)
+                close_lost(study, trial)
+        try_again(study)
         running = tuple(study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
-    finished = _finished(study)
+    finished = finished_in(study)
     goals = list(study.user_attrs.get(GOALS_ATTRIBUTE, []))
     if call == len(goals):
         goals.append((goals[-1] if goals else len(finished)) + n_trials)
@@ -236,6 +324,80 @@ def resume(study: optuna.Study, n_trials: int, call: int, adopts: Callable[[Froz
     # What is missing to the goal of the call before is that call's.
     done = max(len(finished), goals[call - 1]) if call else len(finished)
     return Resumption(max(goals[call] - done, len(running)), running, finished)
+
+
+def resume_total(
+    study: optuna.Study,
+    storage: KeptStorage,
+    n_trials: int,
+    takeover: bool,
+    adopts: Callable[[FrozenTrial], bool],
+) -> Resumption:
+    """Go on with a study that totals its trials over all who work on it: look what dead processes have left running.
+
+    Args:
+        study: The study. It may block.
+        storage: Where it is.
+        n_trials: How many trials it is to have.
+        takeover: Whether running trials count as dead of whose process nothing is known.
+        adopts: Whether a running trial can be gone on with.
+    """
+    with storage.exclusive(lock_name(study)):
+        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        adopted, lives = release(study, storage, running, takeover=takeover, adopts=adopts)
+        try_again(study)  # what was closed where nobody went on
+    if lives[Life.UNKNOWN]:
+        logger.warning("%s", left_running(lives[Life.UNKNOWN]))
+    finished = finished_in(study)
+    return Resumption(n_trials, tuple(adopted), finished)
+
+
+def identity_of(study: optuna.Study) -> str:
+    """Return a name of a study that no other has, also not one of the same name in another storage. It may block."""
+    identity = study.user_attrs.get(IDENTITY_ATTRIBUTE)
+    if identity is None:
+        study.set_user_attr(IDENTITY_ATTRIBUTE, uuid.uuid4().hex)
+        identity = study.user_attrs[IDENTITY_ATTRIBUTE]  # another may have been quicker
+    return str(identity)
+
+
+def check_space(study: optuna.Study, space: SearchSpace) -> None:
+    """Check that a study's trials so far and those of a space can be in one study. It may block.
+
+    Raises:
+        InvalidOptionError: If a parameter has become another, so that Optuna would refuse the first trial.
+    """
+    known: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False):
+        known.update(trial.distributions)
+    for name, distribution in space.distributions().items():
+        if name in known:
+            try:
+                check_distribution_compatibility(known[name], distribution)
+            except ValueError as error:
+                raise InvalidOptionError(
+                    f"`{name}` is {distribution} now, but the trials of the study {study.study_name!r} have "
+                    f"{known[name]}: {error} Give another `study_name`, or the space that it had."
+                ) from error
+
+
+def note_arguments(study: optuna.Study, space: SearchSpace, name: str) -> None:
+    """Note what a study's objective is called with, and warn where that is something else than before. It may block."""
+    fixed = {key: value for key, value in space.arguments.items() if isinstance(value, bool | int | float | str)}
+    before = study.user_attrs.get(ARGUMENTS_ATTRIBUTE)
+    if before is None:
+        study.set_user_attr(ARGUMENTS_ATTRIBUTE, fixed)
+    for key, value in fixed.items():
+        if before is not None and key in before and before[key] != value:
+            logger.warning(
+                "`%s` goes on with the study %r with %s=%r, but its trials so far had %r. If their values cannot be "
+                "compared, give another `study_name`.",
+                name,
+                study.study_name,
+                key,
+                value,
+                before[key],
+            )
 
 
 def settle(study: optuna.Study, call: int) -> None:
@@ -246,32 +408,15 @@ def settle(study: optuna.Study, call: int) -> None:
         call: Which call on this study it was.
     """
     goals = list(study.user_attrs.get(GOALS_ATTRIBUTE, []))
-    finished = len(_finished(study))
+    finished = len(finished_in(study))
     if call == len(goals) - 1 and finished < goals[call]:
         goals[call] = finished
         study.set_user_attr(GOALS_ATTRIBUTE, goals)
 
 
-def _finished(study: optuna.Study) -> tuple[FrozenTrial, ...]:
-    trials = study.get_trials(deepcopy=False)
-    return tuple(trial for trial in trials if trial.state.is_finished() and LOST_ATTRIBUTE not in trial.user_attrs)
-
-
-def _close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
-    handle = optuna.trial.Trial(study, trial._trial_id)
-    handle.set_user_attr(LOST_ATTRIBUTE, True)
-    handle.set_user_attr(ERROR_ATTRIBUTE, "The process that ran this trial has died.")
-    study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _try_again(study: optuna.Study) -> None:
-    """Enqueue the parameters of each lost trial, once."""
-    trials = study.get_trials(deepcopy=False)
-    tried = {trial.user_attrs.get(RETRY_ATTRIBUTE) for trial in trials}
-    for trial in trials:
-        first = LOST_ATTRIBUTE in trial.user_attrs and RETRY_ATTRIBUTE not in trial.user_attrs
-        if first and trial.params and trial.number not in tried:
-            study.enqueue_trial(trial.params, user_attrs={RETRY_ATTRIBUTE: trial.number})
+def finished_in(study: optuna.Study) -> tuple[FrozenTrial, ...]:
+    """Return the trials that count as finished. It may block."""
+    return tuple(trial for trial in study.get_trials(deepcopy=False) if counts(trial))
 
 
 def read_directions(
@@ -325,9 +470,12 @@ def _name_metrics(study: optuna.Study, names: tuple[str, ...] | None) -> None:
             study.set_metric_names(list(names))
 
 
+_one_at_a_time = threading.Lock()  # the filters of warnings are the process's
+
+
 @contextlib.contextmanager
 def _unwarned() -> Iterator[None]:
     """Silence Optuna's warnings of what is experimental: the user has not asked for it by name."""
-    with warnings.catch_warnings():
+    with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

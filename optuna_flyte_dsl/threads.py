@@ -56,6 +56,11 @@ class Threads:
         self._idle = 0
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be run any more."""
+        return self._closed
+
     def run(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Start a function in a thread, under a copy of the caller's context.
 

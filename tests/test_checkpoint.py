@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl.flyte import checkpoint as checkpoint_module
 from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
-from optuna_flyte_dsl.search import LOST_ATTRIBUTE
-from optuna_flyte_dsl.studies import GOALS_ATTRIBUTE, RETRY_ATTRIBUTE, resume
+from optuna_flyte_dsl.share import LOST_ATTRIBUTE, RETRY_ATTRIBUTE
+from optuna_flyte_dsl.studies import GOALS_ATTRIBUTE, resume
 from tests.conftest import wait_until
 
 

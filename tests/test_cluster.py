@@ -41,12 +41,16 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
+from optuna_flyte_dsl import owners as owners_module
 from optuna_flyte_dsl.flyte import admin as admin_module
 from optuna_flyte_dsl.flyte import checkpoint as checkpoint_module
 from optuna_flyte_dsl.flyte import eager as eager_module
 from optuna_flyte_dsl.flyte import watch as watch_module
 from optuna_flyte_dsl.flyte.trial import EXECUTION_ERROR_ATTRIBUTE, EXECUTIONS_ATTRIBUTE, TrialQueue
-from optuna_flyte_dsl.search import ERROR_ATTRIBUTE
+from optuna_flyte_dsl.owners import Life
+from optuna_flyte_dsl.share import ERROR_ATTRIBUTE
+from optuna_flyte_dsl.storage import open_storage
+from optuna_flyte_dsl.threads import Threads
 from tests.conftest import own_threads, wait_until
 from tests.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.flyteadmin.errors import NAME
@@ -694,13 +698,13 @@ def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
 class Pod:
     """One attempt of the pod of an eager workflow, in this process."""
 
-    def __init__(self, cluster, folder, attempt):
+    def __init__(self, cluster, folder, attempt, name="eager"):
         settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
         remote = cluster.remote()
-        self.controller = Controller(remote, settings, "eager", "eager", "e-search-eager")
+        self.controller = Controller(remote, settings, name, name, f"e-search-{name}")
         previous = str(folder / f"checkpoint-{attempt - 1}") if attempt else None
         context = FlyteContextManager.current_context()
-        execution_id = WorkflowExecutionIdentifier("project", "development", "eager")
+        execution_id = WorkflowExecutionIdentifier("project", "development", name)
         params = context.user_space_params.new_builder(context.user_space_params).build()
         params._execution_id = execution_id
         params._checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
@@ -758,6 +762,85 @@ def test_two_searches_at_once_and_an_optimizer_called_twice_go_on_after_a_kill(c
         2.0,
         3.0,
     }
+
+
+def test_the_time_of_a_trial_begins_when_its_pod_runs(cluster):
+    """Flyte says RUNNING of an execution whose pod still waits for a machine."""
+    cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=0.6, queued=0.5)
+    study = there(Optimizer(quick.train.task, 2, 2, trial_timeout=0.3, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 2
+    assert cluster.counts["ListTaskExecutions"] >= 4
+    cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=60, queued=0.1)
+    study = there(Optimizer(quick.train.task, 2, 2, trial_timeout=0.3, progress=False), cluster).run_sync()
+    assert states(study) == ["FAIL"] * 2
+    assert not cluster.running()
+    cluster.counts.clear()
+    cluster.instant = echo()
+    there(Optimizer(quick.train.task, 2, 2, progress=False), cluster).run_sync()
+    assert not cluster.counts["ListTaskExecutions"], "nobody needs to know"
+
+
+@pytest.mark.parametrize("names", [("eager", "eager", "eager"), ("first", "second", "third")])
+def test_a_search_in_a_users_storage_goes_on_in_any_pod(cluster, tmp_path, names):
+    cluster.instant = echo(seconds=0.2)
+
+    def search():
+        path = tmp_path / "study.journal"
+        return Optimizer(quick.train.task, 2, 6, storage=path, resume=True, progress=False)()
+
+    for attempt, launches in enumerate((2, 4)):
+        pod = Pod(cluster, tmp_path, attempt, names[attempt])
+        pod.run(lambda now=launches: killed_after(cluster, now, search()))
+    study = Pod(cluster, tmp_path, 2, names[2]).run(search)
+    assert states(study) == ["COMPLETE"] * 6, "each was adopted"
+    assert len(cluster.executions) == 6, "none was paid for twice"
+    assert not cluster.running()
+
+
+def test_a_trial_without_an_execution_is_closed_and_tried_again(cluster, tmp_path):
+    path = tmp_path / "study.journal"
+    record = {**owners_module._here(), "pid": 2**22 + 1, "started": 0.0, "session": "other"}
+    left = optuna.create_study(storage=open_storage(path), study_name="train")
+    left.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params={"x": 0.375},
+            distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+            system_attrs={f"{owners_module.OWNER_PREFIX}other": record},
+        )
+    )
+    study = there(Optimizer(quick.train.task, 2, 3, storage=path, resume=True, progress=False), cluster).run_sync()
+    assert states(study) == ["FAIL"] + ["COMPLETE"] * 3
+    assert study.trials[1].params == {"x": 0.375}
+
+
+def test_the_execution_of_an_eager_workflow_tells_whether_it_lives(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    there_too = there(Optimizer(quick.train.task, 1, 1, progress=False), cluster)
+
+    async def main():
+        home, context = eager_module.find_home()
+        task = asyncio.ensure_future(there_too())
+        while not cluster.executions:
+            await asyncio.sleep(0.005)
+        (running,) = executions(cluster)
+        thread = Threads(limit=1)
+        async with eager_module.ClusterSearch(home, Cluster(), "key", context, thread) as search:
+            mine = search.evidence
+            assert mine == {"execution": ["project", "development", "eager"], "attempt": 2}
+            other = {"execution": ["project", "development", running.name], "attempt": 0}
+            gone = {"execution": ["project", "development", "gone"], "attempt": 0}
+            lives = [search.life({**mine, "attempt": 1}), search.life(mine), search.life(other), search.life(gone)]
+            task.cancel()
+            await asyncio.wait([task])
+            lives += [search.life(other), search.life({})]
+        await thread.close()
+        return lives
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLYTE_ATTEMPT_NUMBER", "2")
+        lives = Pod(cluster, tmp_path, 0).run(main)
+    assert lives == [Life.DEAD, Life.ALIVE, Life.ALIVE, None, Life.DEAD, None]
 
 
 def test_a_search_whose_executions_were_terminated_tries_their_points_again(cluster, tmp_path):

@@ -464,12 +464,12 @@ def test_the_class_itself_can_be_inspected():
     assert list(inspect.signature(train.task_function).parameters)[:2] == ["lr", "depth"]
 
 
-def test_a_task_that_takes_a_trial_is_refused_with_the_cure():
-    with pytest.raises(InvalidObjectiveError, match=r"Drop `@fl.task`: a function that takes `trial`"):
+def test_a_task_that_leaves_its_trial_out_of_its_cache_is_refused_with_the_cure():
+    with pytest.raises(InvalidObjectiveError, match="Drop `trial` there"):
 
         @optimize
-        @fl.task
-        def test_task(trial: optuna.Trial) -> float:
+        @fl.task(cache=True, cache_version="1", cache_ignore_input_vars=("trial",))
+        def test_task(trial: optuna.Trial, x: Float(0, 1)) -> float:
             return 1.0
 
 

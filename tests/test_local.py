@@ -597,7 +597,7 @@ def test_searches_over_a_cached_task_do_not_open_ever_more_files():
     for _ in range(5):
         optimizer.run_sync(x=suggest.integer(0, 9))
         seen.append(open_files())
-    assert seen[-1] == seen[1]  # SQLite keeps some for its next connections
+    assert seen[-1] < seen[0] + 4  # SQLite keeps some for its next connections; each search leaves none of its threads'
 
 
 @fl.task(cache=True, cache_version="1")

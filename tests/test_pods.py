@@ -152,6 +152,7 @@ def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(clu
     assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 6
 
 
+@pytest.mark.newest
 @needs_pyflyte
 def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluster, tmp_path):
     (tmp_path / "go").touch()

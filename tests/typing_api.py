@@ -1,9 +1,12 @@
 """Only type-checked, by mypy and pyright: the public API as checked code uses it."""
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, assert_type
 
 import flytekit as fl
 import optuna
+from optuna.storages import InMemoryStorage
 
 from optuna_flyte_dsl import (
     Category,
@@ -32,6 +35,30 @@ async def train(
     return lr * depth * len(booster) * len(dataset)
 
 
+@optimize(
+    concurrency=2,
+    n_trials=20,
+    storage=Path("search.journal"),
+    study_name="kept",
+    resume=True,
+    takeover=True,
+    timeout=timedelta(hours=8),
+    trial_timeout=3600,
+    max_consecutive_failures=None,
+    retries=2,
+    catch=(ValueError, MemoryError),
+    executor="process",
+    gpus=[0, "GPU-1"],
+    duplicates="resample",
+    stop_when_exhausted=True,
+    pruner=optuna.pruners.MedianPruner,
+)
+@fl.task
+def kept(trial: optuna.Trial, x: Annotated[float, Float(0, 1)]) -> Minimize:
+    trial.report(x, 0)
+    return x
+
+
 @optimize
 def bare(trial: optuna.Trial) -> float:
     return trial.suggest_float("x", 0, 1)
@@ -50,7 +77,8 @@ async def use() -> None:
     assert_type(train.run_sync(dataset="digits"), optuna.Study)
     study: optuna.Study = await train(lr=suggest.float(1e-4, 1e-2), depth=Fixed(30), dataset="digits")
     assert_type(study.best_value, float)
-    optimizer = Optimizer(both, concurrency=2, n_trials=3, delay=0.1)
+    assert_type(kept, Optimized)
+    optimizer = Optimizer(both, 2, 3, delay=0.1, max_consecutive_failures="auto", storage=lambda: InMemoryStorage())
     assert_type(await optimizer(), optuna.Study)
     assert_type(optimizer.study, optuna.Study)
     markers: list[Suggestion] = [Float(0, 1), Integer(1, 9, step=2), suggest.category(["a"])]

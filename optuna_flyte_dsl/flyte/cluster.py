@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,8 +32,10 @@ from flytekit.remote import FlyteRemote
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.cluster import Cluster
+from optuna_flyte_dsl.errors import RefusedError
 from optuna_flyte_dsl.flyte.admin import Admin, AdminError, GivenUpError
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
+from optuna_flyte_dsl.flyte.handles import TOKEN_ENV, Handle, TrialServer
 from optuna_flyte_dsl.flyte.literals import Converter
 from optuna_flyte_dsl.flyte.local import close_loops
 from optuna_flyte_dsl.flyte.registry import Launchable, Registry
@@ -156,6 +161,8 @@ class ClusterController:
         self._left = False
         self.terminated = 0
         self.adopts = False
+        self.root: str | None = None  # stands for who asks in the names, where a study is another process's too
+        self._server: TrialServer | None = None
         self.workers = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self.terminators = Threads(limit=_TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
@@ -182,6 +189,51 @@ class ClusterController:
             if self._converter is None:
                 self._converter = Converter(self.link.remote)
             return self._converter
+
+    def handle(self, trial: Trial) -> Handle:
+        """Return what stands for a trial in a pod. It blocks."""
+        options = self.options
+        if options.trials_storage_env is not None:
+            return Handle(f"env:{options.trials_storage_env}", trial._trial_id, trial.study.study_name)
+        with self._lock:
+            if self._server is None:
+                host = options.trials_host or self._own_address()
+                self._server = self._serve(trial, host)
+                logger.info(
+                    "Trials report to %s. The token keeps others out; what is sent is not encrypted.",
+                    self._server.address,
+                )
+        return self._server.handle(trial)
+
+    def _serve(self, trial: Trial, host: str) -> TrialServer:
+        name = self.options.trials_token_env
+        token = os.environ.get(name) if name is not None else None
+        if name is not None and not token:
+            raise RefusedError(
+                f"`trials_token_env`: the environment variable {name!r} must hold the token that pods show, but it is "
+                "not set here. Set it here and in the pods, from one secret."
+            )
+        return TrialServer(
+            trial.storage,
+            trial.study.study_name,
+            host=host,
+            port=self.options.trials_port,
+            token=token,
+            token_env=name or TOKEN_ENV,
+        )
+
+    def _own_address(self) -> str:
+        """Return the address of this machine on the way to Flyte."""
+        host = str(self.link.remote.config.platform.endpoint).split("://")[-1].partition(":")[0]
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host or "192.0.2.1", 9))  # nothing is sent
+            return str(probe.getsockname()[0])
+        return socket.gethostbyname(socket.gethostname())
+
+    def forget(self, trial: Trial) -> None:
+        """Answer to a trial's pods no more."""
+        if self._server is not None:
+            self._server.forget(trial)
 
     def context(self, queue: Any) -> FlyteContext:
         """Return the context of a trial, in which calls go through its queue."""
@@ -230,14 +282,19 @@ class ClusterController:
             if self.terminated and not self.leaving:
                 logger.warning("%d executions were terminated.", self.terminated)
             await self.traffic.leave()
+        if self._server is not None and not self.workers.closed:
+            await self.workers.run(self._server.close)
         await self.workers.close()
         await self.terminators.close()
 
-    def name(self, trial: int, entity: str, index: int, attempt: int) -> str:
+    def name(self, trial: int, entity: str, index: int, attempt: int, *, retry: int = 0) -> str:
         """Return the name of an execution: a hash of what it is, behind words for people."""
-        key = "\0".join([self.link.identity, self.identity, str(trial), entity, str(index), str(attempt)])
+        root = self.link.identity if self.root is None else self.root
+        prefix = self.link.prefix if self.root is None else "o"
+        retried = [str(retry)] if retry else []
+        key = "\0".join([root, self.identity, str(trial), entity, str(index), str(attempt), *retried])
         digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-        words = re.sub(r"[^a-z0-9]+", "-", f"{self.link.prefix}-{entity.rsplit('.', 1)[-1][:8]}".lower()).strip("-")
+        words = re.sub(r"[^a-z0-9]+", "-", f"{prefix}-{entity.rsplit('.', 1)[-1][:8]}".lower()).strip("-")
         if not words or not words[0].isalpha():
             words = f"e-{words}".strip("-")
         return f"{words[: _MAX_NAME - len(digest) - 1]}-{digest}"
@@ -253,14 +310,15 @@ class ClusterController:
     def request(self, target: Launchable, inputs: LiteralMap) -> ExecutionCreateRequest:
         """Return what asks for an execution; all but its name."""
         options = self.options
+        env = {**options.env, **self.link.env}
+        if self._server is not None and options.trials_token_env is None:
+            env[TOKEN_ENV] = self._server.token
         spec = ExecutionSpec(
             launch_plan=target.id,
             metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL),
             labels=Labels(values={**options.labels, **self.link.labels}),
             annotations=Annotations(values=dict(options.annotations)),
-            envs=Envs(
-                values=[KeyValuePair(key=key, value=value) for key, value in {**options.env, **self.link.env}.items()]
-            ),
+            envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
             tags=list(options.tags),
             max_parallelism=options.max_parallelism or 0,
         )

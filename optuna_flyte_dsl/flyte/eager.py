@@ -18,6 +18,7 @@ import optuna
 from flyteidl.admin.common_pb2 import ObjectGetRequest
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
 from flyteidl.core.execution_pb2 import WorkflowExecution
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit.core.checkpointer import Checkpoint
 from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager
 from flytekit.core.worker_queue import Controller
@@ -25,12 +26,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial
 
 from optuna_flyte_dsl.cluster import Cluster, OnSigterm
-from optuna_flyte_dsl.flyte.admin import Admin
+from optuna_flyte_dsl.flyte.admin import Admin, AdminError
 from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
 from optuna_flyte_dsl.flyte.cluster import ClusterController, Link, Traffic
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
 from optuna_flyte_dsl.flyte.trial import EXECUTIONS_ATTRIBUTE, TrialQueue
+from optuna_flyte_dsl.flyte.watch import TERMINAL
 from optuna_flyte_dsl.log import logger
+from optuna_flyte_dsl.owners import Life
 from optuna_flyte_dsl.search import Search
 from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.threads import Threads, insist
@@ -143,7 +146,8 @@ class ClusterSearch:
         if home.traffic is None:
             home.traffic = Traffic(Admin(home.link.remote, options.patience), home.link.deck)
         self.controller = ClusterController(home.link, options, key, context, self._record, home.traffic)
-        self.persisted = False  # whether the pod's next attempt can go on with it
+        self.persisted = False  # whether another process can go on with it
+        self.checkpointed = False  # whether it is kept in the pod's checkpoint
         self._home = home
         self._key = key
         self._options = options
@@ -221,7 +225,7 @@ class ClusterSearch:
 
     async def commit(self) -> None:
         """Return when all that is in the study would outlive this process."""
-        if self.persisted:
+        if self.checkpointed:
             assert self._home.store is not None
             await self._home.store.commit()
 
@@ -232,6 +236,30 @@ class ClusterSearch:
 
         await self._thread.run(write)
         await self.commit()
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """By which others can tell whether this process lives: the execution of the eager workflow, and the attempt."""
+        ending = self._home.ending
+        return {} if ending is None else ending.evidence
+
+    def life(self, record: Mapping[str, Any]) -> Life | None:
+        """Tell whether the eager workflow lives that left some evidence; `None` where there is none. It blocks."""
+        there = record.get("execution")
+        if not there:
+            return None
+        mine = self.evidence
+        if there == mine.get("execution"):
+            # An attempt begins when the one before has ended.
+            return Life.DEAD if record["attempt"] < mine["attempt"] else Life.ALIVE
+        project, domain, name = there
+        request = WorkflowExecutionGetRequest(id=WorkflowExecutionIdentifier(project=project, domain=domain, name=name))
+        try:
+            execution = self.controller.admin.call("GetExecution", request)
+        except AdminError as error:
+            logger.warning("It is not known whether the execution %s runs: %s", name, error)
+            return None
+        return Life.DEAD if execution.closure.phase in TERMINAL else Life.ALIVE
 
     @staticmethod
     def has_executions(trial: FrozenTrial) -> bool:
@@ -286,6 +314,18 @@ class Ending:
         self._params = context.user_space_params
         self._searches: set[ClusterSearch] = set()
         self._lock = threading.Lock()
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """The execution of the eager workflow, and which attempt this is."""
+        params = self._params
+        if params is None or params.execution_id is None:
+            return {}
+        execution = params.execution_id
+        return {
+            "execution": [execution.project, execution.domain, execution.name],
+            "attempt": int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")),
+        }
 
     def add(self, search: ClusterSearch) -> None:
         """Note a search that runs."""

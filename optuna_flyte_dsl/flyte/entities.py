@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flytekit.core.base_task import PythonTask
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.reference_entity import ReferenceEntity
+from flytekit.exceptions.base import FlyteRecoverableException
 
 from optuna_flyte_dsl.errors import InvalidObjectiveError
 
@@ -50,6 +51,24 @@ def entity_signature(entity: Any) -> inspect.Signature:
 def entity_name(entity: Any) -> str:
     """Return the name that a user knows an entity by: the last part of Flyte's."""
     return str(entity.name).rsplit(".", 1)[-1]
+
+
+def ignored_in_cache(entity: Any) -> tuple[str, ...]:
+    """Return the inputs that do not count in the key of a task's cache."""
+    return tuple(getattr(getattr(entity, "metadata", None), "cache_ignore_input_vars", None) or ())
+
+
+def may_try_again(entity: Any, error: BaseException) -> bool:
+    """Tell whether a search may try again what has failed: not where a task's own `retries` have been used up.
+
+    Args:
+        entity: The task, or any objective.
+        error: What it has raised, here or on a cluster.
+    """
+    own = getattr(getattr(entity, "metadata", None), "retries", 0) or 0
+    said = f"{getattr(error, 'code', '')} {getattr(error, 'message', '')}"  # of an execution
+    recoverable = isinstance(error, FlyteRecoverableException) or "Recoverable" in said
+    return not (own and recoverable)
 
 
 def _is_launch_plan(entity: Any) -> bool:

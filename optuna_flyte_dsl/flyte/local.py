@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import copy
+import datetime
 import functools
 import os
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Coroutine, MutableMapping
 from typing import Any
 
 from flytekit.core import local_cache
+from flytekit.core.base_task import PythonTask
 from flytekit.core.context_manager import (
     ExecutionState,
     FlyteContext,
@@ -29,8 +31,12 @@ from flytekit.core.promise import flyte_entity_call_handler
 from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask, PythonFunctionTask
 from flytekit.core.reference_entity import ReferenceEntity
 from flytekit.core.type_engine import TypeEngine
+from flytekit.exceptions.base import FlyteRecoverableException
 from flytekit.utils.asyn import _TaskRunner, loop_manager
 
+from optuna_flyte_dsl.errors import TrialTimeoutError
+from optuna_flyte_dsl.flyte.entities import entity_name
+from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.threads import Threads
 
 _Mode = ExecutionState.Mode
@@ -54,7 +60,24 @@ class LocalController:
         """Run an entity in a thread, and return its outputs as Python values."""
         if _may_cache(entity):
             _prepare_cache()
-        return await self._threads.run(self._call, entity, input_kwargs)
+        metadata = getattr(entity, "metadata", None) if isinstance(entity, PythonTask) else None
+        seconds = _seconds(metadata.timeout) if metadata is not None else None
+        left = metadata.retries if metadata is not None else 0
+        while True:
+            scope = asyncio.timeout(seconds)
+            try:
+                async with scope:
+                    return await unstoppable(self._threads.run(self._call, entity, input_kwargs))
+            except FlyteRecoverableException:
+                if not left:
+                    raise
+            except TimeoutError:
+                if not scope.expired():
+                    raise
+                raise TrialTimeoutError(
+                    f"`{entity_name(entity)}` ran for longer than its `timeout`, {seconds:g} s."
+                ) from None
+            left -= 1
 
     def _call(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         use_own_loop()
@@ -70,6 +93,29 @@ class LocalController:
         state = context.execution_state or context.new_execution_state()
         eager = context.with_execution_state(state.with_params(mode=_Mode.EAGER_EXECUTION))
         return eager.with_worker_queue(self).build()  # type: ignore[arg-type]
+
+
+_warned = threading.Event()
+
+
+async def unstoppable(running: asyncio.Future[Any]) -> Any:
+    """Await what a thread does. Where that is given up, say once that nothing can stop it."""
+    try:
+        return await running
+    except asyncio.CancelledError:
+        if running.cancelled() and not _warned.is_set():
+            _warned.set()
+            logger.warning(
+                "A trial was given up, but a thread cannot be stopped: its function runs on until it returns. "
+                'Write `executor="process"` where that matters.'
+            )
+        raise
+
+
+def _seconds(timeout: Any) -> float | None:
+    """Return a task's `timeout` in seconds; `None` for none."""
+    seconds = timeout.total_seconds() if isinstance(timeout, datetime.timedelta) else timeout
+    return float(seconds) if seconds else None
 
 
 def _may_cache(entity: Any) -> bool:

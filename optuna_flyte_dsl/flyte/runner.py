@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flytekit.core.base_task import PythonTask
@@ -12,8 +12,9 @@ from flytekit.core.promise import async_flyte_entity_call_handler
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.flyte.cluster import ClusterController
+from optuna_flyte_dsl.flyte.entities import may_try_again
 from optuna_flyte_dsl.flyte.judge import watched
-from optuna_flyte_dsl.flyte.local import LocalController, close_loops
+from optuna_flyte_dsl.flyte.local import LocalController, close_loops, unstoppable
 from optuna_flyte_dsl.flyte.trial import TrialQueue
 from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
 from optuna_flyte_dsl.threads import Threads
@@ -45,27 +46,37 @@ class FlyteRunner:
                 self._stack.append(LocalController(self._threads, context).context())
             self._local = isinstance(self._stack[-1].worker_queue, LocalController)
 
-    async def run(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
+    async def run(
+        self, trial: Trial, arguments: Mapping[str, Any], *, attempt: int, begun: Callable[[], None] | None
+    ) -> Any:
         """Run one trial; see `optuna_flyte_dsl.search.Runner`."""
         # A new list: the stack is mutable, and the copies of a context share it. It is set in the trial's own task, so
         # that the caller's stays as it is.
+        if self._objective.takes_trial:
+            arguments = {**arguments, TRIAL: trial}
+        entity = self._objective.kind is Kind.ENTITY
         if self._cluster is None:
             flyte_context_Var.set(list(self._stack))
-            return await self._call(trial, arguments)
-        async with TrialQueue(self._cluster, trial) as queue:
+            _tell(begun)
+            return await self._call(arguments)
+        async with TrialQueue(self._cluster, trial, attempt, begun if entity else None) as queue:
             flyte_context_Var.set([*self._stack, self._cluster.context(queue)])
-            return await self._call(trial, arguments)
+            if not entity:
+                _tell(begun)
+            return await self._call(arguments)
 
-    async def _call(self, trial: Trial, arguments: Mapping[str, Any]) -> Any:
+    def may_try_again(self, error: BaseException) -> bool:
+        """See `optuna_flyte_dsl.search.Runner`."""
+        return may_try_again(self._objective.target, error)
+
+    async def _call(self, arguments: Mapping[str, Any]) -> Any:
         target = self._objective.target
         if self._objective.kind is Kind.ENTITY:
             return await self._call_entity(arguments)
-        if self._objective.takes_trial:
-            arguments = {**arguments, TRIAL: trial}
         if self._objective.kind is Kind.COROUTINE:
             returned = await target(**arguments)
         else:
-            returned = await self._threads.run(lambda: target(**arguments))
+            returned = await unstoppable(self._threads.run(lambda: target(**arguments)))
         return await returned if inspect.isawaitable(returned) else returned
 
     async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
@@ -85,3 +96,8 @@ class FlyteRunner:
     async def close(self) -> None:
         """End the threads; see `optuna_flyte_dsl.search.Runner`."""
         await self._threads.close()
+
+
+def _tell(begun: Callable[[], None] | None) -> None:
+    if begun is not None:
+        begun()

@@ -7,9 +7,12 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 from __future__ import annotations
 
 import asyncio
+import builtins
+import contextlib
 import itertools
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import grpc
@@ -23,11 +26,13 @@ from flyteidl.core.execution_pb2 import ExecutionError, WorkflowExecution
 from flytekit.core.python_function_task import AsyncPythonFunctionTask, EagerAsyncPythonFunctionTask
 from flytekit.core.workflow import WorkflowBase
 from flytekit.exceptions.eager import EagerException
+from optuna import TrialPruned
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.errors import OptunaFlyteError
 from optuna_flyte_dsl.flyte.admin import AdminError, GivenUpError
 from optuna_flyte_dsl.flyte.cluster import CAUSE, LAUNCH_SECONDS, ClusterController
+from optuna_flyte_dsl.flyte.handles import is_pruned, refresh
 from optuna_flyte_dsl.flyte.judge import refusal_in
 from optuna_flyte_dsl.flyte.registry import Launchable
 from optuna_flyte_dsl.log import logger
@@ -66,6 +71,19 @@ class ExecutionFailedError(OptunaFlyteError, EagerException):
         self.kind = kind
         self.message = message
 
+    def is_raised(self, *kinds: type[BaseException]) -> bool:
+        """Tell whether what was raised in the pod is of one of these kinds, as far as its name tells."""
+        names = re.findall(r"^\s*(?:[\w]+\.)*([A-Za-z_]\w*)(?::|$)", self.message, flags=re.MULTILINE)
+        raised = names[-1] if names else ""
+        known = getattr(builtins, raised, None)
+        if isinstance(known, type) and issubclass(known, BaseException):
+            return issubclass(known, kinds)
+        return any(raised in _names(kind) for kind in kinds)
+
+    def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
+        """Tell whether it stands for an error of one of these kinds; see `catch` of `optimize`."""
+        return self.is_raised(*kinds)
+
     def summary(self) -> dict[str, str]:
         """Return what a trial's attribute keeps."""
         return {
@@ -76,6 +94,10 @@ class ExecutionFailedError(OptunaFlyteError, EagerException):
             "kind": self.kind,
             "message": self.message[-_MESSAGE_LIMIT:],
         }
+
+
+def _names(kind: type[BaseException]) -> set[str]:
+    return {kind.__name__, *(name for each in kind.__subclasses__() for name in _names(each))}
 
 
 class Launch:
@@ -103,9 +125,20 @@ class TrialQueue:
     Args:
         cluster: The search's controller.
         trial: The trial.
+        attempt: Which attempt of the trial it is.
+        begun: Called in the event loop when its first execution begins to run.
     """
 
-    def __init__(self, cluster: ClusterController, trial: Trial) -> None:
+    def __init__(
+        self,
+        cluster: ClusterController,
+        trial: Trial,
+        attempt: int = 0,
+        begun: Callable[[], None] | None = None,
+    ) -> None:
+        self._attempt = attempt
+        self._begun = begun
+        self._takes_trial = False
         self.cluster = cluster
         self.trial = trial
         self._calls = itertools.count()
@@ -128,8 +161,15 @@ class TrialQueue:
             orphans = self._earlier - {launch.name for launch in self._launches}
         if self.cluster.leaving:
             orphans = set()
+        self.cluster.forget(self.trial)
+        if self._takes_trial:
+            await insist(lambda: self._refresh())
         if left or orphans:
             await insist(lambda: self._end_all(left, orphans))
+
+    async def _refresh(self) -> None:
+        with contextlib.suppress(Exception):  # told when the trial is told
+            await self.cluster.terminators.run(refresh, self.trial)
 
     async def _end_all(self, launches: list[Launch], orphans: set[str]) -> None:
         await asyncio.gather(
@@ -162,18 +202,22 @@ class TrialQueue:
             ExecutionFailedError: If the execution fails.
             ClusterError: If the search cannot go on.
         """
-        launch = Launch(entity, input_kwargs, next(self._calls))
+        inputs = {name: await self._carried(value) for name, value in input_kwargs.items()}
+        launch = Launch(entity, inputs, next(self._calls))
         with self._lock:
             if self._closed:
                 raise asyncio.CancelledError
             self._launches.append(launch)
         try:
             await self._launch(launch)
-            end = await asyncio.wrap_future(self.cluster.watch.wait_for(launch.name))
+            ended = self.cluster.watch.wait_for(launch.name, self._on_running())
+            end = await asyncio.wrap_future(ended)
             launch.over = True
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 value = await self._run(launch, self._outputs)
                 self._show(launch, value)
+                if self._takes_trial and await self.cluster.workers.run(is_pruned, self.trial):
+                    raise TrialPruned
                 return value
             failure: ExecutionFailedError = await self._run(launch, self._failure, end)
         except asyncio.CancelledError:
@@ -187,7 +231,24 @@ class TrialQueue:
             raise error.refusal(f"launch or read an execution of `{entity.name}`") from error
         self._show(launch, failure)
         await self.cluster.record(self.trial, {EXECUTION_ERROR_ATTRIBUTE: failure.summary()})
+        if failure.is_raised(TrialPruned):
+            raise TrialPruned
         raise refusal_in(failure.message) or failure
+
+    async def _carried(self, value: Any) -> Any:
+        """Return what an execution is given for an input: for a trial, what stands for it elsewhere."""
+        if not isinstance(value, Trial):
+            return value
+        self._takes_trial = True
+        return await self.cluster.workers.run(self.cluster.handle, value)
+
+    def _on_running(self) -> Callable[[], None] | None:
+        """Return what tells, from any thread, that the trial begins to run; it is told once."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return lambda: _call_soon(loop, begun)
 
     def _run(self, launch: Launch, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Run a step in a worker. Whoever terminates the execution waits until the step is done."""
@@ -207,7 +268,9 @@ class TrialQueue:
     async def _launch(self, launch: Launch) -> None:
         await self._run(launch, self._prepare)
         for attempt in itertools.count():
-            launch.name = self.cluster.name(self.trial.number, launch.entity.name, launch.index, attempt)
+            launch.name = self.cluster.name(
+                self.trial.number, launch.entity.name, launch.index, attempt, retry=self._attempt
+            )
             # Before the launch: whoever finds the trial after this process has died must know what it has started.
             await self.cluster.record(self.trial, {EXECUTIONS_ATTRIBUTE: self._executions()})
             if await self._run(launch, self._create):
@@ -300,6 +363,11 @@ class TrialQueue:
                 inputs=launch.inputs,
                 outputs=outputs,
             )
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(function)
 
 
 def _kind(entity: Any) -> str:

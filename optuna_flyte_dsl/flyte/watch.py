@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 import grpc
 from flyteidl.admin.common_pb2 import NamedEntityIdentifier, ResourceListRequest, Sort
 from flyteidl.admin.execution_pb2 import Execution, WorkflowExecutionGetRequest
-from flyteidl.core.execution_pb2 import WorkflowExecution
+from flyteidl.admin.node_execution_pb2 import NodeExecutionListRequest
+from flyteidl.admin.task_execution_pb2 import TaskExecutionListRequest
+from flyteidl.core.execution_pb2 import TaskExecution, WorkflowExecution
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 
 from optuna_flyte_dsl.flyte.admin import Admin, AdminError, GivenUpError
+from optuna_flyte_dsl.log import logger
 
 TERMINAL = frozenset(
     {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
@@ -36,6 +39,24 @@ _MISSED = 5
 """Looks that may miss an execution before it is asked for by its name."""
 
 
+_NODES = 100
+_CLOSER_A_LOOK = 32
+"""Executions of which one look asks whether their pods run: each costs two calls and more."""
+
+_WAITING_PHASES = frozenset(
+    {
+        TaskExecution.UNDEFINED,
+        TaskExecution.QUEUED,
+        TaskExecution.INITIALIZING,
+        TaskExecution.WAITING_FOR_RESOURCES,
+    }
+)
+
+
+def _runs(execution: Execution | None) -> bool:
+    return execution is not None and execution.closure.phase == WorkflowExecution.RUNNING
+
+
 class Watch:
     """Looks at executions until they end, in a thread of its own, which runs while there is something to look at.
 
@@ -53,17 +74,25 @@ class Watch:
         self._lock = threading.Lock()
         self._waiting: dict[str, concurrent.futures.Future[Execution]] = {}
         self._since: dict[str, float] = {}
+        self._on_running: dict[str, Callable[[], None]] = {}
         self._missed: collections.Counter[str] = collections.Counter()
         self._durations: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
         self._closed = threading.Event()
 
-    def wait_for(self, name: str) -> concurrent.futures.Future[Execution]:
-        """Return a future of an execution's end, as `ListExecutions` shows it."""
+    def wait_for(self, name: str, on_running: Callable[[], None] | None = None) -> concurrent.futures.Future[Execution]:
+        """Return a future of an execution's end, as `ListExecutions` shows it.
+
+        Args:
+            name: The execution's.
+            on_running: Called once, in the thread of the looks, when Flyte says that it runs.
+        """
         future: concurrent.futures.Future[Execution] = concurrent.futures.Future()
         with self._lock:
             self._waiting[name] = future
+            if on_running is not None:
+                self._on_running[name] = on_running
             self._since[name] = time.monotonic()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="optuna-flyte-watch", daemon=True)
@@ -77,6 +106,7 @@ class Watch:
             future = self._waiting.pop(name, None)
             self._since.pop(name, None)
             self._missed.pop(name, None)
+            self._on_running.pop(name, None)
         if future is not None:
             future.cancel()
 
@@ -136,6 +166,40 @@ class Watch:
                 self._miss(name)
             elif execution.closure.phase in TERMINAL:
                 self._settle(name, execution)
+        running = [name for name in list(self._on_running) if _runs(seen.get(name))]
+        for name in running[:_CLOSER_A_LOOK]:
+            self._look_closer(name, seen[name])
+
+    def _look_closer(self, name: str, execution: Execution) -> None:
+        """Tell when a pod of an execution runs: Flyte says RUNNING of one whose pod still waits for a machine."""
+        try:
+            runs = self._has_running_task(execution.id)
+        except GivenUpError:
+            return
+        except AdminError as error:
+            logger.debug("It is not known whether the pod of %s runs: %s", name, error)
+            runs = True
+        with self._lock:
+            on_running = self._on_running.pop(name, None)
+            if on_running is not None and not runs:
+                self._on_running[name] = on_running  # behind the others, whose turn is next
+        if on_running is not None and runs:
+            on_running()
+
+    def _has_running_task(self, identifier: WorkflowExecutionIdentifier) -> bool:
+        nodes = self._admin.call(
+            "ListNodeExecutions",
+            NodeExecutionListRequest(workflow_execution_id=identifier, limit=_NODES),
+            given_up=self._closed,
+        ).node_executions
+        for node in nodes:
+            if node.id.node_id in ("start-node", "end-node"):
+                continue
+            request = TaskExecutionListRequest(node_execution_id=node.id, limit=_NODES)
+            tasks = self._admin.call("ListTaskExecutions", request, given_up=self._closed).task_executions
+            if any(task.closure.phase not in _WAITING_PHASES for task in tasks):
+                return True
+        return False
 
     def _list(self, names: Sequence[str]) -> dict[str, Execution]:
         # flyteadmin makes a scalar of a list of one, and refuses it.
@@ -188,6 +252,7 @@ class Watch:
             future = self._waiting.pop(name, None)
             since = self._since.pop(name, None)
             self._missed.pop(name, None)
+            self._on_running.pop(name, None)
             if since is not None and isinstance(end, Execution):
                 self._durations.append(time.monotonic() - since)
         if future is None or not future.set_running_or_notify_cancel():

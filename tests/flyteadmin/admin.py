@@ -18,11 +18,13 @@ from flyteidl.admin import (
     launch_plan_pb2,
     node_execution_pb2,
     project_pb2,
+    task_execution_pb2,
     task_pb2,
     version_pb2,
     workflow_pb2,
 )
 from flyteidl.core import compiler_pb2, identifier_pb2, interface_pb2
+from flyteidl.core import execution_pb2 as flyteidl_execution_pb2
 from flyteidl.service import (
     admin_pb2_grpc,
     auth_pb2,
@@ -407,7 +409,25 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         return execution_pb2.ExecutionList(executions=[describe(each, trim=True) for each in page], token=token)
 
     def ListNodeExecutions(self, request, context):
-        return node_execution_pb2.NodeExecutionList()
+        if not request.limit:
+            raise invalid("limit must be given")
+        found = self._find(request.workflow_execution_id)
+        nodes = node_execution_pb2.NodeExecutionList()
+        for name in ("start-node", "n0"):
+            nodes.node_executions.add().id.CopyFrom(
+                identifier_pb2.NodeExecutionIdentifier(node_id=name, execution_id=identifier(found))
+            )
+        return nodes
+
+    def ListTaskExecutions(self, request, context):
+        if not request.limit:
+            raise invalid("limit must be given")
+        found = self._find(request.node_execution_id.execution_id)
+        tasks = task_execution_pb2.TaskExecutionList()
+        if request.node_execution_id.node_id != "start-node":
+            phases = flyteidl_execution_pb2.TaskExecution
+            tasks.task_executions.add().closure.phase = phases.QUEUED if found.in_queue else phases.RUNNING
+        return tasks
 
     def TerminateExecution(self, request, context):
         execution = self._find(request.id)

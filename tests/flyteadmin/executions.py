@@ -13,10 +13,11 @@ TERMINAL = (PHASES.SUCCEEDED, PHASES.FAILED, PHASES.ABORTED, PHASES.TIMED_OUT)
 
 @dataclasses.dataclass(frozen=True)
 class Succeeded:
-    """The end of an execution that has outputs, `seconds` after its start."""
+    """The end of an execution that has outputs, `seconds` after its start; its pod waits in a queue so long."""
 
     outputs: literals_pb2.LiteralMap
     seconds: float = 0.0
+    queued: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Failed:
     kind: int = execution_pb2.ExecutionError.USER
     phase: int = PHASES.FAILED
     seconds: float = 0.0
+    queued: float = 0.0
 
 
 Outcome = Succeeded | Failed
@@ -86,6 +88,12 @@ class Execution:
             self.abort()
         self.finish(Failed(code="", message=cause, phase=PHASES.ABORTED))
         return True
+
+    @property
+    def in_queue(self):
+        """Whether its pod waits still: Flyte says RUNNING of the execution meanwhile."""
+        queued = self.outcome.queued if self.outcome is not None else 0.0
+        return self.phase in (PHASES.UNDEFINED, PHASES.QUEUED) or time.time() < self.created + queued
 
     @property
     def running(self):

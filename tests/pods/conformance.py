@@ -1,0 +1,113 @@
+"""Objectives that go wrong in every way: what becomes of them is the same wherever they run."""
+
+import math
+import os
+import pathlib
+import signal
+import time
+
+import flytekit as fl
+import optuna
+from flytekit.exceptions.user import FlyteRecoverableException
+
+from optuna_flyte_dsl import Float, Minimize, optimize
+
+
+def count(folder: str, name: str) -> int:
+    """Return how often this was called before."""
+    path = pathlib.Path(folder, name)
+    with path.open("a") as file:
+        file.write("x")
+    return path.stat().st_size - 1
+
+
+@optimize
+@fl.task
+def good(x: Float(0, 1)) -> Minimize:
+    return x
+
+
+@optimize
+@fl.task
+def segfaults(x: Float(0, 1)) -> Minimize:
+    if x > 0.5:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x
+
+
+@optimize
+@fl.task
+def hangs(folder: str, x: Float(0, 1)) -> Minimize:
+    deadline = time.monotonic() + 60
+    while not pathlib.Path(folder, "over").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return x
+
+
+@optimize
+@fl.task
+def fails(x: Float(0, 1)) -> Minimize:
+    if x >= 0:
+        raise ValueError("nothing works")
+    return x
+
+
+@optimize
+@fl.task
+def fails_at_times(x: Float(0, 1)) -> Minimize:
+    if x > 0.66:
+        raise ValueError("one in three")
+    return x
+
+
+@optimize
+@fl.task
+def returns_nan(x: Float(0, 1)) -> Minimize:
+    return math.nan
+
+
+@optimize
+@fl.task
+def returns_none(x: Float(0, 1)) -> Minimize:
+    nothing = {}
+    return nothing.get("value")
+
+
+@optimize(pruner=optuna.pruners.ThresholdPruner(upper=0.5))
+@fl.task
+async def prunes(trial: optuna.Trial, x: Float(0, 1)) -> Minimize:
+    trial.set_user_attr("ran", True)
+    trial.report(x, 0)
+    if trial.should_prune():
+        raise optuna.TrialPruned
+    trial.report(x / 2, 1)
+    return x
+
+
+@optimize
+@fl.task
+def works_the_second_time(folder: str, x: Float(0, 1)) -> Minimize:
+    if count(folder, f"second-{x}") == 0:
+        raise ValueError("the first time")
+    return x
+
+
+@optimize
+@fl.task(retries=1)
+def recovers(folder: str, x: Float(0, 1)) -> Minimize:
+    times = count(folder, f"recovers-{x}")
+    if x > 0.5 or times == 0:
+        raise FlyteRecoverableException("again")
+    return x
+
+
+@optimize
+def samples_and_prunes(trial: optuna.Trial) -> float:
+    """A function, which runs where its search runs; or in a process of its own."""
+    x = trial.suggest_float("x", 0, 1)
+    kind = trial.suggest_categorical("kind", ["a", "b"])
+    trial.report(x, 0)
+    if trial.should_prune():
+        raise optuna.TrialPruned
+    trial.set_user_attr("kind", kind)
+    return x
