@@ -57,6 +57,8 @@ def cancelled_at(step, make, pulse=None):
         loop.run_until_complete(main())
         for each in beats:
             each.cancel()
+        if beats:
+            loop.run_until_complete(asyncio.wait(beats))
         return loop.task, optimizer.study
     finally:
         loop.close()
