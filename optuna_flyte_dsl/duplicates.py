@@ -18,6 +18,7 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.share import counts
 from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.views import changed
 
 SAME_ATTRIBUTE = "optuna_flyte_dsl:same_as"
 """The user attribute of a trial that was answered from an earlier one, and holds that one's number."""
@@ -115,9 +116,7 @@ class Points:
 
     def _new_point(self, study: optuna.Study, trial: Trial, space: SearchSpace) -> dict[str, Any]:
         taken = {self._key(each) for each in self._taken(study) if each.number != trial.number}
-        preview = copy.copy(study)
-        preview.__class__ = type(study)
-        vars(preview).update(vars(study), _storage=_Preview(study._storage))
+        preview = changed(study, type(study), _storage=_Preview(study._storage))
         point: dict[str, Any] = {}
         for _ in range(_TRIES):
             attempt = Trial(preview, trial._trial_id)

@@ -31,7 +31,6 @@ from optuna_flyte_dsl.share import (
     Later,
     Share,
     kept_outcome,
-    lock_name,
 )
 from optuna_flyte_dsl.space import SearchSpace
 from optuna_flyte_dsl.storage import KeptStorage, is_outage
@@ -127,7 +126,6 @@ class Ledger:
         if deterministic:
             vars(self.study)["pruner"] = NopPruner()
         self.stopped = False
-        self.exhausted = False
         self.quick: bool | None = None  # whether the study may be used in the event loop; the first trial tells
         self.n_objectives = len(study.directions)
         self._original = study
@@ -178,9 +176,10 @@ class Ledger:
         """Enqueue the parameters of the first trials. A point that the study has already is left out."""
         if self._storage is not None:
             self._name = self.study.study_name  # while the storage answers
-        with contextlib.ExitStack() as stack:
-            if points and self._storage is not None and self._share is not None:
-                stack.enter_context(self._storage.exclusive(lock_name(self.study)))  # others begin with them too
+        if not points:
+            return
+        # Others may begin with them too.
+        with self._share.alone() if self._share is not None else contextlib.nullcontext():
             for point in points:
                 self.study.enqueue_trial(dict(point), skip_if_exists=True)
 
@@ -208,7 +207,6 @@ class Ledger:
             if self._resumed:
                 return Trial(self.study, self._resumed.pop()._trial_id)
             if self._points is not None and self._points.ends and self._points.exhausted(self.study):
-                self.exhausted = True
                 return None
             return self.study.ask() if self._share is None else self._share.claim(self.study.ask)
         except Exception as error:
@@ -272,9 +270,7 @@ class Ledger:
         self._untold[number] = outcome
         if outcome.reason is not None:
             with contextlib.suppress(UpdateFinishedTrialError):  # somebody else has closed it
-                trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
-                if outcome.lost:
-                    trial.set_user_attr(LOST_ATTRIBUTE, True)
+                _note(trial, outcome)
         frozen = self._tell(trial, outcome)
         del self._open[number], self._untold[number]
         if outcome.fatal is not None:
@@ -362,7 +358,7 @@ class Ledger:
         finished = {number: each for number, each in left.items() if number in self._untold}
         self._untold.clear()
         if finished:
-            raise self._untold_error({number: (trial, outcome) for number, (trial, outcome) in finished.items()})
+            raise self._untold_error(finished)
 
     def give_up(self) -> StorageUnavailableError:
         """Save what is untold, from another thread: the study's waits for a storage that is silent."""
@@ -398,10 +394,7 @@ class Ledger:
 
     def _tell_at_last(self, trial: Trial, outcome: Outcome) -> bool:
         try:
-            if outcome.reason is not None:
-                trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
-            if outcome.lost:
-                trial.set_user_attr(LOST_ATTRIBUTE, True)
+            _note(trial, outcome)
         except Exception as error:  # noqa: BLE001 - the reason is worth less than the state
             if self._storage is not None and is_outage(error):
                 return False
@@ -411,6 +404,14 @@ class Ledger:
             logger.debug("Telling trial %d failed.", trial.number, exc_info=True)
             return False
         return True
+
+
+def _note(trial: Trial, outcome: Outcome) -> None:
+    """Note on a trial why it has failed, and whether it counts."""
+    if outcome.reason is not None:
+        trial.set_user_attr(ERROR_ATTRIBUTE, outcome.reason)
+    if outcome.lost:
+        trial.set_user_attr(LOST_ATTRIBUTE, True)
 
 
 def _save(text: str) -> pathlib.Path | None:

@@ -104,8 +104,7 @@ class Owner:
 
     def life(self, trial: FrozenTrial) -> Life:
         """Tell whether the process that runs a trial lives. It may block."""
-        records = [value for key, value in trial.system_attrs.items() if key.startswith(OWNER_PREFIX) and value]
-        lives = {self._life_of(record) for record in records}
+        lives = {self._life_of(trial.system_attrs[key]) for key in owners_of(trial)}
         if Life.ALIVE in lives:
             return Life.ALIVE
         return Life.DEAD if lives == {Life.DEAD} else Life.UNKNOWN
@@ -137,11 +136,16 @@ class Owner:
             self._lock.close()
 
 
+def owners_of(trial: FrozenTrial) -> tuple[str, ...]:
+    """Return the keys of who may run a trial."""
+    return tuple(key for key, record in trial.system_attrs.items() if key.startswith(OWNER_PREFIX) and record)
+
+
 def describe(trial: FrozenTrial) -> str:
     """Return who runs a trial, for people."""
-    for key, record in trial.system_attrs.items():
-        if key.startswith(OWNER_PREFIX) and record:
-            return f"process {record.get('pid')} on {record.get('host')}"
+    for key in owners_of(trial):
+        record = trial.system_attrs[key]
+        return f"process {record.get('pid')} on {record.get('host')}"
     return "nobody that is known"
 
 

@@ -188,12 +188,11 @@ class Settings:
                 "`deterministic=True`: the study has a pruner, and what that does depends on time. Make it with "
                 "`pruner=optuna.pruners.NopPruner()`, or drop `deterministic`."
             )
-        if self.study.seed is None and self.study.study is None and not isinstance(self.study.sampler, BaseSampler):
+        if self.study.seed is None and self.study.makes_samplers:
             raise InvalidOptionError(
                 "`deterministic=True` needs `seed`, as in `seed=1`: a sampler without one draws anew each time."
             )
-        own = self.study.study is not None or isinstance(self.study.sampler, BaseSampler)
-        if objective.takes_trial and objective.samples and own and self.limits.concurrency > 1:
+        if objective.samples and not self.study.makes_samplers and self.limits.concurrency > 1:
             raise InvalidOptionError(
                 f"`deterministic=True`: `{objective.name}` samples while it runs, at the same time as others, and each "
                 "trial needs a sampler of its own. Give `seed` and the sampler's class, as in `sampler=TPESampler`, "
@@ -214,8 +213,8 @@ class Settings:
 
     def own_sampler(self, objective: Objective) -> Callable[[int], BaseSampler] | None:
         """Return what makes a sampler for each trial, where trials sample while they run and are to repeat."""
-        made_here = self.study.study is None and not isinstance(self.study.sampler, BaseSampler)
-        return self.study.sampler_of if self.limits.deterministic and objective.takes_trial and made_here else None
+        own = self.limits.deterministic and objective.takes_trial and self.study.makes_samplers
+        return self.study.sampler_of if own else None
 
     def with_limits(self, objective: Objective, **changes: Any) -> Settings:
         """Return settings with other limits.

@@ -6,7 +6,7 @@ import contextlib
 import enum
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -14,7 +14,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_flyte_dsl.log import logger
-from optuna_flyte_dsl.owners import Life, describe
+from optuna_flyte_dsl.owners import Life, describe, owners_of
 from optuna_flyte_dsl.storage import KeptStorage
 
 ERROR_ATTRIBUTE = "optuna_flyte_dsl:error"
@@ -46,15 +46,12 @@ def counts(trial: FrozenTrial) -> bool:
     return trial.state.is_finished() and LOST_ATTRIBUTE not in trial.user_attrs
 
 
-def close_lost(
-    study: optuna.Study, trial: FrozenTrial, reason: str = "The process that ran this trial has died."
-) -> None:
+def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
     """Tell a trial that nobody runs any more: with what it had returned, if that is known, or as failed.
 
     Args:
         study: The study. It may block.
         trial: The trial, which is running.
-        reason: Why it has failed.
     """
     handle = Trial(study, trial._trial_id)
     outcome = trial.user_attrs.get(OUTCOME_ATTRIBUTE)
@@ -63,7 +60,7 @@ def close_lost(
         return
     with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed it just now
         handle.set_user_attr(LOST_ATTRIBUTE, True)
-        handle.set_user_attr(ERROR_ATTRIBUTE, reason)
+        handle.set_user_attr(ERROR_ATTRIBUTE, "The process that ran this trial has died.")
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
@@ -101,8 +98,10 @@ def release(
     """
     adopted: list[FrozenTrial] = []
     lives: dict[Life, list[FrozenTrial]] = {life: [] for life in Life}
+    known: dict[tuple[str, ...], Life] = {}  # of one process there may be many
     for trial in trials:
-        life = storage.life(trial)
+        owners = owners_of(trial)
+        life = known[owners] = known.get(owners) or storage.life(trial)
         if life is Life.UNKNOWN and takeover:
             life = Life.DEAD
         if life is Life.DEAD and OUTCOME_ATTRIBUTE not in trial.user_attrs and adopts(trial):
@@ -139,14 +138,20 @@ class Share:
         self._warned = False
         self._lock = ""
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep out the other searches on the study, where its storage has a way to do it."""
+        self._lock = self._lock or lock_name(self._study)
+        with self._storage.exclusive(self._lock):
+            yield
+
     def claim(self, ask: Callable[[], Trial]) -> Trial | Later | None:
         """Ask for a trial, if one is missing.
 
         Returns:
             The trial; `LATER` if others run all that is missing; `None` if none is, or nobody knows.
         """
-        self._lock = self._lock or lock_name(self._study)
-        with self._storage.exclusive(self._lock):
+        with self.alone():
             trials = self._trials()
             if self._free(trials) > 0:
                 return self._ask(ask, trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.journal import lock_for
 from optuna_flyte_dsl.log import logger
-from optuna_flyte_dsl.owners import OWNER_PREFIX, Life, Owner
+from optuna_flyte_dsl.owners import Life, Owner, owners_of
 
 T = TypeVar("T")
 StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
@@ -250,16 +251,24 @@ class KeptStorage(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused
                 self._self_patiently(lambda: storage.set_trial_system_attr(trial_id, owner.key, None))
         return done
 
+    @contextlib.contextmanager
+    def _self_heard(self) -> Iterator[None]:
+        """Let `silence` know of a call."""
+        mark = object()
+        self._self_inside[mark] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._self_inside[mark]
+
     def _self_patiently(self, call: Callable[..., T], *, tells_again: bool = False) -> T:
         """Call a method of the storage, again and again while it fails for a reason that may pass."""
         started, pause = time.monotonic(), _FIRST_PAUSE
-        for attempt in range(1_000_000):
-            mark = object()
-            self._self_inside[mark] = time.monotonic()
+        for attempt in itertools.count():
             try:
-                result = call(attempt > 0) if tells_again else call()
+                with self._self_heard():
+                    result = call(attempt > 0) if tells_again else call()
             except Exception as error:
-                self._self_inside.pop(mark, None)
                 patience = CLOSING_PATIENCE if self._self_closing.is_set() else PATIENCE
                 if not is_outage(error) or time.monotonic() - started > patience or _in_event_loop():
                     raise
@@ -279,8 +288,6 @@ class KeptStorage(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused
                     self._self_warned = False
                     logger.warning("The storage of `%s` answers again.", self._self_what)
                 return result
-            finally:
-                self._self_inside.pop(mark, None)
         raise AssertionError  # not reached
 
 
@@ -289,13 +296,10 @@ def _is_told(trial: FrozenTrial, state: TrialState, values: Any) -> bool:
 
 
 def _is_only(owner: Owner, trial: FrozenTrial) -> bool:
-    others = [key for key, value in trial.system_attrs.items() if key.startswith(OWNER_PREFIX) and value]
-    return trial.state is TrialState.RUNNING and others == [owner.key]
+    return trial.state is TrialState.RUNNING and owners_of(trial) == (owner.key,)
 
 
 def _in_event_loop() -> bool:
-    import asyncio
-
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -203,6 +203,11 @@ class StudyOptions:
         """Make the pruner of a trial that reaches its storage from a pod by itself."""
         return self.study.pruner if isinstance(self.study, optuna.Study) else self._make_pruner()
 
+    @property
+    def makes_samplers(self) -> bool:
+        """Whether samplers are made here, and not given with a study or as one that is made already."""
+        return self.study is None and not isinstance(self.sampler, BaseSampler)
+
     def sampler_of(self, number: int) -> BaseSampler:
         """Make the sampler of one trial, whose draws depend on its number only."""
         return self._make_sampler(number + 1)

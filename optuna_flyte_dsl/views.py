@@ -93,9 +93,20 @@ def snapshot_of(view: optuna.Study, trials: Sequence[FrozenTrial], sampler: Base
             found = [trial for trial in trials if states is None or trial.state in states]
             return copy.deepcopy(found) if deepcopy else found
 
-    snapshot: optuna.Study = object.__new__(Snapshot)
-    vars(snapshot).update(vars(view), _thread_local=_SharedAttributes(), sampler=sampler)
-    return snapshot
+    return changed(view, Snapshot, _thread_local=_SharedAttributes(), sampler=sampler)
+
+
+def changed(view: optuna.Study, kind: type[optuna.Study], **attributes: Any) -> optuna.Study:
+    """Return another view of the same study; a copy of a view is one of the study itself.
+
+    Args:
+        view: The view.
+        kind: The class of the new one.
+        **attributes: What is other in it.
+    """
+    other: optuna.Study = object.__new__(kind)
+    vars(other).update(vars(view), **attributes)
+    return other
 
 
 def _itself(study: optuna.Study) -> optuna.Study:

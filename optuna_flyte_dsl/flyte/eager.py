@@ -128,6 +128,11 @@ def _checkpoint(context: FlyteContext) -> Checkpoint | None:
         return None
 
 
+def _attempt() -> int:
+    """Return which attempt of its task this pod is, from 0."""
+    return int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0"))
+
+
 class ClusterSearch:
     """One search whose trials run on a cluster: its controller, and where its study is kept.
 
@@ -209,7 +214,7 @@ class ClusterSearch:
             entity: What each trial launches.
             space: What the trials search.
         """
-        if not self._is_new or int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")) == 0:
+        if not self._is_new or _attempt() == 0:
             return
         names = sorted({name.split(".", 1)[0] for name in space})
         points = await self.controller.workers.run(self.controller.launched, entity, names)
@@ -324,7 +329,7 @@ class Ending:
         execution = params.execution_id
         return {
             "execution": [execution.project, execution.domain, execution.name],
-            "attempt": int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")),
+            "attempt": _attempt(),
         }
 
     def add(self, search: ClusterSearch) -> None:
@@ -375,7 +380,7 @@ class Ending:
                 return False
             task = admin.call("GetTask", ObjectGetRequest(id=params.task_id.to_flyte_idl()), seconds=seconds)
             retries = int(task.closure.compiled_task.template.metadata.retries.retries)
-            return int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")) < retries
+            return _attempt() < retries
         except Exception as error:  # noqa: BLE001 - what is not known to go on is terminated: it costs money
             logger.warning("It is not known whether Flyte will start this pod again: %r", error)
             return False
