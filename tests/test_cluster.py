@@ -555,14 +555,14 @@ def test_cancelling_at_any_moment_leaves_nothing_running(cluster, moment):
 
 
 def test_a_trial_that_gives_up_an_execution_terminates_it(cluster):
-    cluster.instant = lambda execution: None
+    cluster.instant = lambda execution: quick.launched.release()
     study = there(Optimizer(quick.impatient, 1, 2, progress=False), cluster).run_sync()
     assert [trial.value for trial in study.trials] == [7.0, 7.0]
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
 
 
 def test_an_execution_that_a_trial_has_left_behind_is_terminated(cluster):
-    cluster.instant = lambda execution: None
+    cluster.instant = lambda execution: quick.launched.release()
     study = there(Optimizer(quick.careless, 1, 2, progress=False), cluster).run_sync()
     assert states(study) == ["COMPLETE"] * 2
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Optional
 
 import flytekit as fl
@@ -51,17 +52,23 @@ def blocking(trial: optuna.Trial) -> float:
     return sync_step(x=trial.suggest_float("x", 0, 1))
 
 
+launched = threading.Semaphore(0)
+"""Released by the cluster of a test, once for each execution that it has been asked for."""
+
+
 async def impatient(trial: optuna.Trial) -> float:
-    try:
-        return await asyncio.wait_for(step(x=0.5), 0.3)
-    except TimeoutError:
-        return 7.0
+    """Gives up what it waits for as soon as the cluster has it."""
+    task = asyncio.ensure_future(step(x=0.5))
+    await asyncio.to_thread(launched.acquire)
+    task.cancel()
+    await asyncio.wait([task])
+    return 7.0 if task.cancelled() else task.result()
 
 
 async def careless(trial: optuna.Trial) -> float:
     """Leaves an execution running."""
     task = asyncio.ensure_future(step(x=trial.suggest_float("x", 0, 1)))
-    await asyncio.sleep(0.3)
+    await asyncio.to_thread(launched.acquire)
     careless.tasks.append(task)
     return 1.0
 
