@@ -1,3 +1,4 @@
+import asyncio
 import logging
 import sys
 import threading
@@ -52,6 +53,29 @@ def wait_until(condition, patience=30.0):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+class MovableTime(asyncio.SelectorEventLoop):
+    """An event loop whose time a test moves, so that none has to wait for a deadline, or to be in time for it."""
+
+    skipped = 0.0
+
+    def time(self):
+        return super().time() + self.skipped
+
+    def skip(self, seconds):
+        """Let so many seconds be over. It may be called in any thread."""
+
+        def move():
+            self.skipped += seconds
+
+        self.call_soon_threadsafe(move)
+
+
+def in_movable_time(main):
+    """Run a coroutine function with the loop that it runs in; return what it returns."""
+    with asyncio.Runner(loop_factory=MovableTime) as runner:
+        return runner.run(main(runner.get_loop()))
 
 
 def own_threads():

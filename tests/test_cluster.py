@@ -4,6 +4,7 @@ import asyncio
 import collections
 import dataclasses
 import itertools
+import math
 import re
 import threading
 import time
@@ -51,7 +52,7 @@ from optuna_flyte_dsl.owners import Life
 from optuna_flyte_dsl.share import ERROR_ATTRIBUTE
 from optuna_flyte_dsl.storage import open_storage
 from optuna_flyte_dsl.threads import Threads
-from tests.conftest import own_threads, wait_until
+from tests.conftest import in_movable_time, own_threads, wait_until
 from tests.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.flyteadmin.errors import NAME
 from tests.flyteadmin.executions import PHASES
@@ -349,9 +350,9 @@ def test_an_execution_that_somebody_aborts_is_a_failed_trial(cluster):
 
     def abort():
         wait_until(lambda: len(cluster.running()) == 2)
+        cluster.instant = echo()  # for those that come after them
         for execution in cluster.running():
             remote.client.terminate_execution(remote.fetch_execution(name=execution.name).id, "not needed")
-        cluster.instant = echo()
 
     thread = threading.Thread(target=abort)
     thread.start()
@@ -766,13 +767,32 @@ def test_two_searches_at_once_and_an_optimizer_called_twice_go_on_after_a_kill(c
 
 def test_the_time_of_a_trial_begins_when_its_pod_runs(cluster):
     """Flyte says RUNNING of an execution whose pod still waits for a machine."""
-    cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=0.6, queued=0.5)
-    study = there(Optimizer(quick.train.task, 2, 2, trial_timeout=0.3, progress=False), cluster).run_sync()
-    assert states(study) == ["COMPLETE"] * 2
-    assert cluster.counts["ListTaskExecutions"] >= 4
-    cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=60, queued=0.1)
-    study = there(Optimizer(quick.train.task, 2, 2, trial_timeout=0.3, progress=False), cluster).run_sync()
-    assert states(study) == ["FAIL"] * 2
+
+    def start():
+        limited = Optimizer(quick.train.task, 2, 2, trial_timeout=3600, progress=False)
+        return asyncio.ensure_future(there(limited, cluster)())
+
+    async def waits_in_a_queue(loop):
+        cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=math.inf, queued=math.inf)
+        search = start()
+        while cluster.counts["ListTaskExecutions"] < 4:
+            await asyncio.sleep(0.005)
+        loop.skip(7200)
+        await asyncio.sleep(0.1)
+        for execution in cluster.running():
+            execution.finish(Succeeded(outputs(1.0)))
+        return await search
+
+    async def runs_for_ever(loop):
+        cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=math.inf)
+        search = start()
+        while not search.done():
+            loop.skip(3601)
+            await asyncio.sleep(0.005)
+        return await search
+
+    assert states(in_movable_time(waits_in_a_queue)) == ["COMPLETE"] * 2
+    assert states(in_movable_time(runs_for_ever)) == ["FAIL"] * 2
     assert not cluster.running()
     cluster.counts.clear()
     cluster.instant = echo()

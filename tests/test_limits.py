@@ -33,6 +33,7 @@ from optuna_flyte_dsl.flyte.trial import ExecutionFailedError
 from optuna_flyte_dsl.ledger import ATTEMPTS_ATTRIBUTE
 from optuna_flyte_dsl.share import ERROR_ATTRIBUTE, LOST_ATTRIBUTE, OUTCOME_ATTRIBUTE
 from optuna_flyte_dsl.storage import open_storage
+from tests.conftest import in_movable_time
 
 
 def search(function, **options):
@@ -231,13 +232,18 @@ def test_a_tasks_own_timeout_holds_on_this_machine():
 
 
 def test_at_the_deadline_running_trials_are_stopped_and_the_study_is_returned():
-    async def waits(x: Float(0, 1)) -> float:
-        await asyncio.sleep(60)
-        return x
+    started = []
 
-    study = search(waits, n_trials=100, concurrency=3, timeout=datetime.timedelta(seconds=0.1)).run_sync()
+    async def waits(x: Float(0, 1)) -> float:
+        started.append(x)
+        if len(started) == 3:
+            asyncio.get_running_loop().skip(3601)
+        await asyncio.Event().wait()
+
+    limited = search(waits, n_trials=100, concurrency=3, timeout=datetime.timedelta(hours=1))
+    study = in_movable_time(lambda loop: limited())
     assert states(study) == ["FAIL"] * 3
-    assert all("The search's timeout of 0.1 s" in trial.user_attrs[ERROR_ATTRIBUTE] for trial in study.trials)
+    assert all("The search's timeout of 3600 s" in trial.user_attrs[ERROR_ATTRIBUTE] for trial in study.trials)
 
 
 def test_trials_that_the_deadline_has_stopped_do_not_count_and_are_tried_again(tmp_path):
@@ -246,11 +252,13 @@ def test_trials_that_the_deadline_has_stopped_do_not_count_and_are_tried_again(t
     async def waits(x: Float(0, 1)) -> float:
         if len(first) < 2:
             first.append(x)
-            await asyncio.sleep(60)
+            if len(first) == 2:
+                asyncio.get_running_loop().skip(3601)
+            await asyncio.Event().wait()
         return x
 
     options = {"storage": tmp_path / "s.journal", "resume": True, "concurrency": 2, "n_trials": 3}
-    stopped = search(waits, timeout=0.2, **options).run_sync()
+    stopped = in_movable_time(lambda loop: search(waits, timeout=3600, **options)())
     assert all(trial.user_attrs[LOST_ATTRIBUTE] for trial in stopped.trials)
     study = search(waits, **options).run_sync()
     assert states(study) == ["FAIL"] * 2 + ["COMPLETE"] * 3

@@ -38,7 +38,7 @@ from optuna_flyte_dsl.journal import FileLock
 from optuna_flyte_dsl.owners import OWNER_PREFIX, Life, Owner
 from optuna_flyte_dsl.share import ERROR_ATTRIBUTE, LATER, LOST_ATTRIBUTE, RETRY_ATTRIBUTE, Share
 from optuna_flyte_dsl.storage import KeptStorage, open_storage
-from tests.conftest import own_threads, wait_until
+from tests.conftest import in_movable_time, own_threads, wait_until
 from tests.postgres import Postgres
 from tests.soak import Proxy, campaign
 
@@ -533,13 +533,17 @@ def test_a_database_that_falls_silent_holds_up_nothing_for_ever(name, monkeypatc
     monkeypatch.chdir(tmp_path)
     with contextlib.closing(Postgres()) as server:
 
-        @optimize(concurrency=1, n_trials=9, storage=server.url, study_name=name, timeout=0.5, progress=False)
-        def search(x: Float(0, 1)) -> float:
-            server.freeze()
-            return x
+        async def main(loop):
+            @optimize(concurrency=1, n_trials=9, storage=server.url, study_name=name, timeout=3600, progress=False)
+            def search(x: Float(0, 1)) -> float:
+                server.freeze()
+                loop.skip(3601)
+                return x
+
+            await search()
 
         with pytest.raises(StorageUnavailableError, match="trials 0, which have finished") as raised:
-            search.run_sync()
+            in_movable_time(main)
         assert len(raised.value.untold) == 1
         server.freeze(on=False)
 
