@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import itertools
+import multiprocessing
 import os
 import pathlib
 import random
@@ -27,6 +29,8 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.journal import lock_for
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.owners import Life, Owner, owners_of
+from optuna_flyte_dsl.threads import is_own_thread
+from optuna_flyte_dsl.waiting import in_thread
 
 T = TypeVar("T")
 StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
@@ -70,6 +74,28 @@ def check_storage(storage: Any) -> None:
         )
     if isinstance(storage, type):
         raise InvalidOptionError(f"`storage` must be a storage of Optuna's, but got the class {storage.__name__}.")
+    if isinstance(storage, str) and "://" in storage and "FLYTE_INTERNAL_EXECUTION_ID" not in os.environ:
+        _load_ahead(storage.partition("://")[0])
+
+
+@functools.cache
+def _load_ahead(scheme: str) -> None:
+    """Load what a kind of database needs, before an event loop runs that would stand still for it.
+
+    What takes long is not the imports, but the full garbage collection that they bring about, of all that flytekit has
+    imported too. In a process that another one has started, it would be in vain.
+
+    Args:
+        scheme: What the database's URL starts with.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
+    with contextlib.suppress(Exception):  # the search itself says what is missing
+        import sqlalchemy
+
+        optuna.storages.RDBStorage("sqlite:///:memory:").engine.dispose()
+        sqlalchemy.make_url(f"{scheme}://").get_dialect().import_dbapi()
+    gc.collect()
 
 
 def open_storage(storage: StorageOption) -> BaseStorage:
@@ -263,6 +289,9 @@ class KeptStorage(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused
 
     def _self_patiently(self, call: Callable[..., T], *, tells_again: bool = False) -> T:
         """Call a method of the storage, again and again while it fails for a reason that may pass."""
+        return in_thread(lambda: self._self_insist(call, tells_again=tells_again))
+
+    def _self_insist(self, call: Callable[..., T], *, tells_again: bool) -> T:
         started, pause = time.monotonic(), _FIRST_PAUSE
         for attempt in itertools.count():
             try:
@@ -270,7 +299,7 @@ class KeptStorage(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused
                     result = call(attempt > 0) if tells_again else call()
             except Exception as error:
                 patience = CLOSING_PATIENCE if self._self_closing.is_set() else PATIENCE
-                if not is_outage(error) or time.monotonic() - started > patience or _in_event_loop():
+                if not is_outage(error) or time.monotonic() - started > patience or _holds_up_a_search():
                     raise
                 if not self._self_warned and time.monotonic() - started > 1.0:
                     self._self_warned = True
@@ -299,12 +328,13 @@ def _is_only(owner: Owner, trial: FrozenTrial) -> bool:
     return trial.state is TrialState.RUNNING and owners_of(trial) == (owner.key,)
 
 
-def _in_event_loop() -> bool:
+def _holds_up_a_search() -> bool:
+    """Tell whether this runs in an event loop that others need: one in a thread of ours is a single task's."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
-    return True
+    return not is_own_thread()
 
 
 def _patient(name: str) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ class _Names:
 
 
 _names = _Names()
+_this = threading.local()
 
 
 class Threads:
@@ -115,6 +116,7 @@ class Threads:
 
     def _work(self, number: int) -> None:
         thread = threading.current_thread()
+        _this.is_own = True
         try:
             while (job := self._jobs.get()) is not None:
                 with self._lock:
@@ -133,6 +135,11 @@ class Threads:
             with self._lock:
                 self._threads.discard(thread)
             _names.give_back(number)
+
+
+def is_own_thread() -> bool:
+    """Tell whether the caller runs in a thread that was made here."""
+    return getattr(_this, "is_own", False)
 
 
 async def insist(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:

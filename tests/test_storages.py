@@ -655,6 +655,30 @@ def test_ctrl_c_while_a_trial_is_asked_for_in_vain_does_not_take_long(name, tmp_
     assert isinstance(task.exception(), StorageUnavailableError)
 
 
+# The event loop.
+
+
+@pytest.mark.parametrize(
+    ("scheme", "in_pod"), [("postgresql+psycopg", False), ("unknown+driver", False), ("postgresql+psycopg", True)]
+)
+def test_what_a_database_needs_is_loaded_before_the_loop_runs(scheme, in_pod):
+    """Loading it in the loop would make it stand still: Python then collects the garbage of all that is imported."""
+    code = f"""
+import sys
+from optuna_flyte_dsl import Float, optimize
+
+@optimize(storage="{scheme}://user:password@127.0.0.1:1/name")
+def search(x: Float(0, 1)) -> float:
+    return x
+
+print([name in sys.modules for name in ("sqlalchemy.orm", "alembic.command", "psycopg")])
+"""
+    environment = {**os.environ, "FLYTE_INTERNAL_EXECUTION_ID": "x"} if in_pod else dict(os.environ)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    loaded = [not in_pod, not in_pod, not in_pod and scheme.startswith("postgresql")]
+    assert done.stdout.strip() == str(loaded)
+
+
 # Kills.
 
 

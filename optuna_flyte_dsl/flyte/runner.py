@@ -17,7 +17,9 @@ from optuna_flyte_dsl.flyte.judge import watched
 from optuna_flyte_dsl.flyte.local import LocalController, close_loops, unstoppable
 from optuna_flyte_dsl.flyte.trial import TrialQueue
 from optuna_flyte_dsl.objective import TRIAL, Kind, Objective
+from optuna_flyte_dsl.storage import KeptStorage
 from optuna_flyte_dsl.threads import Threads
+from optuna_flyte_dsl.waiting import Patient
 
 
 class FlyteRunner:
@@ -74,10 +76,14 @@ class FlyteRunner:
         if self._objective.kind is Kind.ENTITY:
             return await self._call_entity(arguments)
         if self._objective.kind is Kind.COROUTINE:
-            returned = await target(**arguments)
+            returned = target(**arguments)
         else:
             returned = await unstoppable(self._threads.run(lambda: target(**arguments)))
-        return await returned if inspect.isawaitable(returned) else returned
+        if inspect.iscoroutine(returned) and isinstance(getattr(arguments.get(TRIAL), "storage", None), KeptStorage):
+            returned = Patient(returned, self._threads)
+        while inspect.isawaitable(returned):
+            returned = await returned
+        return returned
 
     async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
         """Call a Flyte entity. What a task returns is judged before Flyte, which says less of what is wrong."""
