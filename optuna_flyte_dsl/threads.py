@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import heapq
 import itertools
 import queue
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-_Job = Callable[[], None]
+T = TypeVar("T")
+_Job = Callable[[], Callable[[], None]]
+"""What a thread runs. It returns what hands over the result: the thread is free again by then."""
+
+
+class StillRunningError(Exception):
+    """A function runs longer than it is waited for."""
 
 
 class _Names:
@@ -83,6 +91,35 @@ class Threads:
                 value, error = None, _settable(raised)
             return lambda: _deliver(loop, future, value, error)
 
+        self._add(job)
+        return future
+
+    def call(self, function: Callable[[], T], seconds: float) -> T:
+        """Run a function in a thread, under a copy of the caller's context, and wait for it in this one.
+
+        Args:
+            function: What to run.
+            seconds: How long to wait.
+
+        Raises:
+            StillRunningError: If it runs longer; it runs on.
+        """
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        context = contextvars.copy_context()
+
+        def job() -> Callable[[], None]:
+            try:
+                value = context.run(function)
+            except BaseException as raised:  # noqa: BLE001 - the waiting side gets it, whatever it is
+                return functools.partial(future.set_exception, raised)
+            return functools.partial(future.set_result, value)
+
+        self._add(job)
+        if concurrent.futures.wait([future], seconds).not_done:
+            raise StillRunningError
+        return future.result()
+
+    def _add(self, job: Callable[[], Callable[[], None]]) -> None:
         with self._lock:
             if self._closed:
                 raise RuntimeError("These threads are closed.")
@@ -90,8 +127,7 @@ class Threads:
                 self._idle -= 1
             elif self._limit is None or len(self._threads) < self._limit:
                 self._start_thread()
-            self._jobs.put(job)  # type: ignore[arg-type]
-        return future
+            self._jobs.put(job)
 
     async def close(self) -> None:
         """End the threads. Waits for those that are idle; one that is busy ends when its function returns."""
@@ -121,7 +157,7 @@ class Threads:
             while (job := self._jobs.get()) is not None:
                 with self._lock:
                     self._busy.add(thread)
-                deliver: Any = job()
+                deliver = job()
                 del job
                 with self._lock:
                     self._busy.discard(thread)

@@ -1,6 +1,7 @@
 """Limits, retries, repetition: a search does what was asked for, and no more."""
 
 import asyncio
+import collections
 import contextlib
 import datetime
 import itertools
@@ -12,6 +13,7 @@ import time
 import flytekit as fl
 import optuna
 import pytest
+from flytekit.exceptions.base import FlyteRecoverableException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.samplers import RandomSampler, TPESampler
@@ -33,7 +35,7 @@ from optuna_flyte_dsl.flyte.trial import ExecutionFailedError
 from optuna_flyte_dsl.ledger import ATTEMPTS_ATTRIBUTE
 from optuna_flyte_dsl.share import ERROR_ATTRIBUTE, LOST_ATTRIBUTE, OUTCOME_ATTRIBUTE
 from optuna_flyte_dsl.storage import open_storage
-from tests.conftest import in_movable_time
+from tests.conftest import in_movable_time, own_threads, wait_until
 
 
 def search(function, **options):
@@ -226,6 +228,144 @@ def test_a_tasks_own_timeout_holds_on_this_machine():
         assert "`test_waits` ran for longer than its `timeout`, 0.1 s" in (study.trials[0].user_attrs[ERROR_ATTRIBUTE])
     finally:
         over.set()
+
+
+attempts = collections.Counter()
+over = threading.Event()
+
+
+@fl.task(retries=2)
+def recovers(x: float) -> float:
+    attempts["recovers"] += 1
+    if attempts["recovers"] < 3:
+        raise FlyteRecoverableException("for this attempt")
+    return x
+
+
+@fl.task(retries=1, timeout=datetime.timedelta(seconds=1))
+def hangs_once(x: float) -> float:
+    attempts["hangs"] += 1
+    if attempts["hangs"] == 1:
+        over.wait(30)
+    return x
+
+
+@fl.task(retries=1, timeout=datetime.timedelta(seconds=0.1))
+def hangs(x: float) -> float:
+    attempts["hangs"] += 1
+    over.wait(30)
+    return x
+
+
+@fl.task(retries=5)
+def fails_for_good(x: float) -> float:
+    attempts["fails"] += 1
+    if x >= 0:
+        raise ValueError("this is no error that passes")
+    return x
+
+
+@fl.task(retries=5)
+def is_a_part_of_a_task(x: float) -> float:
+    attempts["part"] += 1
+    if x >= 0:
+        raise FlyteRecoverableException("for this attempt")
+    return x
+
+
+@fl.task
+def calls_a_task(x: float) -> float:
+    return is_a_part_of_a_task(x=x)
+
+
+@fl.workflow
+def inner(x: float) -> float:
+    return hangs_once(x=recovers(x=x))
+
+
+@fl.workflow
+def in_a_workflow(x: Float(0, 1)) -> float:
+    return hangs_once(x=recovers(x=x))
+
+
+@fl.workflow
+def in_a_workflow_of_a_workflow(x: Float(0, 1)) -> float:
+    return inner(x=x)
+
+
+@fl.dynamic
+def in_a_dynamic_task(x: Float(0, 1)) -> float:
+    return hangs_once(x=recovers(x=x))
+
+
+@fl.workflow
+def in_a_branch(x: Float(0, 1)) -> float:
+    return fl.conditional("side").if_(x >= 0.0).then(inner(x=x)).else_().then(fails_for_good(x=x))
+
+
+@fl.eager
+async def in_an_eager_workflow(x: Float(0, 1)) -> float:
+    return hangs_once(x=await asyncio.to_thread(lambda: x) and recovers(x=x))
+
+
+def in_a_function(x: Float(0, 1)) -> float:
+    return inner(x=x)
+
+
+@pytest.fixture
+def counted():
+    attempts.clear()
+    over.clear()
+    yield attempts
+    over.set()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        in_a_workflow,
+        in_a_workflow_of_a_workflow,
+        in_a_dynamic_task,
+        in_a_branch,
+        in_an_eager_workflow,
+        in_a_function,
+        fl.LaunchPlan.get_or_create(in_a_workflow, "limits_in_a_workflow"),
+    ],
+)
+def test_the_limits_of_tasks_hold_wherever_they_are_called(objective, counted):
+    study = Optimizer(objective, 1, 1, progress=False).run_sync(x=Float(0, 1))
+    assert states(study) == ["COMPLETE"]
+    assert study.best_value == study.best_params["x"]
+    assert counted == {"recovers": 3, "hangs": 2}
+    over.set()
+    wait_until(lambda: not own_threads())
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "times"),
+    [
+        (hangs, "TrialTimeoutError: `hangs` ran for longer than its `timeout`, 0.1 s", {"hangs": 2}),
+        (fails_for_good, "ValueError", {"fails": 1}),
+        (calls_a_task, "FlyteRecoverableException", {"part": 1}),
+    ],
+)
+def test_what_the_limits_of_tasks_do_not_help_fails(task, error, times, counted):
+    @fl.workflow
+    def flow(x: float) -> float:
+        return task(x=x)
+
+    study = Optimizer(flow, 1, 1, retries=0, progress=False).run_sync(x=Float(0, 1))
+    assert states(study) == ["FAIL"]
+    assert study.trials[0].user_attrs[ERROR_ATTRIBUTE].startswith(error)
+    assert counted == times
+
+
+def test_outside_of_a_search_tasks_are_what_flytekit_makes_of_them(counted):
+    assert states(Optimizer(in_a_workflow, 1, 1, progress=False).run_sync(x=Float(0, 1))) == ["COMPLETE"]
+    counted.clear()
+    with pytest.raises(FlyteRecoverableException):
+        inner(x=0.5)
+    assert counted == {"recovers": 1}
 
 
 # Time.

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import flytekit as fl
 import numpy as np
 import optuna
 import pytest
+from flytekit.core.base_task import Task
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from flytekit.core.type_engine import TypeEngine
 from flytekit.deck.renderer import PythonDependencyRenderer
@@ -487,6 +489,7 @@ def test_the_parts_of_flytekit_that_are_used_are_where_they_were():
     from flytekit.utils import asyn
 
     assert isinstance(loop_manager._runner_map, dict)
+    assert list(inspect.signature(Task.sandbox_execute).parameters)[1:] == ["ctx", "input_literal_map"]
     runner = asyn._TaskRunner()
     assert {"_TaskRunner__loop", "_TaskRunner__runner_thread"} <= vars(runner).keys()
     assert callable(runner._close)

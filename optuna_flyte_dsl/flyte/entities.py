@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flytekit.core.base_task import PythonTask
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.reference_entity import ReferenceEntity
-from flytekit.exceptions.base import FlyteRecoverableException
 
 from optuna_flyte_dsl.errors import InvalidObjectiveError
 
@@ -58,17 +58,22 @@ def ignored_in_cache(entity: Any) -> tuple[str, ...]:
     return tuple(getattr(getattr(entity, "metadata", None), "cache_ignore_input_vars", None) or ())
 
 
-def may_try_again(entity: Any, error: BaseException) -> bool:
-    """Tell whether a search may try again what has failed: not where a task's own `retries` have been used up.
+_USED = "__optuna_flyte_dsl_retries_used__"
+_ATTEMPTS_OF_FLYTE = re.compile(r"\[\d+/(\d+)\] currentAttempt done")
 
-    Args:
-        entity: The task, or any objective.
-        error: What it has raised, here or on a cluster.
+
+def note_retries_used(error: BaseException) -> None:
+    """Note on an error that a task has raised it in the last attempt that its own `retries` allow."""
+    setattr(error, _USED, True)
+
+
+def retries_are_used(error: BaseException) -> bool:
+    """Tell whether a task has used up `retries` of its own, here or on a cluster; Flyte says there how many it had.
+
+    A search's `retries` do not multiply with them.
     """
-    own = getattr(getattr(entity, "metadata", None), "retries", 0) or 0
-    said = f"{getattr(error, 'code', '')} {getattr(error, 'message', '')}"  # of an execution
-    recoverable = isinstance(error, FlyteRecoverableException) or "Recoverable" in said
-    return not (own and recoverable)
+    said = _ATTEMPTS_OF_FLYTE.search(str(getattr(error, "message", "")))
+    return getattr(error, _USED, False) or (said is not None and int(said[1]) > 1)
 
 
 def _is_launch_plan(entity: Any) -> bool:

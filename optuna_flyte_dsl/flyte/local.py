@@ -15,11 +15,12 @@ import datetime
 import functools
 import os
 import threading
-from collections.abc import Coroutine, MutableMapping
-from typing import Any
+from collections.abc import Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 
+import wrapt
 from flytekit.core import local_cache
-from flytekit.core.base_task import PythonTask
+from flytekit.core.base_task import PythonTask, Task
 from flytekit.core.context_manager import (
     ExecutionState,
     FlyteContext,
@@ -35,11 +36,13 @@ from flytekit.exceptions.base import FlyteRecoverableException
 from flytekit.utils.asyn import _TaskRunner, loop_manager
 
 from optuna_flyte_dsl.errors import TrialTimeoutError
-from optuna_flyte_dsl.flyte.entities import entity_name
+from optuna_flyte_dsl.flyte.entities import entity_name, note_retries_used, retries_are_used
 from optuna_flyte_dsl.log import logger
-from optuna_flyte_dsl.threads import Threads
+from optuna_flyte_dsl.threads import StillRunningError, Threads
 
+T = TypeVar("T")
 _Mode = ExecutionState.Mode
+_Behavior = PythonFunctionTask.ExecutionBehavior
 
 
 class LocalController:
@@ -53,31 +56,50 @@ class LocalController:
     def __init__(self, threads: Threads, context: FlyteContext) -> None:
         self._threads = threads
         state = context.execution_state or context.new_execution_state()
-        self._context = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION)).build()
+        local = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION))
+        self._context = local.with_worker_queue(self).build()  # type: ignore[arg-type]
         _prepare_flytekit()
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Run an entity in a thread, and return its outputs as Python values."""
         if _may_cache(entity):
             _prepare_cache()
-        metadata = getattr(entity, "metadata", None) if isinstance(entity, PythonTask) else None
-        seconds = _seconds(metadata.timeout) if metadata is not None else None
-        left = metadata.retries if metadata is not None else 0
-        while True:
-            scope = asyncio.timeout(seconds)
+        return await unstoppable(self._threads.run(self._call, entity, input_kwargs))
+
+    def attempt(self, task: PythonTask[Any], run: Callable[[], T]) -> T:
+        """Run a task as long, and as often, as its own metadata say, as Flyte does on a cluster.
+
+        There, what is tried again is an attempt that has raised a FlyteRecoverableException, or taken too long; see
+        `isTimeoutExpired` in https://github.com/flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go.
+
+        Raises:
+            TrialTimeoutError: If the last attempt has taken too long.
+        """
+        retries, seconds = task.metadata.retries or 0, _seconds(task.metadata.timeout)
+        for left in range(retries, -1, -1):
             try:
-                async with scope:
-                    return await unstoppable(self._threads.run(self._call, entity, input_kwargs))
-            except FlyteRecoverableException:
-                if not left:
-                    raise
-            except TimeoutError:
-                if not scope.expired():
-                    raise
-                raise TrialTimeoutError(
-                    f"`{entity_name(entity)}` ran for longer than its `timeout`, {seconds:g} s."
-                ) from None
-            left -= 1
+                return run() if seconds is None else self._in_time(task, run, seconds)
+            except (FlyteRecoverableException, TrialTimeoutError) as error:
+                if left and not retries_are_used(error):
+                    continue
+                if retries:
+                    note_retries_used(error)
+                raise
+        raise AssertionError  # not reached
+
+    def _in_time(self, task: PythonTask[Any], run: Callable[[], T], seconds: float) -> T:
+        def job() -> T:
+            use_own_loop()
+            flyte_context_Var.set(list(flyte_context_Var.get()))
+            return run()
+
+        try:
+            return self._threads.call(job, seconds)
+        except StillRunningError:
+            _warn_unstoppable()
+            raise TrialTimeoutError(
+                f"`{entity_name(task)}` ran for longer than its `timeout`, {seconds:g} s."
+            ) from None
 
     def _call(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         use_own_loop()
@@ -103,13 +125,18 @@ async def unstoppable(running: asyncio.Future[Any]) -> Any:
     try:
         return await running
     except asyncio.CancelledError:
-        if running.cancelled() and not _warned.is_set():
-            _warned.set()
-            logger.warning(
-                "A trial was given up, but a thread cannot be stopped: its function runs on until it returns. "
-                'Write `executor="process"` where that matters.'
-            )
+        if running.cancelled():
+            _warn_unstoppable()
         raise
+
+
+def _warn_unstoppable() -> None:
+    if not _warned.is_set():
+        _warned.set()
+        logger.warning(
+            "A trial was given up, but a thread cannot be stopped: its function runs on until it returns. "
+            'Write `executor="process"` where that matters.'
+        )
 
 
 def _seconds(timeout: Any) -> float | None:
@@ -184,9 +211,30 @@ class _LockedCache:
             self._cache[key] = value
 
 
+def _sandbox_execute(run: Callable[..., Any], task: PythonTask[Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Stand before flytekit's own: on this machine it looks at no task's `retries` and `timeout`."""
+    context: FlyteContext = args[0]
+    controller = context.worker_queue
+    if not isinstance(controller, LocalController):
+        return run(*args, **kwargs)
+
+    def attempt() -> Any:
+        inside = FlyteContextManager.current_context().new_builder()
+        if getattr(task, "execution_mode", None) not in (_Behavior.DYNAMIC, _Behavior.EAGER):
+            inside.worker_queue = (
+                None  # what a plain task calls is a part of it on a cluster, with no limits of its own
+            )
+        with FlyteContextManager.with_context(inside):
+            return run(*args, **kwargs)
+
+    return controller.attempt(task, attempt)
+
+
 def _prepare_flytekit() -> None:
-    """Make flytekit's one shared cache of literals safe for threads."""
+    """Make flytekit's one shared cache of literals safe for threads, and let a search's tasks have their limits."""
     with _preparing:
+        if not isinstance(vars(Task)["sandbox_execute"], wrapt.FunctionWrapper):
+            wrapt.wrap_function_wrapper(Task, "sandbox_execute", _sandbox_execute)
         cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of 1.16 have none
         if cache is not None and not isinstance(cache, _LockedCache):
             TypeEngine._LITERAL_CACHE = _LockedCache(cache)  # type: ignore[assignment]

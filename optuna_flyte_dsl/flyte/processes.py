@@ -22,7 +22,7 @@ from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.errors import InvalidObjectiveError, PythonExitError, UnloadableError, WorkerDiedError
-from optuna_flyte_dsl.flyte.entities import may_try_again
+from optuna_flyte_dsl.flyte.entities import retries_are_used
 from optuna_flyte_dsl.flyte.handles import TOKEN_ENV, Handle, TrialServer, refresh
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.threads import Threads, insist
@@ -147,7 +147,7 @@ class ProcessRunner:
 
     def may_try_again(self, error: BaseException) -> bool:
         """See `optuna_flyte_dsl.search.Runner`."""
-        return may_try_again(self._objective.target, error)
+        return not retries_are_used(error)
 
     async def close(self) -> None:
         """End all workers; see `optuna_flyte_dsl.search.Runner`."""

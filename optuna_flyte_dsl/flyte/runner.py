@@ -12,7 +12,7 @@ from flytekit.core.promise import async_flyte_entity_call_handler
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.flyte.cluster import ClusterController
-from optuna_flyte_dsl.flyte.entities import may_try_again
+from optuna_flyte_dsl.flyte.entities import retries_are_used
 from optuna_flyte_dsl.flyte.judge import watched
 from optuna_flyte_dsl.flyte.local import LocalController, close_loops, unstoppable
 from optuna_flyte_dsl.flyte.trial import TrialQueue
@@ -69,7 +69,7 @@ class FlyteRunner:
 
     def may_try_again(self, error: BaseException) -> bool:
         """See `optuna_flyte_dsl.search.Runner`."""
-        return may_try_again(self._objective.target, error)
+        return not retries_are_used(error)
 
     async def _call(self, arguments: Mapping[str, Any]) -> Any:
         target = self._objective.target

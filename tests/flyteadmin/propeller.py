@@ -1,6 +1,7 @@
 """Runs executions as propeller does: each attempt of a task is a process with its container's arguments."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
@@ -170,7 +171,7 @@ class Propeller:
                 else:
                     retries -= 1
                     if retries < 0:
-                        raise _Error(again.failed) from None
+                        raise _Error(_exhausted(again.failed, template.metadata.retries.retries + 1)) from None
             attempt, previous = attempt + 1, str(checkpoint)
 
     def _attempt(self, execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment):
@@ -212,9 +213,8 @@ class Propeller:
         except subprocess.TimeoutExpired:
             _kill(process, signal.SIGKILL)
             process.wait()
-            raise _Error(
-                Failed(code="DeadlineExceeded", message=f"task ran over {timeout} s", phase=PHASES.TIMED_OUT)
-            ) from None
+            message = f"task execution timeout [{timeout:g}s] expired"
+            raise _Retry(Failed(code="TimeoutExpired", message=message), system=False) from None
         finally:
             with self._lock:
                 del self._processes[execution.key][node]
@@ -242,6 +242,15 @@ class Propeller:
         pod |= {pair.key: pair.value for pair in template.container.env}
         pod |= {pair.key: pair.value for pair in execution.spec.envs.values}
         return mine | pod | self._environment | environment
+
+
+def _exhausted(failed, attempts):
+    """Return what propeller says of a task whose attempts are used up."""
+    return dataclasses.replace(
+        failed,
+        code=f"RetriesExhausted|{failed.code}",
+        message=f"[{attempts}/{attempts}] currentAttempt done. Last Error: USER::{failed.message}",
+    )
 
 
 class _Retry(Exception):

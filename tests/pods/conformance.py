@@ -101,6 +101,19 @@ def recovers(folder: str, x: Float(0, 1)) -> Minimize:
     return x
 
 
+@fl.task(retries=1)
+def recovers_as_a_part(folder: str, x: float) -> float:
+    if count(folder, f"part-{x}") == 0 or x > 0.5:
+        raise FlyteRecoverableException("for this attempt")
+    return x
+
+
+@optimize
+@fl.workflow
+def has_a_part_that_recovers(folder: str, x: Float(0, 1)) -> float:
+    return recovers_as_a_part(folder=folder, x=x)
+
+
 @optimize
 def samples_and_prunes(trial: optuna.Trial) -> float:
     """A function, which runs where its search runs; or in a process of its own."""
