@@ -241,9 +241,11 @@ class Session:
             if left.n_trials:
                 await self._run(study, space, points, thread, left, cluster)
             return
-        more = (cluster.evidence, cluster.life) if cluster is not None else ()
-        owner = await thread.run(Owner, study._storage, *more)
+        owner = Owner(study._storage)
+        if cluster is not None:
+            owner = Owner(study._storage, cluster.evidence, cluster.life)
         try:
+            await thread.run(owner.open)
             storage = KeptStorage(study._storage, owner, self.objective.name)
             left = Resumption(n_trials)
             if options.resume:

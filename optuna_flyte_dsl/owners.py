@@ -56,7 +56,7 @@ class Owner:
     """One search, as the owner of the trials that it runs.
 
     Args:
-        storage: Where the study is; on PostgreSQL, a lock is held there. It may block.
+        storage: Where the study is; on PostgreSQL, `open` takes a lock there.
         more: Evidence of other kinds, to be kept with the trials.
         judge: Tells by that evidence whether an owner lives; `None` where it does not know.
     """
@@ -71,10 +71,19 @@ class Owner:
         self._free_since: dict[str, float] = {}  # sessions whose locks are free, and since which look
         self.key = f"{OWNER_PREFIX}{self.session}"
         self._judge = judge
-        self._lock = _AdvisoryLock.of(storage, self.session)
+        self._storage = storage
+        self._lock: _AdvisoryLock | None = None
+        self._closed = False
         self._file = lock_of(storage)
         self._record = {**_here(), **_process(), "session": self.session, **(more or {})}
         _living.add(self.session)
+
+    def open(self) -> Owner:
+        """Let others see that it lives. It may block, and be closed meanwhile."""
+        lock = self._lock = _AdvisoryLock.of(self._storage, self.session)
+        if self._closed and lock is not None:
+            lock.close()
+        return self
 
     @property
     def record(self) -> dict[str, Any]:
@@ -132,6 +141,7 @@ class Owner:
     def close(self) -> None:
         """Own nothing any more."""
         _living.discard(self.session)
+        self._closed = True
         if self._lock is not None:
             self._lock.close()
 

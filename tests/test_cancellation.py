@@ -2,7 +2,8 @@
 
 import asyncio
 import collections
-import random
+import contextlib
+import itertools
 import threading
 
 import optuna
@@ -16,6 +17,7 @@ from optuna_flyte_dsl.flyte import watch as watch_module
 from optuna_flyte_dsl.storage import open_storage
 from tests.conftest import own_threads, wait_until
 from tests.flyteadmin import FlyteAdmin
+from tests.postgres import Postgres
 from tests.test_cluster import echo, there
 
 
@@ -72,14 +74,15 @@ def check(study):
             assert trial.value == trial.params["x"]
 
 
-def steps_of(make):
-    """Yield each step at which a search can be cancelled, until one ends before it is."""
-    for step in range(10_000):
+def steps_of(make, n_trials=4, check_more=lambda: None):
+    """Cancel a search at each step, until one ends before it is cancelled. Return how many there are."""
+    for step in itertools.count():
         task, study = cancelled_at(step, make)
         check(study)
         wait_until(lambda: not own_threads())
+        check_more()
         if not task.cancelled():
-            assert len(study.trials) == 4
+            assert len(study.trials) == n_trials
             assert task.exception() is None
             return step
     raise AssertionError
@@ -121,47 +124,60 @@ def test_at_every_step_with_a_storage(tmp_path, options):
     assert steps_of(make) > 8
 
 
-def test_at_steps_with_sqlite(tmp_path):
-    for step in range(0, 40, 3):
-        url = f"sqlite:///{tmp_path}/{step}.db"
-        _, study = cancelled_at(step, lambda url=url: Optimizer(waits, 2, 4, storage=url, resume=True, progress=False))
-        check(study)
-        wait_until(lambda: not own_threads())
+async def reports(trial: optuna.Trial, x: Float(0, 1)) -> float:
+    trial.report(x, 0)
+    trial.should_prune()
+    await asyncio.sleep(0)
+    return x
+
+
+def test_at_every_step_with_sqlite(tmp_path):
+    urls = (f"sqlite:///{tmp_path}/{number}.db" for number in itertools.count())
+    options = {"study_name": "s", "resume": True, "progress": False}
+    assert steps_of(lambda: Optimizer(waits, 2, 2, storage=next(urls), **options), 2) > 8
+
+
+def test_at_every_step_with_postgresql():
+    names = map(str, itertools.count())
+    with contextlib.closing(Postgres()) as server:
+        options = {"storage": server.url, "resume": True, "progress": False}
+        assert steps_of(lambda: Optimizer(reports, 2, 2, study_name=next(names), **options), 2) > 8
 
 
 def test_at_every_step_on_a_cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(watch_module, "_SHORTEST", 0.005)
     monkeypatch.setattr(watch_module, "_CALLS_A_SECOND", 200.0)
     monkeypatch.setattr(admin_module, "_FIRST_PAUSE", 0.01)
-    rng = random.Random(1)
     with FlyteAdmin(tmp_path / "flyte", instant=echo(0.01)) as admin:
-        step = last = 0
-        while True:
-            optimizer = there(Optimizer(quick.train.task, 2, 4, progress=False), admin)
-            task, study = cancelled_at(step, lambda optimizer=optimizer: optimizer)
-            check(study)
-            assert not admin.running(), step
-            wait_until(lambda: not own_threads())
-            if not task.cancelled():
-                break
-            last, step = step, step + rng.randint(1, 12)
-    assert last > 4
+
+        def nothing_runs():
+            assert not admin.running()
+
+        assert steps_of(lambda: there(Optimizer(quick.train.task, 2, 4, progress=False), admin), 4, nothing_runs) > 8
 
 
-def test_in_processes(tmp_path):
-    """Each worker costs about a second, so some steps only."""
-    rng = random.Random(2)
-    for step in (3, rng.randint(4, 30), 100):
-        task, study = cancelled_at(
-            step,
-            lambda: Optimizer(sleeps, 2, 4, executor="process", progress=False, study=optuna.create_study()),
-            pulse=0.05,
-        )
-        assert task.cancelled()
-        assert not [trial for trial in study.trials if trial.state.name == "RUNNING"]
-        wait_until(lambda: not own_threads())
-        left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-        assert not [p for p in left if "popen_loky" in " ".join(p.cmdline())]
+def no_workers():
+    left = [process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"]
+    assert not [process for process in left if "popen_loky" in " ".join(process.cmdline())]
+
+
+@pytest.mark.newest  # each worker costs about a second
+def test_at_every_step_in_a_process(capfd):
+    options = {"executor": "process", "progress": False}
+    assert steps_of(lambda: Optimizer(blocks, 1, 1, study=optuna.create_study(), **options), 1, no_workers) > 8
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_while_processes_work():
+    task, study = cancelled_at(
+        100,
+        lambda: Optimizer(sleeps, 2, 4, executor="process", progress=False, study=optuna.create_study()),
+        pulse=0.05,
+    )
+    assert task.cancelled()
+    check(study)
+    wait_until(lambda: not own_threads())
+    no_workers()
 
 
 def sleeps(x: Float(0, 1)) -> float:

@@ -312,7 +312,7 @@ def test_a_machine_that_was_started_anew_runs_nothing_of_before(monkeypatch):
 def test_a_lock_in_the_database_tells_whether_another_host_lives(server, monkeypatch):
     monkeypatch.setattr(owners_module, "_LOCK_PATIENCE", 0.05)
     storage = optuna.storages.get_storage(server.url)
-    mine, other = Owner(storage), Owner(storage)
+    mine, other = Owner(storage).open(), Owner(storage).open()
     owners_module._living.discard(other.session)
     record = {**other.record, "host": "elsewhere"}
     trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={other.key: record})
@@ -333,7 +333,7 @@ def test_a_lock_in_the_database_tells_whether_another_host_lives(server, monkeyp
 def test_a_lock_comes_back_with_its_connection(server, monkeypatch):
     monkeypatch.setattr(owners_module, "_BEAT_SECONDS", 0.02)
     storage = optuna.storages.get_storage(server.url)
-    owner = Owner(storage)
+    owner = Owner(storage).open()
     try:
         with storage._backend.engine.connect() as connection:
             cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
@@ -347,7 +347,7 @@ def test_a_lock_comes_back_with_its_connection(server, monkeypatch):
 
 def test_a_trial_has_an_owner_from_its_first_moment_on(tmp_path):
     inner = open_storage(tmp_path / "study.journal")
-    owner = Owner(inner)
+    owner = Owner(inner).open()
     storage = KeptStorage(inner, owner, "it")
     study = optuna.create_study(storage=inner)
     seen = []
@@ -362,7 +362,7 @@ def test_a_trial_has_an_owner_from_its_first_moment_on(tmp_path):
     waiting = study.trials[-1]._trial_id
     assert storage.set_trial_state_values(waiting, TrialState.RUNNING)
     assert owner.owns(inner.get_trial(waiting))
-    rival = Owner(inner)
+    rival = Owner(inner).open()
     assert not KeptStorage(inner, rival, "it").set_trial_state_values(waiting, TrialState.RUNNING)
     assert not rival.owns(inner.get_trial(waiting)), "who comes second leaves no trace"
     owner.close()
@@ -373,7 +373,7 @@ def test_where_nothing_keeps_others_out_nobody_asks_for_too_many():
     """Two searches ask at the same time, each before it can see the other's trial."""
     inner = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=inner)
-    owners = [Owner(inner), Owner(inner)]
+    owners = [Owner(inner).open(), Owner(inner).open()]
     shares = []
     for owner in owners:
         storage = KeptStorage(inner, owner, "it")

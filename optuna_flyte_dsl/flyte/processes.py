@@ -111,8 +111,13 @@ class ProcessRunner:
 
     async def _wait_for(self, worker: _Worker, function: Callable[..., Any], *args: Any) -> Any:
         # A new executor starts its process in `submit`, which blocks.
-        future = await self._threads.run(lambda: worker.pool.submit(function, *args))
-        return await asyncio.wrap_future(future)
+        future = asyncio.wrap_future(await self._threads.run(lambda: worker.pool.submit(function, *args)))
+        try:
+            # Loky's own future is not cancelled: its thread, which ends the worker, fails where it meets such a one.
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda over: over.cancelled() or over.exception())  # it is heard; nobody needs it
+            raise
 
     def _take(self) -> _Worker:
         if self._idle:
