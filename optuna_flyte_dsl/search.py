@@ -46,6 +46,9 @@ _SILENCE = 30.0
 
 _LISTEN_SECONDS = 0.25
 
+_FEW = 10
+"""Failures in a row that show that nothing works, and trials of a search that is not worth ending before."""
+
 _ENDING = (ClusterError, ObjectiveValueError)
 """Errors of a trial that the next one would meet too."""
 
@@ -110,7 +113,9 @@ class Limits:
             return None
         if isinstance(self.max_consecutive_failures, int):
             return self.max_consecutive_failures, self.max_consecutive_failures
-        first = max(10, min(2 * self.concurrency, self.n_trials // 4))
+        if self.n_trials <= _FEW:
+            return _FEW, _FEW
+        first = max(5, min(max(_FEW, 2 * self.concurrency), self.n_trials // 4))
         return first, 5 * first
 
 

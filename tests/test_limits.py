@@ -123,6 +123,11 @@ def test_by_default_a_search_ends_when_nothing_works():
     assert 32 <= len(error.value.study.trials) < 32 + 16
     assert set(states(error.value.study)) == {"FAIL"}
     assert len(search(fails, n_trials=30, max_consecutive_failures=None).run_sync().trials) == 30
+    for n_trials, failures in ((11, 5), (20, 5), (32, 8), (60, 10)):
+        with pytest.raises(TooManyFailuresError) as error:
+            search(fails, n_trials=n_trials).run_sync()
+        assert len(error.value.study.trials) == failures
+    assert states(search(fails, n_trials=9).run_sync()) == ["FAIL"] * 9
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6))
