@@ -3,7 +3,9 @@
 import asyncio
 import collections
 import contextlib
+import functools
 import itertools
+import os
 import threading
 
 import optuna
@@ -74,9 +76,13 @@ def check(study):
             assert trial.value == trial.params["x"]
 
 
-def steps_of(make, n_trials=4, check_more=lambda: None):
+EVERY = int(os.environ.get("CANCEL_EVERY", "3"))
+"""Of the steps at which it takes a second to cancel, one in so many; `CANCEL_EVERY=1` does all."""
+
+
+def steps_of(make, n_trials=4, check_more=lambda: None, every=1):
     """Cancel a search at each step, until one ends before it is cancelled. Return how many there are."""
-    for step in itertools.count():
+    for step in itertools.count(step=every):
         task, study = cancelled_at(step, make)
         check(study)
         wait_until(lambda: not own_threads())
@@ -137,6 +143,7 @@ def test_at_every_step_with_sqlite(tmp_path):
     assert steps_of(lambda: Optimizer(waits, 2, 2, storage=next(urls), **options), 2) > 8
 
 
+@pytest.mark.newest
 def test_at_every_step_with_postgresql():
     names = map(str, itertools.count())
     with contextlib.closing(Postgres()) as server:
@@ -144,6 +151,7 @@ def test_at_every_step_with_postgresql():
         assert steps_of(lambda: Optimizer(reports, 2, 2, study_name=next(names), **options), 2) > 8
 
 
+@pytest.mark.newest
 def test_at_every_step_on_a_cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(watch_module, "_SHORTEST", 0.005)
     monkeypatch.setattr(watch_module, "_CALLS_A_SECOND", 200.0)
@@ -161,10 +169,11 @@ def no_workers():
     assert not [process for process in left if "popen_loky" in " ".join(process.cmdline())]
 
 
-@pytest.mark.newest  # each worker costs about a second
-def test_at_every_step_in_a_process(capfd):
+@pytest.mark.newest
+def test_at_steps_in_a_process(capfd):
     options = {"executor": "process", "progress": False}
-    assert steps_of(lambda: Optimizer(blocks, 1, 1, study=optuna.create_study(), **options), 1, no_workers) > 8
+    make = functools.partial(Optimizer, blocks, 1, 1, **options)
+    assert steps_of(lambda: make(study=optuna.create_study()), 1, no_workers, every=EVERY) > 8
     assert "Traceback" not in capfd.readouterr().err
 
 

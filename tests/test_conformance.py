@@ -207,6 +207,7 @@ def test_a_tasks_own_retries_hold_and_do_not_multiply(runner, tmp_path):
     assert all(ATTEMPTS_ATTRIBUTE not in trial.user_attrs for trial in study.trials)
 
 
+@IN_PODS_NEWEST
 def test_the_retries_of_a_task_in_a_workflow_hold_and_do_not_multiply(runner, tmp_path):
     options = {"retries": 2, "inputs": {"folder": str(tmp_path)}}
     study = run(runner, conformance.has_a_part_that_recovers, points=[0.2, 0.9], **options)

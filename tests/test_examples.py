@@ -17,6 +17,7 @@ def run(*command):
     return ran.stdout
 
 
+pytestmark = pytest.mark.newest
 PYFLYTE = "from flytekit.clis.sdk_in_container.pyflyte import main; main()"
 
 
