@@ -241,9 +241,7 @@ class Session:
             if left.n_trials:
                 await self._run(study, space, points, thread, left, cluster)
             return
-        owner = Owner(study._storage)
-        if cluster is not None:
-            owner = Owner(study._storage, cluster.evidence, cluster.life)
+        owner = Owner(study._storage, cluster.evidence, cluster.life) if cluster is not None else Owner(study._storage)
         try:
             await thread.run(owner.open)
             storage = KeptStorage(study._storage, owner, self.objective.name)
@@ -382,7 +380,7 @@ class Optimizer(Limited):
         max_consecutive_failures: How many trials may fail in a row before the search ends with a
             `TooManyFailuresError`. "auto" is 10, or twice `concurrency` if that is more, but at most a quarter of
             `n_trials` (and at least 5), while none has succeeded, and five times as many after that; 10 in a search
-            of 10 or fewer. `None` is without end.
+            of up to 10. `None` is without end.
         retries: How often a trial that raises is tried again, with the same parameters.
         catch: The exceptions that only fail a trial; another one ends the search.
         executor: Where trials run on this machine: "thread", or "process", a worker process for each running trial,

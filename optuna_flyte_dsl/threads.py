@@ -70,6 +70,11 @@ class Threads:
         """Whether nothing can be run any more."""
         return self._closed
 
+    @property
+    def busy(self) -> bool:
+        """Whether a function runs."""
+        return bool(self._busy)
+
     def run(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         """Start a function in a thread, under a copy of the caller's context.
 

@@ -9,6 +9,7 @@ https://docs.sqlalchemy.org/en/20/orm/extensions/asyncio.html
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
@@ -21,7 +22,16 @@ T = TypeVar("T")
 
 
 class _Step(greenlet):
-    """What a coroutine does between two awaits."""
+    """What a coroutine does between two awaits.
+
+    Args:
+        run: Does it.
+    """
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        super().__init__(run)
+        self.gr_context = getcurrent().gr_context  # what it sets in context variables is the task's
+        self.task = asyncio.current_task()
 
 
 class Patient:
@@ -50,7 +60,6 @@ class Patient:
     def _run_step(self, go_on: Callable[[], Any]) -> Generator[Any, Any, tuple[bool, Any]]:
         """Return whether the coroutine has returned, and what; or what it awaits."""
         step = _Step(functools.partial(_step, go_on))
-        step.gr_context = getcurrent().gr_context  # what it sets in context variables is the task's
         made = step.switch()
         while not step.dead:
             try:
@@ -73,7 +82,8 @@ def _step(go_on: Callable[[], Any]) -> tuple[bool, Any]:
 def in_thread(call: Callable[[], T]) -> T:
     """Call what blocks: in a thread, where an async objective has called, and its task can wait for it."""
     step = getcurrent()
-    if not isinstance(step, _Step):
+    # An eager task runs its first step within that of the task that has made it.
+    if not isinstance(step, _Step) or step.task is not asyncio.current_task():
         return call()
     assert step.parent is not None
     result: T = step.parent.switch(call)

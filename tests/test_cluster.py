@@ -778,7 +778,8 @@ def test_the_time_of_a_trial_begins_when_its_pod_runs(cluster):
         while cluster.counts["ListTaskExecutions"] < 4:
             await asyncio.sleep(0.005)
         loop.skip(7200)
-        await asyncio.sleep(0.1)
+        while cluster.counts["ListTaskExecutions"] < 8:
+            await asyncio.sleep(0.005)
         for execution in cluster.running():
             execution.finish(Succeeded(outputs(1.0)))
         return await search

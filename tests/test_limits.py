@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import datetime
+import functools
 import itertools
 import os
 import random
@@ -23,6 +24,7 @@ from optuna_flyte_dsl import (
     Category,
     Float,
     Integer,
+    InvalidObjectiveError,
     InvalidOptionError,
     Maximize,
     Minimize,
@@ -31,10 +33,12 @@ from optuna_flyte_dsl import (
     optimize,
 )
 from optuna_flyte_dsl.duplicates import SAME_ATTRIBUTE
+from optuna_flyte_dsl.flyte.entities import retries_are_used
 from optuna_flyte_dsl.flyte.trial import ExecutionFailedError
 from optuna_flyte_dsl.ledger import ATTEMPTS_ATTRIBUTE
 from optuna_flyte_dsl.share import ERROR_ATTRIBUTE, LOST_ATTRIBUTE, OUTCOME_ATTRIBUTE
 from optuna_flyte_dsl.storage import open_storage
+from optuna_flyte_dsl.threads import Threads
 from tests.conftest import in_movable_time, own_threads, wait_until
 
 
@@ -105,6 +109,19 @@ def test_pruning_with_several_objectives_is_refused_before_the_first_trial():
     with pytest.raises(InvalidOptionError, match="Optuna prunes for one only"):
         search(unknown, directions=["minimize"] * 2, pruner=optuna.pruners.MedianPruner)
     assert len(search(two).run_sync().trials) == 4, "each study has a MedianPruner, asked for or not"
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("call", ["report", "should_prune"])
+def test_a_report_to_several_objectives_ends_the_search_at_once(executor, call):
+    def two(trial: optuna.Trial, x: Float(0, 1)) -> tuple[Minimize, Maximize]:
+        trial.report(x, 0) if call == "report" else trial.should_prune()
+        return x, x
+
+    optimizer = Optimizer(two, 1, 5, executor=executor, progress=False)
+    with pytest.raises(InvalidObjectiveError, match=r"`two` has 2 objectives, and Optuna takes `trial.report`"):
+        optimizer.run_sync()
+    assert states(optimizer.study) == ["FAIL"]
 
 
 # Failures.
@@ -247,7 +264,7 @@ def recovers(x: float) -> float:
     return x
 
 
-@fl.task(retries=1, timeout=datetime.timedelta(seconds=1))
+@fl.task(retries=1, timeout=datetime.timedelta(hours=1))
 def hangs_once(x: float) -> float:
     attempts["hangs"] += 1
     if attempts["hangs"] == 1:
@@ -255,7 +272,7 @@ def hangs_once(x: float) -> float:
     return x
 
 
-@fl.task(retries=1, timeout=datetime.timedelta(seconds=0.1))
+@fl.task(retries=1, timeout=datetime.timedelta(minutes=1))
 def hangs(x: float) -> float:
     attempts["hangs"] += 1
     over.wait(30)
@@ -318,7 +335,15 @@ def in_a_function(x: Float(0, 1)) -> float:
 
 
 @pytest.fixture
-def counted():
+def counted(monkeypatch):
+    """Count attempts. The first attempt at anything with a timeout is waited for in vain, the others are not."""
+    call = Threads.call
+
+    def waits_in_vain_first(self, function, seconds):
+        attempts["in time"] += 1
+        return call(self, function, 0.05 if attempts["in time"] == 1 or seconds == 60 else seconds)
+
+    monkeypatch.setattr(Threads, "call", waits_in_vain_first)
     attempts.clear()
     over.clear()
     yield attempts
@@ -341,7 +366,7 @@ def test_the_limits_of_tasks_hold_wherever_they_are_called(objective, counted):
     study = Optimizer(objective, 1, 1, progress=False).run_sync(x=Float(0, 1))
     assert states(study) == ["COMPLETE"]
     assert study.best_value == study.best_params["x"]
-    assert counted == {"recovers": 3, "hangs": 2}
+    assert counted == {"recovers": 3, "hangs": 2, "in time": 2}
     over.set()
     wait_until(lambda: not own_threads())
 
@@ -349,7 +374,7 @@ def test_the_limits_of_tasks_hold_wherever_they_are_called(objective, counted):
 @pytest.mark.parametrize(
     ("task", "error", "times"),
     [
-        (hangs, "TrialTimeoutError: `hangs` ran for longer than its `timeout`, 0.1 s", {"hangs": 2}),
+        (hangs, "TrialTimeoutError: `hangs` ran for longer than its `timeout`, 60 s", {"hangs": 2, "in time": 2}),
         (fails_for_good, "ValueError", {"fails": 1}),
         (calls_a_task, "FlyteRecoverableException", {"part": 1}),
     ],
@@ -371,6 +396,137 @@ def test_outside_of_a_search_tasks_are_what_flytekit_makes_of_them(counted):
     with pytest.raises(FlyteRecoverableException):
         inner(x=0.5)
     assert counted == {"recovers": 1}
+
+
+@fl.task(retries=10**9)
+def recovers_for_ever(x: float) -> float:
+    attempts["for ever"] += 1
+    if attempts["for ever"] == 3:
+        given_up.set()
+    raise FlyteRecoverableException("for this attempt")
+    return x
+
+
+@fl.workflow
+def for_ever(x: float) -> float:
+    return recovers_for_ever(x=x)
+
+
+given_up = threading.Event()
+
+
+@pytest.mark.parametrize("objective", [recovers_for_ever, for_ever])
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+def test_what_is_given_up_is_not_tried_again(objective, how, counted):
+    given_up.clear()
+
+    async def main(loop):
+        limits = {"trial_timeout": 3600} if how == "late" else {}
+        search = asyncio.ensure_future(Optimizer(objective, 1, 1, progress=False, **limits)(x=Float(0, 1)))
+        await asyncio.to_thread(given_up.wait)
+        if how == "late":
+            loop.skip(3601)
+        else:
+            search.cancel()
+        await asyncio.wait([search])
+
+    in_movable_time(main)
+    wait_until(lambda: not own_threads())
+
+
+@fl.task(retries=2, timeout=datetime.timedelta(hours=1))
+def element(x: float, index: int) -> float:
+    attempts[index] += 1
+    if index == 0 and attempts[index] == 1:
+        over.wait(30)
+    if index == 1 and attempts[index] < 3:
+        raise FlyteRecoverableException("for this attempt")
+    return x + index
+
+
+@fl.task
+def total(values: list[float]) -> float:
+    return sum(values)
+
+
+@fl.workflow
+def in_a_map_task(x: Float(0, 1), index: list[int]) -> float:
+    return total(values=fl.map_task(functools.partial(element, x=x))(index=index))
+
+
+def test_the_limits_of_a_mapped_task_are_those_of_each_element(counted):
+    study = Optimizer(in_a_map_task, 1, 1, progress=False).run_sync(x=Float(0, 1), index=[0, 1, 2])
+    assert states(study) == ["COMPLETE"]
+    assert study.best_value == pytest.approx(3 * study.best_params["x"] + 3)
+    assert counted == {0: 2, 1: 3, 2: 1, "in time": 6}
+
+
+the_same = FlyteRecoverableException("one instance for all")
+
+
+@fl.task(retries=1)
+def raises_the_same(x: float) -> float:
+    attempts["same"] += 1
+    if x >= 0:
+        raise the_same
+    return x
+
+
+def test_an_error_may_be_raised_again_and_again(counted):
+    study = Optimizer(raises_the_same, 1, 3, retries=1, progress=False).run_sync(x=Float(0, 1))
+    assert states(study) == ["FAIL"] * 3
+    assert counted == {"same": 6}
+
+
+class Unsendable(FlyteRecoverableException):
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+
+
+@fl.task(retries=1)
+def raises_what_cannot_be_sent(x: float, path: str) -> float:
+    with open(path, "a") as file:
+        file.write("x")
+    if x >= 0:
+        raise Unsendable(code=7)
+    return x
+
+
+def test_retries_do_not_multiply_where_an_error_cannot_be_sent(tmp_path):
+    path = str(tmp_path / "calls")
+    optimizer = Optimizer(raises_what_cannot_be_sent, 1, 1, retries=2, executor="process", progress=False)
+    assert states(optimizer.run_sync(x=Float(0, 1), path=path)) == ["FAIL"]
+    assert len((tmp_path / "calls").read_text()) == 2
+
+
+@fl.task(timeout=datetime.timedelta(seconds=0.2))
+def tells_its_process_and_hangs(x: float, path: str) -> float:
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    threading.Event().wait(60)
+    return x
+
+
+def test_a_process_ends_with_the_attempt_that_has_taken_too_long(tmp_path, warned):
+    path = str(tmp_path / "pids")
+    optimizer = Optimizer(tells_its_process_and_hangs, 1, 2, executor="process", progress=False)
+    assert states(optimizer.run_sync(x=Float(0, 1), path=path)) == ["FAIL"] * 2
+    assert len(set((tmp_path / "pids").read_text().split())) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "used"),
+    [
+        ("[2/2] currentAttempt done. Last Error: USER::for this attempt", True),
+        ("[1/1] currentAttempt done. Last Error: USER::OOMKilled", False),
+        ("[3/3] currentAttempt done. Last Error: SYSTEM::the node was preempted", False),
+        ("[1/1] currentAttempt done. Last Error: USER::[4/4] currentAttempt done. Last Error: USER::of a part", True),
+        ("RuntimeError: boom", False),
+    ],
+)
+def test_flyte_says_whether_retries_are_used_up(message, used):
+    error = ExecutionFailedError("t", name="n", url="u", phase="FAILED", code="", kind="USER", message=message)
+    assert retries_are_used(error) is used
 
 
 # Time.

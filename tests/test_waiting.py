@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import sys
 import threading
 
 import flytekit as fl
@@ -88,6 +89,31 @@ def test_the_loop_goes_on_while_a_call_blocks():
     released, name = asyncio.run(main())
     assert released
     assert name.startswith("optuna-flyte")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_an_eager_task_calls_for_itself():
+    """Its first step runs within that of the task that makes it, which must not be left there."""
+
+    async def child():
+        name = in_thread(lambda: threading.current_thread().name)
+        await asyncio.sleep(0)
+        return name
+
+    async def parent():
+        mine = in_thread(lambda: threading.current_thread().name)
+        return mine, await asyncio.create_task(child())
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        threads = Threads()
+        names = await Patient(parent(), threads)
+        await threads.close()
+        return names
+
+    mine, childs = asyncio.run(main())
+    assert mine.startswith("optuna-flyte")
+    assert childs == threading.current_thread().name
 
 
 def test_a_call_outside_of_it_is_a_plain_call():

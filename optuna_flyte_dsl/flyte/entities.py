@@ -59,12 +59,13 @@ def ignored_in_cache(entity: Any) -> tuple[str, ...]:
 
 
 _USED = "__optuna_flyte_dsl_retries_used__"
-_ATTEMPTS_OF_FLYTE = re.compile(r"\[\d+/(\d+)\] currentAttempt done")
+_ATTEMPTS_OF_FLYTE = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
+"""What propeller says of a task that has no attempts left; those that the system has spoilt are counted apart."""
 
 
-def note_retries_used(error: BaseException) -> None:
+def note_retries_used(error: BaseException, *, used: bool = True) -> None:
     """Note on an error that a task has raised it in the last attempt that its own `retries` allow."""
-    setattr(error, _USED, True)
+    setattr(error, _USED, used)
 
 
 def retries_are_used(error: BaseException) -> bool:
@@ -72,8 +73,8 @@ def retries_are_used(error: BaseException) -> bool:
 
     A search's `retries` do not multiply with them.
     """
-    said = _ATTEMPTS_OF_FLYTE.search(str(getattr(error, "message", "")))
-    return getattr(error, _USED, False) or (said is not None and int(said[1]) > 1)
+    attempts = _ATTEMPTS_OF_FLYTE.findall(str(getattr(error, "message", "")))
+    return getattr(error, _USED, False) or any(int(number) > 1 for number in attempts)
 
 
 def _is_launch_plan(entity: Any) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import wrapt
 from flytekit.core import local_cache
+from flytekit.core.array_node_map_task import ArrayNodeMapTask
 from flytekit.core.base_task import PythonTask, Task
 from flytekit.core.context_manager import (
     ExecutionState,
@@ -56,54 +57,22 @@ class LocalController:
     def __init__(self, threads: Threads, context: FlyteContext) -> None:
         self._threads = threads
         state = context.execution_state or context.new_execution_state()
-        local = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION))
-        self._context = local.with_worker_queue(self).build()  # type: ignore[arg-type]
+        self._context = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION)).build()
         _prepare_flytekit()
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Run an entity in a thread, and return its outputs as Python values."""
         if _may_cache(entity):
             _prepare_cache()
-        return await unstoppable(self._threads.run(self._call, entity, input_kwargs))
-
-    def attempt(self, task: PythonTask[Any], run: Callable[[], T]) -> T:
-        """Run a task as long, and as often, as its own metadata say, as Flyte does on a cluster.
-
-        There, what is tried again is an attempt that has raised a FlyteRecoverableException, or taken too long; see
-        `isTimeoutExpired` in https://github.com/flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go.
-
-        Raises:
-            TrialTimeoutError: If the last attempt has taken too long.
-        """
-        retries, seconds = task.metadata.retries or 0, _seconds(task.metadata.timeout)
-        for left in range(retries, -1, -1):
-            try:
-                return run() if seconds is None else self._in_time(task, run, seconds)
-            except (FlyteRecoverableException, TrialTimeoutError) as error:
-                if left and not retries_are_used(error):
-                    continue
-                if retries:
-                    note_retries_used(error)
-                raise
-        raise AssertionError  # not reached
-
-    def _in_time(self, task: PythonTask[Any], run: Callable[[], T], seconds: float) -> T:
-        def job() -> T:
-            use_own_loop()
-            flyte_context_Var.set(list(flyte_context_Var.get()))
-            return run()
-
+        call = _Call(self._threads)
         try:
-            return self._threads.call(job, seconds)
-        except StillRunningError:
-            _warn_unstoppable()
-            raise TrialTimeoutError(
-                f"`{entity_name(task)}` ran for longer than its `timeout`, {seconds:g} s."
-            ) from None
+            return await unstoppable(self._threads.run(self._call, entity, input_kwargs, call))
+        finally:
+            call.over.set()
 
-    def _call(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
+    def _call(self, entity: Any, input_kwargs: dict[str, Any], call: _Call) -> Any:
         use_own_loop()
-        flyte_context_Var.set([self._context])
+        flyte_context_Var.set([self._context.with_worker_queue(call).build()])  # type: ignore[arg-type]
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
             # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
             entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
@@ -128,6 +97,11 @@ async def unstoppable(running: asyncio.Future[Any]) -> Any:
         if running.cancelled():
             _warn_unstoppable()
         raise
+
+
+def leave_unsaid() -> None:
+    """Warn of no thread that cannot be stopped: this process is."""
+    _warned.set()
 
 
 def _warn_unstoppable() -> None:
@@ -211,23 +185,102 @@ class _LockedCache:
             self._cache[key] = value
 
 
-def _sandbox_execute(run: Callable[..., Any], task: PythonTask[Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+class _Call:
+    """One awaited call of an entity. On a cluster, the tasks in it are executions with limits of their own.
+
+    Args:
+        threads: Where what has a limit runs.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self.over = threading.Event()
+        """Whether nobody waits for it any more."""
+
+    def attempt(self, task: PythonTask[Any], run: Callable[[], T], *, plain: bool) -> T:
+        """Run a task as long, and as often, as its own metadata say, as Flyte does on a cluster.
+
+        There, what is tried again is an attempt that has raised a FlyteRecoverableException, or taken too long; see
+        `isTimeoutExpired` in https://github.com/flyteorg/flyte, flytepropeller/pkg/controller/nodes/executor.go.
+
+        Args:
+            task: The task.
+            run: Runs it once.
+            plain: Whether no other task with limits runs in it.
+
+        Raises:
+            TrialTimeoutError: If the last attempt has taken too long.
+            asyncio.CancelledError: If the trial was given up before.
+        """
+        retries, seconds = task.metadata.retries or 0, _seconds(task.metadata.timeout)
+        for left in range(retries, -1, -1):
+            if self.over.is_set() or self._threads.closed:
+                raise asyncio.CancelledError("The trial was given up.")
+            try:
+                return run() if seconds is None else self._in_time(task, run, seconds)
+            except (FlyteRecoverableException, TrialTimeoutError) as error:
+                if plain:
+                    note_retries_used(error, used=False)  # it may be an instance that was raised before
+                if left and not retries_are_used(error):
+                    continue
+                if retries:
+                    note_retries_used(error)
+                raise
+        raise AssertionError  # not reached
+
+    def _in_time(self, task: PythonTask[Any], run: Callable[[], T], seconds: float) -> T:
+        def job() -> T:
+            use_own_loop()
+            flyte_context_Var.set(list(flyte_context_Var.get()))
+            return run()
+
+        try:
+            return self._threads.call(job, seconds)
+        except StillRunningError:
+            _warn_unstoppable()
+            what = f"`{entity_name(task)}` ran for longer than its `timeout`, {seconds:g} s."
+            raise TrialTimeoutError(what) from None
+
+
+class _Element(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
+    """The task of a map task. The limits are those of each element, as on a cluster.
+
+    Args:
+        task: The task.
+        attempt: Runs an element within its limits.
+    """
+
+    def __init__(self, task: Any, attempt: Callable[[Callable[[], Any]], Any]) -> None:
+        super().__init__(task)
+        self._self_attempt = attempt
+
+    def execute(self, **kwargs: Any) -> Any:
+        """Run one element; flytekit calls this."""
+        return self._self_attempt(functools.partial(self.__wrapped__.execute, **kwargs))
+
+
+def _sandbox_execute(run: Any, task: PythonTask[Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     """Stand before flytekit's own: on this machine it looks at no task's `retries` and `timeout`."""
     context: FlyteContext = args[0]
-    controller = context.worker_queue
-    if not isinstance(controller, LocalController):
+    call = context.worker_queue
+    if not isinstance(call, _Call):
         return run(*args, **kwargs)
+    plain = getattr(task, "execution_mode", None) not in (_Behavior.DYNAMIC, _Behavior.EAGER)
 
-    def attempt() -> Any:
+    def once() -> Any:
         inside = FlyteContextManager.current_context().new_builder()
-        if getattr(task, "execution_mode", None) not in (_Behavior.DYNAMIC, _Behavior.EAGER):
-            inside.worker_queue = (
-                None  # what a plain task calls is a part of it on a cluster, with no limits of its own
-            )
+        if plain:  # on a cluster, what it calls is a part of it
+            inside.worker_queue = None
         with FlyteContextManager.with_context(inside):
             return run(*args, **kwargs)
 
-    return controller.attempt(task, attempt)
+    if isinstance(task, ArrayNodeMapTask):
+        mapped = copy.copy(task)
+        element: Any = _Element(task._run_task, functools.partial(call.attempt, task, plain=True))
+        mapped._run_task = element
+        run = functools.partial(run.__func__, mapped)
+        return once()
+    return call.attempt(task, once, plain=plain)
 
 
 def _prepare_flytekit() -> None:

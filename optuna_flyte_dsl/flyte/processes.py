@@ -22,7 +22,7 @@ from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.errors import InvalidObjectiveError, PythonExitError, UnloadableError, WorkerDiedError
-from optuna_flyte_dsl.flyte.entities import retries_are_used
+from optuna_flyte_dsl.flyte.entities import note_retries_used, retries_are_used
 from optuna_flyte_dsl.flyte.handles import TOKEN_ENV, Handle, TrialServer, refresh
 from optuna_flyte_dsl.objective import Objective
 from optuna_flyte_dsl.threads import Threads, insist
@@ -92,8 +92,7 @@ class ProcessRunner:
                 worker.ready = True
             if begun is not None:
                 begun()
-            result = await self._wait_for(worker, _run, dict(arguments), handle)
-            killed = False
+            result, killed = await self._wait_for(worker, _run, dict(arguments), handle)
         except (BrokenProcessPool, RuntimeError) as error:
             if _python_exits(error):
                 raise PythonExitError("Python exits while this trial runs.") from error
@@ -226,8 +225,10 @@ def _prepare() -> None:
 
 def _load() -> Any:
     global _loaded
+    from optuna_flyte_dsl.flyte.local import leave_unsaid
     from optuna_flyte_dsl.flyte.runner import FlyteRunner
 
+    leave_unsaid()
     try:
         objective: Objective = cloudpickle.loads(_payload)
     except Exception as error:  # noqa: BLE001 - whatever a module raises
@@ -236,11 +237,12 @@ def _load() -> Any:
     return _loaded
 
 
-def _run(arguments: dict[str, Any], handle: Handle | None) -> bytes:
+def _run(arguments: dict[str, Any], handle: Handle | None) -> tuple[bytes, bool]:
+    """Return the pickled result, and whether something runs on that only the end of this process can stop."""
     loop, objective, make = _loaded or _load()
+    runner = make(objective)
 
     async def run() -> Any:
-        runner = make(objective)
         try:
             trial = handle.open() if handle is not None else None
             return await runner.run(trial, arguments, attempt=0, begun=None)
@@ -254,12 +256,15 @@ def _run(arguments: dict[str, Any], handle: Handle | None) -> bytes:
     with contextlib.suppress(Exception):
         data = bytes(cloudpickle.dumps(result))
         cloudpickle.loads(data)  # some errors cannot be made again of what they are pickled to
-        return data
+        return data, runner.busy
     value, raised = result
     if raised is None:
-        return bytes(cloudpickle.dumps((None, RuntimeError(f"It returned {value!r}, which cannot be sent."))))
+        unsent = RuntimeError(f"It returned {value!r}, which cannot be sent.")
+        return bytes(cloudpickle.dumps((None, unsent))), runner.busy
     names = tuple(_name(kind) for kind in type(raised).__mro__)
-    return bytes(cloudpickle.dumps((None, ToldError(f"{type(raised).__name__}: {raised}", names))))
+    told = ToldError(f"{type(raised).__name__}: {raised}", names)
+    note_retries_used(told, used=retries_are_used(raised))
+    return bytes(cloudpickle.dumps((None, told))), runner.busy
 
 
 def _name(kind: type) -> str:

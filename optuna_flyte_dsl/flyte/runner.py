@@ -99,6 +99,11 @@ class FlyteRunner:
                 raise
             raise wrong from error
 
+    @property
+    def busy(self) -> bool:
+        """Whether what was given up runs on in a thread."""
+        return self._threads.busy
+
     async def close(self) -> None:
         """End the threads; see `optuna_flyte_dsl.search.Runner`."""
         await self._threads.close()
