@@ -317,7 +317,7 @@ def optimize(
         max_consecutive_failures: How many trials may fail in a row before the search ends with a
             `TooManyFailuresError`. "auto" is 10, or twice `concurrency` if that is more, but at most a quarter of
             `n_trials` (and at least 5), while none has succeeded, and five times as many after that; 10 in a search
-            of 10 or fewer. `None` is without end.
+            of up to 10. `None` is without end.
         retries: How often a trial that raises is tried again, with the same parameters.
         catch: The exceptions that only fail a trial; another one ends the search.
         executor: Where trials run on this machine: "thread", or "process", a worker process for each running trial,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fractions import Fraction
@@ -201,7 +201,7 @@ class Category(Suggestion):
     choices: tuple[Any, ...]
 
     def __init__(self, choices: Iterable[Any]) -> None:
-        if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
+        if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Iterable):
             raise InvalidMarkerTypeError(
                 f'Category: `choices` must be a list of values, but got {choices!r}. Write `Category(["a", "b"])`.'
             )

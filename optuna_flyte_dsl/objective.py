@@ -96,6 +96,12 @@ class Objective:
                 f"`objective` must be a Flyte task, workflow or launch plan, or a function, but got {target!r}. "
                 "Put `@optimize` over `@fl.task`, or over a function."
             )
+        for parameter in signature.parameters.values():
+            if parameter.name != TRIAL and _is_trial(parameter.annotation):
+                raise InvalidObjectiveError(
+                    f"`{name}`: the trial must be the parameter `trial`, but it is called `{parameter.name}`. Write "
+                    "`trial: optuna.Trial`."
+                )
         space = SearchSpace.from_signature(
             signature,
             name=name,

@@ -54,12 +54,14 @@ class Tally:
         self.failed = 0
         self.pruned = 0
         self.best: float | None = None
+        self.last_reason: str | None = None
         self._maximize = directions[0] is StudyDirection.MAXIMIZE
         self._single = len(directions) == 1
 
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
         self.finished += 1
+        self.last_reason = trial.user_attrs.get(ERROR_ATTRIBUTE)
         if trial.state is TrialState.FAIL:
             self.failed += 1
         elif trial.state is TrialState.PRUNED:
@@ -87,22 +89,27 @@ class Reporter:
     def __init__(self, tally: Tally, *, enabled: bool) -> None:
         self._tally = tally
         self._display = _choose(tally) if enabled else None
-        self._last_reason: str | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         tally = self._tally
-        if tally.failed == tally.finished > 1:
-            logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, self._last_reason)
+        if kind is not None and not issubclass(kind, Exception):
+            logger.warning(
+                "`%s` was interrupted when %d of %d trials had finished. They are in its study.",
+                tally.name,
+                tally.finished,
+                tally.n_trials,
+            )
+        elif tally.failed == tally.finished > 1:
+            logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, tally.last_reason)
         if self._display is not None:
             self._display.close(self._tally)
 
     def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the state; the form of an Optuna callback."""
         self._tally.add(trial)
-        self._last_reason = trial.user_attrs.get(ERROR_ATTRIBUTE)
         if self._display is not None:
             self._display.show(self._tally)
 

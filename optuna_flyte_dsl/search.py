@@ -23,6 +23,7 @@ from optuna.trial import Trial, TrialState
 
 from optuna_flyte_dsl.errors import (
     ClusterError,
+    InvalidObjectiveError,
     ObjectiveValueError,
     PythonExitError,
     SearchRunningError,
@@ -390,10 +391,21 @@ class Search:
             return Outcome(TrialState.PRUNED)
         if isinstance(error, PythonExitError):
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
-        if not isinstance(error, _ENDING) and self._is_caught(error):
+        if isinstance(error, NotImplementedError) and "multi-objective" in str(error):
+            error = self._reports_several(error)
+        elif not isinstance(error, _ENDING) and self._is_caught(error):
             logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
             return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
         return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
+
+    def _reports_several(self, error: NotImplementedError) -> BaseException:
+        """Return what says that Optuna takes no reports where there are several objectives: no trial could succeed."""
+        refused = InvalidObjectiveError(
+            f"`{self._objective.name}` has {self._ledger.n_objectives} objectives, and Optuna takes `trial.report` and "
+            "`trial.should_prune` for one only. Leave them out, or keep the values with `trial.set_user_attr`."
+        )
+        refused.__cause__ = error
+        return refused
 
     def _is_caught(self, error: BaseException) -> bool:
         """Tell whether an error is a trial's failure. One from elsewhere may stand for another."""

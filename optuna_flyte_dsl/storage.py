@@ -51,6 +51,7 @@ _OUTAGES = (
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.INTERNAL,
 )
+_DATABASES = (".db", ".sqlite", ".sqlite3")
 _BEHIND = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
 
 
@@ -71,6 +72,17 @@ def check_storage(storage: Any) -> None:
         # It is not shown: there may be a password in it.
         raise InvalidOptionError(
             "`storage` looks like a URL, but has no '://'. Write it as in 'postgresql+psycopg://user:password@host/name'."
+        )
+    if isinstance(storage, str) and storage.startswith("postgres:"):
+        raise InvalidOptionError("`storage`: SQLAlchemy calls it 'postgresql'. Write 'postgresql+psycopg://...'.")
+    if (
+        isinstance(storage, str | os.PathLike)
+        and pathlib.Path(storage).suffix in _DATABASES
+        and "://" not in str(storage)
+    ):
+        raise InvalidOptionError(
+            f"`storage`: {str(storage)!r} is the path of a journal file, but has the name of a database. For SQLite, "
+            f"write {f'sqlite:///{storage}'!r}; for a journal, another name, as in 'search.journal'."
         )
     if isinstance(storage, type):
         raise InvalidOptionError(f"`storage` must be a storage of Optuna's, but got the class {storage.__name__}.")
@@ -106,7 +118,12 @@ def open_storage(storage: StorageOption) -> BaseStorage:
     """
     if isinstance(storage, os.PathLike) or (isinstance(storage, str) and "://" not in storage):
         path = pathlib.Path(storage)
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        if path.is_dir():
+            raise InvalidOptionError(
+                f"`storage` must be the path of a journal file, but {str(path)!r} is a folder. Name a file in it, as "
+                f"in {str(path / 'search.journal')!r}."
+            )
+        if not path.absolute().parent.is_dir():
             raise InvalidOptionError(
                 f"`storage` must be the path of a journal file in a folder that exists, but got {str(path)!r}. "
                 "Make the folder first. A URL has '://' in it, as in 'sqlite:///study.db'."

@@ -354,6 +354,15 @@ def resume_total(
     if lives[Life.UNKNOWN]:
         logger.warning("%s", left_running(lives[Life.UNKNOWN]))
     finished = finished_in(study)
+    failed = sum(trial.state is TrialState.FAIL for trial in finished)
+    if failed and len(finished) >= n_trials:
+        logger.warning(
+            "The study %r has its %d trials already, and %d of them have failed: nothing is run. To try more, raise "
+            "`n_trials`, or give another `study_name`.",
+            study.study_name,
+            len(finished),
+            failed,
+        )
     return Resumption(n_trials, tuple(adopted), finished)
 
 

@@ -229,6 +229,11 @@ def test_a_set_has_no_order_and_is_refused(choices):
         Category(choices)
 
 
+def test_a_dict_is_no_list_of_choices():
+    with pytest.raises(InvalidMarkerTypeError, match=r"`choices` must be a list of values, but got \{'a': 1\}"):
+        Category({"a": 1})
+
+
 def test_a_bool_in_the_place_of_a_step_is_named_with_its_cure():
     with pytest.raises(InvalidMarkerTypeError, match=r"`step` must be a number, but got True.*write `log=True`"):
         Float(1e-5, 1, True)

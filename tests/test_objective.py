@@ -166,6 +166,19 @@ def test_a_function_needs_a_trial_or_a_marker():
     )
 
 
+def test_the_trial_is_called_trial():
+    def takes_t(t: optuna.Trial, x: Float(0, 1)) -> float:
+        return x
+
+    @fl.task
+    def task_takes_t(t: optuna.Trial, x: Float(0, 1)) -> float:
+        return x
+
+    for objective in (takes_t, task_takes_t):
+        with pytest.raises(InvalidObjectiveError, match=r"must be the parameter `trial`, but it is called `t`"):
+            Optimizer(objective, concurrency=1, n_trials=1)
+
+
 @pytest.mark.parametrize("wrong", [3, "objective", Quality])
 def test_what_is_no_objective_is_refused(wrong):
     with pytest.raises(InvalidObjectiveError, match="must be a Flyte task, workflow or launch plan, or a function"):

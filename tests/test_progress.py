@@ -36,6 +36,24 @@ def search(**options):
     return Optimizer(objective, 2, 20, seed=1, **options).run_sync()
 
 
+def test_a_search_that_is_interrupted_says_how_far_it_came(warned):
+    async def waits(x: Float(0, 1)) -> float:
+        if len(waits_for) == 2:
+            task.cancel()
+            await asyncio.Event().wait()
+        waits_for.append(x)
+        return x
+
+    async def main():
+        nonlocal task
+        task = asyncio.ensure_future(Optimizer(waits, 1, 9, progress=False)())
+        await asyncio.wait([task])
+
+    waits_for, task = [], None
+    asyncio.run(main())
+    assert warned()[-1] == "`waits` was interrupted when 2 of 9 trials had finished. They are in its study."
+
+
 def test_on_a_terminal_there_is_a_bar_with_counts_and_the_best_value(terminal):
     study = search()
     shown = terminal.getvalue()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import pathlib
 import random
 import sqlite3
 import subprocess
@@ -652,6 +653,38 @@ def test_ctrl_c_while_a_trial_is_asked_for_in_vain_does_not_take_long(name, tmp_
     finally:
         Full.left = 0
     assert isinstance(task.exception(), StorageUnavailableError)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("postgres://user:secret@host/name", r"calls it 'postgresql'. Write 'postgresql\+psycopg://"),
+        ("search.db", r"For SQLite, write 'sqlite:///search.db'; for a journal, another name"),
+        (pathlib.Path("a/search.sqlite3"), r"For SQLite, write 'sqlite:///a/search.sqlite3'"),
+    ],
+)
+def test_a_storage_that_is_meant_to_be_a_database_is_refused_at_decoration(storage, message):
+    with pytest.raises(InvalidOptionError, match=message) as error:
+        objective(storage=storage)
+    assert "secret" not in str(error.value)
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    with pytest.raises(InvalidOptionError, match=r"is a folder. Name a file in it, as in '.*/search.journal'"):
+        objective(storage=tmp_path).run_sync()
+
+
+def test_a_search_that_has_failed_already_says_why_it_runs_nothing(tmp_path, name, warned):
+    def breaks(x: Float(0, 1)) -> float:
+        raise ValueError("a bug")
+
+    options = {"n_trials": 4, "storage": tmp_path / "s.journal", "study_name": name, "resume": True, "progress": False}
+    optimize(breaks, **options).run_sync()
+    assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
+    study = optimize(breaks, **options).run_sync()
+    assert len(study.trials) == 4
+    assert warned()[-2].startswith(f"The study '{name}' has its 4 trials already, and 4 of them have failed: nothing")
+    assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
 
 
 # The event loop.
