@@ -66,7 +66,8 @@ docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
 	$(VENV)/bench/bin/python -m benchmarks
 
-soak: $(VENV)/dev/.made ## Kill searches at random moments, KILLS=200 times, and look what is left
+soak: $(VENV)/dev/.made ## Cancel searches at every step, kill them at random moments, and look what is left
+	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/test_cancellation.py
 	$(VENV)/dev/bin/python -W ignore -m tests.soak --kills $(KILLS)
 
 clean: ## Remove all environments and caches
