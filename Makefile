@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit oldest docs bench soak clean
+.PHONY: help demo test lint format unit coverage oldest docs bench soak clean
 KILLS := 200
 
 help: ## Show the targets
@@ -55,6 +55,9 @@ format: $(VENV)/dev/.made ## Format the code
 	$(VENV)/dev/bin/ruff format .
 
 unit: $(VENV)/dev/.made ## Run the tests, on the newest optuna
+	$(VENV)/dev/bin/python -m pytest $(AT_ONCE)
+
+coverage: $(VENV)/dev/.made ## Run the tests, and show which lines they do not reach
 	$(VENV)/dev/bin/python -m pytest $(AT_ONCE) --cov --cov-report term
 
 oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
