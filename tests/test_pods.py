@@ -139,6 +139,7 @@ def test_a_search_survives_two_kills_of_its_pod_in_a_row(cluster, tmp_path):
     assert len(log(cluster)) == len(set(log(cluster))) == 6  # none has run twice
 
 
+@pytest.mark.newest
 @needs_pyflyte
 def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(cluster, tmp_path):
     execution = run(cluster, "slow.py", "search")
@@ -182,6 +183,7 @@ def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
     assert not cluster.running()
 
 
+@pytest.mark.newest
 @needs_pyflyte
 def test_where_flyte_starts_the_pod_again_its_executions_are_left_and_adopted(cluster, tmp_path):
     execution = run(cluster, "slow.py", "search")
