@@ -95,7 +95,7 @@ class Reporter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         tally = self._tally
-        if kind is not None and not issubclass(kind, Exception):
+        if tally.finished and kind is not None and not issubclass(kind, Exception):
             logger.warning(
                 "`%s` was interrupted when %d of %d trials had finished. They are in its study.",
                 tally.name,

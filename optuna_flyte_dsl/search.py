@@ -391,14 +391,15 @@ class Search:
             return Outcome(TrialState.PRUNED)
         if isinstance(error, PythonExitError):
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
-        if isinstance(error, NotImplementedError) and "multi-objective" in str(error):
+        several = self._ledger.n_objectives > 1 and isinstance(error, NotImplementedError)
+        if several and str(error).startswith(("Trial.report", "Trial.should_prune")):
             error = self._reports_several(error)
         elif not isinstance(error, _ENDING) and self._is_caught(error):
             logger.debug("A trial of `%s` failed.", self._objective.name, exc_info=error)
             return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
         return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
 
-    def _reports_several(self, error: NotImplementedError) -> BaseException:
+    def _reports_several(self, error: BaseException) -> BaseException:
         """Return what says that Optuna takes no reports where there are several objectives: no trial could succeed."""
         refused = InvalidObjectiveError(
             f"`{self._objective.name}` has {self._ledger.n_objectives} objectives, and Optuna takes `trial.report` and "

@@ -75,15 +75,13 @@ def check_storage(storage: Any) -> None:
         )
     if isinstance(storage, str) and storage.startswith("postgres:"):
         raise InvalidOptionError("`storage`: SQLAlchemy calls it 'postgresql'. Write 'postgresql+psycopg://...'.")
-    if (
-        isinstance(storage, str | os.PathLike)
-        and pathlib.Path(storage).suffix in _DATABASES
-        and "://" not in str(storage)
-    ):
-        raise InvalidOptionError(
-            f"`storage`: {str(storage)!r} is the path of a journal file, but has the name of a database. For SQLite, "
-            f"write {f'sqlite:///{storage}'!r}; for a journal, another name, as in 'search.journal'."
-        )
+    if isinstance(storage, str | os.PathLike) and "://" not in str(storage):
+        path = pathlib.Path(storage)
+        if path.suffix in _DATABASES and not path.exists():
+            raise InvalidOptionError(
+                f"`storage`: {str(path)!r} is the path of a journal file, but has the name of a database. For SQLite, "
+                f"write {f'sqlite:///{path}'!r}; for a journal, another name, as in 'search.journal'."
+            )
     if isinstance(storage, type):
         raise InvalidOptionError(f"`storage` must be a storage of Optuna's, but got the class {storage.__name__}.")
     if isinstance(storage, str) and "://" in storage and "FLYTE_INTERNAL_EXECUTION_ID" not in os.environ:

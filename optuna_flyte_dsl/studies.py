@@ -354,14 +354,12 @@ def resume_total(
     if lives[Life.UNKNOWN]:
         logger.warning("%s", left_running(lives[Life.UNKNOWN]))
     finished = finished_in(study)
-    failed = sum(trial.state is TrialState.FAIL for trial in finished)
-    if failed and len(finished) >= n_trials:
+    if len(finished) >= n_trials and not adopted and all(trial.state is TrialState.FAIL for trial in finished):
         logger.warning(
-            "The study %r has its %d trials already, and %d of them have failed: nothing is run. To try more, raise "
+            "The study %r has its %d trials already, and all have failed: nothing is run. To try more, raise "
             "`n_trials`, or give another `study_name`.",
             study.study_name,
             len(finished),
-            failed,
         )
     return Resumption(n_trials, tuple(adopted), finished)
 

@@ -124,6 +124,18 @@ def test_a_report_to_several_objectives_ends_the_search_at_once(executor, call):
     assert states(optimizer.study) == ["FAIL"]
 
 
+def test_another_studys_refusal_of_reports_is_a_failure_as_any():
+    def two(trial: optuna.Trial, x: Float(0, 1)) -> tuple[Minimize, Maximize]:
+        raise NotImplementedError("not for multi-objective work")
+
+    def one(trial: optuna.Trial, x: Float(0, 1)) -> float:
+        optuna.create_study(directions=["minimize"] * 2).ask().report(x, 0)
+        return x
+
+    for objective in (two, one):
+        assert states(search(objective, n_trials=2).run_sync()) == ["FAIL"] * 2
+
+
 # Failures.
 
 
@@ -432,6 +444,38 @@ def test_what_is_given_up_is_not_tried_again(objective, how, counted):
 
     in_movable_time(main)
     wait_until(lambda: not own_threads())
+
+
+@fl.dynamic(timeout=datetime.timedelta(minutes=1))
+def in_a_dynamic_task_that_is_late(x: float) -> float:
+    return recovers_for_ever(x=x)
+
+
+def test_an_attempt_that_is_late_makes_no_more_attempts(counted):
+    study = Optimizer(in_a_dynamic_task_that_is_late, 1, 1, progress=False).run_sync(x=Float(0, 1))
+    assert states(study) == ["FAIL"]
+    wait_until(lambda: not own_threads())
+
+
+class Refusing(FlyteRecoverableException):
+    def __setattr__(self, name, value):
+        if name.startswith("__optuna"):
+            raise AttributeError("refused")
+        super().__setattr__(name, value)
+
+
+@fl.task(retries=1)
+def raises_what_refuses(x: float) -> float:
+    attempts["refusing"] += 1
+    if x >= 0:
+        raise Refusing("for this attempt")
+    return x
+
+
+def test_an_error_may_refuse_attributes(counted):
+    study = Optimizer(raises_what_refuses, 1, 1, progress=False).run_sync(x=Float(0, 1))
+    assert study.trials[0].user_attrs[ERROR_ATTRIBUTE].startswith("Refusing: ")
+    assert counted == {"refusing": 2}
 
 
 @fl.task(retries=2, timeout=datetime.timedelta(hours=1))

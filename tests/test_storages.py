@@ -683,7 +683,7 @@ def test_a_search_that_has_failed_already_says_why_it_runs_nothing(tmp_path, nam
     assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
     study = optimize(breaks, **options).run_sync()
     assert len(study.trials) == 4
-    assert warned()[-2].startswith(f"The study '{name}' has its 4 trials already, and 4 of them have failed: nothing")
+    assert warned()[-2].startswith(f"The study '{name}' has its 4 trials already, and all have failed: nothing is run")
     assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
 
 

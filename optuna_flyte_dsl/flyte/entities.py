@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Mapping
@@ -65,7 +66,9 @@ _ATTEMPTS_OF_FLYTE = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error
 
 def note_retries_used(error: BaseException, *, used: bool = True) -> None:
     """Note on an error that a task has raised it in the last attempt that its own `retries` allow."""
-    setattr(error, _USED, used)
+    if used or retries_are_used(error):
+        with contextlib.suppress(Exception):  # a user's `__setattr__`
+            setattr(error, _USED, used)
 
 
 def retries_are_used(error: BaseException) -> bool:

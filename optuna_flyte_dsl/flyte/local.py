@@ -190,14 +190,20 @@ class _Call:
 
     Args:
         threads: Where what has a limit runs.
+        outer: The call that it is an attempt of.
     """
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: Threads, outer: _Call | None = None) -> None:
         self._threads = threads
+        self._outer = outer
         self.over = threading.Event()
-        """Whether nobody waits for it any more."""
 
-    def attempt(self, task: PythonTask[Any], run: Callable[[], T], *, plain: bool) -> T:
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.over.is_set() or self._threads.closed or (self._outer is not None and self._outer.given_up)
+
+    def attempt(self, task: PythonTask[Any], run: Callable[[_Call], T], *, plain: bool) -> T:
         """Run a task as long, and as often, as its own metadata say, as Flyte does on a cluster.
 
         There, what is tried again is an attempt that has raised a FlyteRecoverableException, or taken too long; see
@@ -205,7 +211,7 @@ class _Call:
 
         Args:
             task: The task.
-            run: Runs it once.
+            run: Runs it once, as a part of a call.
             plain: Whether no other task with limits runs in it.
 
         Raises:
@@ -214,10 +220,10 @@ class _Call:
         """
         retries, seconds = task.metadata.retries or 0, _seconds(task.metadata.timeout)
         for left in range(retries, -1, -1):
-            if self.over.is_set() or self._threads.closed:
+            if self.given_up:
                 raise asyncio.CancelledError("The trial was given up.")
             try:
-                return run() if seconds is None else self._in_time(task, run, seconds)
+                return run(self) if seconds is None else self._in_time(task, run, seconds)
             except (FlyteRecoverableException, TrialTimeoutError) as error:
                 if plain:
                     note_retries_used(error, used=False)  # it may be an instance that was raised before
@@ -228,15 +234,18 @@ class _Call:
                 raise
         raise AssertionError  # not reached
 
-    def _in_time(self, task: PythonTask[Any], run: Callable[[], T], seconds: float) -> T:
+    def _in_time(self, task: PythonTask[Any], run: Callable[[_Call], T], seconds: float) -> T:
+        attempt = _Call(self._threads, self)
+
         def job() -> T:
             use_own_loop()
             flyte_context_Var.set(list(flyte_context_Var.get()))
-            return run()
+            return run(attempt)
 
         try:
             return self._threads.call(job, seconds)
         except StillRunningError:
+            attempt.over.set()
             _warn_unstoppable()
             what = f"`{entity_name(task)}` ran for longer than its `timeout`, {seconds:g} s."
             raise TrialTimeoutError(what) from None
@@ -250,13 +259,13 @@ class _Element(wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ig
         attempt: Runs an element within its limits.
     """
 
-    def __init__(self, task: Any, attempt: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, task: Any, attempt: Callable[[Callable[[_Call], Any]], Any]) -> None:
         super().__init__(task)
         self._self_attempt = attempt
 
     def execute(self, **kwargs: Any) -> Any:
         """Run one element; flytekit calls this."""
-        return self._self_attempt(functools.partial(self.__wrapped__.execute, **kwargs))
+        return self._self_attempt(lambda _: self.__wrapped__.execute(**kwargs))
 
 
 def _sandbox_execute(run: Any, task: PythonTask[Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -267,10 +276,11 @@ def _sandbox_execute(run: Any, task: PythonTask[Any], args: tuple[Any, ...], kwa
         return run(*args, **kwargs)
     plain = getattr(task, "execution_mode", None) not in (_Behavior.DYNAMIC, _Behavior.EAGER)
 
-    def once() -> Any:
+    def once(call: _Call) -> Any:
         inside = FlyteContextManager.current_context().new_builder()
-        if plain:  # on a cluster, what it calls is a part of it
-            inside.worker_queue = None
+        # On a cluster, what a plain task calls is a part of it.
+        queue: Any = None if plain else call
+        inside.worker_queue = queue
         with FlyteContextManager.with_context(inside):
             return run(*args, **kwargs)
 
@@ -279,7 +289,7 @@ def _sandbox_execute(run: Any, task: PythonTask[Any], args: tuple[Any, ...], kwa
         element: Any = _Element(task._run_task, functools.partial(call.attempt, task, plain=True))
         mapped._run_task = element
         run = functools.partial(run.__func__, mapped)
-        return once()
+        return once(call)
     return call.attempt(task, once, plain=plain)
 
 
