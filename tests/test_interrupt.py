@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import wait_until
 
 PROGRAM = """
-import asyncio, pathlib, sys
+import asyncio, pathlib, sys, time
 import flytekit as fl
 import optuna
 from optuna_flyte_dsl import Float, Optimizer, optimize
@@ -35,8 +35,8 @@ def in_a_thread(trial: optuna.Trial):
     if trial.number < 2:
         return 1.0
     note(trial.number)
-    while True:
-        pass
+    while True:  # a loop without a pause would keep Python's lock from what ends the search, on a busy machine for long
+        time.sleep(0.001)
 
 search = Optimizer(in_a_thread if sys.argv[2].endswith("thread") else in_the_loop, 2, 10, study)
 
