@@ -30,6 +30,7 @@ from optuna_flyte_dsl.errors import (
     TrialTimeoutError,
     WorkerDiedError,
 )
+from optuna_flyte_dsl.flyte.entities import retries_are_used
 from optuna_flyte_dsl.ledger import REASON_LIMIT, Asked, Ledger, Outcome, reason_of
 from optuna_flyte_dsl.log import logger
 from optuna_flyte_dsl.objective import Objective
@@ -72,10 +73,6 @@ class Runner(Protocol):
         Returns:
             What the objective returned. Its error is raised as it is. Cancelling gives up the trial.
         """
-
-    def may_try_again(self, error: BaseException) -> bool:
-        """Tell whether another attempt may follow an error: not where Flyte has made all attempts already."""
-        ...
 
     async def close(self) -> None:
         """Free what the runner holds. Called once, after the last trial."""
@@ -325,7 +322,7 @@ class Search:
                 or isinstance(error, TrialTimeoutError | asyncio.CancelledError)
                 or len(reasons) >= self._limits.retries
                 or self._ledger.stopped
-                or not self._runner.may_try_again(error)
+                or retries_are_used(error)
             ):
                 return outcome
             reasons.append(outcome.reason or "")

@@ -87,13 +87,7 @@ class StudyOptions:
                 f"`study` must be an optuna.Study, or a function that makes one, but got {self.study!r}. "
                 "Write `study=optuna.create_study(...)`."
             )
-        if isinstance(self.sampler, type) and not issubclass(self.sampler, BaseSampler):
-            raise InvalidOptionError(f"`sampler` must be a sampler of Optuna's, but got the class {self.sampler!r}.")
-        if self.sampler is not None and not isinstance(self.sampler, BaseSampler) and not callable(self.sampler):
-            raise InvalidOptionError(
-                f"`sampler` must be a sampler of Optuna's, or a function that makes one, but got {self.sampler!r}. "
-                "Write `sampler=optuna.samplers.TPESampler`."
-            )
+        _check_maker("sampler", self.sampler, BaseSampler, "optuna.samplers.TPESampler")
         if self.seed is not None and (
             isinstance(self.seed, bool) or not hasattr(self.seed, "__index__") or not 0 <= self.seed < 2**32
         ):
@@ -168,13 +162,7 @@ class StudyOptions:
             raise InvalidOptionError("`takeover=True` needs `resume=True`: without it, no trial is gone on with.")
 
     def _check_pruner(self, objective: Objective) -> None:
-        if isinstance(self.pruner, type) and not issubclass(self.pruner, BasePruner):
-            raise InvalidOptionError(f"`pruner` must be a pruner of Optuna's, but got the class {self.pruner!r}.")
-        if self.pruner is not None and not isinstance(self.pruner, BasePruner) and not callable(self.pruner):
-            raise InvalidOptionError(
-                f"`pruner` must be a pruner of Optuna's, or a function that makes one, but got {self.pruner!r}. "
-                "Write `pruner=optuna.pruners.HyperbandPruner()`."
-            )
+        _check_maker("pruner", self.pruner, BasePruner, "optuna.pruners.HyperbandPruner()")
         said = self.directions or objective.returns.directions
         if self.pruner is not None and said is not None and self.pruner is not NopPruner:
             self._check_pruning(objective.name, self._make_pruner(), len(said), given=True)
@@ -246,6 +234,21 @@ class StudyOptions:
                 f"`seed={self.seed}` was given, but `sampler={factory!r}` takes no `seed`. Let it take one, or drop it."
             )
         return {"seed": seed}
+
+
+def _check_maker(name: str, value: Any, kind: type, example: str) -> None:
+    """Check an option that is one of Optuna's objects, or makes one.
+
+    Raises:
+        InvalidOptionError: If it is neither, as far as that is known before it is called.
+    """
+    if isinstance(value, type) and not issubclass(value, kind):
+        raise InvalidOptionError(f"`{name}` must be a {name} of Optuna's, but got the class {value!r}.")
+    if value is not None and not isinstance(value, kind) and not callable(value):
+        raise InvalidOptionError(
+            f"`{name}` must be a {name} of Optuna's, or a function that makes one, but got {value!r}. "
+            f"Write `{name}={example}`."
+        )
 
 
 class StudySource:

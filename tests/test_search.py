@@ -60,9 +60,6 @@ class FakeRunner:
         finally:
             self.running -= 1
 
-    def may_try_again(self, error):
-        return True
-
     async def close(self):
         pass
 

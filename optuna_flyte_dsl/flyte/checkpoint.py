@@ -34,9 +34,14 @@ _PAUSES = (0.2, 1.0, 3.0)
 _IDLE_SECONDS = 5.0
 """Seconds after which the thread that writes ends, when there is nothing to write."""
 
-
 _threads = itertools.count()
 """Numbers of threads. Flytekit's event loop of one goes by its name, and one that ends would close its successor's."""
+
+
+def _start_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name=f"optuna-flyte-checkpoint-{next(_threads)}", daemon=True)
+    thread.start()
+    return thread
 
 
 class CheckpointStore:
@@ -77,11 +82,7 @@ class CheckpointStore:
         with self._lock:
             if not self._restored:
                 # In a thread of its own: the caller's context and event loop stay as they are.
-                thread = threading.Thread(
-                    target=self._restore, name=f"optuna-flyte-checkpoint-{next(_threads)}", daemon=True
-                )
-                thread.start()
-                thread.join()
+                _start_thread(self._restore).join()
                 self._restored = True
             return not self._journals.get(key)
 
@@ -106,10 +107,7 @@ class CheckpointStore:
         with self._lock:
             self._waiting.append(future)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._work, name=f"optuna-flyte-checkpoint-{next(_threads)}", daemon=True
-                )
-                self._thread.start()
+                self._thread = _start_thread(self._work)
             self._lock.notify_all()
         await asyncio.wrap_future(future)
 

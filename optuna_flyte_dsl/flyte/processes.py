@@ -50,6 +50,10 @@ class _Worker:
         self.pool = ProcessPoolExecutor(max_workers=1, env=env, initializer=_start, initargs=given)
         self.ready = False
 
+    def end(self) -> None:
+        """Kill the process, whatever it does. It blocks."""
+        self.pool.shutdown(wait=True, kill_workers=True)
+
 
 class ProcessRunner:
     """Runs the trials of one search; see `optuna_flyte_dsl.search.Runner`.
@@ -131,7 +135,7 @@ class ProcessRunner:
         if worker not in self._busy:
             return
         if kill:
-            await self._threads.run(functools.partial(worker.pool.shutdown, wait=True, kill_workers=True))
+            await self._threads.run(worker.end)
             if self._gpus is not None and worker.gpu is not None:
                 self._gpus.append(worker.gpu)
         else:
@@ -149,19 +153,10 @@ class ProcessRunner:
         self._server.forget(trial)
         await self._threads.run(refresh, trial)
 
-    def may_try_again(self, error: BaseException) -> bool:
-        """See `optuna_flyte_dsl.search.Runner`."""
-        return not retries_are_used(error)
-
     async def close(self) -> None:
         """End all workers; see `optuna_flyte_dsl.search.Runner`."""
         workers, self._idle = self._idle, []
-        await asyncio.gather(
-            *(
-                self._threads.run(functools.partial(worker.pool.shutdown, wait=True, kill_workers=True))
-                for worker in workers
-            )
-        )
+        await asyncio.gather(*(self._threads.run(worker.end) for worker in workers))
         if self._server is not None:
             await self._threads.run(self._server.close)
         await self._threads.close()
@@ -173,8 +168,7 @@ def _pickled(objective: Objective) -> bytes:
     except Exception as error:
         raise InvalidObjectiveError(
             f'`executor="process"`: `{objective.name}` cannot be sent to another process: {error!r}. Make what it '
-            "needs "
-            "inside of it: open files, locks and connections cannot be sent."
+            "needs inside of it: open files, locks and connections cannot be sent."
         ) from error
 
 
@@ -253,18 +247,21 @@ def _run(arguments: dict[str, Any], handle: Handle | None) -> tuple[bytes, bool]
         result: tuple[Any, BaseException | None] = (loop.run(run(), context=contextvars.copy_context()), None)
     except BaseException as error:  # noqa: BLE001 - the search judges it
         result = (None, error)
+    return _packed(*result), runner.busy
+
+
+def _packed(value: Any, raised: BaseException | None) -> bytes:
+    """Pickle a result; where that cannot be sent, an error that says what it was."""
     with contextlib.suppress(Exception):
-        data = bytes(cloudpickle.dumps(result))
+        data = bytes(cloudpickle.dumps((value, raised)))
         cloudpickle.loads(data)  # some errors cannot be made again of what they are pickled to
-        return data, runner.busy
-    value, raised = result
+        return data
     if raised is None:
-        unsent = RuntimeError(f"It returned {value!r}, which cannot be sent.")
-        return bytes(cloudpickle.dumps((None, unsent))), runner.busy
+        return bytes(cloudpickle.dumps((None, RuntimeError(f"It returned {value!r}, which cannot be sent."))))
     names = tuple(_name(kind) for kind in type(raised).__mro__)
     told = ToldError(f"{type(raised).__name__}: {raised}", names)
     note_retries_used(told, used=retries_are_used(raised))
-    return bytes(cloudpickle.dumps((None, told))), runner.busy
+    return bytes(cloudpickle.dumps((None, told)))
 
 
 def _name(kind: type) -> str:

@@ -12,7 +12,6 @@ from flytekit.core.promise import async_flyte_entity_call_handler
 from optuna.trial import Trial
 
 from optuna_flyte_dsl.flyte.cluster import ClusterController
-from optuna_flyte_dsl.flyte.entities import retries_are_used
 from optuna_flyte_dsl.flyte.judge import watched
 from optuna_flyte_dsl.flyte.local import LocalController, close_loops, unstoppable
 from optuna_flyte_dsl.flyte.trial import TrialQueue
@@ -66,10 +65,6 @@ class FlyteRunner:
             if not entity:
                 _tell(begun)
             return await self._call(arguments)
-
-    def may_try_again(self, error: BaseException) -> bool:
-        """See `optuna_flyte_dsl.search.Runner`."""
-        return not retries_are_used(error)
 
     async def _call(self, arguments: Mapping[str, Any]) -> Any:
         target = self._objective.target
