@@ -28,6 +28,7 @@ from flytekit.core.worker_queue import Controller
 from flytekit.exceptions.eager import EagerException
 from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.models.security import Identity, SecurityContext
+from flytekit.utils.asyn import loop_manager
 
 from optuna_flyte_dsl import (
     Cluster,
@@ -46,6 +47,7 @@ from optuna_flyte_dsl import owners as owners_module
 from optuna_flyte_dsl.flyte import admin as admin_module
 from optuna_flyte_dsl.flyte import checkpoint as checkpoint_module
 from optuna_flyte_dsl.flyte import eager as eager_module
+from optuna_flyte_dsl.flyte import local as local_module
 from optuna_flyte_dsl.flyte import watch as watch_module
 from optuna_flyte_dsl.flyte.trial import EXECUTION_ERROR_ATTRIBUTE, EXECUTIONS_ATTRIBUTE, TrialQueue
 from optuna_flyte_dsl.owners import Life
@@ -1029,6 +1031,15 @@ def test_a_login_that_cannot_be_renewed_ends_the_search(cluster, monkeypatch):
     with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
         objective.run_sync()
     assert set(states(objective.study)) == {"FAIL"}
+
+
+def test_the_thread_of_flytekits_controller_outlives_the_exit(cluster, tmp_path):
+    """See `outlive_exit`."""
+    cluster.instant = echo()
+    pod = Pod(cluster, tmp_path, 0)
+    pod.run(quick.train)
+    name = pod.controller._Controller__runner_thread.name
+    assert isinstance(loop_manager._runner_map[local_module._key(name)], local_module._OwnLoop)
 
 
 def test_all_searches_of_a_pod_have_one_grace_period(cluster, tmp_path, monkeypatch):

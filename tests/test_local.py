@@ -500,6 +500,34 @@ def test_the_parts_of_flytekit_that_are_used_are_where_they_were():
     assert f"{threading.current_thread().name}PID:{os.getpid()}" in loop_manager._runner_map
 
 
+EXITING = """
+import asyncio, atexit, threading
+from flytekit.utils.asyn import loop_manager
+from optuna_flyte_dsl.flyte.local import outlive_exit
+
+over, begun = threading.Event(), threading.Event()
+
+async def publish():
+    begun.set()
+    for _ in range(20):
+        await asyncio.sleep(0.002)
+
+def work():  # as flytekit's Controller does it
+    while not over.is_set():
+        loop_manager.run_sync(publish)
+
+thread = threading.Thread(target=work, daemon=True, name="controller-thread")
+atexit.register(lambda: (over.set(), thread.join()))
+outlive_exit(thread)
+thread.start()
+begun.wait()
+"""
+
+
+def test_a_thread_that_python_waits_for_at_exit_can_end():
+    subprocess.run([sys.executable, "-c", EXITING], check=True, timeout=60)
+
+
 def test_a_task_may_leave_something_in_its_loop():
     @optimize(concurrency=2, n_trials=4)
     @fl.task

@@ -30,6 +30,7 @@ from optuna_flyte_dsl.flyte.admin import Admin, AdminError
 from optuna_flyte_dsl.flyte.checkpoint import CheckpointStore
 from optuna_flyte_dsl.flyte.cluster import ClusterController, Link, Traffic
 from optuna_flyte_dsl.flyte.deck import ExecutionsDeck
+from optuna_flyte_dsl.flyte.local import outlive_exit
 from optuna_flyte_dsl.flyte.trial import EXECUTIONS_ATTRIBUTE, TrialQueue
 from optuna_flyte_dsl.flyte.watch import TERMINAL
 from optuna_flyte_dsl.log import logger
@@ -115,6 +116,7 @@ def _home_of(controller: Controller, context: FlyteContext) -> Home:
     checkpoint = _checkpoint(context)
     store = CheckpointStore(checkpoint, context) if checkpoint is not None else None
     ending = Ending(link, context)
+    outlive_exit(controller._Controller__runner_thread)  # type: ignore[attr-defined]
     # flytekit's handler of SIGTERM calls `stop` of this attribute first; the class never sets it.
     controller._Controller__loop = ending  # type: ignore[attr-defined]
     return Home(link, store, ending)

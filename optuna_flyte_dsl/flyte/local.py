@@ -350,6 +350,17 @@ def use_own_loop() -> None:
         loop_manager._runner_map[key] = _OwnLoop()  # type: ignore[assignment]
 
 
+def outlive_exit(thread: threading.Thread) -> None:
+    """Let a thread of flytekit's run its coroutines by itself too, when Python exits.
+
+    Flytekit stops the loops that it keeps for threads, and then joins the thread of its `Controller`: if that is just
+    publishing the Deck, it waits for ever for a loop that has stopped, and the pod of a finished workflow never ends.
+    """
+    key = _key(thread.name)
+    if not isinstance(loop_manager._runner_map.get(key), _OwnLoop):
+        loop_manager._runner_map[key] = _OwnLoop()  # type: ignore[assignment]
+
+
 def close_loops(thread_name: str) -> None:
     """Close the event loops that were made for a thread, and for the threads of flytekit's that stand behind it."""
     if local_cache.LocalTaskCache._initialized and hasattr(local_cache.LocalTaskCache._cache, "close"):
