@@ -10,18 +10,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit coverage oldest docs bench soak clean
+.PHONY: help demo test lint format unit coverage oldest next docs bench soak clean
 KILLS := 200
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
-# $(call environment,NAME,WHAT TO INSTALL): makes .venv/NAME
+# $(call environment,NAME,WHAT TO INSTALL): makes .venv/NAME. It shows each package that pip collects.
 define environment
+	@echo 'Making the environment .venv/$(1): pip installs what it needs. This takes a minute or two, once.'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	rm -rf $(VENV)/$(1)
 	$(PYTHON) -m venv $(VENV)/$(1)
-	$(VENV)/$(1)/bin/python -m pip install --quiet $(ANY_PYTHON) $(2)
+	$(VENV)/$(1)/bin/python -m pip install --progress-bar off $(ANY_PYTHON) $(2)
 	@touch $@
 endef
 
@@ -37,9 +38,8 @@ $(VENV)/oldest/.made: requirements/dev.txt requirements/oldest.txt
 $(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
 
-demo: $(VENV)/demo/.made ## Run a real search on real data
-	@$(VENV)/demo/bin/python examples/quickstart.py
-	@echo 'Where to look next: examples/quickstart.py is what has just run, docs/tutorial.md explains it line by line.'
+demo: $(VENV)/demo/.made ## Run a search on real data, kill it, and resume it
+	@$(VENV)/demo/bin/python examples/demo.py
 
 test: lint unit ## Lint, check types, and run all tests
 
@@ -57,11 +57,19 @@ format: $(VENV)/dev/.made ## Format the code
 unit: $(VENV)/dev/.made ## Run the tests, on the newest optuna
 	$(VENV)/dev/bin/python -m pytest $(AT_ONCE)
 
-coverage: $(VENV)/dev/.made ## Run the tests, and show which lines they do not reach
+coverage: $(VENV)/dev/.made ## Run the tests, show what they do not reach, and fail below 95% of lines and branches
 	$(VENV)/dev/bin/python -m pytest $(AT_ONCE) --cov --cov-report term
 
 oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
 	$(VENV)/oldest/bin/python -m pytest $(AT_ONCE) -m "not newest"
+
+next: ## Run the tests on the newest versions of all packages, pre-releases included
+	rm -rf $(VENV)/next
+	$(PYTHON) -m venv $(VENV)/next
+	$(VENV)/next/bin/python -m pip install --quiet $(ANY_PYTHON) --pre --requirement requirements/next.in
+	$(VENV)/next/bin/python -m pip install --quiet $(ANY_PYTHON) --no-deps --editable .
+	$(VENV)/next/bin/python -m pip list | grep -iE 'flyte|optuna|wrapt|loky|grpcio |greenlet|rich'
+	$(VENV)/next/bin/python -m pytest $(AT_ONCE) -W default
 
 docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 	$(VENV)/dev/bin/python -m sphinx --fail-on-warning --builder html docs docs/_build
@@ -70,7 +78,7 @@ bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
 	$(VENV)/bench/bin/python -m benchmarks
 
 soak: $(VENV)/dev/.made ## Cancel searches at every step, kill them at random moments, and look what is left
-	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/test_cancellation.py
+	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/search/test_cancellation.py
 	$(VENV)/dev/bin/python -W ignore -m tests.soak --kills $(KILLS)
 
 clean: ## Remove all environments and caches

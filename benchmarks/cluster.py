@@ -19,7 +19,7 @@ from flytekitplugins.optuna import suggest as peer_suggest
 
 from benchmarks.objectives import async_task
 from optuna_flyte_dsl import Cluster, Float, Optimizer
-from tests.flyteadmin import FlyteAdmin, Succeeded
+from tests.support.flyteadmin import FlyteAdmin, Succeeded
 
 LATENCY = 0.01
 WORK = ((128, 5.0, 32, 1.2), (8, 1.0, 4, 1.4))

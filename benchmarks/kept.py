@@ -13,7 +13,7 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from optuna_flyte_dsl import Float, Optimizer
-from tests.postgres import Postgres
+from tests.support.postgres import Postgres
 
 LATENCY = 0.05
 """Seconds that each answer of the database takes, besides its own time."""

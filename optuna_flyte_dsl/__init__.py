@@ -1,7 +1,7 @@
 """Hyperparameter search on Flyte with Optuna: the search space in the signature, the search in the call."""
 
-from optuna_flyte_dsl.cluster import Cluster
 from optuna_flyte_dsl.decorator import Optimized, optimize
+from optuna_flyte_dsl.engines.engine import register_types as _register_types
 from optuna_flyte_dsl.errors import (
     ArgumentError,
     ClusterError,
@@ -9,6 +9,7 @@ from optuna_flyte_dsl.errors import (
     CompilationError,
     DirectionError,
     EmptySpaceError,
+    ExecutionFailedError,
     InvalidAnnotationError,
     InvalidMarkerError,
     InvalidMarkerTypeError,
@@ -27,10 +28,9 @@ from optuna_flyte_dsl.errors import (
     UnresolvedAnnotationError,
     WorkerDiedError,
 )
-from optuna_flyte_dsl.flyte.handles import register as _register_trials
-from optuna_flyte_dsl.flyte.trial import ExecutionFailedError
-from optuna_flyte_dsl.flyte.types import register as _register
-from optuna_flyte_dsl.markers import (
+from optuna_flyte_dsl.optimizer import Optimizer
+from optuna_flyte_dsl.options import Cluster
+from optuna_flyte_dsl.space.markers import (
     Category,
     Fixed,
     Float,
@@ -41,11 +41,9 @@ from optuna_flyte_dsl.markers import (
     Suggestion,
     suggest,
 )
-from optuna_flyte_dsl.optimizer import Optimizer
-from optuna_flyte_dsl.space import SearchSpace
+from optuna_flyte_dsl.space.search_space import SearchSpace
 
-_register()
-_register_trials()
+_register_types()
 
 __version__ = "0.1.0"
 

@@ -1,34 +1,33 @@
-"""`@optimize`: a transparent proxy over a task or a function, whose call is a search."""
+"""`@optimize`, and the proxy that it puts over a task or a function."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypedDict, Unpack, overload
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import optuna
-import wrapt
 
-from optuna_flyte_dsl.cluster import Cluster
-from optuna_flyte_dsl.duplicates import Duplicates
-from optuna_flyte_dsl.errors import InvalidObjectiveError, InvalidOptionError
-from optuna_flyte_dsl.flyte.calls import Place, make_node, place_of_call
-from optuna_flyte_dsl.flyte.entities import is_task
-from optuna_flyte_dsl.flyte.handles import pruner_here
-from optuna_flyte_dsl.flyte.judge import judged
-from optuna_flyte_dsl.flyte.remote import Deployment, DeploymentOptions, FlyteRemote, check_options
-from optuna_flyte_dsl.flyte.types import spell_out_unions
-from optuna_flyte_dsl.ledger import Observer
-from optuna_flyte_dsl.objective import Objective
-from optuna_flyte_dsl.optimizer import Limited, Session, plain, wait_for
-from optuna_flyte_dsl.settings import Catch, Executor, Failures, Seconds, Settings
-from optuna_flyte_dsl.storage import StorageOption
-from optuna_flyte_dsl.studies import Direction, PrunerOption, SamplerOption, StudyOption, StudySource
+from optuna_flyte_dsl._proxy import Proxy
+from optuna_flyte_dsl.engines.engine import DeploymentOptions, engine_of, host_engine, read_objective
+from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.session import Session, SessionAttributes
+from optuna_flyte_dsl.space.objective import Objective, undecorated
+from optuna_flyte_dsl.study.opening import StudySource, pruner_in_pod
+
+if TYPE_CHECKING:  # checkers only: what `@fl.task` returns is a function or a task
+    from flytekit.core.python_function_task import PythonFunctionTask
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
 
 
 class _Annotations(dict[str, Any]):
-    """The annotations of a proxy: its own for the class, which has none, and those of what it wraps for an instance."""
+    """The annotations of a proxy. The class has none; an instance has those of what it wraps."""
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self if instance is None else getattr(instance.__wrapped__, "__annotations__", {})
@@ -37,141 +36,127 @@ class _Annotations(dict[str, Any]):
         instance.__wrapped__.__annotations__ = value
 
 
-class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc, unused-ignore]
-    """A task or function under `@optimize`: in all but its call, the thing itself.
+class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
+    """A task or function under `@optimize`: in everything but its call, it is the task or function itself.
 
-    It is an instance of its task's class, has the same name, signature and docstring, loads in a trial's pod, and goes
-    into `map_task` and `create_node` as the task. Awaiting its call runs a search.
+    It is an instance of its task's class. It has the task's name, signature and docstring. A trial's pod can load it,
+    and `map_task` and `create_node` accept it as the task. Awaiting its call runs a search.
 
     Attributes:
-        task: What was decorated; `train.task(...)` is one plain call.
+        task: The task or function. `train.task(...)` is one plain call of it.
         space: The search space that the signature declares.
         study: The study of the latest call.
-        n_trials: How many trials a call runs; can be assigned while no search runs.
-        concurrency: How many run at the same time, at most; can be assigned while no search runs.
-        delay: Seconds between the starts of two trials; can be assigned while no search runs.
+        n_trials: The number of trials that a call runs. It can be assigned while no search runs.
+        concurrency: The largest number of trials that run at the same time. It can be assigned while no search runs.
+        delay: The least time between the starts of two trials, in seconds. It can be assigned while no search runs.
     """
 
     def __init__(self, wrapped: Any, session: Session) -> None:
         super().__init__(wrapped)
         self._self_session = session
         self._self_latest: StudySource | None = None
-        self._self_prepared: StudySource | None = None
+        self._self_prepared: StudySource | None = None  # for the next call
+        engine = engine_of(wrapped)
+        self._self_pod_methods: Mapping[str, Callable[..., Any]] = (
+            engine.pod_methods(wrapped, session.objective, lambda: pruner_in_pod(session.options)) if engine else {}
+        )
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run a search; await the call.
+    @property
+    def _session(self) -> Session:
+        return self._self_session
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
+        """Run a search. Await the call.
 
         Args:
-            *args: Arguments of the objective, by position.
-            **kwargs: Arguments of the objective: fixed values, suggestions, or containers that hold some.
+            *args: Positional arguments of the objective.
+            **kwargs: Keyword arguments of the objective: fixed values, suggestions, or containers of suggestions.
 
         Returns:
-            The study of this call, when awaited. As a node of a workflow (`create_node`), the task's promises; by
-            `pyflyte run file.py train ...`, which gives every parameter a value, what the task returns.
+            The study of this call, when awaited. Called by flytekit's `create_node`, the promises of a node; called by
+            `pyflyte run file.py train ...`, which gives every parameter a value, the outputs of the task.
 
         Raises:
             CompilationError: In the body of a plain workflow, which cannot wait for a search.
-            InvalidObjectiveError: If `@fl.task` stands above `@optimize`.
-            ArgumentError: If the arguments do not fit.
+            InvalidObjectiveError: If `@fl.task` is above `@optimize`.
+            ArgumentError: If the arguments do not fit the objective.
             OutOfRangeError: If a fixed value lies outside its marker.
             EmptySpaceError: If nothing is left to search.
         """
-        place = place_of_call()
-        if place is Place.NODE:
-            return make_node(self.__wrapped__, kwargs)
-        if place is Place.COMMAND:
-            return self.__wrapped__(*args, **kwargs)
-        if place is Place.TASK:
-            raise InvalidObjectiveError(
-                f"`{self._self_session.objective.name}`: the task was made of the search, so it has nothing to run. "
-                "Put `@optimize` above `@fl.task`."
-            )
-        return self._self_search(args, kwargs)
+        engine = host_engine(self.__wrapped__)
+        if engine is not None:
+            result = engine.call(self.__wrapped__, self._session.objective.name, args, kwargs)
+            if result is not NotImplemented:
+                return result  # type: ignore[no-any-return]
+        return self._start(args, kwargs)
 
-    def _self_search(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
-        source = self._self_prepared or self._self_source()
-        search = self._self_session.search(source, args, kwargs)
+    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
+        source = self._self_prepared or self._self_new_source()
+        search = self._session.search(source, args, kwargs)
         self._self_latest, self._self_prepared = source, None
         return search
 
-    def _self_source(self) -> StudySource:
-        return StudySource(self._self_session.settings.study, self._self_session.objective)
+    def _self_new_source(self) -> StudySource:
+        return StudySource(self._session.options, self._session.objective)
 
-    def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
-        """Run a search and wait for it, also where an event loop runs already, as in a notebook.
+    def on(self, remote: Any, **options: Unpack[DeploymentOptions]) -> Optimized[Q, R]:
+        """Return the same objective with its trials on a cluster, searched from this machine.
 
-        Args:
-            *args: As for a call.
-            **kwargs: As for a call.
-
-        Returns:
-            The study of this call.
-        """
-        return wait_for(self._self_search(args, kwargs))
-
-    def on(self, remote: FlyteRemote, **options: Unpack[DeploymentOptions]) -> Optimized:
-        """Return the same objective with its trials on a cluster, started from this machine.
-
-        Awaiting the call of what is returned runs the search here, and each call of a task is an execution there. The
-        code is packaged and registered as `pyflyte run --remote` does it. Cancelling, or Ctrl-C, terminates what runs.
+        The search runs in this process, and each call of a task is an execution on the cluster. The code is packaged
+        and registered as `pyflyte run --remote` does it. Cancelling the search, or Ctrl-C, terminates its executions.
 
         Args:
-            remote: The way to the cluster, with the project and domain of all executions.
-            **options: How the code gets there: `version`, by default a hash of it; `image_config`, the containers'
-                images; `source`, the folder that is packaged, by default the root of the objective's package;
-                `destination`, where a pod unpacks it; `copy_all`, to package all files and not only loaded modules.
+            remote: A `flytekit.remote.FlyteRemote`, with the project and domain of all executions.
+            **options: How the code gets to the cluster. `version`: the version with which tasks are registered; by
+                default a hash of the code. `image_config`: the images of the containers. `source`: the folder that is
+                packaged; by default the root of the objective's package. `destination`: the folder in which a pod
+                unpacks it. `copy_all`: whether all files are packaged, instead of the loaded modules only.
 
         Returns:
-            The objective; this one is as it was.
+            A new objective. This one is not changed.
 
         Raises:
-            InvalidOptionError: If `remote` is no FlyteRemote with a default project and domain.
+            InvalidOptionError: If `remote` is not a FlyteRemote with a default project and domain.
         """
-        check_options(options)
-        session = self._self_session
-        return Optimized(self.__wrapped__, Session(session.objective, session.settings, Deployment(remote, **options)))
+        return Optimized(self.__wrapped__, self._session.on(remote, options))
 
     @property
-    def task(self) -> Any:
-        """What was decorated. Its call is one plain call."""
-        return self.__wrapped__
+    def task(self) -> Callable[Q, R]:
+        """The task or function. Its call is one plain call."""
+        return self.__wrapped__  # type: ignore[no-any-return]
 
     @property
-    def __optuna_flyte_objective__(self) -> Any:
-        return self.__wrapped__
+    def objective(self) -> Callable[Q, R]:
+        """The task or function, under the name that it has in `Optimizer`."""
+        return self.task
+
+    @property
+    def __optuna_flyte_objective__(self) -> Callable[Q, R]:
+        return self.task
 
     @property
     def study(self) -> optuna.Study:
-        """The study of the latest call. Before the first one, the study that the first call will use."""
+        """The study of the latest call; before the first call, the study that the first call will use."""
         if self._self_latest is None and self._self_prepared is None:
-            self._self_prepared = self._self_source()
+            self._self_prepared = self._self_new_source()
         source = self._self_latest or self._self_prepared
         assert source is not None
-        return self._self_session.open_study(source)
+        return self._session.open_study(source)
 
     @study.setter
     def study(self, study: optuna.Study) -> None:
-        self._self_latest = self._self_session.assign_study(study)
+        self._self_latest = self._session.assign_study(study)
         self._self_prepared = None
 
-    @property
-    def objective(self) -> Any:
-        """What was decorated, under the name that an `Optimizer` has for it."""
-        return self.__wrapped__
-
-    def dispatch_execute(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task in its pod; flytekit calls this. What it returns is judged there, before Flyte refuses it."""
-        session = self._self_session
-        with pruner_here(session.settings.study.pruner_of_pods):
-            return judged(self.__wrapped__, session.objective).dispatch_execute(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"<optimize over {self.__wrapped__!r}>"
+    def __getattr__(self, name: str) -> Any:
+        # Called for names that this class does not have.
+        methods = {} if name.startswith("_self_") else self._self_pod_methods
+        return methods[name] if name in methods else getattr(self.__wrapped__, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):
             raise InvalidOptionError(
-                f"`{name}` cannot be assigned to `{self._self_session.objective.name}`: only `n_trials`, `concurrency` "
+                f"`{name}` cannot be assigned to `{self._session.objective.name}`: only `n_trials`, `concurrency` "
                 "and `delay` can. Give the others to `optimize`."
             )
         super().__setattr__(name, value)
@@ -179,18 +164,19 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
     def __dir__(self) -> list[str]:
         return sorted({*dir(self.__wrapped__), *dir(type(self))})
 
-    __annotations__ = _Annotations()
+    def __repr__(self) -> str:
+        return f"<optimize over {self.__wrapped__!r}>"
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # As a function, cloudpickle would take apart and pickle what is decorated instead.
+        # If this claimed to be a function, cloudpickle would pickle the function that is decorated.
         wrapped: type = type(self.__wrapped__)
         return Optimized if issubclass(wrapped, types.FunctionType) else wrapped
 
-    def __copy__(self) -> Optimized:
-        return _rebuild(self.__wrapped__, self._self_session.objective, self._self_session.settings)
+    def __copy__(self) -> Optimized[Q, R]:
+        return _rebuild(self.__wrapped__, self._session.objective, self._session.options)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Optimized:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimized[Q, R]:
         return self.__copy__()
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
@@ -198,148 +184,78 @@ class Optimized(Limited, wrapt.BaseObjectProxy):  # type: ignore[type-arg, misc,
             module, name = self.__wrapped__.__module__, self.__wrapped__.__qualname__
             if module != "__main__" and getattr(sys.modules.get(module), name, None) is self:
                 return name  # by reference, as functions are pickled
-        return _rebuild, (self.__wrapped__, self._self_session.objective, self._self_session.settings)
+        return _rebuild, (self.__wrapped__, self._session.objective, self._session.options)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         return self.__reduce_ex__(2)
 
 
-def _rebuild(wrapped: Any, objective: Objective, settings: Settings) -> Optimized:
-    return Optimized(wrapped, Session(objective, settings))
+Optimized.__annotations__ = _Annotations()
 
 
-class _Options(TypedDict, total=False):
-    direction: Direction | None
-    directions: Sequence[Direction] | None
-    sampler: SamplerOption
-    seed: int | None
-    pruner: PrunerOption
-    storage: StorageOption
-    study_name: str | None
-    resume: bool
-    takeover: bool
-    timeout: Seconds
-    trial_timeout: Seconds
-    max_consecutive_failures: Failures
-    retries: int
-    catch: Catch
-    executor: Executor
-    gpus: Sequence[int | str] | None
-    deterministic: bool
-    duplicates: Duplicates
-    stop_when_exhausted: bool
-    callbacks: Sequence[Observer] | None
-    initial_points: Sequence[Mapping[str, Any]] | None
-    progress: bool
-    cluster: Cluster | None
+def _rebuild(wrapped: Any, objective: Objective, options: Options) -> Optimized[Any, Any]:
+    return Optimized(wrapped, Session(objective, options))
 
 
-@overload
-def optimize(
-    objective: None = None,
-    concurrency: int = 1,
-    n_trials: int = 1,
-    study: StudyOption = None,
-    delay: float = 0,
-    **options: Unpack[_Options],
-) -> Callable[[Any], Optimized]: ...
+class Decorator(Protocol):
+    """What `@optimize(...)` returns: it decorates a task or a function."""
+
+    def __call__(self, objective: Callable[Q, R] | PythonFunctionTask[Any], /) -> Optimized[Q, R]:
+        """Return the decorated objective."""
+        ...
 
 
-@overload
-def optimize(
-    objective: Callable[..., Any],
-    concurrency: int = 1,
-    n_trials: int = 1,
-    study: StudyOption = None,
-    delay: float = 0,
-    **options: Unpack[_Options],
-) -> Optimized: ...
+class _Optimize(Protocol[P]):
+    """`optimize`, to type checkers: bare, called with options, or called with an objective and options."""
+
+    @overload
+    def __call__(self, objective: None = None, *args: P.args, **kwargs: P.kwargs) -> Decorator: ...
+    @overload
+    def __call__(
+        self, objective: Callable[Q, R] | PythonFunctionTask[Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Optimized[Q, R]: ...
 
 
-def optimize(
-    objective: Any = None,
-    concurrency: int = 1,
-    n_trials: int = 1,
-    study: StudyOption = None,
-    delay: float = 0,
-    *,
-    direction: Direction | None = None,
-    directions: Sequence[Direction] | None = None,
-    sampler: SamplerOption = None,
-    seed: int | None = None,
-    pruner: PrunerOption = None,
-    storage: StorageOption = None,
-    study_name: str | None = None,
-    resume: bool = False,
-    takeover: bool = False,
-    timeout: Seconds = None,
-    trial_timeout: Seconds = None,
-    max_consecutive_failures: Failures = "auto",
-    retries: int = 0,
-    catch: Catch = (Exception,),
-    executor: Executor = "thread",
-    gpus: Sequence[int | str] | None = None,
-    deterministic: bool = False,
-    duplicates: Duplicates = "allow",
-    stop_when_exhausted: bool = False,
-    callbacks: Sequence[Observer] | None = None,
-    initial_points: Sequence[Mapping[str, Any]] | None = None,
-    progress: bool = True,
-    cluster: Cluster | None = None,
-) -> Any:
+def _takes_options(options: Callable[P, Options]) -> Callable[[Callable[[Any, Options], Any]], _Optimize[P]]:
+    """Give a function the parameters of a dataclass, of which the function gets an instance."""
+
+    def decorate(function: Callable[[Any, Options], Any]) -> _Optimize[P]:
+        def optimize(objective: Any = None, *args: P.args, **kwargs: P.kwargs) -> Any:
+            given = options(*args, **kwargs)
+            return (lambda decorated: function(decorated, given)) if objective is None else function(objective, given)
+
+        optimize.__doc__ = Options.fill_in(function.__doc__)
+        optimize.__module__, optimize.__qualname__ = function.__module__, function.__qualname__
+        signature = Options.signature()
+        objective = inspect.Parameter(
+            "objective", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Any
+        )
+        optimize.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[objective, *signature.parameters.values()]
+        )
+        return optimize
+
+    return decorate
+
+
+@_takes_options(Options)
+def optimize(objective: Any, options: Options) -> Any:
     """Turn the call of a task or function into a search.
 
-    Used bare, `@optimize`, or with arguments, over `@fl.task` or over a function. Each awaited call is a search with a
-    new study, unless `study` gives one.
+    Use it bare, `@optimize`, or with options, `@optimize(n_trials=100)`, over `@fl.task` or over a function. Each
+    awaited call is a search with a new study, unless `study` or `study_name` says otherwise.
 
     Args:
-        objective: What is decorated; see `Optimizer`.
-        concurrency: How many trials run at the same time, at most.
-        n_trials: How many trials a call runs.
-        study: An `optuna.Study`, which every call adds to, or a function that makes one for each call; by default each
-            call makes one in memory.
-        delay: Seconds between the starts of two trials, at least.
-        direction: "minimize" or "maximize", for one objective whose annotation does not say it.
-        directions: The same for several objectives, as a list.
-        sampler: A sampler of Optuna's, or something that makes one for each search, such as its class.
-        seed: Seed of the sampler. With `concurrency=1`, it makes a search repeat.
-        pruner: A pruner of Optuna's, or something that makes one for each search. For one objective only.
-        storage: Where the study is kept: a URL of Optuna's, the path of a journal file, a storage, or a function that
-            makes one. By default each call has a new study, in memory.
-        study_name: The study's name there. If there is one already, it is gone on with.
-        resume: Whether `n_trials` is what the study is to have in all, over any number of calls, kills and machines,
-            and not what each call adds. `study_name` is the objective's then, if it is not given.
-        takeover: With `resume`, whether trials are closed, and tried again, that are RUNNING and of whose process
-            nothing can be known from here, such as one on another host.
-        timeout: Seconds, or a timedelta, after which no trial starts, running ones are stopped, and the study is
-            returned.
-        trial_timeout: The same for each trial, from when it begins to run: it is stopped, and has failed.
-        max_consecutive_failures: How many trials may fail in a row before the search ends with a
-            `TooManyFailuresError`. "auto" is 10, or twice `concurrency` if that is more, but at most a quarter of
-            `n_trials` (and at least 5), while none has succeeded, and five times as many after that; 10 in a search
-            of up to 10. `None` is without end.
-        retries: How often a trial that raises is tried again, with the same parameters.
-        catch: The exceptions that only fail a trial; another one ends the search.
-        executor: Where trials run on this machine: "thread", or "process", a worker process for each running trial,
-            which may crash, and can be stopped.
-        gpus: With `executor="process"`, the devices of which each running trial has one, as its `CUDA_VISIBLE_DEVICES`.
-        deterministic: Whether a search with a seed repeats whatever order its trials end in.
-        duplicates: What is done with parameters that were tried already: "allow" runs them again, "reuse" takes the
-            values of the finished trial, "resample" asks for others.
-        stop_when_exhausted: Whether the search ends when each point of its space is taken.
-        callbacks: Optuna's callbacks, called with the study and each finished trial, one at a time, in a thread.
-            `study.stop()` in one ends the search.
-        initial_points: Parameters to try first, as `{name: value}`; what a point leaves out is sampled.
-        progress: Whether to show a bar on a terminal, and log lines elsewhere.
-        cluster: How trials run on a Flyte cluster, where they run there.
+        objective: The decorated task or function; see `Optimizer`.
+        {options}
 
     Returns:
         The decorated objective, or a decorator.
 
     Raises:
         InvalidObjectiveError: If it cannot be an objective.
-        InvalidOptionError: If an option breaks a rule, or contradicts another.
-        DirectionError: If the number of objectives, or a direction, contradicts the study's.
+        InvalidOptionError: If an option breaks its rule, or contradicts another option.
+        DirectionError: If the number of objectives, or a direction, contradicts the study.
 
     >>> import asyncio
     >>> from optuna_flyte_dsl import Float, Maximize
@@ -350,42 +266,8 @@ def optimize(
     >>> len(study.trials), study.direction.name
     (10, 'MAXIMIZE')
     """
-
-    def decorate(decorated: Any) -> Optimized:
-        target = plain(decorated)
-        if is_task(target):
-            spell_out_unions(target)
-        read = Objective.of(target)
-        settings = Settings.read(
-            read,
-            concurrency=concurrency,
-            n_trials=n_trials,
-            study=study,
-            delay=delay,
-            direction=direction,
-            directions=directions,
-            sampler=sampler,
-            seed=seed,
-            pruner=pruner,
-            storage=storage,
-            study_name=study_name,
-            resume=resume,
-            takeover=takeover,
-            timeout=timeout,
-            trial_timeout=trial_timeout,
-            max_consecutive_failures=max_consecutive_failures,
-            retries=retries,
-            catch=catch,
-            executor=executor,
-            gpus=gpus,
-            deterministic=deterministic,
-            duplicates=duplicates,
-            stop_when_exhausted=stop_when_exhausted,
-            callbacks=callbacks,
-            initial_points=initial_points,
-            progress=progress,
-            cluster=cluster,
-        )
-        return Optimized(target, Session(read, settings))
-
-    return decorate if objective is None else decorate(objective)
+    target = undecorated(objective)
+    engine = engine_of(target)
+    if engine is not None:
+        engine.prepare(target)
+    return Optimized(target, Session(read_objective(target), options))

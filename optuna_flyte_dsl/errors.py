@@ -1,19 +1,22 @@
-"""Every error that this library raises, under one root.
+"""Every error that this library raises, under one root class.
 
-Each class stands for one misuse. Where a caller would expect a `ValueError` or a `TypeError`, the class is one too.
-A message names the parameter, the rule, what was got, and the cure.
+Each class stands for one misuse or one kind of failure. Where a caller would expect a `ValueError` or a `TypeError`,
+the class is one too. A message names the parameter, the rule, what was got, and the cure.
 """
 
-from __future__ import annotations
-
+import builtins
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 
+_MESSAGE_LIMIT = 2_000
+
 
 class OptunaFlyteError(Exception):
-    """Root of all errors that this library raises by itself."""
+    """Root of all errors of this library."""
 
 
 class InvalidMarkerError(OptunaFlyteError, ValueError):
@@ -29,15 +32,15 @@ class InvalidAnnotationError(OptunaFlyteError, TypeError):
 
 
 class UnresolvedAnnotationError(OptunaFlyteError, NameError):
-    """Raised when a string annotation names something that cannot be found."""
+    """Raised when a string annotation contains a name that cannot be found."""
 
 
 class InvalidObjectiveError(OptunaFlyteError, ValueError, TypeError):
-    """Raised when something cannot be an objective: its kind, its signature or its return type."""
+    """Raised when something cannot be an objective because of its kind, its signature or its return type."""
 
 
 class InvalidOptionError(OptunaFlyteError, ValueError, TypeError):
-    """Raised when an option of `optimize` or `Optimizer` breaks a rule, or contradicts another one."""
+    """Raised when an option of `optimize` or `Optimizer` breaks a rule, or contradicts another option."""
 
 
 class DirectionError(OptunaFlyteError, ValueError):
@@ -45,7 +48,7 @@ class DirectionError(OptunaFlyteError, ValueError):
 
 
 class ArgumentError(OptunaFlyteError, TypeError):
-    """Raised when a search is called with arguments that its objective does not take, or without one it needs."""
+    """Raised when the call of a search has an argument that the objective does not take, or lacks one it needs."""
 
 
 class OutOfRangeError(OptunaFlyteError, ValueError):
@@ -57,38 +60,38 @@ class EmptySpaceError(OptunaFlyteError, ValueError):
 
 
 class ObjectiveValueError(OptunaFlyteError, ValueError, TypeError):
-    """Raised when the objective returns what no study can take: a wrong number of values, or no number."""
+    """Raised when the objective returns the wrong number of values, or a value that is not a number."""
 
 
 class SearchRunningError(OptunaFlyteError, RuntimeError):
-    """Raised when an option is assigned while a search that has read it is running."""
+    """Raised when an option is assigned while a search is running that has already read it."""
 
 
 class CompilationError(OptunaFlyteError, RuntimeError):
-    """Raised when a search is called where Flyte compiles a workflow, which cannot wait for one."""
+    """Raised when a search is called while Flyte compiles a workflow: compilation cannot wait for a search."""
 
 
 class ClusterError(OptunaFlyteError, RuntimeError):
-    """Root of the errors of a Flyte cluster that end a search; trials that ran are told, and executions terminated."""
+    """Root of the errors of a Flyte cluster that end a search. Finished trials are told; executions are terminated."""
 
 
 class RefusedError(ClusterError):
-    """Raised when Flyte refuses what a search asks of it: a launch without permission, an entity that is not there."""
+    """Raised when Flyte refuses a request of a search, such as a launch without permission."""
 
 
 class ClusterUnavailableError(ClusterError):
-    """Raised when flyteadmin has not answered for longer than a search is to wait."""
+    """Raised when flyteadmin has not answered for longer than `Cluster(patience=...)`."""
 
 
 class UnloadableError(ClusterError, InvalidObjectiveError):
-    """Raised when a trial's pod could not load the task that it has to run."""
+    """Raised when a trial's pod, or its worker process, cannot load the task that it has to run."""
 
 
 class TooManyFailuresError(OptunaFlyteError, RuntimeError):
-    """Raised when so many trials have failed in a row that nothing seems to work. Its cause is the last one's error.
+    """Raised when `max_consecutive_failures` trials have failed in a row. Its cause is the last trial's error.
 
     Attributes:
-        study: The study, with all that has finished.
+        study: The study, with all finished trials.
     """
 
     def __init__(self, message: str, study: optuna.Study) -> None:
@@ -97,11 +100,11 @@ class TooManyFailuresError(OptunaFlyteError, RuntimeError):
 
 
 class StorageUnavailableError(OptunaFlyteError, RuntimeError):
-    """Raised when a search ends while its storage does not answer, and trials that have finished could not be told.
+    """Raised when a search ends while its storage does not answer, so that finished trials could not be told.
 
     Attributes:
-        untold: For each of them: the study's name, the trial's number, state, values and parameters.
-        path: The file in which they are saved, one in a line, as JSON; `None` if that failed too.
+        untold: One dict for each such trial: the study's name, the trial's number, state, values and parameters.
+        path: The file in which these dicts are saved, one a line, as JSON. `None` if saving failed too.
     """
 
     def __init__(self, message: str, untold: tuple[dict[str, Any], ...], path: pathlib.Path | None) -> None:
@@ -111,12 +114,65 @@ class StorageUnavailableError(OptunaFlyteError, RuntimeError):
 
 
 class TrialTimeoutError(OptunaFlyteError, TimeoutError):
-    """What a trial has failed with that took longer than `trial_timeout`, or than its task's own `timeout`."""
+    """The error of a trial that took longer than `trial_timeout`, or than its task's own `timeout`."""
 
 
 class PythonExitError(OptunaFlyteError, RuntimeError):
-    """What a trial has failed with that ran when Python began to exit: nothing can be sent to its process any more."""
+    """The error of a trial that was running when Python began to exit: its worker process can no longer be reached."""
 
 
 class WorkerDiedError(OptunaFlyteError, RuntimeError):
-    """What a trial has failed with whose worker process died: of a segfault, for example, or for want of memory."""
+    """The error of a trial whose worker process died, for example of a segmentation fault or of lack of memory."""
+
+
+class ExecutionFailedError(OptunaFlyteError):
+    """The error of a trial that awaits an execution which failed, was aborted, or timed out.
+
+    An instance that is raised in an eager workflow is flytekit's `EagerException` too.
+
+    Attributes:
+        name: The execution's name.
+        url: The execution's page in Flyte's console.
+        phase: The execution's last phase: "FAILED", "ABORTED" or "TIMED_OUT".
+        code: Flyte's error code.
+        kind: Flyte's kind of the error: "USER", "SYSTEM" or "UNKNOWN".
+        message: Flyte's whole message.
+    """
+
+    def __init__(self, entity: str, *, name: str, url: str, phase: str, code: str, kind: str, message: str) -> None:
+        # Flyte's message is a traceback, followed by the exception's own text.
+        last = message.rpartition("Message:\n")[2].strip() or message
+        said = f"[{code}] {last}" if code else last
+        super().__init__(f"The execution {name} of `{entity}` is {phase}: {said} (see {url})")
+        self.name = name
+        self.url = url
+        self.phase = phase
+        self.code = code
+        self.kind = kind
+        self.message = message
+
+    @property
+    def reason_of_trial(self) -> str:
+        """The text that the failed trial stores."""
+        return f"{ExecutionFailedError.__name__}: {self}"
+
+    def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
+        """Tell whether the pod raised an exception of one of these classes, judged by the class's name.
+
+        The option `catch` asks for it.
+        """
+        names = re.findall(r"^\s*(?:[\w]+\.)*([A-Za-z_]\w*)(?::|$)", self.message, flags=re.MULTILINE)
+        raised = names[-1] if names else ""
+        known = getattr(builtins, raised, None)
+        if isinstance(known, type) and issubclass(known, BaseException):
+            return issubclass(known, tuple(kinds))
+        return any(raised in _class_names(kind) for kind in kinds)
+
+    def summary(self) -> dict[str, str]:
+        """Return the fields that are stored in the trial's user attribute `optuna_flyte_dsl:execution_error`."""
+        names = ("name", "url", "phase", "code", "kind", "message")
+        return {name: getattr(self, name)[-_MESSAGE_LIMIT:] for name in names}
+
+
+def _class_names(kind: type[BaseException]) -> set[str]:
+    return {kind.__name__, *(name for each in kind.__subclasses__() for name in _class_names(each))}

@@ -1,8 +1,9 @@
-import asyncio
+import dataclasses
 import logging
+import subprocess
 import sys
-import threading
-import time
+import zipfile
+from pathlib import Path
 
 import optuna
 import pytest
@@ -10,6 +11,9 @@ from flytekit.core import local_cache
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
+from optuna_flyte_dsl import _retry
+
+ROOT = Path(__file__).parent.parent
 collect_ignore = ["pods"]  # users' files: importing one may start a search
 
 # Tests never depend on wall-clock speed, so hypothesis sets no deadline.
@@ -35,51 +39,30 @@ def _own_flyte_cache(tmp_path, monkeypatch):
         local_cache.LocalTaskCache._cache.close()
 
 
+@pytest.fixture(scope="session")
+def installed_wheel(tmp_path_factory):
+    """Return a folder in which the built wheel is installed, and nothing else."""
+    built, installed = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(installed)
+    return installed
+
+
+@pytest.fixture
+def pauses():
+    """Return the library's pauses, to be set by the test."""
+    before = dataclasses.replace(_retry.pauses)
+    yield _retry.pauses
+    vars(_retry.pauses).update(vars(before))
+
+
 @pytest.fixture
 def warned(caplog):
     """Return the messages that the library has logged as warnings."""
     caplog.set_level(logging.WARNING, logger="optuna_flyte_dsl")
     return lambda: [record.getMessage() for record in caplog.records if record.name == "optuna_flyte_dsl"]
-
-
-needs_pyflyte = pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="flytekit 1.16's command `pyflyte run` itself refuses Python 3.13"
-)
-
-
-def wait_until(condition, patience=30.0):
-    """Wait for a condition that another thread or process brings about."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
-class MovableTime(asyncio.SelectorEventLoop):
-    """An event loop whose time a test moves, so that none has to wait for a deadline, or to be in time for it."""
-
-    skipped = 0.0
-
-    def time(self):
-        return super().time() + self.skipped
-
-    def skip(self, seconds):
-        """Let so many seconds be over. It may be called in any thread."""
-
-        def move():
-            self.skipped += seconds
-
-        self.call_soon_threadsafe(move)
-
-
-def in_movable_time(main):
-    """Run a coroutine function with the loop that it runs in; return what it returns."""
-    with asyncio.Runner(loop_factory=MovableTime) as runner:
-        return runner.run(main(runner.get_loop()))
-
-
-def own_threads():
-    return {thread for thread in threading.enumerate() if thread.name.startswith("optuna-flyte")}
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ import time
 import optuna
 from optuna.trial import TrialState
 
-from tests.postgres import Postgres, free_port
+from tests.support.postgres import Postgres, free_port
 
 N_TRIALS = {"journal": 200, "sqlite": 40, "postgresql": 60, "grpc": 60}
 STORAGES = tuple(N_TRIALS)
@@ -33,7 +33,11 @@ KILL_WITHIN = 1.0
 SEARCH = """
 import asyncio, os, random, sys, time
 import optuna
-from optuna_flyte_dsl import Category, Float, Integer, Minimize, optimize
+from optuna_flyte_dsl import Category
+from optuna_flyte_dsl import Float
+from optuna_flyte_dsl import Integer
+from optuna_flyte_dsl import Minimize
+from optuna_flyte_dsl import optimize
 
 url, log, executor = sys.argv[1:4]
 n_trials = int(sys.argv[4])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs_pyflyte
+from tests.support import needs_pyflyte
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +37,7 @@ def test_an_example_runs_with_pyflyte(arguments, printed):
 @pytest.mark.parametrize(
     ("name", "printed"),
     [
+        ("demo", "30 trials have finished: what was asked for."),
         ("quickstart", "Accuracy with scikit-learn's defaults: "),
         ("callable_objective", "Best parameters: {'x': "),
         ("task_objective", "."),

@@ -3,9 +3,9 @@
 import importlib.metadata
 import inspect
 import logging
+import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import optuna
@@ -43,18 +43,31 @@ def test_the_version_is_the_packages():
     assert optuna_flyte_dsl.__version__ == importlib.metadata.version("optuna-flyte-dsl")
 
 
-def test_the_wheel_holds_the_package_and_its_type_marker(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+def test_the_wheel_holds_the_package_and_its_type_marker(installed_wheel):
+    names = {str(path.relative_to(installed_wheel)) for path in installed_wheel.rglob("*") if path.is_file()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "optuna_flyte_dsl").rglob("*.py")}
     assert {name for name in names if not name.split("/")[0].endswith(".dist-info")} == {
         *sources,
         "optuna_flyte_dsl/py.typed",
     }
+
+
+def test_the_installed_wheel_searches_with_the_sources_out_of_the_way(installed_wheel, tmp_path):
+    (tmp_path / "user.py").write_text(
+        "import flytekit as fl, optuna_flyte_dsl\n"
+        "from optuna_flyte_dsl import Float, Minimize, optimize\n"
+        f"assert optuna_flyte_dsl.__file__.startswith({str(installed_wheel)!r}), optuna_flyte_dsl.__file__\n"
+        "@optimize(concurrency=2, n_trials=3, storage='s.journal', resume=True, progress=False)\n"
+        "@fl.task\n"
+        "def train(x: Float(0, 1)) -> Minimize:\n"
+        "    return x\n"
+        "for executor in ('thread', 'process'):\n"
+        "    study = optimize(train.task, n_trials=2, executor=executor, progress=False).run_sync()\n"
+        "    assert len(study.trials) == 2\n"
+        "assert len(train.run_sync().trials) == 3\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(installed_wheel)}
+    subprocess.run([sys.executable, "user.py"], cwd=tmp_path, env=env, check=True, timeout=300)
 
 
 def test_importing_it_neither_prints_nor_configures_logging():

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from optuna_flyte_dsl.threads import Threads
-from tests.conftest import own_threads, wait_until
+from optuna_flyte_dsl._threads import Threads
+from tests.support import own_threads, wait_until
 
 
 async def names_of(threads, jobs):

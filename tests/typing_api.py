@@ -68,19 +68,40 @@ async def both(x: Annotated[float, Float(0, 1)]) -> tuple[Maximize, Minimize]:
     return x, x
 
 
+class Workflow:
+    """What neither checker knows: still a decorated objective."""
+
+    def __call__(self, x: float) -> float:
+        return x
+
+
+@optimize(n_trials=3)
+@fl.task(retries=2)
+def with_arguments(x: Annotated[float, Float(0, 1)]) -> float:
+    return x
+
+
 async def use() -> None:
-    assert_type(train, Optimized)
-    assert_type(bare, Optimized)
     assert_type(train.space, SearchSpace)
     assert_type(train.study, optuna.Study)
-    assert_type(train.n_trials, int)
+    assert_type((train.n_trials, train.concurrency, train.delay), tuple[int, int, float])
     assert_type(train.run_sync(dataset="digits"), optuna.Study)
-    study: optuna.Study = await train(lr=suggest.float(1e-4, 1e-2), depth=Fixed(30), dataset="digits")
-    assert_type(study.best_value, float)
-    assert_type(kept, Optimized)
+    assert_type(await train(lr=suggest.float(1e-4, 1e-2), depth=Fixed(30), dataset="digits"), optuna.Study)
+    assert_type(await train.task(lr=0.1, depth=3, booster="dart"), float)
+    assert_type(await train.task(0.1, 3, "dart", dataset="digits"), float)
+    assert_type(kept.task(optuna.create_study().ask(), 0.5), float)
+    assert_type(bare.task(optuna.create_study().ask()), float)
+    assert_type(bare.run_sync(), optuna.Study)
+    assert_type(optimize(bare.task, 2, 10, seed=1).run_sync(), optuna.Study)
+    assert_type(await optimize(both, n_trials=3).task(0.5), tuple[float, float])
+    assert_type(await with_arguments(), optuna.Study)
+    assert_type(await optimize(Workflow(), n_trials=2)(), optuna.Study)
+    again: Optimized[[optuna.Trial], float] = bare
+    assert_type(again.n_trials, int)
     optimizer = Optimizer(both, 2, 3, delay=0.1, max_consecutive_failures="auto", storage=lambda: InMemoryStorage())
     assert_type(await optimizer(), optuna.Study)
     assert_type(optimizer.study, optuna.Study)
+    assert_type(Optimizer(objective=both, concurrency=2, n_trials=3).run_sync(), optuna.Study)
     markers: list[Suggestion] = [Float(0, 1), Integer(1, 9, step=2), suggest.category(["a"])]
     assert_type(markers[0].to_distribution(), optuna.distributions.BaseDistribution)
     assert_type(Float(0, 1).low, float)

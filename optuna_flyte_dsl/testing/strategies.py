@@ -1,16 +1,15 @@
 """Hypothesis strategies for search spaces. Needs the extra `testing`."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 from typing import Any
 
 from hypothesis import strategies as st
 
+from optuna_flyte_dsl.engines.engine import space_of
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
-from optuna_flyte_dsl.markers import Category, Float, Integer, Suggestion
-from optuna_flyte_dsl.objective import space_of
+from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 
 def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -63,12 +62,11 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
             spread = _orders(marker) if marker.log else st.floats(marker.low, marker.high)
             return spread | st.sampled_from([marker.low, marker.high])
         case Float():
-            return _grid(marker)
+            return _grid_values(marker)
         case Integer(log=True):
             return _orders(marker).map(round) | st.sampled_from([marker.low, marker.high])
         case Integer():
-            steps = (marker.high - marker.low) // marker.step
-            return st.integers(0, steps).map(lambda count: marker.low + count * marker.step)
+            return _grid_values(marker)
     raise InvalidMarkerTypeError(f"`marker` must be a Float, an Integer or a Category, but got {marker!r}.")
 
 
@@ -93,7 +91,5 @@ def _exp(above: float) -> Fraction:
     return Fraction(math.exp(above - twos * math.log(2))) * Fraction(2) ** twos
 
 
-def _grid(marker: Float) -> st.SearchStrategy[float]:
-    # In base ten, as the bounds are written: three steps of 0.1 are 0.3, not 0.30000000000000004.
-    low, high, step = (Fraction(str(number)) for number in (marker.low, marker.high, marker.step))
-    return st.integers(0, int((high - low) / step)).map(lambda count: float(low + count * step))
+def _grid_values(marker: Float | Integer) -> st.SearchStrategy[Any]:
+    return st.integers(0, int(domain.count(marker)) - 1).map(lambda index: domain.value_at(marker, index))

@@ -1,0 +1,1 @@
+"""The only place that touches private names of other packages. Each function says what it is for, and has a test."""

@@ -1,0 +1,163 @@
+"""Private names of flytekit. Only the room `engines._flytekit` imports this module."""
+
+import atexit
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from flytekit.core import local_cache
+from flytekit.core.type_engine import TypeEngine
+from flytekit.tools import script_mode
+from flytekit.utils.asyn import _TaskRunner, loop_manager
+
+# Tasks and workflows.
+
+
+def interface_inputs(task: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the inputs of a task's interface, name -> (type, default), to change a type in place."""
+    inputs: dict[str, tuple[Any, Any]] = task.python_interface._inputs
+    return inputs
+
+
+def task_function(task: Any) -> Callable[..., Any] | None:
+    """Return the function that a task runs, to wrap it; `None` for a task without one."""
+    return getattr(task, "_task_function", None)
+
+
+def with_task_function(task: Any, function: Callable[..., Any]) -> Any:
+    """Return a copy of a task that runs another function."""
+    changed = copy.copy(task)
+    changed._task_function = function
+    return changed
+
+
+def without_deck(task: Any) -> Any:
+    """Return a copy of a task that writes no Deck: for a local call, flytekit would run `pip` twice to make one."""
+    if getattr(task, "_disable_deck", True):
+        return task
+    changed = copy.copy(task)
+    changed._disable_deck = True
+    changed._deck_fields = []
+    return changed
+
+
+def with_element_task(map_task: Any, wrap: Callable[[Any], Any]) -> Any:
+    """Return a copy of a map task in which the task of each element is wrapped."""
+    changed = copy.copy(map_task)
+    changed._run_task = wrap(map_task._run_task)
+    return changed
+
+
+def workflow_function(workflow: Any) -> Any:
+    """Return the function of a workflow, to find its source file; the workflow itself if it has none."""
+    return getattr(workflow, "_workflow_function", workflow)
+
+
+def branch_nodes(branch: Any) -> Iterator[Any]:
+    """Yield the nodes of a conditional's branches, to check that a pod can load their tasks."""
+    block = branch._ifelse_block
+    yield block.case.then_node
+    yield from (other.then_node for other in block.other or ())
+    yield block.else_node
+
+
+def project_root(path: str) -> str:
+    """Return the root folder of a source file's package: what `pyflyte run --remote` packages."""
+    return str(script_mode._find_project_root(path))
+
+
+# Caches.
+
+
+def wrap_literal_cache(wrap: Callable[[MutableMapping[Any, Any]], Any], kind: type) -> None:
+    """Wrap the one cache of literals that all threads share, unless it is an instance of `kind` already."""
+    cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of flytekit 1.16 have none
+    if cache is not None and not isinstance(cache, kind):
+        TypeEngine._LITERAL_CACHE = wrap(cache)
+
+
+def open_local_cache() -> None:
+    """Open the local cache of task outputs: threads would race in its lazy import and in its initialization."""
+    if not local_cache.LocalTaskCache._initialized:
+        local_cache.joblib.hash(b"")
+        local_cache.LocalTaskCache.initialize()
+
+
+def close_cache_connection() -> None:
+    """Close this thread's connection to the local cache. It is opened anew when it is needed."""
+    if local_cache.LocalTaskCache._initialized and hasattr(local_cache.LocalTaskCache._cache, "close"):
+        local_cache.LocalTaskCache._cache.close()
+
+
+# Event loops. Flytekit keeps, for each thread name, a runner that runs coroutines in an event loop in another thread.
+
+
+def runner_of(thread_name: str) -> Any:
+    """Return the runner of a thread; `None` if it has none yet."""
+    return loop_manager._runner_map.get(_runner_key(thread_name))
+
+
+def set_runner(thread_name: str, runner: Any) -> None:
+    """Let flytekit use another runner for a thread."""
+    loop_manager._runner_map[_runner_key(thread_name)] = runner
+
+
+def new_runner() -> Any:
+    """Return a runner of flytekit's own kind, with a thread of its own."""
+    return _TaskRunner()
+
+
+def pop_runners(thread_name: str) -> list[Any]:
+    """Forget and return the runners of a thread, and of the threads that flytekit has started for it."""
+    runners = loop_manager._runner_map
+    keys = [key for key in list(runners) if key.startswith(f"{thread_name} : loop-runner")]
+    return [runners.pop(key) for key in [_runner_key(thread_name), *keys] if key in runners]
+
+
+def stop_runner(runner: Any) -> None:
+    """Stop a runner of flytekit's own kind, which flytekit never does. Its thread closes the event loop."""
+    atexit.unregister(runner._close)
+    loop = runner._TaskRunner__loop
+    thread = runner._TaskRunner__runner_thread
+    if loop is not None and thread is not None and thread is not threading.current_thread():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def _runner_key(thread_name: str) -> str:
+    return f"{thread_name}PID:{os.getpid()}"
+
+
+# The controller of an eager workflow, and what it uses.
+
+
+def controller_thread(controller: Any) -> threading.Thread:
+    """Return the thread of an eager workflow's controller, which flytekit joins at Python's exit."""
+    thread: threading.Thread = controller._Controller__runner_thread
+    return thread
+
+
+def set_stop_handler(controller: Any, handler: Any) -> None:
+    """Let flytekit's handler of SIGTERM call `handler.stop()` first, on the main thread.
+
+    The handler stops an event loop in an attribute that flytekit never sets.
+    """
+    controller._Controller__loop = handler
+
+
+def admin_method(client: Any, rpc: str) -> Callable[..., Any]:
+    """Return an RPC of flyteadmin with its metadata, without the retries that the client's own methods make."""
+    method = getattr(client._stub, rpc)
+    return lambda request, timeout: method(request, metadata=client._metadata, timeout=timeout)
+
+
+def set_upload_location(file_access: Any, get_signed_url: Callable[..., Any]) -> None:
+    """Let files be uploaded by signed URLs, as `FlyteRemote` does before a launch. A laptop needs it."""
+    file_access._get_upload_signed_url_fn = get_signed_url
+
+
+def set_deck_html(deck: Any, html: str) -> None:
+    """Set the page of a Deck. Its public method appends."""
+    deck._html = html

@@ -1,0 +1,89 @@
+"""Private names of Optuna."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial
+
+
+def trial_id(trial: Trial | FrozenTrial) -> int:
+    """Return a trial's id in its storage, by which storages are asked. It is not the trial's number."""
+    return trial._trial_id
+
+
+def storage_of(study: optuna.Study) -> BaseStorage:
+    """Return a study's storage, to open a view of the study, to lock it, or to serve it."""
+    return study._storage
+
+
+def engine_of(storage: BaseStorage) -> Any:
+    """Return the SQLAlchemy engine of a storage, to take locks in its database; `None` if it has none."""
+    return getattr(getattr(storage, "_backend", storage), "engine", None)
+
+
+def journal_lock_of(storage: BaseStorage) -> Any:
+    """Return the lock object of a journal storage's file, to hold it for longer than one write; `None` if none."""
+    return getattr(getattr(storage, "_backend", None), "_lock", None)
+
+
+def enqueued_params(trial: Trial) -> dict[str, Any]:
+    """Return the parameters that a trial was enqueued with, to tell bad enqueued values from other errors."""
+    params: dict[str, Any] = trial._fixed_params
+    return params
+
+
+def set_enqueued_params(trial: Trial, params: Mapping[str, Any]) -> None:
+    """Let a trial that is already asked for suggest given parameters, as if it had been enqueued with them."""
+    trial._fixed_params = dict(params)
+
+
+def cached_params(trial: Trial) -> dict[str, Any]:
+    """Return the parameters that a trial has suggested so far, without a call of the storage, which may be gone."""
+    return trial._cached_frozen_trial.params
+
+
+def refresh(trial: Trial) -> None:
+    """Read a trial anew, because another process has reported to it. It blocks."""
+    trial._cached_frozen_trial = trial.storage.get_trial(trial._trial_id)
+
+
+def detached_trial(study: optuna.Study, trial: Trial) -> Trial:
+    """Return a second object for a trial, which can sample without changing the first one or an in-memory storage."""
+    detached = Trial(study, trial._trial_id)
+    detached._cached_frozen_trial = copy.deepcopy(detached._cached_frozen_trial)
+    return detached
+
+
+class _SharedCache:
+    """Replaces the attributes that a study keeps for each thread.
+
+    Optuna clears a study's cache of trials in the thread that asks and tells. In another thread, a suggestion would see
+    an old history.
+    """
+
+    in_optimize_loop = False
+    cached_all_trials = None
+
+
+def share_cache_of_trials(study: optuna.Study) -> None:
+    """Let all threads that use a study see the same history."""
+    vars(study)["_thread_local"] = _SharedCache()
+
+
+def set_storage(study: optuna.Study, storage: Any) -> None:
+    """Let a view of a study use another storage object, such as one that waits out outages."""
+    vars(study)["_storage"] = storage
+
+
+def with_trials(kind: type[optuna.Study], trials: Sequence[FrozenTrial]) -> type[optuna.Study]:
+    """Return a class of study in which samplers see the given trials only."""
+
+    class Snapshot(kind):  # type: ignore[misc, valid-type]
+        def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:  # noqa: ARG002
+            found = [trial for trial in trials if states is None or trial.state in states]
+            return copy.deepcopy(found) if deepcopy else found
+
+    return Snapshot

@@ -1,0 +1,32 @@
+"""Private names of Optuna's gRPC storage proxy. In a module of its own, because it loads grpc and protobuf."""
+
+from collections.abc import Callable
+
+import grpc
+from optuna.storages import BaseStorage, GrpcStorageProxy
+from optuna.storages._grpc import client as _client
+from optuna.storages._grpc import servicer as _servicer
+from optuna.storages._grpc.auto_generated import api_pb2_grpc
+
+
+def serve_storage(storage: BaseStorage, server: grpc.Server) -> None:
+    """Add the service of Optuna's gRPC storage proxy to a server of ours, which checks a token."""
+    api_pb2_grpc.add_StorageServiceServicer_to_server(_servicer.OptunaStorageProxyService(storage), server)
+
+
+class StorageProxyClient(GrpcStorageProxy):
+    """Optuna's client of a storage proxy, over a channel of ours, which sends a token."""
+
+    def __init__(self, host: str, port: int, secure: Callable[[grpc.Channel], grpc.Channel]) -> None:
+        self._secure = secure
+        super().__init__(host=host, port=port)
+
+    def _setup(self) -> None:
+        self._plain_channel = _client.create_insecure_channel(self._host, self._port)
+        self.channel = self._channel = self._secure(self._plain_channel)
+        self._stub = api_pb2_grpc.StorageServiceStub(self._channel)
+        self._cache = _client.GrpcClientCache(self._stub)
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._plain_channel.close()

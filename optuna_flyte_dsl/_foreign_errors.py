@@ -1,0 +1,70 @@
+"""Recognizes errors of other libraries whose class alone does not tell what happened. All such knowledge is here."""
+
+import re
+from typing import Any
+
+import grpc
+from optuna.exceptions import StorageInternalError
+
+_PASSING_STATUSES = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+)
+_PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError")
+_PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
+_SIGNALS = {"SIGSEGV": "a segmentation fault", "SIGKILL": "it was killed, perhaps for want of memory"}
+_USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
+"""Propeller's message of a task that has no attempt left. Attempts that the system has spoilt are counted apart."""
+
+
+def is_storage_outage(error: BaseException) -> bool:
+    """Tell whether a storage's error may pass by itself: a lock, a full disk, a server that does not answer."""
+    if isinstance(error, grpc.RpcError):
+        code: Any = getattr(error, "code", None)
+        status = code() if callable(code) else None
+        # Optuna's proxy passes on the text of its own storage's error, but not the class.
+        behind = status is grpc.StatusCode.UNKNOWN and any(text in str(error) for text in _PASSING_TEXTS)
+        return status in _PASSING_STATUSES or behind
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return is_storage_outage(error.__cause__)
+    if isinstance(error, StorageInternalError | OSError):
+        return not isinstance(error, FileNotFoundError)
+    from sqlalchemy.exc import DBAPIError  # loaded late: only a database needs it
+    from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+    is_passing = isinstance(error, DBAPIError) and type(error).__name__ in _PASSING_DATABASE_ERRORS
+    return is_passing or isinstance(error, PoolTimeout)
+
+
+def is_race_for_tables(error: BaseException) -> bool:
+    """Tell whether two processes have created the tables of a new database at the same time."""
+    known = {type(each).__name__ for each in (error, error.__cause__)}
+    return bool(known & {"IntegrityError", "ProgrammingError"}) or "already exists" in str(error)
+
+
+def is_report_of_several_objectives(error: BaseException) -> bool:
+    """Tell whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
+    return isinstance(error, NotImplementedError) and str(error).startswith(("Trial.report", "Trial.should_prune"))
+
+
+def is_interpreter_shutdown(error: BaseException) -> bool:
+    """Tell whether Python has refused to start a thread or a process because it is exiting."""
+    return "after interpreter shutdown" in str(error)
+
+
+def worker_death(error: BaseException) -> str:
+    """Return why a worker process died, from the error of loky's broken pool."""
+    text = str(error)
+    for name, words in _SIGNALS.items():
+        if name in text:
+            return f"{words} ({name})"
+    codes = text.rpartition("{")[2].partition("}")[0]
+    return f"exit code {codes}" if codes else " ".join(text.split())
+
+
+def says_retries_are_used(message: str) -> bool:
+    """Tell whether Flyte's message of a failed execution says that its task has used up several attempts of its own."""
+    return any(int(attempts) > 1 for attempts in _USER_ATTEMPTS.findall(message))

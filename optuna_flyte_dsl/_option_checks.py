@@ -1,0 +1,263 @@
+"""The checks of single options. Each takes an option's name and value, and returns the value that is kept.
+
+All raise `InvalidOptionError`, with the option's name, the rule, the value and the cure.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+import operator
+import os
+import pathlib
+import re
+import threading
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from numbers import Real
+from typing import Annotated, Any, get_args, get_origin
+
+import optuna
+from optuna.storages import BaseStorage
+
+from optuna_flyte_dsl.errors import InvalidOptionError
+
+Check = Callable[[str, Any], Any]
+_DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+
+
+class CheckedOptions:
+    """Base of a dataclass whose fields are options: `name: Annotated[type, check] = default`, and a docstring below."""
+
+    def __post_init__(self) -> None:
+        for name, check in type(self)._checks().items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    @classmethod
+    @functools.cache
+    def _checks(cls) -> dict[str, Check]:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return {name: get_args(hints[name])[1] for name in names if get_origin(hints[name]) is Annotated}
+
+    @classmethod
+    @functools.cache
+    def documentation(cls) -> dict[str, str]:
+        """Return the docstring of each field, by name, on one line. It is empty where Python has no source code."""
+        try:
+            source = inspect.getsource(cls)
+        except (OSError, TypeError):
+            return {}
+        found: dict[str, str] = {}
+        (tree,) = ast.parse(inspect.cleandoc(source)).body
+        assert isinstance(tree, ast.ClassDef)
+        for statement, after in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                match after:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        found[statement.target.id] = " ".join(text.split())
+        return found
+
+    @classmethod
+    def fill_in(cls, docstring: str | None) -> str:
+        """Replace `{options}` in a docstring by the documentation of the options, as lines of its part `Args:`."""
+        lines = "\n        ".join(f"{name}: {text}" for name, text in cls.documentation().items())
+        return (docstring or "").replace("{options}", lines)
+
+    @classmethod
+    def signature(cls) -> inspect.Signature:
+        """Return the signature of the class, without the checks beside the types."""
+        signature = inspect.signature(cls)
+        parameters = [
+            parameter.replace(annotation=get_args(kind)[0]) if get_origin(kind) is Annotated else parameter
+            for parameter in signature.parameters.values()
+            for kind in (parameter.annotation,)
+        ]
+        return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
+    def __repr__(self) -> str:
+        changed = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            check = type(self)._checks().get(field.name)
+            if value != (default if check is None or default is dataclasses.MISSING else check(field.name, default)):
+                # A URL may hold a password.
+                changed.append(f"{field.name}={'...' if field.name == 'storage' else repr(value)}")
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def must(
+    rule: str, accepts: Callable[[Any], bool], *, convert: Callable[[Any], Any] = lambda value: value, cure: str = ""
+) -> Check:
+    """Return a check.
+
+    Args:
+        rule: What the value must do or be, such as "be an integer", for the message.
+        accepts: Tells whether a value keeps the rule.
+        convert: Returns the value that is kept.
+        cure: What to write instead, as a sentence.
+    """
+
+    def check(name: str, value: Any) -> Any:
+        if not accepts(value):
+            raise InvalidOptionError(f"`{name}` must {rule}, but got {value!r}.{cure and ' '}{cure}")
+        return convert(value)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Return a check that also accepts `None`."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _or_empty(check: Check) -> Check:
+    return lambda name, value: () if value is None else check(name, value)
+
+
+def one_of(shown: str, *choices: str) -> Check:
+    """Return a check for one of several strings, which the message lists as `shown`."""
+    return must(f"be {shown}", lambda value: isinstance(value, str) and value in choices)
+
+
+def maker_of(kind: type, example: str) -> Check:
+    """Return a check for `None`, an object of Optuna's, or something that can be called to make one."""
+
+    def check(name: str, value: Any) -> Any:
+        if isinstance(value, type) and not issubclass(value, kind):
+            raise InvalidOptionError(f"`{name}` must be a {name} of Optuna's, but got the class {value!r}.")
+        rule, cure = f"be a {name} of Optuna's, or a function that makes one", f"Write `{name}={example}`."
+        return must(rule, lambda value: isinstance(value, kind) or callable(value), cure=cure)(name, value)
+
+    return optional(check)
+
+
+def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
+    """Tell whether a value is an integer from `low` to `high`; numpy's integers are, a bool is not."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and low <= operator.index(value) <= high
+
+
+def is_seconds(value: Any) -> bool:
+    """Tell whether a value is a number from 0 up that a thread can wait for, in seconds."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= threading.TIMEOUT_MAX
+
+
+def is_string_map(value: Any) -> bool:
+    """Tell whether a value maps strings to strings."""
+    return isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair)
+
+
+def _is_list(value: Any, accepts: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(accepts, value))
+
+
+def _to_seconds(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+count = must("be an integer greater than 0", is_integer, convert=operator.index)
+count_or_zero = must("be an integer 0 or greater", lambda value: is_integer(value, 0), convert=operator.index)
+flag = must("be True or False", lambda value: isinstance(value, bool))
+delay = must("be a number of seconds, 0 or more", is_seconds, convert=float)
+seconds = optional(
+    must(
+        "be a number of seconds above 0, or a timedelta",
+        lambda value: is_seconds(_to_seconds(value)) and _to_seconds(value) > 0,
+        convert=lambda value: float(_to_seconds(value)),
+    )
+)
+seed = optional(
+    must("be an integer from 0 to 2**32 - 1", lambda value: is_integer(value, 0, 2**32 - 1), convert=operator.index)
+)
+study = optional(
+    must(
+        "be an optuna.Study, or a function that makes one",
+        lambda value: isinstance(value, optuna.Study) or callable(value),
+        cure="Write `study=optuna.create_study(...)`.",
+    )
+)
+study_name = optional(must("be a string", lambda value: isinstance(value, str) and value != ""))
+catch = must(
+    "be an exception class, or a tuple of them",
+    lambda value: _is_list(
+        value if not isinstance(value, type) else (value,),
+        lambda kind: isinstance(kind, type) and issubclass(kind, BaseException),
+    ),
+    convert=lambda value: (value,) if isinstance(value, type) else tuple(value),
+    cure="Write `catch=(ValueError,)`.",
+)
+gpus = optional(
+    must(
+        "be a list of devices, as CUDA_VISIBLE_DEVICES names them",
+        lambda value: _is_list(value, lambda gpu: isinstance(gpu, int | str) and not isinstance(gpu, bool)) and value,
+        convert=tuple,
+        cure="Write `gpus=[0, 1]`.",
+    )
+)
+initial_points = _or_empty(
+    must(
+        "be a list of dicts, such as [{'x': 0.5}]",
+        lambda value: _is_list(value, lambda point: isinstance(point, Mapping)),
+        convert=lambda value: tuple(dict(point) for point in value),
+    )
+)
+_functions = _or_empty(
+    must(
+        "be a list of functions that take a study and a trial",
+        lambda value: _is_list(value, callable),
+        convert=tuple,
+        cure="Write `callbacks=[function]`.",
+    )
+)
+
+
+def failures(name: str, value: Any) -> Any:
+    """Check for "auto", `None` or an integer above 0."""
+    return value if value is None or value == "auto" else count(name, value)
+
+
+def callbacks(name: str, value: Any) -> tuple[Any, ...]:
+    """Check for `None`, or a list of sync functions."""
+    functions: tuple[Any, ...] = _functions(name, value)
+    for function in functions:
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+            raise InvalidOptionError(
+                f"Each of `{name}` must be a sync function, but {function!r} is async, and nobody would await it. "
+                "Make it a plain `def`: callbacks run in a thread, and may block."
+            )
+    return functions
+
+
+def storage(name: str, value: Any) -> Any:
+    """Check for something that may be a storage, without opening it. A message holds no URL, but its cure."""
+    if value is not None and not isinstance(value, str | os.PathLike | BaseStorage) and not callable(value):
+        raise InvalidOptionError(
+            f"`{name}` must be a URL such as 'sqlite:///study.db', the path of a journal file, a storage of Optuna's, "
+            f"or a function that makes one, but got a {type(value).__name__}."
+        )
+    if isinstance(value, type):
+        raise InvalidOptionError(f"`{name}` must be a storage of Optuna's, but got the class {value.__name__}.")
+    if isinstance(value, str):
+        _check_url(name, value)
+    if isinstance(value, str | os.PathLike) and "://" not in str(value):
+        path = pathlib.Path(value)
+        if path.suffix in _DATABASE_SUFFIXES and not path.exists():
+            raise InvalidOptionError(
+                f"`{name}`: {str(path)!r} is the path of a journal file, but has the name of a database. For SQLite, "
+                f"write {f'sqlite:///{path}'!r}; for a journal, another name, as in 'search.journal'."
+            )
+    return value
+
+
+def _check_url(name: str, value: str) -> None:
+    if not value.strip():
+        raise InvalidOptionError(f"`{name}` must be a URL or the path of a journal file, but got an empty string.")
+    if "://" not in value and re.match(r"[\w+]+:/|[^/]*@", value):
+        raise InvalidOptionError(
+            f"`{name}` looks like a URL, but has no '://'. Write it as in 'postgresql+psycopg://user:password@host/name'."
+        )
+    if value.startswith("postgres:"):
+        raise InvalidOptionError(f"`{name}`: SQLAlchemy calls it 'postgresql'. Write 'postgresql+psycopg://...'.")

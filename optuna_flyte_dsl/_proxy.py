@@ -1,0 +1,17 @@
+"""`Proxy`, the base of transparent proxies: wrapt's, with a type that checkers know whole."""
+
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+
+    class Proxy:
+        """An object that has all attributes of what it wraps. State of its own has the prefix `_self_`."""
+
+        __wrapped__: Any
+
+        def __init__(self, wrapped: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+else:
+    Proxy = wrapt.BaseObjectProxy

@@ -1,0 +1,94 @@
+"""Every pause of the library, as one value that a test can set; and the one retry loop."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+
+@dataclass
+class Pauses:
+    """The times that the library waits, in seconds. Use the instance `pauses`, and read a field when it is needed."""
+
+    # Storages.
+    storage_patience: float = 600.0  # how long an outage is waited out
+    storage_patience_at_end: float = 2.5  # the same while a search is ending, because somebody waits for its end
+    storage_first: float = 0.05  # the first pause between two attempts of a call; each next one is twice as long
+    storage_longest: float = 5.0  # the longest of these pauses
+    storage_silence: float = 30.0  # how long a call may be left without any answer when the search ends
+    silence_check: float = 0.25  # between two checks for such a silence
+    at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
+
+    # Other processes.
+    lock_check: float = 1.0  # between two checks of the connection that holds a database lock
+    lock_patience: float = 15.0  # a lock that was free at each check for this long proves that its owner is dead
+    other_processes: float = 1.0  # between two checks whether another process has left trials to run
+    parent_check: float = 0.5  # between two checks of a worker process whether its parent lives
+
+    # The end of a process.
+    exit_patience: float = 10.0  # how long Python's exit waits for a search to tell its trials
+    server_close: float = 2.0  # how long the end of the trial server is waited for
+    ending_rpc: float = 5.0  # the time limit of a request to flyteadmin while the pod is ending
+
+    # flyteadmin.
+    rpc: float = 30.0  # the time limit of a request
+    launch_rpc: float = 10.0  # the time limit of a launch, or of a termination, of an execution
+    admin_first: float = 0.2  # the first pause between two attempts of a request; each next one is twice as long
+    admin_longest: float = 15.0  # the longest of these pauses
+    admin_warning: float = 5.0  # the duration of an outage after which it is logged
+    poll_shortest: float = 0.2  # the shortest time between two polls of the running executions
+    poll_longest: float = 5.0  # the longest time between two polls
+    list_call: float = 0.2  # the least time between two calls of `ListExecutions`, on average
+    poller_close: float = 1.0  # how long the end of the poller's thread is waited for
+
+    # What people see, and checkpoints.
+    progress_line: float = 10.0  # the least time between two log lines of a search's progress
+    deck: float = 10.0  # the least time between two writes of the Deck
+    checkpoint_retries: tuple[float, ...] = (0.2, 1.0, 3.0)  # between attempts to read or write a checkpoint
+    checkpoint_idle: float = 5.0  # the thread that writes checkpoints ends after this long without work
+
+
+pauses = Pauses()
+
+
+T = TypeVar("T")
+
+
+def backoff(first: float, longest: float, patience: Callable[[], float], *, jitter: float = 0.0) -> Iterator[float]:
+    """Yield pauses in seconds that double from `first` to `longest`, until the patience is used up.
+
+    Args:
+        patience: Returns the seconds that may pass since the first failure. It is asked before each pause.
+        jitter: The fraction of each pause that is random, from 0 to 1: callers that failed together spread out.
+    """
+    started, pause = time.monotonic(), first
+    while (left := patience() - (time.monotonic() - started)) > 0:
+        yield min(left, pause * random.uniform(1.0 - jitter, 1.0))  # noqa: S311 - not a secret
+        pause = min(2 * pause, longest)
+
+
+def retry(
+    call: Callable[[], T],
+    pauses: Iterator[float],
+    *,
+    may_pass: Callable[[Exception], bool],
+    wait: Callable[[float], Any] = time.sleep,
+) -> T:
+    """Call a function until it returns, or until its error is final or the pauses have run out; then raise the error.
+
+    Args:
+        pauses: The seconds to wait after each failure. The first one is asked for after the first failure.
+        may_pass: Tells whether an error may pass by itself. It hears of each failure, so it may also log.
+        wait: Waits for a number of seconds. Its error ends the loop.
+    """
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+        wait(pause)

@@ -1,0 +1,54 @@
+"""Runs a coroutine from sync code, in a script or in a notebook."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from sync code, whether or not an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        has_loop = False
+    else:
+        has_loop = True
+    return _wait_in_thread(coroutine) if has_loop else asyncio.run(coroutine)
+
+
+def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    interrupted = threading.Event()
+
+    async def main() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        started.append((asyncio.get_running_loop(), task))
+        if interrupted.is_set():
+            coroutine.close()
+            raise asyncio.CancelledError
+        return await coroutine
+
+    def run() -> None:
+        try:
+            result.set_result(asyncio.run(main()))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            result.set_exception(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="optuna-flyte-run-sync")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        interrupted.set()
+        for loop, task in started:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    return result.result()

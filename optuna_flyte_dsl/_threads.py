@@ -1,0 +1,206 @@
+"""Daemon threads for blocking work: started when all are busy, reused when idle, never joined at Python's exit."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import functools
+import heapq
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_Job = Callable[[], Callable[[], None]]
+"""A job. It returns a callback that delivers the result once the thread is idle."""
+
+
+class StillRunningError(Exception):
+    """Raised when a function runs for longer than its caller waits."""
+
+
+class _Names:
+    """Hands out thread numbers, the smallest free one first. Flytekit keeps an event loop for each thread name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[int] = []
+        self._new = itertools.count()
+
+    def take(self) -> int:
+        with self._lock:
+            return heapq.heappop(self._free) if self._free else next(self._new)
+
+    def give_back(self, number: int) -> None:
+        with self._lock:
+            heapq.heappush(self._free, number)
+
+
+_names = _Names()
+_this_thread = threading.local()
+
+
+class Threads:
+    """Runs functions in daemon threads, for any event loop.
+
+    The standard library's pool does not serve. Its size is fixed, so nested searches deadlock. It joins its threads at
+    Python's exit, so one hanging trial hangs the program. It does not reuse thread names.
+
+    Args:
+        limit: The largest number of threads; `None` for one per concurrent job. With 1, jobs run in their order.
+        at_exit: Called in each thread when it ends, with the thread's name.
+    """
+
+    def __init__(self, limit: int | None = None, at_exit: Callable[[str], None] | None = None) -> None:
+        self._limit = limit
+        self._at_exit = at_exit
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: set[threading.Thread] = set()
+        self._busy: set[threading.Thread] = set()
+        self._idle = 0
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def busy(self) -> bool:
+        """Whether a function is running."""
+        return bool(self._busy)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Start a function in a thread, under a copy of the caller's context variables.
+
+        Returns:
+            A future of the running event loop. Cancelling the future does not stop the function.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def job() -> Callable[[], None]:
+            try:
+                value, error = context.run(function, *args), None
+            except BaseException as raised:  # noqa: BLE001 - the awaiting side gets it
+                value, error = None, _settable(raised)
+            return lambda: _deliver(loop, future, value, error)
+
+        self._add(job)
+        return future
+
+    def call(self, function: Callable[[], T], seconds: float) -> T:
+        """Run a function in a thread, under a copy of the caller's context variables, and wait for its result."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        context = contextvars.copy_context()
+
+        def job() -> Callable[[], None]:
+            try:
+                value = context.run(function)
+            except BaseException as raised:  # noqa: BLE001 - the waiting side gets it
+                return functools.partial(future.set_exception, raised)
+            return functools.partial(future.set_result, value)
+
+        self._add(job)
+        if concurrent.futures.wait([future], seconds).not_done:
+            raise StillRunningError
+        return future.result()
+
+    def _add(self, job: _Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("These threads are closed.")
+            if self._idle:
+                self._idle -= 1
+            elif self._limit is None or len(self._threads) < self._limit:
+                self._start_thread()
+            self._jobs.put(job)
+
+    async def close(self) -> None:
+        """End the threads, and wait for the idle ones. A busy thread ends when its function returns."""
+        with self._lock:
+            self._closed = True
+            threads = set(self._threads)
+            for _ in threads:
+                self._jobs.put(None)
+        # Polled, because a thread cannot signal anything after its very last step.
+        while any(thread.is_alive() and thread not in self._busy for thread in threads):  # noqa: ASYNC110
+            await asyncio.sleep(0.0005)
+
+    def _start_thread(self) -> None:
+        number = _names.take()
+        thread = threading.Thread(target=self._work, args=(number,), name=f"optuna-flyte-{number}", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            _names.give_back(number)
+            raise
+        self._threads.add(thread)
+
+    def _work(self, number: int) -> None:
+        thread = threading.current_thread()
+        _this_thread.is_own = True
+        try:
+            while (job := self._jobs.get()) is not None:
+                with self._lock:
+                    self._busy.add(thread)
+                deliver = job()
+                del job
+                with self._lock:
+                    self._busy.discard(thread)
+                    if self._limit is None:
+                        self._idle += 1
+                deliver()
+                del deliver
+        finally:
+            if self._at_exit is not None:
+                self._at_exit(thread.name)
+            with self._lock:
+                self._threads.discard(thread)
+            _names.give_back(number)
+
+
+def in_own_thread() -> bool:
+    """Tell whether the caller runs in a thread of a `Threads`."""
+    return getattr(_this_thread, "is_own", False)
+
+
+async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Await `closing()` to its end, even if the caller is cancelled. Call it anew if it is itself cancelled."""
+    while True:
+        task = asyncio.ensure_future(closing())
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            return task.result()  # type: ignore[no-any-return]
+
+
+def _settable(error: BaseException) -> BaseException:
+    """Return an error that a future accepts: a future, like a coroutine, refuses StopIteration."""
+    if not isinstance(error, StopIteration):
+        return error
+    substitute = RuntimeError(f"The function raised {error!r}.")
+    substitute.__cause__ = error
+    return substitute
+
+
+def _deliver(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: Any, error: BaseException | None
+) -> None:
+    def settle() -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for the result
+        loop.call_soon_threadsafe(settle)

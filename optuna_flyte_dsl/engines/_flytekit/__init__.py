@@ -1,0 +1,1 @@
+"""The engine of flytekit. Only this room imports flytekit."""

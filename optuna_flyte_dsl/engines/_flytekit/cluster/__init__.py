@@ -1,0 +1,1 @@
+"""Trials on a Flyte cluster: each call of a trial is an execution."""

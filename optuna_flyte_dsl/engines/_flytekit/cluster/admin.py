@@ -1,0 +1,165 @@
+"""Calls flyteadmin. Waits out errors that pass: an outage, a restart, an overload."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
+from flytekit.exceptions.user import FlyteAuthenticationException
+from flytekit.remote import FlyteRemote
+
+from optuna_flyte_dsl._compat.flytekit import admin_method
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
+
+T = TypeVar("T")
+
+_FINAL = {
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+"""Statuses that the same request would get again. All other statuses may pass."""
+
+_CURES = {
+    grpc.StatusCode.INVALID_ARGUMENT: "Correct what it names: the inputs, a name, or a label.",
+    grpc.StatusCode.NOT_FOUND: "Register what is missing in this project and domain, or correct its name and version.",
+    grpc.StatusCode.PERMISSION_DENIED: "Give the eager workflow's service account, or your user, the right to do it.",
+    grpc.StatusCode.UNAUTHENTICATED: "Log in again, or check the client credentials in the pod's configuration.",
+}
+
+
+class AdminError(Exception):
+    """Raised when flyteadmin answers with a final status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+
+    def refusal(self, what: str) -> RefusedError:
+        """Return the error that ends the search, with the cure."""
+        return RefusedError(f"Flyte has refused to {what}: {self}. {_CURES.get(self.code, '')}".rstrip())
+
+
+class GivenUpError(Exception):
+    """Raised when a request is given up because nobody waits for it any longer."""
+
+
+@dataclass(frozen=True)
+class Admin:
+    """flyteadmin, through the client of a remote."""
+
+    remote: FlyteRemote
+    patience: float  # the seconds for which an outage is waited out
+
+    def call(
+        self,
+        rpc: str,
+        request: Any,
+        *,
+        given_up: threading.Event | None = None,
+        patience: float | None = None,
+        seconds: float | None = None,
+    ) -> Any:
+        """Call an RPC of flyteidl's AdminService, and return its response.
+
+        Args:
+            patience: The seconds for which an outage is waited out; by default the search's.
+            seconds: The time limit of one attempt; by default `pauses.rpc`.
+        """
+        method = admin_method(self.remote.client, rpc)
+        call = functools.partial(method, request, timeout=pauses.rpc if seconds is None else seconds)
+        return self.retry(call, f"call {rpc}", given_up=given_up, patience=patience)
+
+    def retry(
+        self,
+        call: Callable[[], T],
+        what: str,
+        *,
+        given_up: threading.Event | None = None,
+        patience: float | None = None,
+    ) -> T:
+        """Call a function that sends requests to flyteadmin, and wait out errors that may pass; see `call`."""
+        given_up = given_up or threading.Event()
+        waited = self.patience if patience is None else patience
+        outage = _Outage(self.remote, waited)
+
+        def wait(seconds: float) -> None:
+            if given_up.wait(seconds):
+                raise GivenUpError(f"Given up: {what}.")
+
+        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: waited, jitter=0.5)
+        try:
+            return retry(call, waits, may_pass=outage.may_pass, wait=wait)
+        except Exception as error:
+            status = _status(error)
+            if _is_refused_login(error):
+                said = repr(error) if status is None else status.details()
+                raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
+            if status is None:
+                raise
+            if status.code() in _FINAL:
+                raise AdminError(status.code(), status.details() or "no details") from error
+            raise ClusterUnavailableError(
+                f"flyteadmin has not answered for {outage.seconds:.0f} seconds, to {what}: "
+                f"{status.code().name}: {status.details()}. Look after it, or let the search wait longer: "
+                f"`Cluster(patience={waited * 2:g})`."
+            ) from error
+
+
+@dataclass(eq=False)
+class _Outage:
+    """Tells which errors may pass, and logs an outage once."""
+
+    remote: FlyteRemote
+    patience: float  # the seconds for which the outage is waited out, for the log line
+    started: float | None = None
+    warned: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+    def may_pass(self, error: Exception) -> bool:
+        status = _status(error)
+        if status is None or status.code() in _FINAL or _is_refused_login(error):
+            return False
+        self.started = self.started or time.monotonic()
+        if not self.warned and self.seconds > pauses.admin_warning:
+            self.warned = True
+            logger.warning(
+                "flyteadmin at %s does not answer (%s): waiting for up to %.0f seconds.",
+                self.remote.config.platform.endpoint,
+                status.code().name,
+                self.patience,
+            )
+        return True
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_refused_login(error: BaseException) -> bool:
+    """Tell whether flytekit could not log in, or could not renew a login."""
+    kinds = (FlyteAuthenticationException, AuthenticationError, AccessTokenNotFoundError)
+    return any(isinstance(each, kinds) for each in _causes(error))
+
+
+def _status(error: BaseException) -> Any:
+    """Return the gRPC status among an error's causes: flytekit wraps it in errors without a code."""
+    found = (each for each in _causes(error) if isinstance(each, grpc.RpcError) and isinstance(each, grpc.Call))
+    return next(found, None)

@@ -1,0 +1,112 @@
+"""Converts inputs and outputs between Python and Flyte, and compares inputs. All of it blocks."""
+
+import functools
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flyteidl.admin.execution_pb2 import WorkflowExecutionGetDataResponse
+from flyteidl.core import literals_pb2
+from flytekit.core.context_manager import FlyteContext, flyte_context_Var
+from flytekit.core.type_engine import LiteralsResolver, TypeEngine
+from flytekit.models.literals import LiteralMap
+from flytekit.remote import FlyteRemote
+
+from optuna_flyte_dsl._compat.flytekit import set_upload_location
+from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
+from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.errors import ArgumentError
+
+
+class Converter:
+    """Converts literals, with the data access of a remote."""
+
+    def __init__(self, remote: FlyteRemote) -> None:
+        self._context: FlyteContext = remote.context
+        self._prefix = str(remote.file_access.raw_output_prefix)
+        get_signed_url = functools.partial(
+            remote.client.get_upload_signed_url, project=remote.default_project, domain=remote.default_domain
+        )
+        set_upload_location(remote.file_access, get_signed_url)
+
+    def _enter(self) -> FlyteContext:
+        use_own_loop()
+        flyte_context_Var.set([self._context])
+        return self._context
+
+    def inputs(self, name: str, target: Launchable, given: Mapping[str, Any]) -> literals_pb2.LiteralMap:
+        """Convert the arguments of a call to the inputs of an execution. Local files in them are uploaded."""
+        context = self._enter()
+        values = {**target.defaults, **given}
+        literals = literals_pb2.LiteralMap()
+        required = target.required - values.keys()
+        if required:
+            raise ArgumentError(f"`{name}` needs a value for {', '.join(f'`{each}`' for each in sorted(required))}.")
+        for key, value in values.items():
+            kind = target.interface.inputs[key].type
+            literal = TypeEngine.to_literal(context, value, target.python_interface.inputs[key], kind)
+            literals.literals[key].CopyFrom(literal.to_flyte_idl())
+        return literals
+
+    def arguments(
+        self, target: Launchable, names: Sequence[str], data: WorkflowExecutionGetDataResponse
+    ) -> dict[str, Any]:
+        context = self._enter()
+        literals = self._whole(context, data.full_inputs, data.inputs).literals
+        return {
+            name: TypeEngine.to_python_value(context, literals[name], target.python_interface.inputs[name])
+            for name in names
+        }
+
+    def outputs(self, target: Launchable, data: WorkflowExecutionGetDataResponse) -> Any:
+        context = self._enter()
+        literals = self._whole(context, data.full_outputs, data.outputs)
+        resolver = LiteralsResolver(literals.literals, target.interface.outputs, context)
+        return resolver.as_python_native(target.python_interface)
+
+    def same_inputs(self, ours: literals_pb2.LiteralMap, data: WorkflowExecutionGetDataResponse) -> bool:
+        """Tell whether an execution has the inputs of a new launch.
+
+        Defaults that Flyte has added are not compared. The address of a file that was uploaded for the new launch is
+        not compared either, because each upload has a new address.
+        """
+        theirs = self._whole(self._enter(), data.full_inputs, data.inputs).to_flyte_idl()
+        return all(
+            name in theirs.literals and self._same(literal, theirs.literals[name])
+            for name, literal in ours.literals.items()
+        )
+
+    @staticmethod
+    def _whole(context: FlyteContext, full: literals_pb2.LiteralMap, blob: Any) -> LiteralMap:
+        """Return literals that a response contains, or, if they are too large for that, points to."""
+        if not full.literals and blob.bytes > 0:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "literals.pb")
+                context.file_access.get_data(blob.url, path)
+                with open(path, "rb") as file:
+                    full = literals_pb2.LiteralMap.FromString(file.read())
+        whole: LiteralMap = LiteralMap.from_flyte_idl(full)
+        return whole
+
+    def _same(self, ours: literals_pb2.Literal, theirs: literals_pb2.Literal) -> bool:
+        which = ours.WhichOneof("value")
+        if which != theirs.WhichOneof("value"):
+            return False
+        if which == "collection":
+            mine, other = ours.collection.literals, theirs.collection.literals
+            return len(mine) == len(other) and all(map(self._same, mine, other))
+        if which == "map":
+            mine, other = ours.map.literals, theirs.map.literals
+            return mine.keys() == other.keys() and all(self._same(mine[key], other[key]) for key in mine)
+        if which != "scalar":
+            return bool(ours == theirs)
+        kind = ours.scalar.WhichOneof("value")
+        if kind != theirs.scalar.WhichOneof("value"):
+            return False
+        if kind == "union":
+            return self._same(ours.scalar.union.value, theirs.scalar.union.value)
+        if kind in ("blob", "schema", "structured_dataset"):
+            mine, other = getattr(ours.scalar, kind), getattr(theirs.scalar, kind)
+            return bool(mine.uri == other.uri) or str(mine.uri).startswith(self._prefix)
+        return bool(ours.scalar == theirs.scalar)

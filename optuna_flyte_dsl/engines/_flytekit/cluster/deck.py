@@ -1,0 +1,89 @@
+"""Lists the executions of searches in the eager workflow's Deck, beside those that flytekit lists."""
+
+import collections
+import html
+import threading
+import time
+import weakref
+from typing import Any
+
+from flytekit.core.context_manager import FlyteContext, flyte_context_Var
+from flytekit.core.worker_queue import NODE_HTML_TEMPLATE, Controller
+from flytekit.deck.deck import Deck
+
+from optuna_flyte_dsl._compat.flytekit import set_deck_html
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+
+_TITLE = "Eager Executions"
+_SHOWN = 1_000
+"""The largest number of executions that are listed: the latest ones."""
+
+
+class ExecutionsDeck:
+    """Adds executions to the page that an eager workflow's controller renders.
+
+    The executions are not entered into flytekit's own list: flytekit polls each entry of its list every two seconds,
+    and keeps each page that it has rendered.
+    """
+
+    def __init__(self, controller: Controller, context: FlyteContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._rows: collections.OrderedDict[str, str] = collections.OrderedDict()
+        self._left_out = 0
+        self._changed = False
+        self._next = time.monotonic() + pauses.deck
+        self._deck: Deck | None = None
+        render = type(controller).render_html
+        held = weakref.ref(controller)
+
+        def render_html() -> str:
+            own = held()
+            page = self._page(render(own) if own is not None else "")
+            params = context.user_space_params
+            with self._lock:
+                if params is not None:  # Flytekit adds a page every two seconds, and shows the last one
+                    params.decks[:] = [deck for deck in params.decks if deck.name != _TITLE]
+                self._deck = None
+            return page
+
+        controller.render_html = render_html  # type: ignore[method-assign]
+
+    def show(self, name: str, *, entity: str, kind: str, url: str, inputs: Any, outputs: Any) -> None:
+        """Enter an execution into the list, or replace its entry."""
+        row = NODE_HTML_TEMPLATE.format(
+            entity_type=html.escape(kind),
+            entity_name=html.escape(entity),
+            execution_name=html.escape(name),
+            url=html.escape(url, quote=True),
+            inputs=html.escape(str(inputs)[:2_000]),
+            outputs=html.escape(str(outputs)[:2_000]),
+        )
+        with self._lock:
+            self._rows[name] = row
+            while len(self._rows) > _SHOWN:
+                self._rows.popitem(last=False)
+                self._left_out += 1
+            self._changed = True
+
+    def publish(self) -> None:
+        """Write the Deck if the list has changed, unless the last write is recent."""
+        params = self._context.user_space_params
+        if not self._changed or time.monotonic() < self._next or params is None or not params.enable_deck:
+            return
+        self._next = time.monotonic() + pauses.deck
+        self._changed = False
+        flyte_context_Var.set([self._context])
+        try:
+            if self._deck is None:
+                self._deck = Deck(_TITLE)
+            set_deck_html(self._deck, self._page(""))
+            Deck.publish()
+        except Exception:  # noqa: BLE001 - a Deck is worth less than a search
+            logger.debug("The Deck could not be written.", exc_info=True)
+
+    def _page(self, base: str) -> str:
+        with self._lock:
+            more = f"<p>{self._left_out} earlier executions are not shown.</p>" if self._left_out else ""
+            return "\n".join([base or "<h2>Nodes</h2><hr>", more, *self._rows.values()])

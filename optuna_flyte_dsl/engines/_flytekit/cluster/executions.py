@@ -1,0 +1,104 @@
+"""The cluster as one caller sees it; the names, pages and requests of the caller's executions."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flyteidl.admin.common_pb2 import Annotations, Envs, Labels, RawOutputDataConfig
+from flyteidl.admin.execution_pb2 import ExecutionCreateRequest, ExecutionMetadata, ExecutionSpec
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from flyteidl.core.literals_pb2 import KeyValuePair, LiteralMap
+from flytekit.configuration import SerializationSettings
+from flytekit.models.core.identifier import WorkflowExecutionIdentifier as ExecutionIdentifier
+from flytekit.remote import FlyteRemote
+
+from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
+from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
+from optuna_flyte_dsl.options import Cluster
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A cluster, as seen by one caller."""
+
+    remote: FlyteRemote
+    settings: SerializationSettings
+    identity: str
+    prefix: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    deck: ExecutionsDeck | None = None  # the Deck that lists executions; `None` if there is none
+
+    @property
+    def project(self) -> str:
+        return str(self.remote.default_project)
+
+    @property
+    def domain(self) -> str:
+        return str(self.remote.default_domain)
+
+
+_MAX_LENGTH = 63
+
+
+@dataclass(eq=False)
+class ExecutionNames:
+    """Names executions of one search. The same call of the same trial has the same name in each process."""
+
+    connection: Connection
+    search: str
+    study: str | None = None  # the identity of a study that other processes may continue; it replaces the caller's
+
+    def name(self, trial: int, entity: str, index: int, collision: int, *, attempt: int = 0) -> str:
+        """Return the name of an execution: words for people, and a hash of what is executed.
+
+        Args:
+            attempt: The number of the trial's attempt.
+        """
+        caller, prefix = self.connection.identity, self.connection.prefix
+        if self.study is not None:
+            caller, prefix = self.study, "o"
+        parts = [caller, self.search, str(trial), entity, str(index), str(collision)]
+        digest = hashlib.sha256("\0".join(parts + [str(attempt)] * bool(attempt)).encode()).hexdigest()[:20]
+        words = re.sub(r"[^a-z0-9]+", "-", f"{prefix}-{entity.rsplit('.', 1)[-1][:8]}".lower()).strip("-")
+        if not words or not words[0].isalpha():
+            words = f"e-{words}".strip("-")
+        return f"{words[: _MAX_LENGTH - len(digest) - 1]}-{digest}"
+
+    def identifier(self, name: str) -> WorkflowExecutionIdentifier:
+        return WorkflowExecutionIdentifier(project=self.connection.project, domain=self.connection.domain, name=name)
+
+    def url(self, name: str) -> str:
+        identifier = ExecutionIdentifier(self.connection.project, self.connection.domain, name)
+        return str(self.connection.remote.generate_console_url(identifier))
+
+
+def create_request(
+    connection: Connection, options: Cluster, env: Mapping[str, str], target: Launchable, inputs: LiteralMap
+) -> ExecutionCreateRequest:
+    """Build the request that creates an execution, without the execution's name."""
+    env = {**options.env, **connection.env, **env}
+    spec = ExecutionSpec(
+        launch_plan=target.id,
+        metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL),
+        labels=Labels(values={**options.labels, **connection.labels}),
+        annotations=Annotations(values=dict(options.annotations)),
+        envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
+        tags=list(options.tags),
+        max_parallelism=options.max_parallelism or 0,
+    )
+    spec.notifications.SetInParent()
+    if options.interruptible is not None:
+        spec.interruptible.value = options.interruptible
+    if options.overwrite_cache is not None:
+        spec.overwrite_cache = options.overwrite_cache
+    if options.cluster_pool is not None:
+        spec.cluster_assignment.cluster_pool_name = options.cluster_pool
+    if options.execution_cluster_label is not None:
+        spec.execution_cluster_label.value = options.execution_cluster_label
+    if options.raw_output_prefix is not None:
+        spec.raw_output_data_config.CopyFrom(RawOutputDataConfig(output_location_prefix=options.raw_output_prefix))
+    if options.security_context is not None:
+        spec.security_context.CopyFrom(options.security_context.to_flyte_idl())
+    return ExecutionCreateRequest(project=connection.project, domain=connection.domain, spec=spec, inputs=inputs)

@@ -1,0 +1,290 @@
+"""Where a search lives: on the cluster of the eager workflow that calls it, or of a remote. Its end at SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import optuna
+from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager
+from flytekit.core.worker_queue import Controller
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial
+
+from optuna_flyte_dsl._compat.flytekit import controller_thread, set_stop_handler
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._threads import Threads, finish
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
+from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
+from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher, Traffic
+from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
+from optuna_flyte_dsl.engines._flytekit.cluster.sigterm import SigtermHandler
+from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import ClusterRunner, TrialCalls
+from optuna_flyte_dsl.engines._flytekit.event_loops import outlive_exit
+from optuna_flyte_dsl.options import Cluster, OnSigterm
+from optuna_flyte_dsl.search.loop import SearchLoop
+from optuna_flyte_dsl.space.objective import Kind, Objective
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study.attributes import EXECUTIONS
+from optuna_flyte_dsl.study.liveness import Life
+
+
+class ClusterSearch:
+    """One search on a cluster; see `RemoteSearch`. While it is entered as a context manager, SIGTERM ends it.
+
+    Args:
+        thread: The single thread in which the study is used.
+    """
+
+    def __init__(self, home: Home, options: Cluster, key: str, thread: Threads) -> None:
+        home.traffic = home.traffic or Traffic(home.connection, options.patience)
+        context = FlyteContextManager.current_context()
+        self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic)
+        self.is_checkpointed = False
+        self.is_durable = False
+        self._key = key
+        self.options: Cluster = options
+        self._thread = thread
+        self._store, self._sigterm = home.store, home.sigterm
+        self._over = threading.Event()
+        self._loop_of_trials: SearchLoop | None = None
+        self._is_new = False
+        self._handles_sigterm = self._got_sigterm = False
+        self._is_task = False
+
+    async def __aenter__(self) -> Self:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._sigterm is not None:
+            self._sigterm.searches.add(self)
+        else:
+            self._handle_sigterm()
+        return self
+
+    def _handle_sigterm(self) -> None:
+        """Let SIGTERM cancel the search, as Ctrl-C does. Otherwise it would end the process and leave executions."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and self._task is not None:
+            self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+            self._handles_sigterm = True
+
+    def _on_sigterm(self) -> None:
+        self._got_sigterm = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await finish(self._close)
+        finally:
+            if self._sigterm is not None:
+                self._sigterm.searches.discard(self)
+            if self._handles_sigterm:
+                self._loop.remove_signal_handler(signal.SIGTERM)
+            self._over.set()
+        if self._got_sigterm:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    async def _close(self) -> None:
+        await self.commit()
+        await self.launcher.close()
+
+    @property
+    def open_storage(self) -> Callable[[], BaseStorage] | None:
+        """Opens the search's storage in the checkpoint; `None` if there is no checkpoint."""
+        return self._open if self._store is not None else None
+
+    def _open(self) -> BaseStorage:
+        assert self._store is not None
+        self._is_new = self._store.is_new(self._key)
+        return self._store.storage(self._key)
+
+    async def check(self, objective: Objective) -> None:
+        self._is_task = objective.kind is Kind.TASK
+        if self._is_task:
+            await self.launcher.workers.run(self.launcher.registry.check, objective.target)
+
+    def make_runner(self, objective: Objective) -> ClusterRunner:
+        self.launcher.adopts = self.is_durable
+        return ClusterRunner(objective, self.launcher)
+
+    async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
+        """Enqueue the trials of the attempt before, found in Flyte, if its checkpoint is missing.
+
+        An attempt that is killed before its first write leaves no checkpoint. But its trials have executions, whose
+        names are known and whose inputs are the parameters.
+        """
+        is_retry = self._sigterm is not None and self._sigterm.attempt > 0
+        if not (self._is_new and is_retry and objective.kind is Kind.TASK):
+            return
+        names = sorted({name.split(".", 1)[0] for name in space})
+        points = await self.launcher.workers.run(self.launcher.find_inputs, objective.target, names)
+        if points:
+            logger.warning("The checkpoint is missing: %d trials were found in Flyte.", len(points))
+        for point in points:
+            await self._thread.run(study.enqueue_trial, space.point(point or {}))
+
+    def use_study_in_names(self, identity: str) -> None:
+        self.launcher.names.study = identity
+
+    def adopts(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial of a dead process can be run again, so that it finds its executions.
+
+        In the checkpoint every running trial of a task can: its execution's name is known. Elsewhere, and for a
+        function, a trial that has launched nothing may have done other things.
+        """
+        return (self.is_checkpointed and self._is_task) or EXECUTIONS in trial.user_attrs
+
+    async def commit(self) -> None:
+        if self.is_checkpointed:
+            assert self._store is not None
+            await self._store.commit()
+
+    async def _store_attributes(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
+        def store() -> None:
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+
+        await self._thread.run(store)
+        await self.commit()
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """The execution and the attempt of this pod; empty outside of an eager workflow's pod."""
+        return {} if self._sigterm is None else dict(self._sigterm.evidence)
+
+    def life(self, evidence: Mapping[str, Any]) -> Life | None:
+        """Tell by its execution whether another eager workflow lives; see `RemoteSearch.life`. It blocks."""
+        execution = evidence.get("execution")
+        if not execution:
+            return None
+        own = self.evidence
+        if execution == own.get("execution"):
+            # An attempt begins when the one before has ended.
+            return Life.DEAD if evidence["attempt"] < own["attempt"] else Life.ALIVE
+        project, domain, name = execution
+        request = WorkflowExecutionGetRequest(id=WorkflowExecutionIdentifier(project=project, domain=domain, name=name))
+        try:
+            state = self.launcher.admin.call("GetExecution", request)
+        except AdminError as error:
+            logger.warning("It is not known whether the execution %s runs: %s", name, error)
+            return None
+        return Life.DEAD if state.closure.phase in TERMINAL else Life.ALIVE
+
+    def attach(self, loop: SearchLoop) -> None:
+        self._loop_of_trials = loop
+
+    @property
+    def on_sigterm(self) -> OnSigterm:
+        """What happens to running executions at SIGTERM: they are terminated if nobody could adopt them."""
+        return self.options.on_sigterm if self.is_durable else "terminate"
+
+    def end(self, *, leave: bool) -> None:
+        """Begin to end the search, from another thread.
+
+        Args:
+            leave: Whether executions are left running.
+        """
+        self.launcher.leaves_executions = leave
+        if self._loop_of_trials is not None:
+            if leave:
+                self._loop_of_trials.suspend()
+            else:
+                self._loop_of_trials.mark_interrupted_as_lost()
+        if self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: the search has ended
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def wait(self, deadline: float) -> bool:
+        """Wait for the end of the search, until a time of the monotonic clock. Return whether it has ended."""
+        return self._over.wait(max(0.0, deadline - time.monotonic()))
+
+
+@dataclass(eq=False)
+class Home:
+    """What the searches of one caller share; see `Site`. A caller is an eager workflow, a trial, or a laptop."""
+
+    connection: Connection
+    store: CheckpointStore | None = None  # keeps studies in the pod's checkpoint; `None` if there is no checkpoint
+    # Ends searches when the pod gets SIGTERM; `None` outside of an eager workflow's pod.
+    sigterm: SigtermHandler | None = None
+    # What a search and the searches in its trials share; by default made with the first search.
+    traffic: Traffic | None = None
+    _counts: collections.Counter[str] = field(default_factory=collections.Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def keeps_studies(self) -> bool:
+        return self.store is not None
+
+    def key(self, search: str) -> str:
+        with self._lock:
+            self._counts[search] += 1
+            return f"{search}#{self._counts[search]}"
+
+    def open_storage(self, key: str) -> BaseStorage:
+        assert self.store is not None
+        return self.store.storage(key)
+
+    def start_search(self, options: Cluster, key: str, thread: Threads) -> ClusterSearch:
+        return ClusterSearch(self, options, key, thread)
+
+
+_homes: weakref.WeakKeyDictionary[Any, Home] = weakref.WeakKeyDictionary()  # worker queue -> home
+_lock = threading.Lock()
+
+
+def current_home() -> Home | None:
+    """Return the home of a search that is called here; `None` if its trials run on this machine.
+
+    A worker queue of an unknown class runs the awaited entities itself.
+    """
+    context = FlyteContextManager.current_context()
+    state, queue = context.execution_state, context.worker_queue
+    if state is None or state.mode is not ExecutionState.Mode.EAGER_EXECUTION:
+        return None
+    with _lock:
+        if isinstance(queue, TrialCalls):
+            return _homes.get(queue) or _homes.setdefault(queue, _home_of_trial(queue))
+        if type(queue) is Controller:
+            return _homes.get(queue) or _homes.setdefault(queue, _home_of_workflow(queue, context))
+    return None
+
+
+def _home_of_trial(calls: TrialCalls) -> Home:
+    launcher, outer = calls.launcher, calls.launcher.connection
+    identity = f"{outer.identity}/{launcher.search}/{calls.trial.number}"
+    return Home(dataclasses.replace(outer, identity=identity), traffic=launcher.traffic)
+
+
+def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
+    connection = Connection(
+        controller.remote,
+        controller.ss,
+        controller.tag,
+        controller.exec_prefix,
+        controller.get_labels().values,
+        controller.get_env(),
+        ExecutionsDeck(controller, context),
+    )
+    store = None
+    with contextlib.suppress(NotImplementedError):  # there is no checkpoint
+        if context.user_space_params is not None and context.user_space_params.checkpoint is not None:
+            store = CheckpointStore(context.user_space_params.checkpoint, context)
+    sigterm = SigtermHandler(connection.remote, context, int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")))
+    outlive_exit(controller_thread(controller))
+    set_stop_handler(controller, sigterm)
+    return Home(connection, store, sigterm)

@@ -1,0 +1,230 @@
+"""Launches and terminates executions, at the pace that all searches of a caller share. Serves trials to their pods."""
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from flyteidl.admin.execution_pb2 import (
+    ExecutionCreateRequest,
+    ExecutionTerminateRequest,
+    WorkflowExecutionGetDataRequest,
+)
+from flyteidl.core.literals_pb2 import LiteralMap
+from flytekit.core.context_manager import ExecutionState, FlyteContext
+from optuna.trial import Trial
+
+from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection, ExecutionNames, create_request
+from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
+from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable, Registry
+from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
+from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
+from optuna_flyte_dsl.errors import RefusedError
+from optuna_flyte_dsl.options import Cluster
+
+
+class Traffic:
+    """The shared poller, and the pace of launches.
+
+    Args:
+        patience: The seconds for which an outage is waited out.
+    """
+
+    def __init__(self, connection: Connection, patience: float) -> None:
+        self._connection = connection
+        self._admin = Admin(connection.remote, patience)
+        self._lock = threading.Lock()
+        self._next_launch = float("-inf")
+        self._users = 0
+        self._poller: Poller | None = None
+
+    def enter(self) -> Poller:
+        """Return the poller of executions. Each user calls `leave` once."""
+        with self._lock:
+            self._users += 1
+            if self._poller is None:
+                where = (self._connection.project, self._connection.domain)
+                deck = self._connection.deck
+                self._poller = Poller(self._admin, *where, deck.publish if deck is not None else lambda: None)
+            return self._poller
+
+    async def leave(self) -> None:
+        """End the poller if nobody else uses it."""
+        with self._lock:
+            self._users -= 1
+            poller = self._poller if self._users == 0 else None
+            if poller is not None:
+                self._poller = None
+        if poller is not None:
+            await poller.close()
+
+    def wait_to_launch(self, launches_per_second: float, given_up: threading.Event) -> None:
+        """Wait until the next execution may be launched."""
+        with self._lock:
+            now = time.monotonic()
+            moment = max(self._next_launch, now)
+            self._next_launch = moment + 1 / launches_per_second
+        if given_up.wait(max(0.0, moment - now)):
+            raise GivenUpError("Given up: a launch.")
+
+
+_TERMINATIONS_AT_ONCE = 32
+_TRIALS_A_LOOKUP = 100
+CAUSE = "optuna_flyte_dsl: "
+"""The prefix of the cause of each termination by this library."""
+
+StoreAttributes = Callable[[Trial, Mapping[str, Any]], Awaitable[None]]
+"""Sets user attributes of a trial, and returns when they would outlive this process."""
+
+
+@dataclass(eq=False)
+class Launcher:
+    """Launches, polls and terminates the executions of one search."""
+
+    connection: Connection
+    options: Cluster
+    search: str  # the search's key, the same in the eager pod's next attempt
+    outer_context: FlyteContext
+    store_attributes: StoreAttributes
+    traffic: Traffic
+    leaves_executions: bool = False  # whether executions are left running at the end, for the pod's next attempt
+    adopts: bool = False  # whether executions of an earlier process are adopted
+    terminated: int = 0
+
+    def __post_init__(self) -> None:
+        connection, options, context = self.connection, self.options, self.outer_context
+        self.names: ExecutionNames = ExecutionNames(connection, self.search)
+        self.admin: Admin = Admin(connection.remote, options.patience)
+        self.registry: Registry = Registry(self.admin, connection.settings)
+        self.poller: Poller = self.traffic.enter()
+        self._left = False
+        self._server: TrialServer | None = None
+        self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
+        self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
+        state = context.execution_state or context.new_execution_state()
+        eager = state.with_params(mode=ExecutionState.Mode.EAGER_EXECUTION)
+        self._context = context.with_execution_state(eager).build()
+        self._converter: Converter | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def converter(self) -> Converter:
+        """Converts inputs and outputs. It is made in a worker thread, because it connects to the cluster."""
+        with self._lock:
+            if self._converter is None:
+                self._converter = Converter(self.connection.remote)
+            return self._converter
+
+    def context(self, queue: Any) -> FlyteContext:
+        """Return the Flyte context of a trial, in which calls go through the trial's worker queue."""
+        return self._context.with_worker_queue(queue).build()
+
+    def request(self, target: Launchable, inputs: LiteralMap) -> ExecutionCreateRequest:
+        """Build the request that creates an execution, without its name."""
+        env = {}
+        if self._server is not None and self.options.trials_token_env is None:
+            env[TOKEN_ENV] = self._server.token
+        return create_request(self.connection, self.options, env, target, inputs)
+
+    def serve(self, trial: Trial) -> TrialHandle:
+        """Serve a trial to its pod, and return its handle. It blocks."""
+        options = self.options
+        if options.trials_storage_env is not None:
+            return TrialHandle(f"env:{options.trials_storage_env}", trial_id(trial), trial.study.study_name)
+        with self._lock:
+            if self._server is None:
+                self._server = self._start_server(trial)
+                logger.info(
+                    "Trials report to %s. The token keeps others out; what is sent is not encrypted.",
+                    self._server.address,
+                )
+        return self._server.serve(trial)
+
+    def _start_server(self, trial: Trial) -> TrialServer:
+        name = self.options.trials_token_env
+        token = os.environ.get(name) if name is not None else None
+        if name is not None and not token:
+            raise RefusedError(
+                f"`trials_token_env`: the environment variable {name!r} must hold the token that pods show, but it is "
+                "not set here. Set it here and in the pods, from one secret."
+            )
+        return TrialServer(
+            trial.storage,
+            trial.study.study_name,
+            host=self.options.trials_host or self._own_address(),
+            port=self.options.trials_port,
+            token=token,
+            token_env=name or TOKEN_ENV,
+        )
+
+    def _own_address(self) -> str:
+        """Return this machine's address on the route to Flyte."""
+        host = str(self.connection.remote.config.platform.endpoint).split("://")[-1].partition(":")[0]
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host or "192.0.2.1", 9))  # this sends nothing
+            return str(probe.getsockname()[0])
+        return socket.gethostbyname(socket.gethostname())
+
+    def forget(self, trial: Trial) -> None:
+        if self._server is not None:
+            self._server.forget(trial)
+
+    def find_inputs(self, entity: Any, names: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Read the inputs with which the trials of this search have launched an entity. It blocks.
+
+        Returns:
+            The inputs of each trial, by number, up to the last trial with an execution. `None` for one without.
+        """
+        target = self.registry.find(entity, threading.Event())
+        found: list[dict[str, Any] | None] = []
+        for start in itertools.count(step=_TRIALS_A_LOOKUP):
+            names_of_trials = [self.names.name(start + offset, entity.name, 0, 0) for offset in range(_TRIALS_A_LOOKUP)]
+            existing = self.poller.find(names_of_trials)
+            for name in names_of_trials:
+                request = WorkflowExecutionGetDataRequest(id=self.names.identifier(name))
+                found.append(
+                    self.converter.arguments(target, names, self.admin.call("GetExecutionData", request))
+                    if name in existing
+                    else None
+                )
+            if not existing:
+                break
+        while found and found[-1] is None:
+            found.pop()
+        return found
+
+    def terminate(self, name: str, cause: str) -> None:
+        """Terminate an execution if it still runs. It blocks, for the grace period at most. Failures are logged."""
+        request = ExecutionTerminateRequest(id=self.names.identifier(name), cause=f"{CAUSE}{cause}")
+        try:
+            self.admin.call("TerminateExecution", request, patience=self.options.grace, seconds=pauses.launch_rpc)
+        except AdminError as error:
+            if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
+                logger.error("The execution %s could not be terminated: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - the other executions must be terminated too
+            logger.error("The execution %s could not be terminated: %s", name, error)
+
+    async def close(self) -> None:
+        """End all threads, after the last trial. A second call is harmless."""
+        if not self._left:
+            self._left = True
+            if self.terminated and not self.leaves_executions:
+                logger.warning("%d executions were terminated.", self.terminated)
+            await self.traffic.leave()
+        if self._server is not None and not self.workers.closed:
+            await self.workers.run(self._server.close)
+        await self.workers.close()
+        await self.terminators.close()

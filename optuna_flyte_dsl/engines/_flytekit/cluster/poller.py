@@ -1,0 +1,237 @@
+"""Polls the phases of all running executions, with few calls."""
+
+import asyncio
+import collections
+import concurrent.futures
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+from flyteidl.admin.common_pb2 import NamedEntityIdentifier, ResourceListRequest, Sort
+from flyteidl.admin.execution_pb2 import Execution, WorkflowExecutionGetRequest
+from flyteidl.admin.node_execution_pb2 import NodeExecutionListRequest
+from flyteidl.admin.task_execution_pb2 import TaskExecutionListRequest
+from flyteidl.core.execution_pb2 import TaskExecution, WorkflowExecution
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
+
+TERMINAL = frozenset(
+    {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
+)
+
+_NAMES_A_CALL = 100
+"""The largest number of executions that one call of `ListExecutions` asks for."""
+
+_LATENESS = 0.05
+"""How late the end of an execution may be seen, as a fraction of the usual duration of executions."""
+
+_REMEMBERED = 32
+"""The number of durations of which the median is the usual one."""
+
+_MISSED = 5
+"""An execution that this many polls did not list is asked for by its name."""
+
+_NODES = 100
+_PODS_A_POLL = 32
+"""The number of executions for which one poll asks whether their pods run: each takes two calls and more."""
+
+_WAITING_PHASES = frozenset(
+    {TaskExecution.UNDEFINED, TaskExecution.QUEUED, TaskExecution.INITIALIZING, TaskExecution.WAITING_FOR_RESOURCES}
+)
+
+
+class Poller:
+    """Polls executions until they end, in a thread of its own, which sleeps while there are none.
+
+    Args:
+        after_poll: Called after each poll. It must not raise.
+    """
+
+    def __init__(self, admin: Admin, project: str, domain: str, after_poll: Callable[[], None]) -> None:
+        self._admin = admin
+        self._where = NamedEntityIdentifier(project=project, domain=domain)
+        self._after_poll = after_poll
+        self._lock = threading.Lock()
+        self._waiting: dict[str, concurrent.futures.Future[Execution]] = {}
+        self._since: dict[str, float] = {}
+        self._on_running: dict[str, Callable[[], None]] = {}
+        self._missed: collections.Counter[str] = collections.Counter()
+        self._durations: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self._thread: threading.Thread | None = None
+        self._news = threading.Event()
+        self._closed = threading.Event()
+
+    def wait_for(self, name: str, on_running: Callable[[], None] | None = None) -> concurrent.futures.Future[Execution]:
+        """Return a future of an execution's last state, as `ListExecutions` returns it."""
+        future: concurrent.futures.Future[Execution] = concurrent.futures.Future()
+        with self._lock:
+            self._waiting[name] = future
+            if on_running is not None:
+                self._on_running[name] = on_running
+            self._since[name] = time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="optuna-flyte-poller", daemon=True)
+                self._thread.start()
+        self._news.set()
+        return future
+
+    def forget(self, name: str) -> None:
+        """Poll an execution no longer. Its future is cancelled."""
+        with self._lock:
+            future = self._waiting.pop(name, None)
+            self._since.pop(name, None)
+            self._missed.pop(name, None)
+            self._on_running.pop(name, None)
+        if future is not None:
+            future.cancel()
+
+    async def close(self) -> None:
+        """End the thread, and wait for it a moment. A call that flyteadmin does not answer may hold it longer."""
+        self._closed.set()
+        self._news.set()
+        patience = time.monotonic() + pauses.poller_close
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < patience:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    def interval(self) -> float:
+        """Return the seconds until the next poll: few for short executions, more for long ones."""
+        with self._lock:
+            count = len(self._waiting)
+            usual = statistics.median(self._durations) if self._durations else None
+            if usual is None:
+                # None has ended yet. The oldest takes at least this long.
+                usual = time.monotonic() - min(self._since.values(), default=time.monotonic())
+        calls = -(-count // _NAMES_A_CALL)
+        wanted = min(max(usual * _LATENESS, pauses.poll_shortest), pauses.poll_longest)
+        return max(wanted, calls * pauses.list_call)
+
+    def _run(self) -> None:
+        while not self._closed.wait(self.interval()):
+            with self._lock:
+                names = list(self._waiting)
+            if not names:
+                self._after_poll()
+                self._news.clear()
+                with self._lock:
+                    idle = not self._waiting
+                if idle and not self._closed.is_set():
+                    self._news.wait()
+                continue
+            for start in range(0, len(names), _NAMES_A_CALL):
+                if self._closed.is_set():
+                    return
+                self._poll(names[start : start + _NAMES_A_CALL])
+            self._after_poll()
+
+    def _poll(self, names: Sequence[str]) -> None:
+        try:
+            seen = self.find(names)
+        except GivenUpError:
+            return
+        except BaseException as error:  # noqa: BLE001 - those who await the executions get it
+            for name in names:
+                self._settle(name, error)
+            return
+        for name in names:
+            execution = seen.get(name)
+            if execution is None:
+                self._miss(name)
+            elif execution.closure.phase in TERMINAL:
+                self._settle(name, execution)
+        phases = {name: execution.closure.phase for name, execution in seen.items()}
+        running = [name for name in list(self._on_running) if phases.get(name) == WorkflowExecution.RUNNING]
+        for name in running[:_PODS_A_POLL]:
+            self._poll_pod(name, seen[name])
+
+    def _poll_pod(self, name: str, execution: Execution) -> None:
+        """Call `on_running` if a pod of an execution runs. An execution is RUNNING even while its pod is queued."""
+        try:
+            runs = self._has_running_task(execution.id)
+        except GivenUpError:
+            return
+        except AdminError as error:
+            logger.debug("It is not known whether the pod of %s runs: %s", name, error)
+            runs = True
+        with self._lock:
+            on_running = self._on_running.pop(name, None)
+            if on_running is not None and not runs:
+                self._on_running[name] = on_running  # at the end, so that the next poll asks for others first
+        if on_running is not None and runs:
+            on_running()
+
+    def _has_running_task(self, identifier: WorkflowExecutionIdentifier) -> bool:
+        nodes = self._admin.call(
+            "ListNodeExecutions",
+            NodeExecutionListRequest(workflow_execution_id=identifier, limit=_NODES),
+            given_up=self._closed,
+        ).node_executions
+        for node in nodes:
+            if node.id.node_id in ("start-node", "end-node"):
+                continue
+            request = TaskExecutionListRequest(node_execution_id=node.id, limit=_NODES)
+            tasks = self._admin.call("ListTaskExecutions", request, given_up=self._closed).task_executions
+            if any(task.closure.phase not in _WAITING_PHASES for task in tasks):
+                return True
+        return False
+
+    def find(self, names: Sequence[str]) -> dict[str, Execution]:
+        """Return those of some executions that exist, by name, as `ListExecutions` returns them. It blocks."""
+        # flyteadmin refuses `value_in` with a single value.
+        function = "value_in" if len(names) > 1 else "eq"
+        request = ResourceListRequest(
+            id=self._where,
+            limit=len(names),
+            filters=f"{function}(execution_name,{';'.join(names)})",
+            # A page's token is an offset, so the order must be fixed.
+            sort_by=Sort(key="execution_name", direction=Sort.ASCENDING),
+        )
+        seen: dict[str, Execution] = {}
+        while True:
+            page = self._admin.call("ListExecutions", request, given_up=self._closed)
+            seen.update((execution.id.name, execution) for execution in page.executions)
+            if not page.token or not page.executions or len(seen) >= len(names):
+                return seen
+            request.token = page.token
+
+    def _miss(self, name: str) -> None:
+        """Count that a poll did not list an execution. After several such polls, ask for it by its name."""
+        self._missed[name] += 1
+        if self._missed[name] % _MISSED:
+            return
+        identifier = WorkflowExecutionIdentifier(project=self._where.project, domain=self._where.domain, name=name)
+        try:
+            execution = self._admin.call(
+                "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=self._closed
+            )
+        except GivenUpError:
+            return
+        except BaseException as error:  # noqa: BLE001 - whoever awaits the execution gets it
+            if not (isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND):
+                self._settle(name, error)
+                return
+            execution = Execution(id=identifier)
+            execution.closure.phase = WorkflowExecution.FAILED
+            execution.closure.error.code = "NotFound"
+            execution.closure.error.message = f"The execution {name} is no longer in Flyte."
+        if execution.closure.phase in TERMINAL:
+            self._settle(name, execution)
+
+    def _settle(self, name: str, end: Execution | BaseException) -> None:
+        with self._lock:
+            future = self._waiting.pop(name, None)
+            since = self._since.pop(name, None)
+            self._missed.pop(name, None)
+            self._on_running.pop(name, None)
+            if since is not None and isinstance(end, Execution):
+                self._durations.append(time.monotonic() - since)
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(end, Execution):
+            future.set_result(end)
+        else:
+            future.set_exception(end)

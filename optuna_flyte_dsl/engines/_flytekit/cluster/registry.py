@@ -1,0 +1,171 @@
+"""Finds the entities that trials launch, and registers those that Flyte does not have."""
+
+import copy
+import functools
+import importlib
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from flyteidl.core.identifier_pb2 import Identifier
+from flytekit.configuration import SerializationSettings
+from flytekit.core.array_node_map_task import ArrayNodeMapTask
+from flytekit.core.base_task import PythonTask
+from flytekit.core.condition import BranchNode
+from flytekit.core.context_manager import flyte_context_Var
+from flytekit.core.interface import Interface
+from flytekit.core.launch_plan import LaunchPlan, ReferenceLaunchPlan
+from flytekit.core.python_auto_container import DefaultTaskResolver, PythonAutoContainerTask
+from flytekit.core.reference_entity import ReferenceEntity
+from flytekit.core.task import ReferenceTask
+from flytekit.core.tracker import extract_task_module
+from flytekit.core.type_engine import TypeEngine, UnionTransformer
+from flytekit.core.workflow import ReferenceWorkflow, WorkflowBase
+from flytekit.exceptions.user import FlyteEntityNotExistException
+from flytekit.models.interface import TypedInterface
+from flytekit.remote import FlyteLaunchPlan, FlyteTask, FlyteWorkflow
+
+from optuna_flyte_dsl._compat.flytekit import branch_nodes
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
+from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.errors import RefusedError, UnloadableError
+from optuna_flyte_dsl.space.objective import undecorated
+
+
+@dataclass(frozen=True)
+class Launchable:
+    """A registered entity."""
+
+    id: Identifier
+    interface: TypedInterface
+    python_interface: Interface
+    defaults: dict[str, Any]
+    required: frozenset[str]  # the inputs that a call must give
+
+
+class Registry:
+    """The registered entities of one search."""
+
+    def __init__(self, admin: Admin, settings: SerializationSettings) -> None:
+        self._admin = admin
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
+        self._found: dict[int, tuple[Any, Launchable]] = {}  # by id; keeping the entity keeps its id
+
+    def find(self, entity: Any, given_up: threading.Event) -> Launchable:
+        """Return the registered form of an entity; the first call may register the entity. It blocks."""
+        key = id(entity)
+        self.enter()
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._found:
+                check_loadable(entity)
+                try:
+                    # Each entity gets its own copy, because registering a task changes the settings.
+                    settings = copy.copy(self._settings)
+                    fetched = self._admin.retry(
+                        functools.partial(self._fetch, entity, settings), f"find `{entity.name}`", given_up=given_up
+                    )
+                except AdminError as error:
+                    raise error.refusal(f"find or register `{entity.name}`") from error
+                except FlyteEntityNotExistException as error:
+                    raise AdminError(grpc.StatusCode.NOT_FOUND, str(error)).refusal(f"find `{entity.name}`") from error
+                self._found[key] = (entity, _launchable(entity, fetched))
+            return self._found[key][1]
+
+    def enter(self) -> None:
+        """Set a fresh Flyte context in this thread: in the eager workflow's, compiling would launch the tasks."""
+        use_own_loop()
+        flyte_context_Var.set([self._admin.remote.context])
+
+    def check(self, entity: Any) -> None:
+        """Check that pods can load an entity; see `check_loadable`."""
+        self.enter()
+        check_loadable(entity)
+
+    def _fetch(self, entity: Any, settings: SerializationSettings) -> FlyteTask | FlyteLaunchPlan:
+        remote = self._admin.remote
+        if isinstance(entity, FlyteTask | FlyteLaunchPlan):
+            return entity
+        if isinstance(entity, FlyteWorkflow):
+            return remote.fetch_launch_plan(entity.id.project, entity.id.domain, entity.id.name, entity.id.version)
+        if isinstance(entity, ReferenceTask | ReferenceWorkflow | ReferenceLaunchPlan):
+            reference = entity.reference
+            fetch = remote.fetch_task if isinstance(entity, ReferenceTask) else remote.fetch_launch_plan
+            return fetch(reference.project, reference.domain, reference.name, reference.version)
+        project = settings.project or remote.default_project
+        domain = settings.domain or remote.default_domain
+        version = settings.version
+        where = (project, domain, entity.name, str(version))
+        if isinstance(entity, PythonTask):
+            try:
+                return remote.fetch_task(*where)
+            except FlyteEntityNotExistException:
+                return remote.register_task(entity, settings, version)
+        try:
+            return remote.fetch_launch_plan(*where)
+        except FlyteEntityNotExistException:
+            if isinstance(entity, WorkflowBase):
+                remote.register_workflow(entity, settings, version)
+            elif isinstance(entity, LaunchPlan):
+                remote.register_launch_plan(entity, version, project, domain, serialization_settings=settings)
+            else:
+                raise RefusedError(
+                    f"`{entity.name}`, of type {type(entity).__name__}, cannot be launched as an execution. Call it "
+                    "in a task or in a workflow."
+                ) from None
+            return remote.fetch_launch_plan(*where)
+
+
+def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable:
+    interface: TypedInterface | None = fetched.interface
+    assert interface is not None
+    python = entity.python_interface or Interface(
+        inputs={name: TypeEngine.guess_python_type(variable.type) for name, variable in interface.inputs.items()},
+        outputs={name: TypeEngine.guess_python_type(variable.type) for name, variable in interface.outputs.items()},
+    )
+    if isinstance(fetched, FlyteTask):
+        # Flyte does not store the defaults of a single task.
+        defaults = dict(python.default_inputs_as_kwargs)
+        for name, (kind, default) in python.inputs_with_defaults.items():
+            if default is None and UnionTransformer.is_optional_type(kind):
+                defaults[name] = None  # as flytekit does it for an input without a default
+        return Launchable(fetched.id.to_flyte_idl(), interface, python, defaults, frozenset(interface.inputs))
+    fixed = set(fetched.fixed_inputs.literals)
+    optional = {name for name, parameter in fetched.default_inputs.parameters.items() if not parameter.required}
+    required = frozenset(interface.inputs) - fixed - optional
+    return Launchable(fetched.id.to_flyte_idl(), interface, python, {}, required)
+
+
+def check_loadable(entity: Any) -> None:
+    """Check that a pod can load each task of an entity."""
+    if isinstance(entity, ReferenceEntity):
+        return  # it is registered already
+    if isinstance(entity, WorkflowBase):
+        for node in entity.nodes:
+            check_loadable(node.flyte_entity)
+    elif isinstance(entity, BranchNode):
+        for branch in branch_nodes(entity):
+            check_loadable(getattr(branch, "flyte_entity", None))
+    elif isinstance(entity, ArrayNodeMapTask):
+        check_loadable(entity.python_function_task)
+    elif isinstance(entity, LaunchPlan):
+        check_loadable(entity.workflow)
+    elif isinstance(entity, PythonAutoContainerTask) and isinstance(entity.task_resolver, DefaultTaskResolver):
+        _, module_name, name, _ = extract_task_module(entity)
+        if not module_name:
+            return  # defined in a notebook: flytekit pickles it
+        own = getattr(getattr(entity, "task_function", None), "__module__", None) or module_name
+        module = sys.modules[own] if own in sys.modules else importlib.import_module(module_name)
+        found = undecorated(getattr(module, name, None))
+        what = "nothing of that name" if found is None else f"an object of type {type(found).__name__}"
+        if not (isinstance(found, PythonTask) and found.name == entity.name):
+            raise UnloadableError(
+                f"`{name}` cannot be loaded by the pod of a trial, which looks for a task called `{name}` at the top "
+                f"of the module `{module_name}` and finds {what}. Define the function at the top of its "
+                "module, with `@optimize` over `@fl.task`, and give its name to nothing else."
+            )

@@ -1,0 +1,74 @@
+"""Ends the searches of a pod that gets SIGTERM, within the pod's grace period."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from flyteidl.admin.common_pb2 import ObjectGetRequest
+from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
+from flyteidl.core.execution_pb2 import WorkflowExecution
+from flytekit.core.context_manager import FlyteContext
+from flytekit.remote import FlyteRemote
+
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
+
+
+class SigtermHandler:
+    """Ends all searches of one eager workflow.
+
+    Args:
+        attempt: The number of the pod's attempt, from 0.
+    """
+
+    def __init__(self, remote: FlyteRemote, context: FlyteContext, attempt: int) -> None:
+        self._remote = remote
+        self._params = context.user_space_params
+        self.attempt = attempt
+        self.searches: set[Any] = set()  # every `ClusterSearch` that runs
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """The execution and the attempt of this pod, by which others can tell whether it lives."""
+        params = self._params
+        if params is None or params.execution_id is None:
+            return {}
+        execution = params.execution_id
+        return {"execution": [execution.project, execution.domain, execution.name], "attempt": self.attempt}
+
+    def stop(self) -> None:
+        """End all searches. Flytekit's handler of SIGTERM calls this, on the main thread."""
+        started = time.monotonic()
+        searches = list(self.searches)
+        seconds = min([pauses.ending_rpc, *(search.options.grace / 8 for search in searches)])
+        restarts = any(search.on_sigterm == "auto" for search in searches) and self._will_restart(seconds)
+        for search in searches:
+            leave = search.on_sigterm == "leave" or (search.on_sigterm == "auto" and restarts)
+            logger.warning("The pod ends: running executions are %s.", "left running" if leave else "terminated")
+            search.end(leave=leave)
+        for search in searches:
+            if not search.wait(started + search.options.grace):
+                logger.error("A search has not ended within its grace period.")
+
+    def _will_restart(self, seconds: float) -> bool:
+        """Tell whether Flyte will start another attempt of this pod: it has not been aborted, and retries are left.
+
+        An execution that is aborted is ABORTING before its pod gets SIGTERM. The retries are those of the task. Flyte
+        may add retries of its own, which are not relied upon.
+        """
+        params = self._params
+        if params is None or params.execution_id is None or params.task_id is None:
+            return False
+        admin = Admin(self._remote, patience=0.0)
+        try:
+            request = WorkflowExecutionGetRequest(id=params.execution_id.to_flyte_idl())
+            execution = admin.call("GetExecution", request, seconds=seconds)
+            if execution.closure.phase not in (WorkflowExecution.QUEUED, WorkflowExecution.RUNNING):
+                return False
+            task = admin.call("GetTask", ObjectGetRequest(id=params.task_id.to_flyte_idl()), seconds=seconds)
+            retries = int(task.closure.compiled_task.template.metadata.retries.retries)
+            return self.attempt < retries
+        except Exception as error:  # noqa: BLE001 - if in doubt, executions are terminated, because they cost money
+            logger.warning("It is not known whether Flyte will start this pod again: %r", error)
+            return False

@@ -1,0 +1,323 @@
+"""Runs the calls of one trial on a Flyte cluster: each call of a task, workflow or launch plan is an execution.
+
+In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(entity, input_kwargs)`. A search puts a
+`TrialCalls` there, in the contexts of its trials only. Flytekit handles the workflow's other calls.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import grpc
+from flyteidl.admin.execution_pb2 import (
+    Execution,
+    ExecutionCreateRequest,
+    WorkflowExecutionGetDataRequest,
+    WorkflowExecutionGetRequest,
+)
+from flyteidl.core.execution_pb2 import ExecutionError, WorkflowExecution
+from flytekit.core.context_manager import flyte_context_Var
+from flytekit.core.python_function_task import AsyncPythonFunctionTask, EagerAsyncPythonFunctionTask
+from flytekit.core.workflow import WorkflowBase
+from flytekit.exceptions.eager import EagerException
+from optuna import TrialPruned
+from optuna.trial import Trial
+
+from optuna_flyte_dsl._compat.optuna import refresh
+from optuna_flyte_dsl._foreign_errors import says_retries_are_used
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._threads import finish
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
+from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
+from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
+from optuna_flyte_dsl.engines.remote_trial.handle import is_pruned
+from optuna_flyte_dsl.errors import ExecutionFailedError
+from optuna_flyte_dsl.search.outcome import mark_retries_used
+from optuna_flyte_dsl.search.runner import TrialRun
+from optuna_flyte_dsl.space.objective import Kind, Objective
+from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
+
+
+class EagerExecutionFailedError(ExecutionFailedError, EagerException):
+    """The error of a failed execution as eager workflows know it."""
+
+
+@dataclass(eq=False)
+class Launch:
+    """One execution of a trial, from the call to the end of the execution."""
+
+    entity: Any
+    inputs: Mapping[str, Any]
+    index: int
+    name: str = ""
+    target: Launchable | None = None
+    request: ExecutionCreateRequest | None = None
+    submitted: bool = False  # whether Flyte may have the execution
+    over: bool = False  # whether the execution has ended, or was refused
+    given_up: threading.Event = field(default_factory=threading.Event)
+    idle: threading.Event = field(default_factory=threading.Event)  # set while no thread sends a request about it
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+
+@dataclass(eq=False)
+class TrialCalls:
+    """The worker queue of one trial. As a context manager, it terminates what the trial leaves running."""
+
+    launcher: Launcher
+    trial: Trial
+    attempt: int = 0  # the number of the trial's attempt
+    on_begin: Callable[[], None] | None = None  # called in the event loop when the first execution begins to run
+
+    def __post_init__(self) -> None:
+        self._takes_trial = False
+        self._calls = itertools.count()
+        self._lock = threading.Lock()
+        self._launches: list[Launch] = []
+        self._closed = False
+        # Executions that an earlier process has launched for this trial. Those not asked for again are terminated.
+        earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts else ()
+        self._earlier = {entry["name"] for entry in earlier}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with self._lock:
+            self._closed = True
+            for launch in self._launches:
+                launch.given_up.set()
+            left = [launch for launch in self._launches if not launch.over]
+            orphans = self._earlier - {launch.name for launch in self._launches}
+        if self.launcher.leaves_executions:
+            orphans = set()
+        self.launcher.forget(self.trial)
+        if self._takes_trial:
+            await finish(lambda: self._refresh())
+        if left or orphans:
+            await finish(lambda: self._end_all(left, orphans))
+
+    async def _refresh(self) -> None:
+        with contextlib.suppress(Exception):  # the storage's error is raised when the trial is told
+            await self.launcher.terminators.run(refresh, self.trial)
+
+    async def _end_all(self, launches: list[Launch], orphans: set[str]) -> None:
+        await asyncio.gather(
+            *(self._end(launch) for launch in launches), *(self._terminate(name, "does without it") for name in orphans)
+        )
+
+    async def _end(self, launch: Launch) -> None:
+        """Terminate an execution that nobody waits for any longer."""
+        self.launcher.poller.forget(launch.name)
+        launch.given_up.set()
+        await self.launcher.terminators.run(launch.idle.wait, pauses.launch_rpc)  # the time limit of a request
+        if launch.submitted and not launch.over and not self.launcher.leaves_executions:
+            await self._terminate(launch.name, "was given up")
+            launch.over = True
+
+    async def _terminate(self, name: str, why: str) -> None:
+        self.launcher.terminated += 1
+        cause = f"trial {self.trial.number} {why}"
+        await self.launcher.terminators.run(self.launcher.terminate, name, cause)
+
+    async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
+        """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
+        inputs = {name: await self._to_send(value) for name, value in input_kwargs.items()}
+        launch = Launch(entity, inputs, next(self._calls))
+        with self._lock:
+            if self._closed:
+                raise asyncio.CancelledError
+            self._launches.append(launch)
+        try:
+            await self._launch(launch)
+            ended = self.launcher.poller.wait_for(launch.name, self._on_running())
+            end = await asyncio.wrap_future(ended)
+            launch.over = True
+            if end.closure.phase == WorkflowExecution.SUCCEEDED:
+                value = await self._run(launch, self._outputs)
+                self._show(launch, value)
+                if self._takes_trial and await self.launcher.workers.run(is_pruned, self.trial):
+                    raise TrialPruned
+                return value
+            failure: EagerExecutionFailedError = await self._run(launch, self._failure, end)
+        except asyncio.CancelledError:
+            launch.given_up.set()
+            if not launch.over:
+                await finish(lambda: self._end(launch))
+            raise
+        except GivenUpError:
+            raise asyncio.CancelledError from None
+        except AdminError as error:
+            raise error.refusal(f"launch or read an execution of `{entity.name}`") from error
+        self._show(launch, failure)
+        await self.launcher.store_attributes(self.trial, {EXECUTION_ERROR: failure.summary()})
+        if failure.stands_for((TrialPruned,)):
+            raise TrialPruned
+        raise refusal_in(failure.message) or failure
+
+    async def _to_send(self, value: Any) -> Any:
+        """Replace a `Trial` input by its `TrialHandle`. Pass other inputs through."""
+        if not isinstance(value, Trial):
+            return value
+        self._takes_trial = True
+        return await self.launcher.workers.run(self.launcher.serve, value)
+
+    def _on_running(self) -> Callable[[], None] | None:
+        """Return a callback that calls `on_begin` in the event loop. Only the trial's first execution gets one."""
+        on_begin, self.on_begin = self.on_begin, None
+        if on_begin is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def begin() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(on_begin)
+
+        return begin
+
+    def _run(self, launch: Launch, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run a step in a worker thread. A termination of the execution waits until the step is done."""
+
+        def step() -> Any:
+            with self._lock:
+                if launch.given_up.is_set():
+                    raise GivenUpError("Given up: a launch.")
+                launch.idle.clear()
+            try:
+                return function(launch, *args)
+            finally:
+                launch.idle.set()
+
+        return self.launcher.workers.run(step)
+
+    async def _launch(self, launch: Launch) -> None:
+        await self._run(launch, self._prepare)
+        for collision in itertools.count():
+            launch.name = self.launcher.names.name(
+                self.trial.number, launch.entity.name, launch.index, collision, attempt=self.attempt
+            )
+            with self._lock:
+                names = [launch.name for launch in self._launches if launch.name]
+            executions = [{"name": name, "url": self.launcher.names.url(name)} for name in names]
+            # Stored before the launch: if this process dies, another one must find the execution.
+            await self.launcher.store_attributes(self.trial, {EXECUTIONS: executions})
+            if await self._run(launch, self._create):
+                break
+        self._show(launch, "")
+
+    def _prepare(self, launch: Launch) -> None:
+        launch.target = self.launcher.registry.find(launch.entity, launch.given_up)
+        inputs = self.launcher.converter.inputs(launch.entity.name, launch.target, launch.inputs)
+        launch.request = self.launcher.request(launch.target, inputs)
+
+    def _create(self, launch: Launch) -> bool:
+        """Launch the execution. Return whether it has the name now: another execution may have taken the name."""
+        launcher, request = self.launcher, launch.request
+        assert request is not None
+        request.name = launch.name
+        launcher.traffic.wait_to_launch(launcher.options.launches_per_second, launch.given_up)
+        launch.submitted = True
+        try:
+            launcher.admin.call("CreateExecution", request, given_up=launch.given_up, seconds=pauses.launch_rpc)
+        except AdminError as error:
+            if error.code is grpc.StatusCode.ALREADY_EXISTS and self._is_ours(launch):
+                return True  # the response was lost, or an earlier attempt of this pod has launched it
+            launch.submitted = False
+            if error.code is grpc.StatusCode.ALREADY_EXISTS:
+                # Only an earlier process of this search can have used the name, and that process is gone.
+                launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now")
+                return False
+            launch.over = True
+            raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
+        return True
+
+    def _is_ours(self, launch: Launch) -> bool:
+        launcher, request = self.launcher, launch.request
+        assert request is not None
+        identifier = launcher.names.identifier(launch.name)
+        there: Execution = launcher.admin.call(
+            "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=launch.given_up
+        )
+        if there.closure.abort_metadata.cause.startswith(CAUSE):
+            return False  # it was terminated with the process that had launched it
+        return bool(there.spec.launch_plan == request.spec.launch_plan) and launcher.converter.same_inputs(
+            request.inputs, self._data(launch)
+        )
+
+    def _data(self, launch: Launch) -> Any:
+        identifier = self.launcher.names.identifier(launch.name)
+        return self.launcher.admin.call(
+            "GetExecutionData", WorkflowExecutionGetDataRequest(id=identifier), given_up=launch.given_up
+        )
+
+    def _outputs(self, launch: Launch) -> Any:
+        assert launch.target is not None
+        return self.launcher.converter.outputs(launch.target, self._data(launch))
+
+    def _failure(self, launch: Launch, seen: Execution) -> EagerExecutionFailedError:
+        """Return the error of a failed execution. It is read anew, because `ListExecutions` cuts messages short."""
+        closure = seen.closure
+        try:
+            identifier = self.launcher.names.identifier(launch.name)
+            closure = self.launcher.admin.call(
+                "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=launch.given_up
+            ).closure
+        except AdminError:
+            logger.debug("The execution %s could not be read.", launch.name, exc_info=True)
+        cause = closure.abort_metadata.cause or closure.abort_cause
+        error = EagerExecutionFailedError(
+            launch.entity.name.rsplit(".", 1)[-1],
+            name=launch.name,
+            url=self.launcher.names.url(launch.name),
+            phase=WorkflowExecution.Phase.Name(seen.closure.phase),
+            code=closure.error.code,
+            kind=ExecutionError.ErrorKind.Name(closure.error.kind),
+            message=closure.error.message or cause or "Flyte gives no message.",
+        )
+        mark_retries_used(error, used=says_retries_are_used(error.message))
+        return error
+
+    def _show(self, launch: Launch, outputs: Any) -> None:
+        deck = self.launcher.connection.deck
+        if deck is not None:
+            deck.show(
+                launch.name,
+                entity=launch.entity.name,
+                kind=_kind(launch.entity),
+                url=self.launcher.names.url(launch.name),
+                inputs=launch.inputs,
+                outputs=outputs,
+            )
+
+
+def _kind(entity: Any) -> str:
+    """Return the kind of an entity, in the words of flytekit's Deck."""
+    if isinstance(entity, EagerAsyncPythonFunctionTask):
+        return "Eager Workflow"
+    if isinstance(entity, AsyncPythonFunctionTask):
+        return "Async Task"
+    return "Workflow" if isinstance(entity, WorkflowBase) else "Task"
+
+
+class ClusterRunner(FlytekitRunner):
+    """Runs the trials of one search; see `Runner`."""
+
+    def __init__(self, objective: Objective, launcher: Launcher) -> None:
+        super().__init__(objective, is_on_cluster=True)
+        self._launcher = launcher
+
+    async def run(self, run: TrialRun) -> Any:
+        """Run one trial; see `Runner`. A task begins to run when its pod does."""
+        in_pod = self._objective.kind is Kind.TASK
+        async with TrialCalls(self._launcher, run.trial, run.attempt, run.on_begin if in_pod else None) as calls:
+            flyte_context_Var.set([*self._stack, self._launcher.context(calls)])
+            return await self._call(dataclasses.replace(run, on_begin=None) if in_pod else run)

@@ -1,0 +1,60 @@
+"""Event loops of threads: flytekit's coroutines run in the thread that waits for them, and its loops are closed.
+
+By itself, flytekit runs the coroutines of a thread in an event loop in another thread, which it keeps for the thread's
+name for ever. That takes three changes of thread for each call of a task, and leaves a thread and a loop behind.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+from optuna_flyte_dsl._compat import flytekit as compat
+
+
+class _OwnLoop:
+    """Replaces flytekit's runner of a thread. It runs coroutines in the thread itself."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._nested: Any = None
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        loop = self._runner.get_loop()
+        if not loop.is_running():
+            return loop.run_until_complete(coroutine)
+        # A coroutine has called a sync function, which waits for another coroutine.
+        self._nested = self._nested or compat.new_runner()
+        return self._nested.run(coroutine)
+
+    def close(self) -> None:
+        if self._nested is not None:
+            compat.stop_runner(self._nested)
+        self._runner.close()
+
+
+def use_own_loop() -> None:
+    """Let flytekit run the coroutines of this thread in this thread."""
+    name = threading.current_thread().name
+    if compat.runner_of(name) is None:
+        compat.set_runner(name, _OwnLoop())
+
+
+def outlive_exit(thread: threading.Thread) -> None:
+    """Let a thread of flytekit's run its coroutines itself, so that it can end when Python exits.
+
+    At Python's exit, flytekit stops the loops that it keeps for threads, and then joins the thread of its `Controller`.
+    If that thread is just publishing the Deck, it waits for ever for a loop that has stopped, and the pod never ends.
+    """
+    if not isinstance(compat.runner_of(thread.name), _OwnLoop):
+        compat.set_runner(thread.name, _OwnLoop())
+
+
+def close_loops(thread_name: str) -> None:
+    """Close the event loops that were made for a thread that ends, and its connection to flytekit's local cache."""
+    compat.close_cache_connection()
+    for runner in reversed(compat.pop_runners(thread_name)):
+        if isinstance(runner, _OwnLoop):
+            runner.close()
+        else:
+            compat.stop_runner(runner)

@@ -1,0 +1,93 @@
+"""The engine of flytekit. This module has the functions that `Engine` asks for."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flytekit.core.promise import flyte_entity_call_handler
+from optuna.pruners import BasePruner
+
+from optuna_flyte_dsl.engines._flytekit import call_site, entities
+from optuna_flyte_dsl.engines._flytekit.call_site import Place
+from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
+from optuna_flyte_dsl.engines._flytekit.cluster.laptop import LaptopDeployment, check_option_names
+from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
+from optuna_flyte_dsl.engines._flytekit.output_check import checking_outputs
+from optuna_flyte_dsl.engines._flytekit.types import spell_out_unions
+from optuna_flyte_dsl.engines.engine import DeploymentOptions
+from optuna_flyte_dsl.engines.remote_trial.handle import using_pruner
+from optuna_flyte_dsl.errors import CompilationError, InvalidObjectiveError
+from optuna_flyte_dsl.space.objective import TRIAL, Objective, TaskDescription, is_trial
+
+
+def describe(task: Any) -> TaskDescription:
+    """Read an entity's name and signature."""
+    name, signature = entities.entity_name(task), entities.entity_signature(task)
+    trial = signature.parameters.get(TRIAL)
+    ignored = getattr(getattr(task, "metadata", None), "cache_ignore_input_vars", None) or ()
+    if trial is not None and is_trial(trial.annotation) and TRIAL in ignored:
+        raise InvalidObjectiveError(
+            f"`{name}` leaves `trial` out of its cache's key, with `cache_ignore_input_vars`. A pruned trial's "
+            "value would be taken for another's. Drop `trial` there."
+        )
+    return TaskDescription(name, signature)
+
+
+def prepare(task: Any) -> None:
+    """Spell out the bare categories of several types in a task's interface."""
+    if entities.is_task(task):
+        spell_out_unions(task)
+
+
+def check_place(name: str) -> None:
+    """Check that neither a pod imports the module, nor a workflow is being compiled."""
+    if call_site.is_imported_by_a_pod():
+        raise CompilationError(
+            f"`{name}`: this module is imported by a pod, and would start the search anew in each. "
+            'Put the call under `if __name__ == "__main__":`.'
+        )
+    if call_site.in_a_workflow():
+        raise CompilationError(
+            f"`{name}` is a search, and a `@workflow` cannot wait for one. Call it in an `@fl.eager` workflow, "
+            f"`await {name}(...)`; or make one node of its task, `create_node({name}.task, ...)`."
+        )
+
+
+def call(task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return a node's promises for `create_node`, a task's outputs for `pyflyte run`, else `NotImplemented`."""
+    place = call_site.place_of_call(depth=2)
+    if place is Place.NODE:
+        return flyte_entity_call_handler(task, **kwargs)
+    if place is Place.COMMAND:
+        return task(*args, **kwargs)
+    if place is Place.TASK:
+        raise InvalidObjectiveError(
+            f"`{name}`: the task was made of the search, so it has nothing to run. Put `@optimize` above `@fl.task`."
+        )
+    return NotImplemented
+
+
+def pod_methods(
+    task: Any, objective: Objective, make_pruner: Callable[[], BasePruner]
+) -> Mapping[str, Callable[..., Any]]:
+    """Return `dispatch_execute`, which a pod calls. What the task returns is checked there."""
+    if not entities.is_task(task):
+        return {}
+
+    @functools.wraps(task.dispatch_execute)
+    def dispatch_execute(*args: Any, **kwargs: Any) -> Any:
+        with using_pruner(make_pruner):
+            return checking_outputs(task, objective).dispatch_execute(*args, **kwargs)
+
+    return {"dispatch_execute": dispatch_execute}
+
+
+def deploy(remote: Any, options: DeploymentOptions) -> LaptopDeployment:
+    """Return the way to the cluster of a `FlyteRemote`; see `LaptopDeployment`."""
+    check_option_names(options)
+    return LaptopDeployment(remote, **options)
+
+
+is_task = entities.is_entity
+current_site = current_home
+make_local_runner = FlytekitRunner

@@ -1,0 +1,73 @@
+"""Runs the trials of an objective in a Flyte context: by the local controller, or by a given worker queue."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flytekit.core.base_task import PythonTask
+from flytekit.core.context_manager import ExecutionState, FlyteContextManager, flyte_context_Var
+from flytekit.core.promise import async_flyte_entity_call_handler
+
+from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
+from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
+from optuna_flyte_dsl.engines.functions import FunctionRunner
+from optuna_flyte_dsl.search.runner import TrialRun
+from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
+
+
+class FlytekitRunner:
+    """Runs the trials of one search; see `Runner`.
+
+    Args:
+        is_on_cluster: Whether a subclass puts a worker queue of a cluster into each trial's context.
+    """
+
+    def __init__(self, objective: Objective, *, is_on_cluster: bool = False) -> None:
+        self._objective = objective
+        self._threads = Threads(at_exit=close_loops)
+        self._functions = FunctionRunner(objective, self._threads)
+        FlyteContextManager.current_context()  # makes the context stack of a new thread
+        self._stack = list(flyte_context_Var.get())
+        if not is_on_cluster:
+            context = FlyteContextManager.current_context()
+            state = context.execution_state
+            is_eager = state is not None and state.mode is ExecutionState.Mode.EAGER_EXECUTION
+            if is_eager and context.worker_queue is not None:
+                self._stack.append(context)  # a worker queue is there already
+            else:
+                self._stack.append(LocalController(self._threads, context).context())
+
+    async def run(self, run: TrialRun) -> Any:
+        # A new list, because the stack is mutable and copied contexts share it.
+        flyte_context_Var.set(list(self._stack))
+        return await self._call(run)
+
+    async def _call(self, run: TrialRun) -> Any:
+        if self._objective.kind is not Kind.TASK:
+            return await self._functions.run(run)
+        run.begin()
+        return await self._call_entity(
+            {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        )
+
+    async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
+        target = self._objective.target
+        is_local = isinstance(FlyteContextManager.current_context().worker_queue, LocalController)
+        if not (is_local and isinstance(target, PythonTask)):
+            return await async_flyte_entity_call_handler(target, **arguments)
+        returned: list[Any] = []
+        try:
+            return await async_flyte_entity_call_handler(observing_outputs(target, returned.append), **arguments)
+        except Exception as error:
+            wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
+            if wrong is None:
+                raise
+            raise wrong from error  # flytekit's error says less
+
+    @property
+    def busy(self) -> bool:
+        return self._threads.busy
+
+    async def close(self) -> None:
+        await self._threads.close()

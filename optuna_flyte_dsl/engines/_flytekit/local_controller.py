@@ -1,0 +1,111 @@
+"""Runs the entities that local trials await, in threads, as many at the same time as the search asks for.
+
+In a local eager workflow, flytekit runs awaited entities one at a time, and blocks the caller's event loop. In an eager
+workflow on a cluster, it awaits `context.worker_queue.add(entity, input_kwargs)` instead. During a search, the
+`LocalController` is that worker queue. It runs each entity in a thread, under a context stack of its own.
+"""
+
+import functools
+import threading
+from collections.abc import MutableMapping
+from typing import Any
+
+from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager, flyte_context_Var
+from flytekit.core.launch_plan import LaunchPlan
+from flytekit.core.promise import flyte_entity_call_handler
+from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask, PythonFunctionTask
+from flytekit.core.reference_entity import ReferenceEntity
+
+from optuna_flyte_dsl._compat import flytekit as compat
+from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.engines._flytekit.task_limits import EntityCall, apply_task_limits
+from optuna_flyte_dsl.engines.functions import await_thread
+
+_Mode = ExecutionState.Mode
+
+
+class LocalController:
+    """The worker queue of local trials."""
+
+    def __init__(self, threads: Threads, context: FlyteContext) -> None:
+        self._threads = threads
+        state = context.execution_state or context.new_execution_state()
+        self._context = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION)).build()
+        with _lock:
+            compat.wrap_literal_cache(LockedLiteralCache, LockedLiteralCache)
+        apply_task_limits()
+
+    async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
+        """Run an entity in a thread, and return its outputs as Python values; flytekit calls this."""
+        # A plain task without a cache uses none; in other entities, there may be a task that does.
+        is_plain = isinstance(entity, PythonFunctionTask) and entity.execution_mode is entity.ExecutionBehavior.DEFAULT
+        if not is_plain or entity.metadata.cache:
+            with _lock:
+                compat.open_local_cache()
+        call = EntityCall(self._threads)
+        try:
+            return await await_thread(self._threads.run(self._run, entity, input_kwargs, call))
+        finally:
+            call.over.set()
+
+    def _run(self, entity: Any, input_kwargs: dict[str, Any], call: EntityCall) -> Any:
+        use_own_loop()
+        flyte_context_Var.set([self._context.with_worker_queue(call).build()])  # type: ignore[arg-type]
+        if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
+            # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
+            entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
+        return flyte_entity_call_handler(self._eager_as_on_cluster(compat.without_deck(entity)), **input_kwargs)
+
+    def context(self) -> FlyteContext:
+        """Return the current context with this controller in it, so that what is awaited goes through `add`."""
+        context = FlyteContextManager.current_context()
+        state = context.execution_state or context.new_execution_state()
+        eager = context.with_execution_state(state.with_params(mode=_Mode.EAGER_EXECUTION))
+        return eager.with_worker_queue(self).build()  # type: ignore[arg-type]
+
+    def _eager_as_on_cluster(self, entity: Any) -> Any:
+        """Return an eager workflow in which awaited entities run at the same time, as they do on a cluster."""
+        function = compat.task_function(entity)
+        if not isinstance(entity, EagerAsyncPythonFunctionTask) or function is None:
+            return entity
+
+        @functools.wraps(function)
+        async def with_controller(*args: Any, **kwargs: Any) -> Any:
+            flyte_context_Var.set([*flyte_context_Var.get(), self.context()])
+            return await function(*args, **kwargs)
+
+        return compat.with_task_function(entity, with_controller)
+
+
+_lock = threading.Lock()
+
+
+class LockedLiteralCache:
+    """Flytekit's cache of literals, for many threads.
+
+    Flytekit tests whether a key is in the cache, and then reads it. Between the two, another thread may evict the
+    entry. So the test keeps the entry for the thread, and the read returns what was kept.
+    """
+
+    def __init__(self, cache: MutableMapping[Any, Any]) -> None:
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._found = threading.local()
+
+    def __contains__(self, key: object) -> bool:
+        with self._lock:
+            if key not in self._cache:
+                return False
+            self._found.entry = (key, self._cache[key])
+            return True
+
+    def __getitem__(self, key: Any) -> Any:
+        found, value = getattr(self._found, "entry", (None, None))
+        if found != key:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with self._lock:
+            self._cache[key] = value

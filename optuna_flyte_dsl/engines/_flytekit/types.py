@@ -1,0 +1,137 @@
+"""Makes markers and `optuna.Trial` native types of flytekit: `x: Float(0, 1)` is a FLOAT in a task's interface."""
+
+import asyncio
+import operator
+import uuid
+import weakref
+from functools import reduce
+from typing import Annotated, Any, get_args
+
+import optuna
+from flytekit.core.context_manager import FlyteContext
+from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine, TypeTransformer
+from flytekit.models.literals import Literal, Primitive, Scalar
+from flytekit.models.types import LiteralType, SimpleType
+from optuna.trial import BaseTrial, FrozenTrial, Trial
+
+from optuna_flyte_dsl._compat.flytekit import interface_inputs
+from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
+from optuna_flyte_dsl.errors import InvalidMarkerTypeError, OptunaFlyteError
+from optuna_flyte_dsl.space.domain import to_float, value_types
+from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
+
+_NATIVE_TYPES = (type(None), bool, int, float, str)
+
+
+def native_type(marker: Suggestion) -> Any:
+    """Return the Python type of a marker's values: a class, or a union of some."""
+    if isinstance(marker, type):
+        raise InvalidMarkerTypeError(
+            f"An annotation is the class {marker.__name__}. Call it, with its bounds, as in `x: Float(0, 1)` or "
+            '`x: Category(["a", "b"])`.'
+        )
+    kinds = value_types(marker)
+    for kind in kinds:
+        if kind not in _NATIVE_TYPES:
+            assert isinstance(marker, Category)
+            choice = next(choice for choice in marker.choices if type(choice) is kind)
+            raise InvalidMarkerTypeError(
+                f"{marker!r} as an annotation: each choice must be None, a bool, an int, a float or a str, but got "
+                f"{choice!r}, of type {kind.__name__}. Use names for the choices, and map them in the task."
+            )
+    if kinds == (type(None),):
+        kinds = (type(None), str)  # flytekit accepts None in a union only
+    return reduce(operator.or_, kinds)
+
+
+def spell_out_unions(task: Any) -> None:
+    """Replace a bare `Category` of several types in a task's interface by `Annotated[str | None, Category(...)]`.
+
+    `pyflyte run` reads the members of a union from the annotation's arguments, and a bare marker has none. One such
+    task would break the command for its whole file.
+    """
+    inputs = interface_inputs(task)
+    for name, (annotation, default) in inputs.items():
+        if isinstance(annotation, Category) and get_args(native := native_type(annotation)):
+            inputs[name] = (Annotated[native, annotation], default)
+
+
+class MarkerTransformer(AsyncTypeTransformer[Any]):
+    """Converts a marker's values as flytekit converts values of the marker's native type."""
+
+    def __init__(self, marker: type[Suggestion]) -> None:
+        # Without type assertions: flytekit's `isinstance(value, annotation)` fails, because a marker is not a class.
+        super().__init__(f"optuna_flyte_dsl {marker.__name__}", marker, enable_type_assertions=False)
+
+    def get_literal_type(self, t: Any) -> LiteralType:
+        return TypeEngine.to_literal_type(native_type(t))
+
+    async def async_to_literal(
+        self, ctx: FlyteContext, python_val: Any, python_type: Any, expected: LiteralType
+    ) -> Literal:
+        """Convert a value to a literal. An int for a `Float` becomes a float, as in Python."""
+        native = native_type(python_type)
+        python_val = to_float(native, python_val)
+        transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native)
+        if isinstance(transformer, AsyncTypeTransformer):
+            literal = await transformer.async_to_literal(ctx, python_val, native, expected)
+            return await literal if asyncio.isfuture(literal) else literal
+        return transformer.to_literal(ctx, python_val, native, expected)
+
+    async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:
+        native = native_type(expected_python_type)
+        transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native)
+        if isinstance(transformer, AsyncTypeTransformer):
+            return await transformer.async_to_python_value(ctx, lv, native)
+        return transformer.to_python_value(ctx, lv, native)
+
+
+def register(_flytekit: Any = None) -> None:
+    """Register the types of markers and trials with flytekit. A second call changes nothing."""
+    for marker in (Float, Integer, Category):
+        TypeEngine.register_additional_type(MarkerTransformer(marker), marker)
+    for kind in (Trial, BaseTrial, optuna.trial.FixedTrial, FrozenTrial):
+        TypeEngine.register_additional_type(TrialTransformer(kind), kind)
+
+
+_LOCAL = "local:"
+_trials_here: weakref.WeakValueDictionary[str, BaseTrial] = weakref.WeakValueDictionary()
+
+
+class TrialTransformer(AsyncTypeTransformer[Any]):
+    """Converts a trial to a string: a key of the trial in this process, or a `TrialHandle`."""
+
+    def __init__(self, kind: type[BaseTrial]) -> None:
+        super().__init__(f"optuna_flyte_dsl {kind.__name__}", kind, enable_type_assertions=False)
+
+    def get_literal_type(self, t: Any) -> LiteralType:  # noqa: ARG002
+        return LiteralType(simple=SimpleType.STRING)
+
+    async def async_to_literal(
+        self,
+        ctx: FlyteContext,  # noqa: ARG002
+        python_val: Any,
+        python_type: Any,  # noqa: ARG002
+        expected: LiteralType,  # noqa: ARG002
+    ) -> Literal:
+        """Convert a trial of this process, or the handle of a trial for another process."""
+        if isinstance(python_val, TrialHandle):
+            text = python_val.to_text()
+        elif isinstance(python_val, BaseTrial):
+            text = f"{_LOCAL}{uuid.uuid4().hex}"
+            _trials_here[text] = python_val
+        else:
+            raise TypeError(f"An `optuna.Trial` is needed, but got {python_val!r}.")
+        return Literal(scalar=Scalar(primitive=Primitive(string_value=text)))
+
+    async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:  # noqa: ARG002
+        """Return a trial of this process, or connect to the trial of a handle."""
+        assert lv.scalar is not None
+        assert lv.scalar.primitive is not None
+        text = str(lv.scalar.primitive.string_value)
+        if not text.startswith(_LOCAL):
+            return TrialHandle.from_text(text).open()
+        trial = _trials_here.get(text)
+        if trial is None:
+            raise OptunaFlyteError(f"The trial {text} belongs to another process.")
+        return trial

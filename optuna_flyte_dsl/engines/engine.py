@@ -1,0 +1,188 @@
+"""`Engine`: what the library needs from a workflow engine's SDK; and the choice of the engine by the task's class.
+
+Each SDK has one implementation, in a room of its own. An SDK that is not loaded is not imported.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self, TypedDict, cast
+
+import optuna
+import wrapt
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.options import Cluster
+from optuna_flyte_dsl.search.loop import SearchLoop
+from optuna_flyte_dsl.search.runner import Runner
+from optuna_flyte_dsl.space.objective import Objective, TaskDescription
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study.liveness import Life
+
+
+class DeploymentOptions(TypedDict, total=False):
+    """How the code of a search gets from this machine to a cluster; `Optimized.on` documents each option."""
+
+    version: str | None
+    image_config: Any
+    source: str | None
+    destination: str
+    copy_all: bool
+
+
+class RemoteSearch(Protocol):
+    """One search whose trials run on a cluster. As an async context manager, it ends what the search leaves running."""
+
+    is_checkpointed: bool  # whether the study is kept in the checkpoint of the searching pod
+    is_durable: bool  # whether another process can continue the search
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+    @property
+    def open_storage(self) -> Callable[[], BaseStorage] | None:
+        """Opens a storage that the pod's next attempt can read; `None` if there is no such place."""
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """Evidence by which other processes can tell whether this one lives."""
+        ...
+
+    def life(self, evidence: Mapping[str, Any]) -> Life | None:
+        """Tell whether the process that left some evidence lives; `None` if the evidence does not tell. It blocks."""
+
+    def adopts(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial of a dead process can be continued."""
+        ...
+
+    def make_runner(self, objective: Objective) -> Runner:
+        """Return the runner of the search's trials."""
+        ...
+
+    async def check(self, objective: Objective) -> None:
+        """Check that a pod can load the objective."""
+
+    async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
+        """Enqueue the trials of an earlier attempt whose checkpoint is missing."""
+
+    def use_study_in_names(self, identity: str) -> None:
+        """Derive the names of executions from the study, because other processes may continue it."""
+
+    def attach(self, loop: SearchLoop) -> None:
+        """Note the search loop, which the end of the pod stops."""
+
+    async def commit(self) -> None:
+        """Return when all that is in the study would outlive this process."""
+
+
+class Site(Protocol):
+    """Where the searches of one caller run their trials: the cluster of an eager workflow, or of a remote."""
+
+    @property
+    def keeps_studies(self) -> bool:
+        """Whether a study that the user does not store can be kept for the next attempt of this pod."""
+        ...
+
+    def key(self, search: str) -> str:
+        """Return a unique key of a search, the same in the pod's next attempt. Order tells equal searches apart."""
+        ...
+
+    def open_storage(self, key: str) -> BaseStorage:
+        """Return the storage of the search with a key, for the next attempt of this pod."""
+        ...
+
+    def start_search(self, options: Cluster, key: str, thread: Threads) -> RemoteSearch:
+        """Return a new search. Its study is used in the single thread `thread`."""
+        ...
+
+
+class Deployment(Protocol):
+    """The way of a search's trials from this machine to a cluster."""
+
+    def site(self, target: Any, patience: float) -> Site:
+        """Return the site of an objective's trials. The first call uploads the code. It blocks."""
+        ...
+
+
+class Engine(Protocol):
+    """What the library needs from a workflow engine's SDK: a module with these functions."""
+
+    def is_task(self, target: Any) -> bool:
+        """Tell whether an object can be run by this SDK: a task, a workflow, a launch plan."""
+        ...
+
+    def describe(self, task: Any) -> TaskDescription:
+        """Read a task's name and signature; raise `InvalidObjectiveError` if the task cannot be an objective."""
+        ...
+
+    def prepare(self, task: Any) -> None:
+        """Prepare a task for being decorated, such as its interface's bare markers."""
+
+    def check_place(self, name: str) -> None:
+        """Raise `CompilationError` where a search cannot run: a workflow is compiled, or a pod imports the module."""
+
+    def call(self, task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the call of a decorated task means where it happens; `NotImplemented` if it means a search.
+
+        The decorated task's `__call__` must call this itself, because the caller's module may tell what is meant.
+        """
+
+    def pod_methods(
+        self, task: Any, objective: Objective, make_pruner: Callable[[], BasePruner]
+    ) -> Mapping[str, Callable[..., Any]]:
+        """Return the methods by which a pod runs a decorated task, and which replace the task's own."""
+        ...
+
+    def current_site(self) -> Site | None:
+        """Return the site of a search that is called here; `None` if its trials run on this machine."""
+
+    def deploy(self, remote: Any, options: DeploymentOptions) -> Deployment:
+        """Return the way to a cluster; raise `InvalidOptionError` if the remote or an option cannot be used."""
+        ...
+
+    def make_local_runner(self, objective: Objective) -> Runner:
+        """Return a runner of trials on this machine, in threads."""
+        ...
+
+
+_PACKAGES = {"flytekit": "optuna_flyte_dsl.engines._flytekit"}
+"""SDK -> package of its engine. It has a module `types` with `register`, and a module `<sdk>_engine`: an `Engine`."""
+
+
+def register_types() -> None:
+    """Make markers and trials native types of each SDK: now if the SDK is loaded, else as soon as it is imported."""
+    for sdk, package in _PACKAGES.items():
+        wrapt.register_post_import_hook(f"{package}.types:register", sdk)
+
+
+def loaded_engines() -> list[Engine]:
+    """Return the engines whose SDKs are loaded."""
+    loaded = [(sdk, package) for sdk, package in _PACKAGES.items() if sdk in sys.modules]
+    return [cast("Engine", importlib.import_module(f"{package}.{sdk}_engine")) for sdk, package in loaded]
+
+
+def engine_of(target: Any) -> Engine | None:
+    """Return the engine of a task; `None` for anything else, such as a function."""
+    return next((engine for engine in loaded_engines() if engine.is_task(target)), None)
+
+
+def host_engine(target: Any) -> Engine | None:
+    """Return the engine in which an objective runs: a task's own; for a function, the one whose SDK is loaded."""
+    return engine_of(target) or next(iter(loaded_engines()), None)
+
+
+def read_objective(target: Any) -> Objective:
+    """Read an objective of any kind."""
+    engine = engine_of(target)
+    return Objective.of(target, engine.describe(target) if engine is not None else None)
+
+
+def space_of(thing: Any) -> SearchSpace:
+    """Return the search space of an objective, of a decorated objective, or the given space itself."""
+    if isinstance(thing, SearchSpace):
+        return thing
+    space = getattr(thing, "space", None)
+    return space if isinstance(space, SearchSpace) else read_objective(thing).space

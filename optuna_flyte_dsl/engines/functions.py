@@ -1,0 +1,74 @@
+"""Runs functions as objectives, in the event loop or in threads, without any SDK."""
+
+import asyncio
+import inspect
+import threading
+from typing import Any
+
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._offload import OffloadingCoroutine
+from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.search.runner import TrialRun
+from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
+from optuna_flyte_dsl.study.durable import DurableStorage
+
+_warned = threading.Event()
+
+
+class FunctionRunner:
+    """Runs the trials of one search whose objective is a function; see `Runner`.
+
+    Args:
+        threads: The threads for sync functions and for blocking calls; by default new ones.
+    """
+
+    def __init__(self, objective: Objective, threads: Threads | None = None) -> None:
+        self._objective = objective
+        self._threads = threads or Threads()
+
+    async def run(self, run: TrialRun) -> Any:
+        run.begin()
+        target, storage = self._objective.target, getattr(run.trial, "storage", None)
+        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        if self._objective.kind is Kind.ASYNC_FUNCTION:
+            returned = target(**arguments)
+        else:
+            returned = await await_thread(self._threads.run(lambda: target(**arguments)))
+        if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
+            returned = OffloadingCoroutine(returned, self._threads)
+        while inspect.isawaitable(returned):
+            returned = await returned
+        return returned
+
+    @property
+    def busy(self) -> bool:
+        """Whether the function of a trial that was given up still runs in a thread."""
+        return self._threads.busy
+
+    async def close(self) -> None:
+        await self._threads.close()
+
+
+async def await_thread(running: asyncio.Future[Any]) -> Any:
+    """Await a function that runs in a thread. If the trial is given up, warn once that a thread cannot be stopped."""
+    try:
+        return await running
+    except asyncio.CancelledError:
+        if running.cancelled():
+            warn_of_running_thread()
+        raise
+
+
+def warn_of_running_thread() -> None:
+    """Warn, once in a process, that the function of a trial that was given up runs on."""
+    if not _warned.is_set():
+        _warned.set()
+        logger.warning(
+            "A trial was given up, but a thread cannot be stopped: its function runs on until it returns. "
+            'Write `executor="process"` where that matters.'
+        )
+
+
+def never_warn_of_running_threads() -> None:
+    """Warn of no running thread in this process, because the process itself can be stopped."""
+    _warned.set()

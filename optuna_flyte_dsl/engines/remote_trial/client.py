@@ -1,0 +1,79 @@
+"""The side of a trial's process or pod: an Optuna storage, sampler and pruner that ask the trial server."""
+
+import json
+import types
+from typing import Any
+
+import grpc
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._compat.optuna_grpc import StorageProxyClient
+
+TOKEN_METADATA = "x-optuna-flyte-dsl-token"  # noqa: S105 - the key in the metadata of a call
+TRIALS_SERVICE = "optuna_flyte_dsl.Trials"
+"""The gRPC service by which a trial asks the sampler and the pruner of its study."""
+
+
+def connect(host: str, port: int, token: str) -> tuple[StorageProxyClient, BaseSampler, BasePruner]:
+    """Connect to a trial server.
+
+    Returns:
+        The storage, sampler and pruner of a study that is used by one trial.
+    """
+    client = StorageProxyClient(host, port, lambda channel: grpc.intercept_channel(channel, _TokenSender(token)))
+    return client, _RemoteSampler(client.channel), _RemotePruner(client.channel)
+
+
+class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Adds the token to the metadata of each call."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
+        return continuation(types.SimpleNamespace(metadata=metadata), request)  # grpc keeps the other details
+
+
+class _RemoteSampler(BaseSampler):
+    """Asks the sampler of the searching process. The arguments' names are Optuna's."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._suggest = channel.unary_unary(f"/{TRIALS_SERVICE}/Suggest")
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        return {}
+
+    def sample_relative(
+        self,
+        study: optuna.Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,  # noqa: ARG002
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        distribution = distribution_to_json(param_distribution)
+        request = {"trial": trial_id(trial), "name": param_name, "distribution": distribution}
+        return param_distribution.to_external_repr(json.loads(self._suggest(json.dumps(request).encode())))
+
+
+class _RemotePruner(BasePruner):
+    """Asks the pruner of the searching process. The arguments' names are Optuna's."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._prune = channel.unary_unary(f"/{TRIALS_SERVICE}/Prune")
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
+        return bool(json.loads(self._prune(json.dumps({"trial": trial_id(trial)}).encode())))

@@ -1,0 +1,395 @@
+"""Every option of a search, once: its name, its type and check, its default, and its documentation.
+
+`optimize` and `Optimizer` take their parameters from here, and so do their docstrings and the reference page.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import timedelta
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from optuna_flyte_dsl import _option_checks as check
+from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.space.directions import Direction, read_directions
+from optuna_flyte_dsl.space.objective import Objective
+
+Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
+Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
+StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
+OnSigterm: TypeAlias = Literal["auto", "terminate", "leave"]
+
+_FEW_TRIALS = 10  # "auto" lets a search of so few trials run to its end; it is the usual limit of failures too
+
+
+def _must(rule: str, accepts: Callable[[Any], bool]) -> check.Check:
+    """Return a check of an option of `Cluster`, whose message says so."""
+    return lambda name, value: check.must(rule, accepts)(f"{name}` of `Cluster", value)
+
+
+_COUNT = _must("be an integer above 0", check.is_integer)
+_FLAG = _must("be True, False or None", lambda value: value in (None, True, False))
+_SECONDS = _must("be a number above 0", lambda value: check.is_seconds(value) and value > 0)
+_STRING = _must("be a string or None", lambda value: value is None or isinstance(value, str))
+_STRINGS = _must(
+    "be strings, such as ('nightly',)",
+    lambda value: isinstance(value, tuple | list) and all(isinstance(each, str) for each in value),
+)
+_STRING_MAP = _must("map strings to strings", check.is_string_map)
+_PORT = _must("be a port from 0 to 65535", lambda value: check.is_integer(value, 0, 2**16 - 1))
+_ON_SIGTERM = _must(
+    f"be one of {', '.join(map(repr, get_args(OnSigterm)))}", lambda value: value in get_args(OnSigterm)
+)
+_SECURITY_CONTEXT = _must(
+    "be a flytekit.models.security.SecurityContext, such as "
+    "SecurityContext(run_as=Identity(k8s_service_account='name'))",
+    lambda value: value is None or hasattr(value, "to_flyte_idl"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Cluster(check.CheckedOptions):
+    """How the trials of a search run on a Flyte cluster. On one machine these options have no effect.
+
+    Raises:
+        InvalidOptionError: If an option breaks its rule.
+
+    >>> Cluster(interruptible=True, labels={"team": "vision"}).labels
+    {'team': 'vision'}
+    """
+
+    launches_per_second: Annotated[float, _SECONDS] = 50.0
+    """The largest number of executions that are launched in a second."""
+
+    launches_at_once: Annotated[int, _COUNT] = 16
+    """The largest number of launches, and of reads of outputs, that go on at the same time."""
+
+    patience: Annotated[float, _SECONDS] = 600.0
+    """The seconds for which an outage of flyteadmin is waited out."""
+
+    on_sigterm: Annotated[OnSigterm, _ON_SIGTERM] = "auto"
+    """What happens to running executions when the pod of the eager workflow gets SIGTERM. "terminate" terminates them.
+    "leave" leaves them running, so that the pod's next attempt can adopt them. "auto" leaves them running if the study
+    outlives the pod, the eager workflow's execution has not been aborted, and its task has retries left; otherwise it
+    terminates them."""
+
+    grace: Annotated[float, _SECONDS] = 20.0
+    """The seconds after SIGTERM within which the search ends. It must be less than the pod's grace period, which is 30
+    seconds by default in Kubernetes."""
+
+    interruptible: Annotated[bool | None, _FLAG] = None
+    """Whether executions may run on machines that can be taken away, such as spot instances. `None` leaves it to the
+    task."""
+
+    overwrite_cache: Annotated[bool | None, _FLAG] = None
+    """Whether cached outputs are computed anew."""
+
+    labels: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
+    """Kubernetes labels of the executions, besides those that flytekit sets."""
+
+    annotations: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
+    """Kubernetes annotations of the executions."""
+
+    env: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
+    """Environment variables of the executions, besides those that flytekit sets."""
+
+    tags: Annotated[tuple[str, ...], _STRINGS] = ()
+    """Tags of the executions."""
+
+    cluster_pool: Annotated[str | None, _STRING] = None
+    """The pool of clusters on which the executions run."""
+
+    execution_cluster_label: Annotated[str | None, _STRING] = None
+    """The label of the clusters on which the executions run."""
+
+    raw_output_prefix: Annotated[str | None, _STRING] = None
+    """The prefix under which files and other large outputs are stored, such as "s3://bucket/folder"."""
+
+    security_context: Annotated[Any, _SECURITY_CONTEXT] = None
+    """A `flytekit.models.security.SecurityContext`. It can name a service account."""
+
+    trials_host: Annotated[str | None, _STRING] = None
+    """The address at which pods reach this process, if a task takes `trial: optuna.Trial`. By default the address from
+    which this process reaches Flyte. The connection is not encrypted."""
+
+    trials_port: Annotated[int, _PORT] = 0
+    """The port of that address; 0 for any free port."""
+
+    trials_token_env: Annotated[str | None, _STRING] = None
+    """The environment variable, here and in the pods, that holds the token which pods must show, for example from a
+    secret. By default the search makes a token and sets it in its executions as `OPTUNA_FLYTE_DSL_TOKEN`: everyone who
+    may read an execution's specification can read it there."""
+
+    trials_storage_env: Annotated[str | None, _STRING] = None
+    """The environment variable, in the pods, that holds the URL of the study's storage. Pods then open the storage
+    themselves, and this process serves no trials."""
+
+    max_parallelism: Annotated[int | None, check.optional(_COUNT)] = None
+    """The largest number of nodes of one execution that run at the same time."""
+
+
+_Seconds: TypeAlias = Annotated[float | timedelta | None, check.seconds]
+_Flag: TypeAlias = Annotated[bool, check.flag]
+_IS_CLUSTER = check.must(
+    "be a Cluster, such as `Cluster(interruptible=True)`",
+    lambda value: value is None or isinstance(value, Cluster),
+    convert=lambda value: value or Cluster(),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Options(check.CheckedOptions):
+    """The options of `optimize`, checked by themselves and against each other.
+
+    Raises:
+        InvalidOptionError: If an option breaks its rule, or contradicts another option.
+    """
+
+    concurrency: Annotated[int, check.count] = 1
+    """The largest number of trials that run at the same time."""
+
+    n_trials: Annotated[int, check.count] = 1
+    """The number of trials that a call runs."""
+
+    study: Annotated[optuna.Study | Callable[[], optuna.Study] | None, check.study] = None
+    """An `optuna.Study`, to which every call adds its trials; or a function that makes a study. By default a new study
+    is made."""
+
+    delay: Annotated[float, check.delay] = 0
+    """The least time between the starts of two trials, in seconds."""
+
+    _: KW_ONLY
+
+    direction: Direction | None = None
+    """"minimize" or "maximize", for a single objective whose return annotation names no direction. By default
+    "minimize"."""
+
+    directions: Sequence[Direction] | None = None
+    """A list with the direction of each objective, if there are several."""
+
+    sampler: Annotated[
+        BaseSampler | Callable[..., BaseSampler] | None, check.maker_of(BaseSampler, "optuna.samplers.TPESampler")
+    ] = None
+    """A sampler of Optuna's; or something that makes one for each search, such as the sampler's class. By default
+    Optuna's TPE, which takes running trials into account."""
+
+    seed: Annotated[int | None, check.seed] = None
+    """The seed of the sampler. With `concurrency=1`, a search with a seed repeats exactly."""
+
+    pruner: Annotated[
+        BasePruner | Callable[[], BasePruner] | None, check.maker_of(BasePruner, "optuna.pruners.HyperbandPruner()")
+    ] = None
+    """A pruner of Optuna's, or something that makes one for each search. Only for a single objective. By default
+    Optuna's MedianPruner."""
+
+    storage: Annotated[StorageOption, check.storage] = None
+    """The place where the study is kept: a URL of Optuna's, the path of a journal file, a storage object, or a function
+    that makes one. By default the study is kept in memory."""
+
+    study_name: Annotated[str | None, check.study_name] = None
+    """The study's name in its storage. If the storage has a study of this name, the search continues it."""
+
+    resume: _Flag = False
+    """Whether `n_trials` is the total of the study over all calls, kills and machines, instead of the number that each
+    call adds. The default of `study_name` is then the objective's name."""
+
+    takeover: _Flag = False
+    """With `resume`: whether to close, and to try again, RUNNING trials whose process cannot be checked from here, such
+    as a process on another host."""
+
+    timeout: _Seconds = None
+    """The time limit of the search, in seconds or as a timedelta. When it is reached, no trial starts, running trials
+    are stopped, and the study is returned."""
+
+    trial_timeout: _Seconds = None
+    """The time limit of each trial, in seconds or as a timedelta, counted from when its objective begins to run. A
+    trial that exceeds it is stopped and has failed."""
+
+    max_consecutive_failures: Annotated[int | Literal["auto"] | None, check.failures] = "auto"
+    """The number of failures in a row that ends the search with `TooManyFailuresError`. `None` sets no limit. "auto"
+    sets 10, or twice `concurrency` if that is more, but at most a quarter of `n_trials` and at least 5. Once a trial
+    has succeeded, "auto" allows five times as many. A search of up to 10 trials runs to its end."""
+
+    retries: Annotated[int, check.count_or_zero] = 0
+    """How many more times a trial that raises is run, with the same parameters."""
+
+    catch: Annotated[type[BaseException] | Sequence[type[BaseException]], check.catch] = (Exception,)
+    """The exceptions that fail only their trial. Any other exception ends the search."""
+
+    executor: Annotated[Literal["thread", "process"], check.one_of('"thread" or "process"', "thread", "process")] = (
+        "thread"
+    )
+    """Where trials run on this machine: in a "thread", or each in a worker "process", which may crash and can be
+    stopped."""
+
+    gpus: Annotated[Sequence[int | str] | None, check.gpus] = None
+    """With `executor="process"`: the devices. Each running trial has one of them as its `CUDA_VISIBLE_DEVICES`."""
+
+    deterministic: _Flag = False
+    """Whether a concurrent search with a seed repeats exactly, in whatever order its trials end."""
+
+    duplicates: Annotated[
+        Duplicates, check.one_of(", ".join(map(repr, get_args(Duplicates))), *get_args(Duplicates))
+    ] = "allow"
+    """What happens when the sampler suggests a point that was tried already: "allow" runs it again, "reuse" takes the
+    values of the finished trial, "resample" asks for another point."""
+
+    stop_when_exhausted: _Flag = False
+    """Whether the search ends when every point of its space is taken."""
+
+    callbacks: Annotated[Sequence[Callback] | None, check.callbacks] = None
+    """Functions that are called with the study and each finished trial, one at a time, in a thread. `study.stop()` in a
+    callback ends the search."""
+
+    initial_points: Annotated[Sequence[Mapping[str, Any]] | None, check.initial_points] = None
+    """The parameters of the first trials, a dict for each. Parameters that a dict leaves out are sampled."""
+
+    progress: _Flag = True
+    """Whether to show a progress bar on a terminal, and log lines elsewhere."""
+
+    cluster: Annotated[Cluster | None, _IS_CLUSTER] = None
+    """How trials run on a Flyte cluster: a `Cluster`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.given_directions  # noqa: B018 - its check
+        self._check_study()
+        self._check_executor()
+        self._check_deterministic()
+        if (n_points := len(self.initial_points or ())) > self.n_trials:
+            raise InvalidOptionError(
+                f"`initial_points` holds {n_points} points, more than `n_trials={self.n_trials}`. "
+                "Raise `n_trials`, or drop some."
+            )
+
+    @property
+    def given_directions(self) -> tuple[StudyDirection, ...] | None:
+        """The directions of `direction` or `directions`; `None` if neither is given."""
+        return read_directions(self.direction, self.directions)
+
+    @property
+    def timeouts(self) -> tuple[float | None, float | None]:
+        """`timeout` and `trial_timeout` in seconds."""
+        return cast("float | None", self.timeout), cast("float | None", self.trial_timeout)
+
+    @property
+    def caught(self) -> tuple[type[BaseException], ...]:
+        """`catch` as a tuple."""
+        return cast("tuple[type[BaseException], ...]", self.catch)
+
+    @property
+    def failure_limits(self) -> tuple[int, int] | None:
+        """The failures in a row that end the search: before the first success, and after it. `None` for no limit."""
+        limit = self.max_consecutive_failures
+        if limit is None:
+            return None
+        if isinstance(limit, int):
+            return limit, limit
+        if self.n_trials <= _FEW_TRIALS:
+            return _FEW_TRIALS, _FEW_TRIALS
+        first = max(5, min(max(_FEW_TRIALS, 2 * self.concurrency), self.n_trials // 4))
+        return first, 5 * first
+
+    @property
+    def makes_samplers(self) -> bool:
+        """Whether each search makes its sampler, instead of using a given object or a given study's sampler."""
+        return self.study is None and not isinstance(self.sampler, BaseSampler)
+
+    def _check_study(self) -> None:
+        if self.seed is not None and isinstance(self.sampler, BaseSampler):
+            raise InvalidOptionError(
+                f"`seed={self.seed}` and `sampler={type(self.sampler).__name__}(...)` contradict each other: a sampler "
+                "that is made already has its seed. Give the seed to the sampler, or give its class."
+            )
+        if self.study is not None:
+            for name in ("sampler", "seed", "pruner", "storage", "study_name"):
+                if getattr(self, name) is not None:
+                    its = "sampler" if name == "seed" else name.removeprefix("study_")
+                    raise InvalidOptionError(
+                        f"`{name}` and `study` were both given, but a study has its own {its}. Give it to "
+                        f"`optuna.create_study({'sampler' if name == 'seed' else name}=...)`, or drop `study`."
+                    )
+        if self.resume and self.storage is None and self.study is None:
+            raise InvalidOptionError(
+                "`resume=True` needs `storage`, or `study`: a study in memory ends with its process. Write "
+                "`storage='search.journal'` for a file, or give a database's URL."
+            )
+        if self.takeover and not self.resume:
+            raise InvalidOptionError("`takeover=True` needs `resume=True`: without it, no trial is gone on with.")
+
+    def _check_executor(self) -> None:
+        if self.gpus is None:
+            return
+        if self.executor != "process":
+            raise InvalidOptionError(
+                '`gpus` needs `executor="process"`: threads of one process share its CUDA_VISIBLE_DEVICES.'
+            )
+        if self.concurrency > len(self.gpus):
+            raise InvalidOptionError(
+                f"`gpus` has {len(self.gpus)} devices, fewer than `concurrency={self.concurrency}`: each "
+                "running trial has its own. Lower `concurrency`, or name a device twice to share it, as in `gpus=[0, "
+                "0]`."
+            )
+
+    def _check_deterministic(self) -> None:
+        if not self.deterministic:
+            return
+        for name in ("timeout", "trial_timeout", "pruner"):
+            if getattr(self, name) is not None:
+                raise InvalidOptionError(
+                    f"`deterministic=True` and `{name}` were both given, but what {name} does depends on time. Drop "
+                    "one."
+                )
+        if isinstance(self.study, optuna.Study) and not isinstance(self.study.pruner, MedianPruner | NopPruner):
+            raise InvalidOptionError(
+                "`deterministic=True`: the study has a pruner, and what that does depends on time. Make it with "
+                "`pruner=optuna.pruners.NopPruner()`, or drop `deterministic`."
+            )
+        if self.seed is None and self.makes_samplers:
+            raise InvalidOptionError(
+                "`deterministic=True` needs `seed`, as in `seed=1`: a sampler without one draws anew each time."
+            )
+
+    def check_objective(self, objective: Objective) -> None:
+        """Check the options against the objective.
+
+        Raises:
+            InvalidOptionError: If an option cannot work with this objective.
+            ArgumentError: If an initial point names a parameter that the objective does not have.
+        """
+        if not objective.suggests_itself:
+            for point in self.initial_points or ():
+                objective.space.check_point(point)
+            return
+        if self.deterministic and not self.makes_samplers and self.concurrency > 1:
+            raise InvalidOptionError(
+                f"`deterministic=True`: `{objective.name}` samples while it runs, at the same time as others, and each "
+                "trial needs a sampler of its own. Give `seed` and the sampler's class, as in `sampler=TPESampler`, "
+                "and neither a sampler that is made already nor a study; or mark the parameters in the signature."
+            )
+        if self.duplicates != "allow" or self.stop_when_exhausted:
+            name = "duplicates" if self.duplicates != "allow" else "stop_when_exhausted"
+            raise InvalidOptionError(
+                f"`{name}` needs a search space that is known before a trial runs, but `{objective.name}` samples by "
+                "itself. Mark its parameters in the signature, as in `x: Integer(1, 5)`."
+            )
+
+
+@dataclass(frozen=True)
+class _ObjectiveArgument:
+    objective: Any
+
+
+@dataclass(frozen=True, repr=False)
+class OptimizerArguments(Options, _ObjectiveArgument):
+    """The parameters of `Optimizer`: the objective, then the options, two of which are required."""
+
+    concurrency: Annotated[int, check.count] = field()
+    n_trials: Annotated[int, check.count] = field()

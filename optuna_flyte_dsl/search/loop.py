@@ -1,0 +1,287 @@
+"""The search loop: asks for trials, runs them at the same time, and tells them, until a limit is reached.
+
+Trials are asked for and told in a single thread, in order, and callbacks run there too: none of it blocks the event
+loop.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._threads import Threads, finish
+from optuna_flyte_dsl.errors import SearchRunningError, TrialTimeoutError
+from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.search.limits import NO_TIME_LIMIT, TrialClock
+from optuna_flyte_dsl.search.ordering import TrialOrder
+from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
+from optuna_flyte_dsl.search.runner import Runner, TrialRun
+from optuna_flyte_dsl.search.shutdown import ExitGuard
+from optuna_flyte_dsl.search.trials import AskedTrial, AskTell
+from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.study.attributes import ATTEMPTS
+from optuna_flyte_dsl.study.resuming import ASK_LATER, AskLater
+
+
+@dataclass(eq=False)
+class SearchLoop:
+    """One search."""
+
+    trials: AskTell
+    objective: Objective
+    runner: Runner
+    options: Options
+    _: KW_ONLY
+    thread: Threads  # the single thread in which the study is used
+    n_trials: int  # the number of trials to run; in a resumed search, it is smaller than that of the options
+    initial_points: Sequence[Mapping[str, Any]] = ()
+    # Awaited after each trial. It makes durable what was told, if the study is kept in a checkpoint.
+    commit: Callable[[], Awaitable[None]] | None = None
+
+    def __post_init__(self) -> None:
+        trials, options = self.trials, self.options
+        self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught)
+        self._timeout, self._trial_timeout = options.timeouts
+        self._claimed = 0  # trials that were asked for, or are about to be
+        self._found_none = False  # whether the last ask found nothing to do; a trial that ends later may change that
+        self._timed_out = False
+        self._suspended = False
+        self._running = 0  # trials whose objectives run
+        self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
+        self._next_start = float("-inf")
+        self._deadline = math.inf
+        trials.on_stop = self.stop
+        self._order = (
+            TrialOrder(options.concurrency, self._wants_more, lambda: self._claimed) if options.deterministic else None
+        )
+
+    async def run(self) -> None:
+        """Run the search to its end. However it ends, every trial that was asked for is told first."""
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._wake = asyncio.Event()  # set when the search stops, so that no trial waits out its delay
+        self._pace = asyncio.Lock()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        alarms: list[asyncio.TimerHandle] = []
+        if self._timeout is not None:
+            self._deadline = self._loop.time() + self._timeout
+            alarms.append(self._loop.call_at(self._deadline, self.trials.hurry))
+            alarms.append(self._loop.call_at(self._deadline, self._end_if_silent))
+        with ExitGuard(self._loop, self._close_in_this_thread):
+            try:
+                await self.thread.run(self.trials.enqueue, self.initial_points)
+                self._add_trial()
+                await self._over
+            except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
+                raise
+            except BaseException as error:
+                await finish(functools.partial(self._abandon, error))
+                raise
+            finally:
+                for alarm in alarms:
+                    alarm.cancel()
+                self._close_in_this_thread()
+
+    def stop(self) -> None:
+        """Start no other trial. Running trials go on. Any thread may call this."""
+        self.trials.stopped = True
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    def suspend(self) -> None:
+        """Leave running trials RUNNING when the search is cancelled, because another process will adopt them."""
+        self._suspended = True
+
+    def mark_interrupted_as_lost(self) -> None:
+        """Let trials that a cancellation interrupts fail as lost, because their process is ending."""
+        self.trials.mark_interrupted_as_lost()
+
+    def _end_if_silent(self) -> None:
+        """End a search that is past its timeout, and whose storage neither answers nor refuses a call."""
+        if self._over.done():
+            return
+        if self.trials.silence > pauses.storage_silence and not self._running:
+            self._over.set_exception(TimeoutError("The search's timeout has come, and its storage does not answer."))
+        else:
+            self._loop.call_later(pauses.silence_check, self._end_if_silent)
+
+    def _wants_more(self) -> bool:
+        if self.trials.stopped or self._timed_out or self._found_none:
+            return False
+        return self.trials.has_quota or self._claimed < self.n_trials
+
+    def _add_trial(self) -> None:
+        # Each trial has a context of its own: the context variables that an objective sets do not reach the next one.
+        self._claimed += 1
+        task = self._loop.create_task(self._run_trial(), context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._on_trial_done)
+
+    def _on_trial_done(self, task: asyncio.Task[BaseException | None]) -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.result()
+        if self._over.done():
+            return
+        if error is not None:
+            self._over.set_exception(error)
+        elif self._wants_more():
+            self._add_trial()
+        elif not self._tasks:
+            self._over.set_result(None)
+
+    async def _run_trial(self) -> BaseException | None:
+        """Run one trial. Return the error that ends the search: asyncio re-raises some errors of a task at once."""
+        try:
+            turn = await self._order.turn_to_ask() if self._order is not None else 0
+            if self.options.delay:
+                async with self._pace:
+                    await self._wait_until(min(self._next_start, self._deadline))
+                    self._next_start = self._loop.time() + self.options.delay
+            asked = await self._next_trial()
+            if self._order is not None:
+                self._order.asked()
+            if asked is None:
+                self._found_none = True
+                return None
+            if len(self._tasks) < self.options.concurrency and self._wants_more():
+                self._add_trial()
+            self._running += 1
+            try:
+                outcome = asked.outcome or await self._run_attempts(asked)
+            finally:
+                self._running -= 1
+            if self._order is not None:
+                await self.thread.run(self.trials.keep, asked, outcome)
+                await self._order.turn_to_tell(turn)
+            if self.trials.is_quick:
+                self.trials.tell(asked, outcome)
+            else:
+                await self.thread.run(self.trials.tell, asked, outcome)
+            self._found_none = False
+            if self._order is not None:
+                self._order.told()
+            if self.commit is not None:
+                await self.commit()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if self._closes_coroutine(error):
+                raise
+            return error
+        return None
+
+    async def _next_trial(self) -> AskedTrial | None:
+        """Ask for a trial. While other processes run all missing trials, wait for what they leave."""
+        while not self._is_late():
+            asked: AskedTrial | AskLater | None = (
+                self.trials.ask() if self.trials.is_quick else await self.thread.run(self.trials.ask)
+            )
+            if asked is not ASK_LATER:
+                return asked
+            if self._order is not None:
+                raise SearchRunningError(
+                    f"`deterministic=True`: another search works on the study of `{self.objective.name}` at the same "
+                    "time, and what it finds depends on time. Wait for its end, or drop `deterministic`."
+                )
+            await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
+        return None
+
+    def _is_late(self) -> bool:
+        self._timed_out = self._timed_out or self._loop.time() >= self._deadline
+        return self._timed_out
+
+    async def _run_attempts(self, asked: AskedTrial) -> Outcome:
+        """Run a trial, and again with the same parameters while it raises and retries are left."""
+        reasons: list[str] = []
+        has_limit = self._timeout is not None or self._trial_timeout is not None
+        clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
+        while True:
+            outcome = await self._run_attempt(asked, len(reasons), clock)
+            error = outcome.error
+            if (
+                error is None
+                or outcome.fatal is not None
+                or outcome.lost
+                or isinstance(error, TrialTimeoutError | asyncio.CancelledError)
+                or len(reasons) >= self.options.retries
+                or self.trials.stopped
+                or retries_are_used(error)
+            ):
+                return outcome
+            reasons.append(outcome.reason or "")
+            await self.thread.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))
+
+    async def _run_attempt(self, asked: AskedTrial, attempt: int, clock: TrialClock) -> Outcome:
+        scope: asyncio.Timeout | None = None
+        run = TrialRun(asked.trial, asked.arguments, attempt)
+        try:
+            if clock is NO_TIME_LIMIT:
+                return self._judge.returned(await self.runner.run(run))
+            async with asyncio.timeout_at(clock.until) as scope:
+                if clock.seconds is not None:
+                    run = dataclasses.replace(run, on_begin=functools.partial(clock.begin, scope))
+                returned = await self.runner.run(run)
+            return self._judge.returned(returned)
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return self._judge.raised(cancelled)  # the objective has cancelled itself
+        except BaseException as error:
+            if self._closes_coroutine(error):
+                raise
+            if scope is not None and scope.expired() and isinstance(error, TimeoutError):
+                return self._timed_out_outcome()
+            return self._judge.raised(error)
+
+    def _timed_out_outcome(self) -> Outcome:
+        if self._is_late():
+            reason = f"The search's timeout of {self._timeout:g} s came while this trial ran."
+            return Outcome(TrialState.FAIL, reason=reason, lost=True)
+        error = TrialTimeoutError(
+            f"The trial ran for longer than `trial_timeout`, {self._trial_timeout:g} s, and was stopped."
+        )
+        return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
+
+    def _closes_coroutine(self, error: BaseException) -> bool:
+        """Tell whether an error closes this coroutine because its event loop is gone. An objective may raise it too."""
+        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is None
+
+    async def _wait_until(self, moment: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(max(moment, self._loop.time())):
+                await self._wake.wait()
+
+    async def _abandon(self, error: BaseException) -> None:
+        """Cancel all running trials, and tell those that were asked for."""
+        self.trials.stopped = True
+        self.trials.hurry()
+        self._over.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._suspended:
+            return
+        reason = f"The search ended while this trial ran: {reason_of(error)}"[:REASON_LIMIT]
+        if isinstance(error, asyncio.CancelledError):
+            reason = "The search was cancelled while this trial ran."
+        closing = self.thread.run(self.trials.close_open, reason)
+        while not closing.done():
+            await asyncio.wait([closing], timeout=pauses.silence_check)
+            if not closing.done() and self.trials.silence > pauses.storage_silence:
+                raise self.trials.give_up()
+        closing.result()
+
+    def _close_in_this_thread(self) -> None:
+        """Tell the trials that are still open, because a second interrupt broke off `_abandon`, or the event loop."""
+        if not self._suspended:
+            self.trials.stopped = True
+            self.trials.close_open("The search was interrupted while this trial ran.")

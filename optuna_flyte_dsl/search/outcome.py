@@ -1,0 +1,115 @@
+"""Judges how a run of an objective ended: its values, NaN, pruning, or the error and whether it ends the search."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl._foreign_errors import is_report_of_several_objectives
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl.errors import (
+    ClusterError,
+    InvalidObjectiveError,
+    ObjectiveValueError,
+    PythonExitError,
+    TrialTimeoutError,
+    WorkerDiedError,
+)
+from optuna_flyte_dsl.space.objective import nan_reason, read_values
+
+REASON_LIMIT = 2_000
+"""The largest number of characters of a stored reason."""
+
+_RETRIES_USED = "__optuna_flyte_dsl_retries_used__"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: TrialState
+    values: tuple[float, ...] | None = None  # one value for each objective, if the trial is complete
+    reason: str | None = None
+    error: BaseException | None = None
+    fatal: BaseException | None = None
+    lost: bool = False  # whether the trial failed only because the search, or its process, ended
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges the runs of one objective."""
+
+    name: str
+    n_objectives: int  # the number of the study's directions
+    caught: tuple[type[BaseException], ...]
+
+    def returned(self, returned: Any) -> Outcome:
+        """Return the outcome of a run that returned something."""
+        try:
+            values = read_values(self.name, returned, self.n_objectives)
+        except ObjectiveValueError as wrong:
+            return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong)
+        if (reason := nan_reason(values, returned)) is not None:
+            return Outcome(TrialState.FAIL, reason=reason)
+        return Outcome(TrialState.COMPLETE, values)
+
+    def raised(self, error: BaseException) -> Outcome:
+        """Return the outcome of a run that raised an exception."""
+        if isinstance(error, optuna.TrialPruned):
+            return Outcome(TrialState.PRUNED)
+        if isinstance(error, PythonExitError):
+            return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
+        if self.n_objectives > 1 and is_report_of_several_objectives(error):
+            error = self._report_of_several_objectives(error)
+        # The next trial would meet a ClusterError or an ObjectiveValueError too.
+        elif not isinstance(error, ClusterError | ObjectiveValueError) and self._is_caught(error):
+            logger.debug("A trial of `%s` failed.", self.name, exc_info=error)
+            return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
+        return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
+
+    def _report_of_several_objectives(self, cause: BaseException) -> BaseException:
+        refused = InvalidObjectiveError(
+            f"`{self.name}` has {self.n_objectives} objectives, and Optuna takes `trial.report` and "
+            "`trial.should_prune` for one only. Leave them out, or keep the values with `trial.set_user_attr`."
+        )
+        refused.__cause__ = cause
+        return refused
+
+    def _is_caught(self, error: BaseException) -> bool:
+        # The last three need no `catch`: they are not errors of the objective's code.
+        if isinstance(error, (*self.caught, asyncio.CancelledError, WorkerDiedError, TrialTimeoutError)):
+            return True
+        stands_for: Any = getattr(error, "stands_for", None)  # the error of another process
+        return callable(stands_for) and bool(stands_for(self.caught))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's class and text, as a failed trial stores them."""
+    reason: str | None = getattr(error, "reason_of_trial", None)  # a substitute for another process's error has it
+    if reason is None:
+        try:
+            text = str(error)
+        except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
+            text = "<its text could not be made>"
+        reason = f"{type(error).__name__}: {text}"
+    return reason[:REASON_LIMIT]
+
+
+def one_line(text: str | None) -> str:
+    """Return a text with all its white space as single blanks."""
+    return " ".join((text or "").split())
+
+
+def mark_retries_used(error: BaseException, *, used: bool = True) -> None:
+    """Mark an error as that of the last attempt which a task's own `retries` allow, or remove the mark."""
+    if used or retries_are_used(error):
+        with contextlib.suppress(Exception):  # a user's `__setattr__` may raise anything
+            setattr(error, _RETRIES_USED, used)
+
+
+def retries_are_used(error: BaseException) -> bool:
+    """Tell whether a task has used up its own `retries`. The search's `retries` do not multiply with them."""
+    return bool(getattr(error, _RETRIES_USED, False))

@@ -1,0 +1,163 @@
+"""Shows the progress of a search: a bar on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.errors import LiveError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl.study.attributes import ERROR
+
+
+@dataclass
+class Tally:
+    """Counts the finished trials of a search, and keeps the best value."""
+
+    name: str
+    n_trials: int  # the number of trials that were asked for
+    directions: list[StudyDirection]
+    finished: int = 0
+    failed: int = 0
+    pruned: int = 0
+    best: float | None = None
+    last_reason: str | None = None
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Count a finished trial."""
+        self.finished += 1
+        self.last_reason = trial.user_attrs.get(ERROR)
+        if trial.state is TrialState.FAIL:
+            self.failed += 1
+        elif trial.state is TrialState.PRUNED:
+            self.pruned += 1
+        elif len(self.directions) == 1:
+            better = max if self.directions[0] is StudyDirection.MAXIMIZE else min
+            (value,) = trial.values
+            self.best = value if self.best is None else better(self.best, value)
+
+    def describe(self) -> str:
+        """Return the best value, the failures and the pruned trials as text."""
+        parts = [f"best {self.best:.6g}"] if self.best is not None else []
+        parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.pruned, "pruned")) if count]
+        return ", ".join(parts)
+
+
+class Reporter:
+    """A callback that counts each finished trial and shows the tally.
+
+    Args:
+        enabled: Whether anything is shown.
+    """
+
+    def __init__(self, tally: Tally, *, enabled: bool) -> None:
+        self._tally = tally
+        self._display = _choose(tally) if enabled else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        tally = self._tally
+        if tally.finished and kind is not None and not issubclass(kind, Exception):
+            logger.warning(
+                "`%s` was interrupted when %d of %d trials had finished. They are in its study.",
+                tally.name,
+                tally.finished,
+                tally.n_trials,
+            )
+        elif tally.failed == tally.finished > 1:
+            logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, tally.last_reason)
+        if self._display is not None:
+            self._display.close(self._tally)
+
+    def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
+        """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""
+        self._tally.add(trial)
+        if self._display is not None:
+            self._display.show(self._tally)
+
+
+class Bar:
+    """A progress bar with the finished trials, the failures, the best value, and the time that is left."""
+
+    _taken = threading.Lock()  # a terminal shows one bar at a time
+
+    def __init__(self, console: Console, tally: Tally) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            redirect_stdout=sys.stdout.isatty(),  # redirected output must not reach the terminal
+        )
+        self._task = self._progress.add_task(tally.name, total=tally.n_trials, state="")
+        self._progress.start()
+
+    def show(self, tally: Tally) -> None:
+        """Show the tally after a trial."""
+        self._progress.update(self._task, completed=tally.finished, state=tally.describe())
+
+    def close(self, tally: Tally) -> None:
+        """Show the last tally and free the terminal."""
+        self.show(tally)
+        self._progress.stop()
+        Bar._taken.release()
+
+
+class Lines:
+    """A log line every few seconds, at level INFO."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + pauses.progress_line
+
+    def show(self, tally: Tally) -> None:
+        """Log the tally, unless the last line is recent."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + pauses.progress_line
+            self._log("", tally)
+
+    def close(self, tally: Tally) -> None:
+        """Log the last tally."""
+        self._log("search over, ", tally)
+
+    def _log(self, event: str, tally: Tally) -> None:
+        state = tally.describe()
+        logger.info(
+            "%s: %s%d of %d trials finished%s",
+            tally.name,
+            event,
+            tally.finished,
+            tally.n_trials,
+            f", {state}" if state else "",
+        )
+
+
+def _on_terminal() -> bool:
+    """Tell whether standard error is a terminal. Rich would also answer yes if FORCE_COLOR is set."""
+    return sys.stderr.isatty()
+
+
+def _choose(tally: Tally) -> Bar | Lines:
+    console = Console(stderr=True)
+    if _on_terminal() and console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
+        try:
+            return Bar(console, tally)
+        except LiveError:  # another display of rich's uses the terminal
+            Bar._taken.release()
+    return Lines()

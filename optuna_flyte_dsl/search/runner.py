@@ -1,0 +1,44 @@
+"""`Runner`: the protocol between the search loop and the engine that runs trials."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optuna.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRun:
+    """One run of a trial's objective.
+
+    Args:
+        trial: The trial. Some objectives take it.
+        arguments: The objective's keyword arguments.
+        attempt: The number of this attempt of the trial, from 0.
+        on_begin: Called in the event loop when the objective begins to run, after all waiting in queues. `None` if
+            nobody needs to know, which spares an engine the polling.
+    """
+
+    trial: Trial
+    arguments: Mapping[str, Any]
+    attempt: int = 0
+    on_begin: Callable[[], None] | None = None
+
+    def begin(self) -> None:
+        """Tell that the objective begins to run."""
+        if self.on_begin is not None:
+            self.on_begin()
+
+
+class Runner(Protocol):
+    """Runs the objective of each trial of one search.
+
+    A runner translates its SDK's errors into those that the loop understands: `optuna.TrialPruned`; a `ClusterError`,
+    which ends the search; an error for which `retries_are_used` holds; and any other error, which fails the trial.
+    """
+
+    async def run(self, run: TrialRun) -> Any:
+        """Return what the objective returned, or raise what it raised. Cancelling this gives up the trial."""
+
+    async def close(self) -> None:
+        """Free what the runner holds. Called once, after the last trial."""

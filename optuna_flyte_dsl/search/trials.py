@@ -1,0 +1,279 @@
+"""Asks for the trials of one search, samples their parameters, and tells them. All of it blocks."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import NopPruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from optuna_flyte_dsl._compat.optuna import enqueued_params, storage_of, trial_id
+from optuna_flyte_dsl._foreign_errors import is_storage_outage
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses, retry
+from optuna_flyte_dsl.errors import StorageUnavailableError
+from optuna_flyte_dsl.options import Callback, Options
+from optuna_flyte_dsl.search.limits import FailureLimit
+from optuna_flyte_dsl.search.outcome import Outcome, one_line, reason_of
+from optuna_flyte_dsl.search.shutdown import untold_error
+from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study.attributes import ERROR, LOST, OUTCOME, RETRY_OF
+from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.resuming import AskLater, Quota
+from optuna_flyte_dsl.study.taken_points import TakenPoints
+from optuna_flyte_dsl.study.view import snapshot_of, view_of
+
+
+@dataclass(slots=True)
+class AskedTrial:
+    """A trial that is to be run."""
+
+    number: int
+    trial: Trial
+    arguments: dict[str, Any]
+    outcome: Outcome | None = None  # the trial's outcome, if it is known without a run
+
+
+@dataclass(eq=False)
+class AskTell:
+    """The trials of one search that are asked for and not told."""
+
+    study: optuna.Study
+    objective: Objective
+    space: SearchSpace
+    options: Options
+    _: KW_ONLY
+    observer: Callback | None = None  # called like a callback, before the callbacks; it must be quick
+    adopted: Sequence[FrozenTrial] = ()  # trials of an earlier process: run first, with the parameters that they have
+    storage: DurableStorage | None = None  # the durable proxy of the study's storage, if that outlives the process
+    total: int | None = None  # the number of finished trials that the study is to have; `None` without a total
+    points: TakenPoints | None = None  # the points that are taken; `None` if points may be repeated
+    # Makes the sampler of a single trial, by its number, for a deterministic search of objectives that suggest.
+    sampler_of_trial: Callable[[int], BaseSampler] | None = None
+    on_stop: Callable[[], None] = lambda: None  # called by a callback's `study.stop()`
+    stopped: bool = False
+    is_quick: bool | None = None  # whether asking and telling never blocks; None before the first trial
+
+    def __post_init__(self) -> None:
+        study, options, storage = self.study, self.options, self.storage
+        self.study = view_of(
+            study,
+            stop=lambda: self.on_stop(),
+            announce=self._note_stored,
+            storage=storage,
+            pruner=NopPruner() if options.deterministic else None,  # pruning depends on time
+        )
+        self._sampler = study.sampler
+        self._observers = [*([self.observer] if self.observer is not None else ()), *(options.callbacks or ())]
+        self._adopted = list(reversed(self.adopted))
+        self._study_name = ""
+        self._quota = Quota(self.study, storage, self.total) if storage is not None and self.total is not None else None
+        self.has_quota: bool = self._quota is not None  # if so, only an ask tells how many trials are missing
+        self._interrupted_are_lost = storage is not None
+        self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
+        self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
+        self._open: dict[int, Trial] = {}  # trials that are asked for and not told
+        self._untold: dict[int, Outcome] = {}  # outcomes of open trials that the storage has not yet accepted
+
+    @property
+    def silence(self) -> float:
+        """The seconds for which the storage has neither answered nor refused a call."""
+        return self.storage.silence if self.storage is not None else 0.0
+
+    def hurry(self) -> None:
+        """Wait out outages only for a moment from now on. Any thread may call this."""
+        if self.storage is not None:
+            self.storage.hurry()
+
+    def mark_interrupted_as_lost(self) -> None:
+        """Let the trials that the end of the search interrupts fail as lost, because their process is ending."""
+        self._interrupted_are_lost = True
+
+    def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Enqueue the parameters of the first trials. A point that the study has already is left out."""
+        if self.storage is not None:
+            self._study_name = self.study.study_name  # read now, while the storage answers
+        if not points:
+            return
+        # Other searches may begin with the same points.
+        with self._quota.exclusive() if self._quota is not None else contextlib.nullcontext():
+            for point in points:
+                self.study.enqueue_trial(dict(point), skip_if_exists=True)
+
+    def _note_stored(self, number: int) -> None:
+        self._stored = number
+
+    def ask(self) -> AskedTrial | AskLater | None:
+        """Ask for the next trial.
+
+        Returns:
+            The trial; `None` if no more is wanted; `ASK_LATER` if other processes run all missing trials.
+        """
+        if self.stopped:
+            return None
+        try:
+            trial = self._next_trial()
+            return self._sample(trial) if isinstance(trial, Trial) else trial
+        except Exception:
+            self.stopped = True  # no other trial is asked for while the error travels to the loop
+            raise
+
+    def _next_trial(self) -> Trial | AskLater | None:
+        self._stored = None
+        try:
+            if self._adopted:
+                return Trial(self.study, trial_id(self._adopted.pop()))
+            if self.points is not None and self.points.ends and self.points.exhausted(self.study):
+                return None
+            return self.study.ask() if self._quota is None else self._quota.ask(self.study.ask)
+        except Exception as error:
+            if self._stored is not None:
+                with contextlib.suppress(Exception):  # the state is worth more than the reason
+                    trials = self.study.get_trials(deepcopy=False)
+                    stored = next(trial for trial in trials if trial.number == self._stored)
+                    storage_of(self.study).set_trial_user_attr(trial_id(stored), ERROR, reason_of(error))
+                self.study.tell(self._stored, state=TrialState.FAIL)
+            raise
+
+    def _sample(self, trial: Trial) -> AskedTrial:
+        number = trial.number
+        self._open[number] = trial
+        if self.is_quick is None:
+            # A change of thread would take as long as all the rest. Exact types: a subclass may do anything.
+            in_memory = type(trial.storage) is InMemoryStorage
+            self.is_quick = in_memory and type(self._sampler) is RandomSampler and not self.options.callbacks
+        if self.sampler_of_trial is not None:
+            # What running trials have suggested so far depends on time, so the sampler does not see them.
+            ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
+            trial.study = snapshot_of(self.study, ended, self.sampler_of_trial(number))
+        if self.objective.suggests_itself and not self.is_quick:
+            # Sample now: Optuna would sample at the first suggestion, which an async objective makes in the event loop.
+            _ = trial.relative_params
+        try:
+            if self.points is None:
+                return AskedTrial(number, trial, self.space.suggest(trial))
+            arguments, values = self.points.suggest(self.study, trial)
+        except ValueError as error:
+            enqueued = enqueued_params(trial)
+            if not enqueued:
+                raise
+            reason = f"Its parameters were enqueued, and do not fit the search space: {enqueued}: {error}"
+            return AskedTrial(number, trial, {}, Outcome(TrialState.FAIL, reason=reason, error=error))
+        return AskedTrial(number, trial, arguments, Outcome(TrialState.COMPLETE, values) if values else None)
+
+    def keep(self, asked: AskedTrial, outcome: Outcome) -> None:
+        """Store the outcome of a trial that waits for its turn to be told, because its process may die meanwhile."""
+        if self.storage is not None and not outcome.lost and outcome.fatal is None:
+            asked.trial.set_user_attr(OUTCOME, {"state": outcome.state.name, "values": outcome.values})
+
+    def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
+        """Tell how a trial ended, and call the callbacks."""
+        number, trial = asked.number, asked.trial
+        self._untold[number] = outcome
+        if outcome.reason is not None:
+            with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
+                _store_reason(trial, outcome)
+        frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
+        if LOST in frozen.user_attrs and not outcome.lost and outcome.values is not None:
+            self._tell_late(frozen, outcome)
+        del self._open[number], self._untold[number]
+        if outcome.fatal is not None:
+            self.stopped = True
+            if not isinstance(outcome.fatal, Exception):  # a SystemExit has no text of its own
+                logger.error("Trial %d of `%s` ends the search: %s", number, self.objective.name, outcome.reason)
+            raise outcome.fatal
+        if outcome.state is TrialState.FAIL:
+            logger.warning("Trial %d of `%s` failed: %s", number, self.objective.name, one_line(outcome.reason))
+        for observer in self._observers:
+            observer(self.study, frozen)
+        error = self._failures.count(outcome)
+        if error is not None and not self.stopped:
+            self.stopped = True
+            raise error
+
+    def _tell_late(self, trial: FrozenTrial, outcome: Outcome) -> None:
+        """Keep the values of a trial that another process has taken for dead: in its retry, or in a new trial."""
+        assert self.storage is not None
+        logger.warning(
+            "Trial %d of `%s` was taken for dead, and has ended with %s: its values are kept.",
+            trial.number,
+            self.objective.name,
+            outcome.values,
+        )
+        for retrying in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            is_its_retry = retrying.user_attrs.get(RETRY_OF) == trial.number
+            if is_its_retry and self.storage.set_trial_state_values(trial_id(retrying), TrialState.RUNNING):
+                for name, distribution in trial.distributions.items():
+                    value = distribution.to_internal_repr(trial.params[name])
+                    self.storage.set_trial_param(trial_id(retrying), name, value, distribution)
+                self.study.tell(retrying.number, outcome.values)
+                return
+        late = optuna.trial.create_trial(
+            values=outcome.values,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={LOST: True, RETRY_OF: trial.number},
+        )
+        self.study.add_trial(late)
+
+    def close_open(self, reason: str) -> None:
+        """Tell all open trials at the end of a search. An outcome that the storage has refused is told again."""
+        if not self._open:
+            return
+        self.hurry()
+        interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self._interrupted_are_lost)
+        left = {number: (trial, self._untold.get(number, interrupted)) for number, trial in self._open.items()}
+
+        def tell_all() -> None:
+            for number in list(left):
+                if self._tell_at_last(*left[number]):
+                    del left[number]
+            if left:
+                raise TimeoutError
+
+        with contextlib.suppress(TimeoutError):
+            # A durable storage has waited itself.
+            waits = iter(pauses.at_last if self.storage is None else ())
+            retry(tell_all, waits, may_pass=lambda error: isinstance(error, TimeoutError))
+        self._open.clear()
+        for number, (_, outcome) in left.items():
+            what = f"{outcome.state.name} {outcome.values or ''}".strip()
+            logger.error("Trial %d of `%s` could not be told: %s", number, self.objective.name, what)
+        finished = {number: each for number, each in left.items() if number in self._untold}
+        self._untold.clear()
+        if finished:
+            raise untold_error(self.objective.name, self._study_name, finished)
+
+    def give_up(self) -> StorageUnavailableError:
+        """Save what is not told, and return the error. Called in another thread: the study's waits for the storage."""
+        left = {number: (trial, self._untold[number]) for number, trial in self._open.items() if number in self._untold}
+        self._open.clear()
+        if not left:
+            return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)
+        return untold_error(self.objective.name, self._study_name, left)
+
+    def _tell_at_last(self, trial: Trial, outcome: Outcome) -> bool:
+        try:
+            _store_reason(trial, outcome)
+        except Exception as error:  # noqa: BLE001 - the state is worth more than the reason
+            if self.storage is not None and is_storage_outage(error):
+                return False
+        try:
+            self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
+        except Exception:  # noqa: BLE001 - tried again
+            logger.debug("Telling trial %d failed.", trial.number, exc_info=True)
+            return False
+        return True
+
+
+def _store_reason(trial: Trial, outcome: Outcome) -> None:
+    if outcome.reason is not None:
+        trial.set_user_attr(ERROR, outcome.reason)
+    if outcome.lost:
+        trial.set_user_attr(LOST, True)

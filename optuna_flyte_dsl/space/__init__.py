@@ -1,0 +1,1 @@
+"""The language: markers, signatures, search spaces and objectives. Pure: no Flyte, no storage, no I/O."""

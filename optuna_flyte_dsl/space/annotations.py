@@ -1,0 +1,118 @@
+"""Reads one annotation: its marker, the type beside the marker, and whether it accepts `None`."""
+
+import inspect
+import types
+from collections.abc import Iterable
+from numbers import Real
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+
+from optuna_flyte_dsl.errors import InvalidAnnotationError
+from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
+
+NO_TYPE = inspect.Parameter.empty
+"""The type of a parameter whose annotation names none."""
+
+_PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
+
+
+class ReadAnnotation(NamedTuple):
+    """The parts of an annotation."""
+
+    marker: Suggestion | None  # the marker; `None` for a parameter that is not searched
+    base: Any
+    optional: bool  # whether `None` is accepted
+
+
+def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
+    """Take an annotation apart."""
+    if isinstance(annotation, type) and issubclass(annotation, Suggestion):
+        raise InvalidAnnotationError(
+            f"{where} is the class {annotation.__name__}. Call it, with its bounds: `{_example(annotation)}`."
+        )
+    if isinstance(annotation, Suggestion):
+        base = domain.value_types(annotation)[0] if isinstance(annotation, Number) else NO_TYPE
+        return ReadAnnotation(annotation, base, optional=False)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _read_annotated(where, annotation)
+    if origin in (Union, types.UnionType):
+        read = [read_annotation(where, argument) for argument in get_args(annotation)]
+        marker = _only_marker(where, [each.marker for each in read if each.marker is not None])
+        bases = tuple(each.base for each in read)
+        union: Any = Union[bases]  # noqa: UP007 - the members are known at run time only
+        return ReadAnnotation(marker, union, type(None) in get_args(annotation))
+    for argument in get_args(annotation):
+        if not isinstance(argument, list) and _holds_marker(argument):
+            raise InvalidAnnotationError(
+                f"{where} holds a marker inside {origin!r}, where it has no meaning. Give the suggestion at the call, "
+                f"inside the container, as in `params={{'lr': suggest.float(0, 1)}}`."
+            )
+    return ReadAnnotation(None, annotation, annotation is None)
+
+
+def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
+    inner, *extras = get_args(annotation)
+    marker, base, optional = read_annotation(where, inner)
+    for extra in extras:
+        if isinstance(extra, type) and issubclass(extra, Suggestion):
+            raise InvalidAnnotationError(
+                f"{where} holds the class {extra.__name__}. Call it, with its bounds: `{_example(extra)}`."
+            )
+    markers = [extra for extra in extras if isinstance(extra, Suggestion)]
+    found = _only_marker(where, [*markers, marker] if marker is not None else markers)
+    if found is not None and (clash := type_clash(found, base)):
+        raise InvalidAnnotationError(f"{where} {clash}. Let the two agree.")
+    return ReadAnnotation(found, base, optional)
+
+
+def _only_marker(where: str, found: list[Suggestion]) -> Suggestion | None:
+    if len(found) > 1:
+        raise InvalidAnnotationError(f"{where} holds {len(found)} markers: {listed(map(repr, found))}. Keep one.")
+    return found[0] if found else None
+
+
+def type_clash(marker: Suggestion, base: Any) -> str | None:
+    """Describe how a marker's values contradict the type beside it; `None` if they do not.
+
+    Only plain types are compared. An int is accepted where the type is float.
+    """
+    allowed = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
+    if not _PLAIN_TYPES.issuperset(allowed):
+        return None
+    if isinstance(marker, Category):
+        wrong = [choice for choice in marker.choices if type(choice) in _PLAIN_TYPES and type(choice) not in allowed]
+        if wrong and not (float in allowed and all(type(choice) is int for choice in wrong)):
+            return f"says {_type_name(base)}, but {marker!r} holds {wrong[0]!r}"
+        return None
+    (kind,) = domain.value_types(marker)
+    article = "a" if kind is float else "an"
+    return None if kind in allowed else f"says {_type_name(base)}, but {marker!r} gives {article} {kind.__name__}"
+
+
+def is_of_type(base: Any, value: Any) -> bool:
+    """Tell whether flytekit accepts a value for a parameter of a type. Only plain types are compared."""
+    if base is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    if base in (int, str, bool):
+        return type(value) is base or (base is str and isinstance(value, str))
+    return True
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Return names in backticks, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _holds_marker(annotation: Any) -> bool:
+    if isinstance(annotation, Suggestion):
+        return True
+    return any(_holds_marker(argument) for argument in get_args(annotation) if get_origin(annotation) is not None)
+
+
+def _example(marker: type[Suggestion]) -> str:
+    return 'Category(["a", "b"])' if marker is Category else f"{marker.__name__}(0, 1)"
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

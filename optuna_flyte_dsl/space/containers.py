@@ -1,0 +1,79 @@
+"""Suggestions inside containers: dicts, lists and tuples that a call passes, with markers among their items.
+
+The name of a nested parameter is its path, joined by dots: `params.lr`, `params.layers.0`.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from optuna_flyte_dsl.errors import ArgumentError
+from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space.markers import Fixed, Suggestion, same
+
+
+def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], Any]) -> Any:
+    """Copy a value and its containers, with `replace(path, marker)` in the place of each marker."""
+    if isinstance(value, Suggestion):
+        return replace(name, value)
+    if isinstance(value, Fixed):
+        return value.value
+    if isinstance(value, dict):
+        items = {key: replace_markers(f"{name}.{key}", inner, replace) for key, inner in value.items()}
+        if type(value) is dict:
+            return items
+        copied = copy.copy(value)  # a subclass, such as OrderedDict or defaultdict
+        copied.update(items)
+        return copied
+    if type(value) is list:
+        return [replace_markers(f"{name}.{index}", inner, replace) for index, inner in enumerate(value)]
+    if isinstance(value, tuple):
+        inner = [replace_markers(f"{name}.{index}", item, replace) for index, item in enumerate(value)]
+        if hasattr(value, "_fields"):
+            return type(value)(*inner)
+        return tuple(inner) if type(value) is tuple else value
+    if _hides_marker(value):
+        raise ArgumentError(
+            f"`{name}` holds a suggestion inside a {type(value).__name__}, where it cannot be replaced by a value. "
+            "Put it into a dict, a list or a tuple."
+        )
+    return value
+
+
+def searched_values(name: str, template: Any, value: Any) -> dict[str, Any]:
+    """Return, by path, the items of `value` that stand where `template` has a marker."""
+    if isinstance(template, Suggestion):
+        return {name: domain.convert(template, value)}
+    found: dict[str, Any] = {}
+    if isinstance(template, dict | list | tuple):
+        for key, inner in template.items() if isinstance(template, dict) else enumerate(template):
+            found |= searched_values(f"{name}.{key}", inner, value[key])
+    return found
+
+
+def matches(template: Any, value: Any) -> bool:
+    """Tell whether a value is a template with each marker replaced by one of the marker's values."""
+    if isinstance(template, Suggestion):
+        return domain.contains(template, value)
+    if isinstance(template, dict):
+        return (
+            isinstance(value, dict)
+            and template.keys() == value.keys()
+            and all(matches(inner, value[key]) for key, inner in template.items())
+        )
+    if type(template) is list or isinstance(template, tuple):
+        return (
+            isinstance(value, type(template))
+            and len(template) == len(value)
+            and all(matches(inner, item) for inner, item in zip(template, value, strict=True))
+        )
+    return template is value or same(template, value)
+
+
+def _hides_marker(value: Any) -> bool:
+    if isinstance(value, set | frozenset):
+        return any(isinstance(item, Suggestion) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(isinstance(getattr(value, field.name, None), Suggestion) for field in dataclasses.fields(value))
+    return False

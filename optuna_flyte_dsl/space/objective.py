@@ -1,0 +1,172 @@
+"""An objective of any kind: its name, its search space, how it is run, and whether what it returns is right."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+
+from optuna_flyte_dsl.errors import InvalidObjectiveError, ObjectiveValueError
+from optuna_flyte_dsl.space.directions import ReturnAnnotation, counted, merge_directions, read_return_annotation
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.space.signatures import read_signature
+
+
+def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...]:
+    """Return what one run of an objective returned as the values of its trial.
+
+    Args:
+        n_objectives: The number of the study's directions.
+    """
+    if n_objectives == 1 and type(returned) is float:
+        return (returned,)
+    values = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+    numbers = tuple(_number(value) for value in values)
+    if None in numbers:
+        raise ObjectiveValueError(
+            f"`{name}` must return {'a number' if n_objectives == 1 else f'a tuple of {n_objectives} numbers'}, but it "
+            f"returned {returned!r}, of type {type(returned).__name__}. Return a float for each objective."
+        )
+    if len(numbers) != n_objectives:
+        raise ObjectiveValueError(
+            f"`{name}` returned {counted(len(numbers), 'value')}, {returned!r}, but the study has "
+            f"{counted(n_objectives, 'direction')}. Return one value for each direction, or give as many directions."
+        )
+    return numbers  # type: ignore[return-value]
+
+
+def nan_reason(values: Sequence[float], returned: Any) -> str | None:
+    """Return why a trial has failed if one of its values is NaN; else `None`."""
+    return f"The objective returned NaN: {returned!r}" if any(map(math.isnan, values)) else None
+
+
+def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk: bool) -> Exception | None:
+    """Return the error of a value that a task returned and that cannot be told to the study; `None` if it can be.
+
+    Args:
+        n_objectives: The number of objectives of the task's return annotation.
+        refused_by_sdk: Whether the SDK has already refused the value. If not, it may accept an int for a float.
+    """
+    try:
+        read_values(name, returned, n_objectives)
+    except ObjectiveValueError as wrong:
+        return wrong
+    accepted = (float,) if refused_by_sdk else (float, int)
+    if all(type(value) in accepted for value in (returned if n_objectives > 1 else (returned,))):
+        return None
+    several = isinstance(returned, tuple | list)
+    shown = ", ".join(f"{value!r}, of type {type(value).__name__}" for value in (returned if several else (returned,)))
+    return TypeError(
+        f"`{name}` returned {shown}, which Flyte does not take for what its annotation says. Write `float(...)` "
+        "around it."
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str | bytes | bytearray):
+        return None
+    try:
+        return float(value)
+    except Exception:  # noqa: BLE001 - an object's `__float__` may raise anything
+        return None
+
+
+TRIAL = "trial"
+"""The name of the parameter by which an objective receives its `optuna.Trial`."""
+
+
+class Kind(enum.Enum):
+    """How an objective is run."""
+
+    TASK = "a task, workflow or launch plan, by its engine"
+    ASYNC_FUNCTION = "an async function"
+    FUNCTION = "a sync function"
+
+
+@dataclass(frozen=True)
+class TaskDescription:
+    """What an engine reads from a task."""
+
+    name: str
+    signature: inspect.Signature
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The thing that a search minimizes or maximizes."""
+
+    target: Any
+    name: str
+    kind: Kind
+    takes_trial: bool  # whether it has a parameter `trial`; a task's must have the type `optuna.Trial`
+    space: SearchSpace
+    returns: ReturnAnnotation
+
+    @classmethod
+    def of(cls, target: Any, task: TaskDescription | None = None) -> Objective:
+        """Read an objective."""
+        if task is not None:
+            name, signature, kind = task.name, task.signature, Kind.TASK
+            takes_trial = TRIAL in signature.parameters and is_trial(signature.parameters[TRIAL].annotation)
+        elif callable(target) and not isinstance(target, type):
+            function = target
+            while isinstance(function, functools.partial):
+                function = function.func
+            name, signature = getattr(function, "__name__", type(function).__name__), read_signature(target)
+            is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+            kind = Kind.ASYNC_FUNCTION if is_async else Kind.FUNCTION
+            takes_trial = TRIAL in signature.parameters
+        else:
+            raise InvalidObjectiveError(
+                f"`objective` must be a Flyte task, workflow or launch plan, or a function, but got {target!r}. "
+                "Put `@optimize` over `@fl.task`, or over a function."
+            )
+        for parameter in signature.parameters.values():
+            if parameter.name != TRIAL and is_trial(parameter.annotation):
+                raise InvalidObjectiveError(
+                    f"`{name}`: the trial must be the parameter `trial`, but it is called `{parameter.name}`. Write "
+                    "`trial: optuna.Trial`."
+                )
+        space = SearchSpace.from_signature(
+            signature, name=name, ignore=frozenset({TRIAL}) if takes_trial else frozenset(), strict=kind is Kind.TASK
+        )
+        if kind is not Kind.TASK and not takes_trial and not space:
+            raise InvalidObjectiveError(
+                f"`{name}` must have a parameter called `trial`, or a marker in its signature, but it has "
+                f"{', '.join(f'`{parameter}`' for parameter in signature.parameters) or 'no parameters'}. Write "
+                f"`def {name}(trial: optuna.Trial)`, or mark a parameter, as in `x: Float(0, 1)`."
+            )
+        returns = read_return_annotation(name, signature.return_annotation, strict=kind is Kind.TASK)
+        return cls(target, name, kind, takes_trial, space, returns)
+
+    @property
+    def suggests_itself(self) -> bool:
+        """Whether the objective calls `trial.suggest_...` itself, so that its space is not known before it runs."""
+        return self.takes_trial and self.kind is not Kind.TASK
+
+    def directions_with(self, given: Sequence[StudyDirection] | None) -> tuple[StudyDirection, ...] | None:
+        """Return the directions of a search from the annotation and from options or a study; see `merge_directions`."""
+        return merge_directions(self.name, self.returns.directions, given)
+
+    def refusal(self, returned: Any, *, refused_by_sdk: bool = False) -> Exception | None:
+        """Return the error of a task's value, as far as the return annotation tells; see `task_refusal`."""
+        if self.returns.directions is None:
+            return None
+        return task_refusal(self.name, returned, len(self.returns.directions), refused_by_sdk=refused_by_sdk)
+
+
+def is_trial(annotation: Any) -> bool:
+    """Tell whether an annotation is the class of an Optuna trial."""
+    return isinstance(annotation, type) and issubclass(annotation, optuna.trial.BaseTrial)
+
+
+def undecorated(thing: Any) -> Any:
+    """Return the task or function under `@optimize`; return anything else as it is."""
+    return getattr(thing, "__optuna_flyte_objective__", thing)

@@ -1,0 +1,389 @@
+"""The search space: the searched parameters of an objective, and its fixed arguments.
+
+A space is made from a signature. The arguments of a call are bound to it. A trial's suggestions then make the keyword
+arguments of one run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+
+from optuna_flyte_dsl.errors import (
+    ArgumentError,
+    EmptySpaceError,
+    InvalidAnnotationError,
+    InvalidMarkerError,
+    OutOfRangeError,
+)
+from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, read_annotation, type_clash
+from optuna_flyte_dsl.space.containers import matches, replace_markers, searched_values
+from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
+from optuna_flyte_dsl.space.signatures import read_signature
+
+_EMPTY = inspect.Parameter.empty
+
+
+@dataclasses.dataclass(frozen=True)
+class _Declared:
+    """One parameter of the objective, as its signature declares it."""
+
+    marker: Suggestion | None
+    base: Any  # the type beside the marker; NO_TYPE if there is none
+    optional: bool  # whether None is accepted
+    default: Any  # _EMPTY if there is none
+
+
+_UNDECLARED = _Declared(None, NO_TYPE, False, _EMPTY)
+"""A parameter that `**kwargs` takes."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SearchSpace(Mapping[str, Suggestion]):
+    """A mapping from the name of each searched parameter to its marker, in the order of the signature.
+
+    The name of a parameter inside a container is its path: `params.lr`, `params.layers.0`. A space also holds the fixed
+    arguments. It is immutable: `bind` returns a new space.
+
+    >>> from optuna_flyte_dsl import Float, Integer
+    >>> def train(lr: Float(1e-5, 1e-1, log=True), depth: Integer(2, 12), dataset: str = "wine") -> float: ...
+    >>> space = SearchSpace.of(train)
+    >>> dict(space)
+    {'lr': Float(1e-05, 0.1, log=True), 'depth': Integer(2, 12)}
+    >>> space.bind(depth=3, dataset="digits").contains({"lr": 0.01, "depth": 3, "dataset": "digits"})
+    True
+    """
+
+    name: str
+    _declared: Mapping[str, _Declared]
+    _open: bool  # whether the objective takes `**kwargs`
+    _strict: bool  # whether a value must be of its parameter's type: tasks require it
+    _bound: Mapping[str, Any]  # the arguments of calls, by parameter
+
+    @classmethod
+    def of(cls, objective: Callable[..., Any] | SearchSpace) -> SearchSpace:
+        """Return the space of a function, of a decorated objective, or of another object with an attribute `space`.
+
+        Raises:
+            InvalidAnnotationError: If a marker is used in a way that has no meaning.
+            InvalidMarkerError: If a default lies outside its marker.
+        """
+        if isinstance(objective, SearchSpace):
+            return objective
+        space = getattr(objective, "space", None)
+        if isinstance(space, SearchSpace):
+            return space
+        return cls.from_signature(read_signature(objective), name=getattr(objective, "__name__", "objective"))
+
+    @classmethod
+    def from_signature(
+        cls,
+        signature: inspect.Signature,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        name: str = "objective",
+        ignore: frozenset[str] = frozenset(),
+        strict: bool = False,
+    ) -> SearchSpace:
+        """Return the space of a signature whose annotations are objects, not strings.
+
+        Args:
+            signature: The signature of the objective.
+            arguments: Keyword arguments of a call, which are bound to the space.
+            name: The objective's name in error messages.
+            ignore: Parameters that a call does not give, such as `trial`.
+            strict: Whether a value must be of its parameter's type, if that is a plain one.
+        """
+        declared: dict[str, _Declared] = {}
+        takes_kwargs = False
+        for parameter in signature.parameters.values():
+            if parameter.name in ignore or parameter.kind is parameter.VAR_POSITIONAL:
+                continue
+            if parameter.kind is parameter.VAR_KEYWORD:
+                takes_kwargs = True
+                continue
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise InvalidAnnotationError(
+                    f"`{name}`: the parameter `{parameter.name}` is positional-only, but a trial gets keyword "
+                    "arguments. Drop the `/` from the signature."
+                )
+            declared[parameter.name] = _declare(name, parameter)
+        space = cls(name, declared, takes_kwargs, strict, {})
+        return space.bind(**arguments) if arguments else space
+
+    def bind(self, /, *args: Any, **kwargs: Any) -> SearchSpace:
+        """Return the space with the arguments of a call.
+
+        A value fixes its parameter. A suggestion replaces the parameter's marker. A dict, list or tuple may hold
+        suggestions at any depth. `Fixed(value)` is accepted even if the parameter's marker does not contain the value.
+
+        Args:
+            *args: Values of the first parameters.
+            **kwargs: Values by parameter name.
+
+        Raises:
+            ArgumentError: If the objective has no such parameter, or one is given twice.
+            OutOfRangeError: If a fixed value lies outside its marker.
+        """
+        if len(args) > len(self._declared):
+            raise ArgumentError(
+                f"`{self.name}` takes {len(self._declared)} arguments ({listed(self._declared)}), "
+                f"but {len(args)} were given by position."
+            )
+        bound = dict(self._bound)
+        for name, value in zip(self._declared, args, strict=False):
+            if name in kwargs:
+                raise ArgumentError(f"`{self.name}`: `{name}` was given twice, by position and by name. Give it once.")
+            bound[name] = self._accept(name, value)
+        for name, value in kwargs.items():
+            bound[name] = self._accept(name, value)
+        return dataclasses.replace(self, _bound=bound)
+
+    def _accept(self, name: str, value: Any) -> Any:
+        declared = self._declared.get(name)
+        if declared is None:
+            if not self._open:
+                raise self.unknown_parameter(name)
+            declared = _UNDECLARED
+        if isinstance(value, type) and issubclass(value, Suggestion):
+            raise ArgumentError(f"`{self.name}`: `{name}` got the class {value.__name__}. Call it, with its bounds.")
+        if isinstance(value, Fixed):
+            return domain.to_float(declared.base, value.value)
+        if isinstance(value, Suggestion):
+            if (clash := type_clash(value, declared.base)) and not (
+                declared.base is float and isinstance(value, Integer)
+            ):
+                raise ArgumentError(f"`{self.name}`: `{name}` {clash}. Let the two agree.")
+            return value
+        if declared.marker is None:
+            if self._strict and not is_of_type(declared.base, value):
+                raise ArgumentError(
+                    f"`{self.name}`: `{name}` must be of type {declared.base.__name__}, as the signature says, but got "
+                    f"{value!r}, of type {type(value).__name__}. Give another value, or change the annotation."
+                )
+            # The containers are copied, so that the caller cannot change them during the search.
+            return domain.to_float(declared.base, replace_markers(name, value, lambda _, marker: marker))
+        if value is None and declared.optional:
+            return value
+        if not domain.contains(declared.marker, value):
+            cure = "Give another value"
+            if is_of_type(declared.base, value):
+                cure += f", or `{name}=Fixed({value!r})` to pass it all the same"
+            raise OutOfRangeError(
+                f"`{self.name}`: `{name}` must lie within its marker {declared.marker!r}, but got {value!r}. {cure}."
+            )
+        return domain.convert(declared.marker, value)
+
+    def takes(self, name: str) -> bool:
+        """Tell whether the objective takes an argument of a name."""
+        return self._open or name in self._declared
+
+    def unknown_parameter(self, name: str, *, cure: str = "") -> ArgumentError:
+        """Return the error for an argument that the objective does not take.
+
+        Args:
+            name: The argument's name.
+            cure: What else the user may have meant, as a clause.
+        """
+        return ArgumentError(
+            f"`{self.name}` has no parameter `{name}`; it has {listed(self._declared) or 'none'}. Correct the name, or "
+            f"add it to the signature{cure and f'; {cure}'}."
+        )
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments of a trial, by parameter, with a marker in place of each searched value."""
+        return types.MappingProxyType(self._template)
+
+    @cached_property
+    def _template(self) -> dict[str, Any]:
+        template: dict[str, Any] = {}
+        for name, declared in self._declared.items():
+            if name in self._bound:
+                template[name] = self._bound[name]
+            elif declared.marker is not None:
+                template[name] = declared.marker
+            elif declared.default is not _EMPTY:
+                template[name] = declared.default
+        template.update((name, value) for name, value in self._bound.items() if name not in self._declared)
+        return template
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The parameters that have neither a marker, nor a default, nor an argument of a call."""
+        template = self._template
+        return tuple(name for name in self._declared if name not in template)
+
+    def check_ready(self) -> None:
+        """Check that a search can start from this space.
+
+        Raises:
+            ArgumentError: If an argument is missing.
+            EmptySpaceError: If nothing is left to search.
+        """
+        self.check_complete()
+        if not self:
+            raise EmptySpaceError(
+                f"`{self.name}` has nothing to search: each of its parameters has a fixed value. Give one a marker, "
+                f"`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`. For one plain run, call "
+                f"`{self.name}.task(...)`."
+            )
+
+    def check_complete(self) -> None:
+        """Check that every argument has a value or a marker.
+
+        Raises:
+            ArgumentError: If one has neither.
+        """
+        if self.missing:
+            raise ArgumentError(
+                f"`{self.name}` needs a value for {listed(self.missing)}. Give it at the call, or give the parameter "
+                "a default or a marker."
+            )
+
+    @cached_property
+    def _markers(self) -> dict[str, Suggestion]:
+        markers: dict[str, Suggestion] = {}
+
+        def note(name: str, marker: Suggestion) -> None:
+            if name in markers:
+                raise ArgumentError(
+                    f"`{self.name}`: two suggestions have the name `{name}`. The names inside a container are joined "
+                    "by `.`; rename a key."
+                )
+            markers[name] = marker
+
+        for name, value in self._template.items():
+            replace_markers(name, value, note)
+        return markers
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the Optuna distribution of each searched parameter, by name."""
+        return {name: marker.to_distribution() for name, marker in self.items()}
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        """Return the keyword arguments of one trial: the fixed ones, and those that the trial suggests.
+
+        Each trial gets its own copies of containers.
+
+        Args:
+            trial: The trial.
+        """
+        return self.fill(lambda name, marker: domain.suggest(trial, name, marker.to_distribution()))
+
+    def fill(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
+        """Return the keyword arguments of one trial, with `choose(name, marker)` in place of each marker."""
+        return {
+            name: domain.to_float(self._declared.get(name, _UNDECLARED).base, replace_markers(name, value, choose))
+            for name, value in self._template.items()
+        }
+
+    def contains(self, kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether keyword arguments are a point of this space.
+
+        They are if each searched parameter lies within its marker (and on the grid of its step), each fixed argument
+        has its value, and there is no other argument.
+
+        Args:
+            kwargs: The keyword arguments of one trial.
+        """
+        template = self._template
+        return template.keys() == kwargs.keys() and all(
+            matches(value, kwargs[name]) for name, value in template.items()
+        )
+
+    def check_point(self, point: Mapping[str, Any]) -> None:
+        """Check the names in an initial point. Their values are checked at the call, which may bring other markers.
+
+        Args:
+            point: The values, such as `{"lr": 0.1}`.
+
+        Raises:
+            ArgumentError: If the objective has no such parameter.
+        """
+        for name in point:
+            if not self.takes(name.split(".", 1)[0]):
+                raise ArgumentError(
+                    f"`{self.name}` has no parameter `{name}`, named in an initial point; it has "
+                    f"{listed(self._declared) or 'none'}. Correct the name, or leave it out of the point."
+                )
+
+    def point(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the searched values, by name, of a trial's keyword arguments: the inverse of `suggest`.
+
+        Args:
+            kwargs: All keyword arguments of a trial, or some of them.
+
+        >>> from optuna_flyte_dsl import Float, Integer
+        >>> SearchSpace.of(lambda x, y: x).bind(x=Float(0, 1), y=[Integer(1, 9), 3]).point({"x": 0.5, "y": [4, 3]})
+        {'x': 0.5, 'y.0': 4}
+        """
+        values: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            if name in self._template:
+                values |= searched_values(name, self._template[name], value)
+        return values
+
+    def convert_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an initial point with its values in the types that a trial would get; see `domain.convert`.
+
+        Args:
+            point: Values of some searched parameters, such as `{"lr": 0.1}`.
+
+        Raises:
+            ArgumentError: If a name is not searched.
+            OutOfRangeError: If a value lies outside its marker.
+        """
+        markers = self._markers
+        for name, value in point.items():
+            if name not in markers:
+                raise ArgumentError(
+                    f"`{self.name}` does not search `{name}`, named in an initial point; it searches "
+                    f"{listed(markers)}. Correct the name, or leave it out of the point."
+                )
+            if not domain.contains(markers[name], value):
+                raise OutOfRangeError(
+                    f"`{self.name}`: `{name}` of an initial point must lie within {markers[name]!r}, but got "
+                    f"{value!r}. Give another value, or leave it out of the point."
+                )
+        return {name: domain.convert(markers[name], value) for name, value in point.items()}
+
+    def __getitem__(self, name: str) -> Suggestion:
+        return self._markers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._markers)
+
+    def __len__(self) -> int:
+        return len(self._markers)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SearchSpace):
+            return NotImplemented
+        return self._markers == other._markers and self._template == other._template
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value!r}" for name, value in self._template.items())
+        return f"SearchSpace({inner})"
+
+
+def _declare(objective: str, parameter: inspect.Parameter) -> _Declared:
+    where = f"`{objective}`: the annotation of `{parameter.name}`"
+    marker, base, optional = read_annotation(where, parameter.annotation)
+    accepted = parameter.default is _EMPTY or (parameter.default is None and optional)
+    if marker is not None and not accepted and not domain.contains(marker, parameter.default):
+        raise InvalidMarkerError(
+            f"`{objective}`: the default of `{parameter.name}` must lie within its marker {marker!r}, "
+            f"but got {parameter.default!r}. Change the default, or widen the marker."
+        )
+    return _Declared(marker, base, optional, parameter.default)

@@ -1,0 +1,1 @@
+"""Where trials are kept, and which process runs them."""

@@ -1,0 +1,23 @@
+"""The names of all attributes that this library writes into studies and trials. They start with `optuna_flyte_dsl:`."""
+
+PREFIX = "optuna_flyte_dsl:"
+
+# User attributes of a trial.
+ERROR = f"{PREFIX}error"  # why the trial failed, in at most 2,000 characters
+ATTEMPTS = f"{PREFIX}attempts"  # why each attempt of the trial but the last one failed: a list of strings
+LOST = f"{PREFIX}lost"  # True if it failed only because its search or process ended; a resumed search does not count it
+RETRY_OF = f"{PREFIX}retry_of"  # the number of the lost trial whose parameters this trial tries again
+OUTCOME = f"{PREFIX}outcome"  # {"state", "values"} of a deterministic search's trial that waits for its turn to be told
+FIXED_ARGUMENTS = f"{PREFIX}fixed"  # a hash of the fixed arguments, if the search looks for points tried already
+SAME_AS = f"{PREFIX}same_as"  # the number of the finished trial whose values this trial took over
+EXECUTIONS = f"{PREFIX}executions"  # the trial's executions in launching order: a list of {"name", "url"}
+EXECUTION_ERROR = f"{PREFIX}execution_error"  # Flyte's error: see `ExecutionFailedError.summary`
+
+# System attributes of a trial.
+OWNER = f"{PREFIX}owner:"  # the prefix of the attribute that names the trial's process; a session id follows
+PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` elsewhere, where only outputs come back
+
+# User attributes of a study.
+GOALS = f"{PREFIX}goals"  # for each call of the search, the finished trials when the call ends: a list of ints
+IDENTITY = f"{PREFIX}identity"  # an id of the study that is unique among all studies
+ARGUMENTS = f"{PREFIX}arguments"  # the fixed arguments of the study's first search

@@ -1,0 +1,191 @@
+"""`DurableStorage`: a proxy of a storage that waits out outages, and names the owner of each trial."""
+
+import asyncio
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._foreign_errors import is_storage_outage
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._offload import offload
+from optuna_flyte_dsl._proxy import Proxy
+from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl._threads import in_own_thread
+from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys
+
+T = TypeVar("T")
+
+_WARN_AFTER = 1.0
+"""The seconds of an outage after which it is logged."""
+
+
+class DurableStorage(Proxy):
+    """A proxy of a storage that outlives the process.
+
+    A call that fails for a reason that may pass is made again. If its first attempt may have been carried out, the
+    storage is read before the call is repeated.
+    """
+
+    def __init__(self, storage: BaseStorage, owner: Owner, what: str) -> None:
+        super().__init__(storage)
+        self._self_owner = owner
+        self._self_what = what
+        self._self_mine: set[int] = set()  # ids of trials that this search has asked for
+        self._self_ending = threading.Event()
+        self._self_warned = False
+        self._self_calls: dict[object, float] = {}  # call under way -> time at which it began
+
+    @property
+    def owner(self) -> Owner:
+        """The owner of the trials that are asked for."""
+        return self._self_owner
+
+    @property
+    def silence(self) -> float:
+        """The seconds for which the oldest call under way has had neither an answer nor an error."""
+        return max((time.monotonic() - since for since in list(self._self_calls.values())), default=0.0)
+
+    def hurry(self) -> None:
+        """Wait out outages only for a moment from now on, because the search is ending."""
+        self._self_ending.set()
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Keep out the other searches on a study; see `Owner.exclusive`."""
+        with contextlib.ExitStack() as stack:
+            self._self_durably(lambda: stack.enter_context(self._self_owner.exclusive(name)))
+            yield
+
+    def life(self, trial: FrozenTrial) -> Life:
+        """Tell whether the process that runs a trial lives."""
+        return self._self_durably(lambda: self._self_owner.life(trial))
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Store a trial. A running trial names its owner from its first moment on, in the same transaction."""
+        if template_trial is not None:
+            return int(self._self_durably(lambda: self.__wrapped__.create_new_trial(study_id, template_trial)))
+        owner = self._self_owner
+        template = create_trial(state=TrialState.RUNNING, system_attrs={owner.key: owner.evidence})
+
+        def create(is_repeated: bool) -> int:
+            found = self._self_unknown_trial(study_id) if is_repeated else None
+            return found if found is not None else int(self.__wrapped__.create_new_trial(study_id, template))
+
+        created: int = self._self_durably(create, tells_repetition=True)
+        self._self_mine.add(created)
+        return created
+
+    def _self_unknown_trial(self, study_id: int) -> int | None:
+        """Return a trial of this owner whose id was lost, because its creation was stored but not answered."""
+        for trial in self.__wrapped__.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
+            if self._self_owner.owns(trial) and trial_id(trial) not in self._self_mine:
+                return trial_id(trial)
+        return None
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
+        """Set a trial's state. A trial that becomes RUNNING names its owner before."""
+        storage, owner = self.__wrapped__, self._self_owner
+        if state is TrialState.RUNNING:
+            self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, owner.evidence))
+
+        def set_state(is_repeated: bool) -> bool:
+            try:
+                done = bool(storage.set_trial_state_values(trial_id, state, values))
+            except UpdateFinishedTrialError:
+                stored = storage.get_trial(trial_id) if is_repeated else None
+                if stored is not None and stored.state is state and (values is None or stored.values == list(values)):
+                    return True
+                raise
+            if not done and is_repeated and state is TrialState.RUNNING:
+                stored = storage.get_trial(trial_id)
+                return stored.state is TrialState.RUNNING and owner_keys(stored) == (owner.key,)
+            return done
+
+        done: bool = self._self_durably(set_state, tells_repetition=True)
+        if state is TrialState.RUNNING and done:
+            self._self_mine.add(trial_id)
+        elif state is TrialState.RUNNING:  # another search was faster
+            with contextlib.suppress(UpdateFinishedTrialError):
+                self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, None))
+        return done
+
+    def _self_durably(self, call: Callable[..., T], *, tells_repetition: bool = False) -> T:
+        """Call a method of the storage, and wait out outages.
+
+        Args:
+            tells_repetition: Whether `call` has an argument that tells whether an earlier attempt has failed.
+        """
+        return offload(lambda: self._self_retry(call, tells_repetition=tells_repetition))
+
+    def _self_retry(self, call: Callable[..., T], *, tells_repetition: bool) -> T:
+        started = time.monotonic()
+        failed = False
+
+        def attempt() -> T:
+            mark = object()
+            self._self_calls[mark] = time.monotonic()
+            try:
+                return call(failed) if tells_repetition else call()
+            finally:
+                del self._self_calls[mark]
+
+        def may_pass(error: Exception) -> bool:
+            nonlocal failed
+            failed = True
+            if not is_storage_outage(error) or _blocks_an_event_loop():
+                return False
+            if not self._self_warned and time.monotonic() - started > _WARN_AFTER:
+                self._self_warned = True
+                logger.warning(
+                    "The storage of `%s` does not answer (%s), and is waited for, at most %g s. What is finished "
+                    "is kept, and told when it does.",
+                    self._self_what,
+                    type(error).__name__,
+                    pauses.storage_patience,
+                )
+            return True
+
+        def patience() -> float:
+            return pauses.storage_patience_at_end if self._self_ending.is_set() else pauses.storage_patience
+
+        def wait(seconds: float) -> None:
+            if self._self_ending.is_set():
+                time.sleep(min(seconds, 0.2))
+            else:
+                self._self_ending.wait(seconds)
+
+        waits = backoff(pauses.storage_first, pauses.storage_longest, patience)
+        result = retry(attempt, waits, may_pass=may_pass, wait=wait)
+        if failed and self._self_warned:
+            self._self_warned = False
+            logger.warning("The storage of `%s` answers again.", self._self_what)
+        return result
+
+
+def _blocks_an_event_loop() -> bool:
+    """Tell whether waiting here would hold up an event loop. A loop in a thread of ours belongs to a single task."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not in_own_thread()
+
+
+def _durable(name: str) -> Callable[..., Any]:
+    def method(self: DurableStorage, *args: Any, **kwargs: Any) -> Any:
+        return self._self_durably(functools.partial(getattr(self.__wrapped__, name), *args, **kwargs))
+
+    return method
+
+
+for _name in dir(BaseStorage):
+    if not _name.startswith("_") and _name not in vars(DurableStorage) and callable(getattr(BaseStorage, _name)):
+        setattr(DurableStorage, _name, _durable(_name))

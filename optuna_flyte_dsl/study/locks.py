@@ -1,0 +1,174 @@
+"""Locks that the operating system or the database frees when their process ends: of a journal file, on PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from optuna_flyte_dsl._compat.optuna import engine_of, journal_lock_of
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._retry import pauses
+
+_SERVER_START = "SELECT pg_postmaster_start_time()::text"
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+class FileLock:
+    """A lock of a journal file, held while lines are appended. Optuna takes it as a `lock_obj`.
+
+    Optuna's own lock files stay behind when their process is killed; this lock does not. A line that a killed process
+    has written in part is removed: it was never acknowledged, and the next line would be appended to it.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._thread = threading.Lock()
+        self._file: Any = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock, and remove a partial last line."""
+        self._thread.acquire()
+        try:
+            self._file = self._path.open("r+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            _remove_partial_line(self._file)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Release the lock."""
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        finally:
+            self._thread.release()
+
+    @contextlib.contextmanager
+    def exclusive(self, _name: str) -> Iterator[None]:
+        """Keep out the other searches on the journal while several lines are read and written.
+
+        The lock is on a second file beside the journal.
+        """
+        with self._path.with_name(f"{self._path.name}.claims").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def lock_of_journal(storage: BaseStorage) -> FileLock | None:
+    """Return the `FileLock` of a storage's journal file; `None` for other storages."""
+    lock = journal_lock_of(storage)
+    return lock if isinstance(lock, FileLock) else None
+
+
+def _remove_partial_line(file: Any) -> None:
+    end = size = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+
+
+class AdvisoryLock:
+    """An advisory lock of PostgreSQL, held for as long as a search lives. The server frees it with its connection.
+
+    A thread keeps the connection: if it was cut off, the thread connects and locks again.
+    """
+
+    def __init__(self, engine: Any, name: str) -> None:
+        self._engine = engine
+        self.key: int = _key(name)
+        self.server: str = ""
+        self._closed = threading.Event()
+        self._connection: Any = None
+        self._connect()
+        self._thread = threading.Thread(target=self._keep, name="optuna-flyte-lock", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of(cls, storage: BaseStorage, name: str) -> AdvisoryLock | None:
+        """Take a lock in a storage's database; return `None` if the database is not PostgreSQL."""
+        engine = engine_of(storage)
+        dialect = getattr(getattr(engine, "dialect", None), "name", "")
+        return cls(engine, name) if dialect == "postgresql" else None
+
+    def _connect(self) -> None:
+        self._connection = self._engine.connect()
+        _ask(self._connection, "SELECT pg_advisory_lock(:key)", key=self.key)
+        self.server = str(_ask(self._connection, _SERVER_START))
+
+    def _keep(self) -> None:
+        while not self._closed.wait(pauses.lock_check):
+            try:
+                if self._connection is None:
+                    self._connect()
+                else:
+                    _ask(self._connection, "SELECT 1")
+            except Exception:  # noqa: BLE001 - tried again at the next check
+                logger.debug("The connection that holds a search's lock is gone.", exc_info=True)
+                self._drop()
+        self._drop()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        with contextlib.suppress(Exception):
+            if connection is not None:
+                connection.invalidate()  # closes it, which frees its locks, instead of giving it back to the pool
+                connection.close()
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Keep out the other searches on a study while several statements are executed."""
+        from sqlalchemy import text
+
+        connection = self._engine.connect()
+        try:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(name)})
+            yield
+        finally:
+            with contextlib.suppress(Exception):  # the connection is gone, and the lock with it
+                connection.close()
+
+    def is_held(self, key: int, server: str | None) -> bool | None:
+        """Tell whether a process holds a lock; `None` if the server was restarted since, which freed all locks."""
+        with self._engine.connect() as connection:
+            if not _ask(connection, "SELECT pg_try_advisory_lock(:key)", key=key):
+                return True
+            _ask(connection, "SELECT pg_advisory_unlock(:key)", key=key)
+            return False if _ask(connection, _SERVER_START) == server else None
+
+    def close(self) -> None:
+        """Let the thread release the lock. It is not waited for: the server may not answer."""
+        self._closed.set()
+
+
+def _ask(connection: Any, statement: str, **values: Any) -> Any:
+    from sqlalchemy import text
+
+    found = connection.execute(text(statement), values).scalar()
+    connection.commit()
+    return found
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)

@@ -1,0 +1,185 @@
+"""Opens or makes the study of a search, with its sampler, its pruner and its metric names."""
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+
+from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError
+from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.space.directions import direction_names
+from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.study.storages import open_storage
+
+_OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
+
+
+def check_study_options(options: Options, objective: Objective) -> None:
+    """Check that a study with these options would fit the objective, without making one."""
+    known = options.given_directions or objective.returns.directions
+    if options.pruner is not None and known is not None and options.pruner is not NopPruner:
+        _check_pruning(objective.name, make_pruner(options), len(known), is_given=True)
+    if options.study is None:
+        objective.directions_with(options.given_directions)
+    elif isinstance(options.study, optuna.Study):
+        _check_study(options, objective, options.study)
+
+
+def open_study(options: Options, objective: Objective, storage: BaseStorage | None = None) -> optuna.Study:
+    """Return the study of a search. It may block.
+
+    Args:
+        storage: The storage of a study that the options do not give. By default the study is in memory.
+    """
+    if options.study is None:
+        directions = objective.directions_with(options.given_directions) or (StudyDirection.MINIMIZE,)
+        is_kept = storage is not None or options.resume
+        study = optuna.create_study(
+            storage=storage if storage is not None or options.storage is None else open_storage(options.storage),
+            study_name=options.study_name or (objective.name if is_kept else None),
+            load_if_exists=is_kept or options.study_name is not None,
+            directions=list(directions),
+        )
+        _check_study(options, objective, study)
+        study.sampler = make_sampler(options, len(study.get_trials(deepcopy=False)))
+        study.pruner = make_pruner(options)
+        _check_pruning(objective.name, study.pruner, len(study.directions), is_given=options.pruner is not None)
+    else:
+        study = options.study if isinstance(options.study, optuna.Study) else options.study()
+        if not isinstance(study, optuna.Study):
+            raise InvalidOptionError(f"`study` must make an optuna.Study, but it made {study!r}.")
+        _check_study(options, objective, study)
+    _name_metrics(study, objective.returns.names)
+    return study
+
+
+def make_sampler(options: Options, n_trials: int) -> BaseSampler:
+    """Return the sampler of a search.
+
+    Args:
+        n_trials: The number of trials that the study has. It changes the seed, for the same one would repeat points.
+    """
+    seed = None if options.seed is None else (options.seed + n_trials) % 2**32
+    if isinstance(options.sampler, BaseSampler):
+        return options.sampler
+    if options.sampler is not None:
+        sampler = options.sampler(**_seed_argument(options.sampler, options.seed, seed))
+        if not isinstance(sampler, BaseSampler):
+            raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {sampler!r}.")
+        return sampler
+    if not _OPTUNA_4:
+        return TPESampler(seed=seed)
+    with _without_experimental_warnings():
+        # It takes running trials into account. Optuna 5 does so by default.
+        return TPESampler(seed=seed, constant_liar=True)
+
+
+def make_pruner(options: Options) -> BasePruner:
+    """Return the pruner of a search."""
+    if options.pruner is None:
+        return NopPruner() if options.deterministic else MedianPruner()
+    made = options.pruner if isinstance(options.pruner, BasePruner) else options.pruner()
+    if not isinstance(made, BasePruner):
+        raise InvalidOptionError(f"`pruner` must make a pruner of Optuna's, but it made {made!r}.")
+    return made
+
+
+def pruner_in_pod(options: Options) -> BasePruner:
+    """Return the pruner of a trial that opens its storage itself, in a pod."""
+    return options.study.pruner if isinstance(options.study, optuna.Study) else make_pruner(options)
+
+
+class StudySource:
+    """One study, made when it is first needed."""
+
+    def __init__(self, options: Options, objective: Objective) -> None:
+        self._options = options
+        self._objective = objective
+        self._lock = threading.Lock()
+        self.opening: asyncio.Lock = asyncio.Lock()  # held while the trials of an earlier process are looked for
+        self.is_checkpointed: bool = False  # whether the study is kept in Flyte's checkpoint
+        self.key: str | None = None  # the study's key in the checkpoint
+        self.calls: Iterator[int] = itertools.count()
+        self._study: optuna.Study | None = options.study if isinstance(options.study, optuna.Study) else None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user has given the study, or its storage."""
+        return self._options.study is not None or self._options.storage is not None
+
+    def get(self, storage: Callable[[], BaseStorage] | None = None) -> optuna.Study:
+        """Return the study; the first call makes it. It may block.
+
+        Args:
+            storage: Opens the storage of a study that the user has not given. By default the study is in memory.
+        """
+        with self._lock:
+            if self._study is None:
+                opened = storage() if storage is not None and not self.is_given else None
+                self._study = open_study(self._options, self._objective, opened)
+                self.is_checkpointed = opened is not None
+            else:
+                _name_metrics(self._study, self._objective.returns.names)
+            return self._study
+
+
+def _check_study(options: Options, objective: Objective, study: optuna.Study) -> None:
+    directions = study.directions
+    _check_pruning(objective.name, study.pruner, len(directions))
+    given = options.given_directions
+    if given is not None and list(given) != directions:
+        raise DirectionError(
+            f"`direction` or `directions` says {direction_names(given)}, but the study says "
+            f"{direction_names(directions)}. Drop one of them: a study has its own directions."
+        )
+    objective.directions_with(directions)
+
+
+def _check_pruning(name: str, pruner: BasePruner, n_objectives: int, *, is_given: bool = False) -> None:
+    """Refuse a pruner for several objectives: Optuna would refuse it in the first trial that reports.
+
+    A MedianPruner is accepted unless it was given, because Optuna makes one for each study.
+    """
+    if n_objectives > 1 and not isinstance(pruner, NopPruner) and (is_given or type(pruner) is not MedianPruner):
+        raise InvalidOptionError(
+            f"`pruner`: `{name}` has {n_objectives} objectives, and Optuna prunes for one only. Drop the pruner, "
+            "or let the objective raise `optuna.TrialPruned` by a rule of its own."
+        )
+
+
+def _seed_argument(factory: Callable[..., Any], given: int | None, seed: int | None) -> dict[str, int]:
+    if seed is None:
+        return {}
+    if "seed" not in inspect.signature(factory).parameters:
+        raise InvalidOptionError(
+            f"`seed={given}` was given, but `sampler={factory!r}` takes no `seed`. Let it take one, or drop it."
+        )
+    return {"seed": seed}
+
+
+def _name_metrics(study: optuna.Study, names: tuple[str, ...] | None) -> None:
+    """Name the study's metrics after the fields of the objective's NamedTuple, unless they have names."""
+    if names is not None and study.metric_names is None:
+        with _without_experimental_warnings():
+            study.set_metric_names(list(names))
+
+
+_warnings_lock = threading.Lock()  # the filters of warnings belong to the whole process
+
+
+@contextlib.contextmanager
+def _without_experimental_warnings() -> Iterator[None]:
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

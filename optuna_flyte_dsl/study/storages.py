@@ -1,0 +1,96 @@
+"""Opens the storage that the option `storage` names, and refuses files and folders that cannot be one."""
+
+import contextlib
+import functools
+import gc
+import multiprocessing
+import os
+import pathlib
+import random
+
+import optuna
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from optuna_flyte_dsl._foreign_errors import is_race_for_tables
+from optuna_flyte_dsl._retry import retry
+from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.options import StorageOption
+from optuna_flyte_dsl.study.locks import FileLock, fcntl
+
+_OPENING_TRIES = 5
+
+
+def is_kept(storage: BaseStorage) -> bool:
+    """Tell whether a storage may outlive this process, or be used by others too."""
+    return not isinstance(storage, InMemoryStorage)
+
+
+def preload_database(storage: StorageOption) -> None:
+    """Load the database driver of a storage's URL, so that an event loop need not stand still for it later.
+
+    What takes long is not the imports themselves, but the full garbage collection that they cause: it walks over all
+    objects, those of flytekit among them. A pod and a worker process load nothing, because they may not need it.
+    """
+    in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
+    if isinstance(storage, str) and "://" in storage and not in_pod and multiprocessing.parent_process() is None:
+        _preload_driver(storage.partition("://")[0])
+
+
+@functools.cache
+def _preload_driver(scheme: str) -> None:
+    with contextlib.suppress(Exception):  # the search itself reports what is missing
+        import sqlalchemy
+
+        optuna.storages.RDBStorage("sqlite:///:memory:").engine.dispose()
+        sqlalchemy.make_url(f"{scheme}://").get_dialect().import_dbapi()
+    gc.collect()
+
+
+def open_storage(storage: StorageOption) -> BaseStorage:
+    """Open a storage. It may block."""
+    if isinstance(storage, os.PathLike) or (isinstance(storage, str) and "://" not in storage):
+        return _open_journal(pathlib.Path(storage))
+    if isinstance(storage, str):
+        _check_sqlite_folder(storage)
+        # Another process may create the database's tables at the same time.
+        waits = (random.uniform(0.1, 0.5) for _ in range(_OPENING_TRIES))  # noqa: S311 - not a secret
+        return retry(lambda: optuna.storages.get_storage(storage), waits, may_pass=is_race_for_tables)
+    made = storage if isinstance(storage, BaseStorage) else storage() if storage is not None else None
+    if isinstance(made, str | os.PathLike):
+        return open_storage(made)
+    if not isinstance(made, BaseStorage):
+        raise InvalidOptionError(f"`storage` must make a storage of Optuna's, but it made a {type(made).__name__}.")
+    return optuna.storages.get_storage(made)
+
+
+def _open_journal(path: pathlib.Path) -> BaseStorage:
+    if path.is_dir():
+        raise InvalidOptionError(
+            f"`storage` must be the path of a journal file, but {str(path)!r} is a folder. Name a file in it, as "
+            f"in {str(path / 'search.journal')!r}."
+        )
+    if not path.absolute().parent.is_dir():
+        raise InvalidOptionError(
+            f"`storage` must be the path of a journal file in a folder that exists, but got {str(path)!r}. "
+            "Make the folder first. A URL has '://' in it, as in 'sqlite:///study.db'."
+        )
+    if path.exists():
+        with path.open("rb") as file:
+            first = file.readline()
+        if first and not first.startswith(b'{"op_code":'):
+            # The lock would cut off its last line, and the search would append to it.
+            raise InvalidOptionError(
+                f"`storage`: the file {str(path)!r} is there, and is no journal of Optuna's. Give the path of a new "
+                "file; or, for a SQLite database, its URL, as in 'sqlite:///study.db'."
+            )
+    lock = FileLock(path) if fcntl is not None else JournalFileOpenLock(str(path))
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type] # it has the methods
+
+
+def _check_sqlite_folder(url: str) -> None:
+    path = url.partition(":///")[2].partition("?")[0] if url.startswith("sqlite") else ""
+    if path and not path.startswith((":", "file:")) and not pathlib.Path(path).absolute().parent.is_dir():
+        raise InvalidOptionError(
+            f"`storage` must be a SQLite file in a folder that exists, but got {path!r}. Make the folder first."
+        )

@@ -1,0 +1,137 @@
+"""Points of a search space that were tried already: reuses their values, samples others, or ends the search."""
+
+import hashlib
+import math
+import random
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from optuna_flyte_dsl._compat.optuna import cached_params, detached_trial, enqueued_params, set_enqueued_params
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._proxy import Proxy
+from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.options import Duplicates
+from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS
+from optuna_flyte_dsl.study.resuming import counts
+from optuna_flyte_dsl.study.view import preview_of
+
+_TRIES = 30
+"""How often a sampler is asked for a new point before one is drawn without it."""
+
+_Key = tuple[Hashable, ...]
+"""A point as one key for each parameter; see `domain.key_of`. `None` in it stands for a value outside of the space."""
+
+
+class TakenPoints:
+    """The points of a search space that trials have tried, or are trying.
+
+    Args:
+        ends: Whether the search ends when every point is taken.
+    """
+
+    def __init__(self, space: SearchSpace, duplicates: Duplicates, *, ends: bool) -> None:
+        fixed = {name: value for name, value in space.arguments.items() if not isinstance(value, Suggestion)}
+        text = repr(sorted(fixed.items(), key=lambda item: item[0]))
+        self.ends = ends
+        self._space = space
+        self._markers = dict(sorted(space.items()))
+        self._fixed = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._duplicates = duplicates
+        for name, marker in self._markers.items():
+            if ends and math.isinf(domain.count(marker)):
+                raise InvalidOptionError(
+                    f"`stop_when_exhausted=True`: `{name}` has values without end. Give it a `step`, or drop the "
+                    "option."
+                )
+        self._size = math.prod(domain.count(marker) for marker in self._markers.values())
+        self._warned = False
+        self._keys: dict[int, _Key] = {}  # number of a finished trial -> its key
+
+    def exhausted(self, study: optuna.Study) -> bool:
+        """Tell whether every point is taken, by a finished or a running trial."""
+        return not math.isinf(self._size) and len({self._key(trial) for trial in self._taken(study)}) >= self._size
+
+    def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], tuple[float, ...] | None]:
+        """Sample a trial's parameters.
+
+        Returns:
+            The keyword arguments of the objective; and the values of an earlier trial, if they are to be reused.
+        """
+        trial.set_user_attr(FIXED_ARGUMENTS, self._fixed)
+        if self._duplicates == "resample" and not set(self._markers) <= set(enqueued_params(trial)):
+            set_enqueued_params(trial, self._new_point(study, trial))
+        arguments = self._space.suggest(trial)
+        if self._duplicates != "reuse":
+            return arguments, None
+        key = self._key_of(trial.params)
+        for earlier in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if earlier.user_attrs.get(FIXED_ARGUMENTS) == self._fixed and self._key(earlier) == key:
+                trial.set_user_attr(SAME_AS, earlier.number)
+                return arguments, tuple(earlier.values)
+        return arguments, None
+
+    def _new_point(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
+        taken = {self._key(each) for each in self._taken(study) if each.number != trial.number}
+        preview = preview_of(study, _UnchangedStorage(trial.storage))
+        point: dict[str, Any] = {}
+        for _ in range(_TRIES):
+            attempt = detached_trial(preview, trial)
+            self._space.suggest(attempt)
+            point = dict(cached_params(attempt))
+            if self._key_of(point) not in taken:
+                return point
+        if len(taken) < self._size < math.inf:
+            size = int(self._size)
+            start = random.Random(trial.number).randrange(size)  # noqa: S311 - not a secret
+            for offset in range(len(taken) + 1):
+                chosen = {**self._point((start + offset) % size), **enqueued_params(trial)}
+                if self._key_of(chosen) not in taken:
+                    return chosen
+        if self._size < math.inf and not self._warned:
+            self._warned = True
+            logger.warning(
+                "`duplicates='resample'`: all %d points of the space are taken, and are run again. "
+                "`stop_when_exhausted=True` would end the search.",
+                int(self._size),
+            )
+        return point
+
+    def _point(self, index: int) -> dict[str, Any]:
+        """Return the point of a finite space that has an index."""
+        point = {}
+        for name, marker in self._markers.items():
+            index, digit = divmod(index, int(domain.count(marker)))
+            point[name] = domain.value_at(marker, digit)
+        return point
+
+    def _taken(self, study: optuna.Study) -> Iterator[FrozenTrial]:
+        for trial in study.get_trials(deepcopy=False):
+            same = trial.user_attrs.get(FIXED_ARGUMENTS) == self._fixed
+            # The space may have been another one when the trial was run.
+            if same and (trial.state is TrialState.RUNNING or counts(trial)) and None not in self._key(trial):
+                yield trial
+
+    def _key(self, trial: FrozenTrial) -> _Key:
+        known = self._keys.get(trial.number)
+        if known is not None:
+            return known
+        key = self._key_of(trial.params) if trial.params.keys() == self._markers.keys() else (None,)
+        if trial.state.is_finished():
+            self._keys[trial.number] = key
+        return key
+
+    def _key_of(self, params: Mapping[str, Any]) -> _Key:
+        return tuple(domain.key_of(marker, params[name]) for name, marker in self._markers.items())
+
+
+class _UnchangedStorage(Proxy):
+    """A proxy of a storage that stores no parameter."""
+
+    def set_trial_param(self, *_: Any) -> None:
+        pass

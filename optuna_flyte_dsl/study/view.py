@@ -1,0 +1,94 @@
+"""Views of a study: objects with the study's trials, but with another storage object, sampler, or `stop` method."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
+
+from optuna_flyte_dsl._compat.optuna import set_storage, share_cache_of_trials, with_trials
+from optuna_flyte_dsl._proxy import Proxy
+
+
+class _AnnouncingSampler(Proxy):
+    """A sampler that announces each new trial before anything else can fail.
+
+    Args:
+        announce: Called with the number of each trial that an ask has stored.
+    """
+
+    def __init__(self, sampler: BaseSampler, announce: Callable[[int], None]) -> None:
+        super().__init__(sampler)
+        self._self_announce = announce
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Announce the trial; Optuna calls this first."""
+        self._self_announce(trial.number)
+        self.__wrapped__.before_trial(study, trial)
+
+
+def view_of(
+    study: optuna.Study,
+    *,
+    stop: Callable[[], None] = lambda: None,
+    announce: Callable[[int], None] | None = None,
+    storage: Any = None,
+    pruner: BasePruner | None = None,
+) -> optuna.Study:
+    """Return a view of a study, for a search and its callbacks. Pickling or copying the view gives the study itself.
+
+    Args:
+        announce: Called with the number of each trial that an ask has stored.
+    """
+
+    class View(type(study)):  # type: ignore[misc]
+        def stop(self) -> None:
+            stop()
+
+        def __copy__(self) -> optuna.Study:
+            return copy.copy(study)
+
+        def __reduce_ex__(self, _protocol: Any) -> Any:
+            return _itself, (study,)
+
+    View.__name__ = View.__qualname__ = type(study).__name__
+    view = copy.copy(study)
+    view.__class__ = View
+    share_cache_of_trials(view)
+    if storage is not None:
+        set_storage(view, storage)
+    if pruner is not None:
+        vars(view)["pruner"] = pruner
+    # A RandomSampler cannot fail, and each attribute access through a proxy takes time.
+    if announce is not None and type(study.sampler) is not RandomSampler:
+        vars(view)["sampler"] = _AnnouncingSampler(study.sampler, announce)
+    return view
+
+
+def snapshot_of(view: optuna.Study, trials: Sequence[FrozenTrial], sampler: BaseSampler) -> optuna.Study:
+    """Return a view in which a sampler sees only the given trials, even if others are told meanwhile."""
+    snapshot = _copy_of(view, with_trials(type(view), trials))
+    share_cache_of_trials(snapshot)
+    vars(snapshot)["sampler"] = sampler
+    return snapshot
+
+
+def preview_of(view: optuna.Study, storage: Any) -> optuna.Study:
+    """Return a view with another storage object, for a suggestion that must not be stored."""
+    preview = _copy_of(view, type(view))
+    set_storage(preview, storage)
+    return preview
+
+
+def _copy_of(view: optuna.Study, kind: type[optuna.Study]) -> optuna.Study:
+    # `copy.copy` of a view returns a copy of the study itself.
+    other: optuna.Study = object.__new__(kind)
+    vars(other).update(vars(view))
+    return other
+
+
+def _itself(study: optuna.Study) -> optuna.Study:
+    return study

@@ -1,0 +1,1183 @@
+"""Searches on a cluster that makes outputs at once: names, options, faults, stopping."""
+
+import asyncio
+import collections
+import dataclasses
+import itertools
+import math
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import flytekit as fl
+import grpc
+import numpy as np
+import objectives
+import optuna
+import pytest
+import quick
+from flyteidl.core import literals_pb2
+from flytekit.clients.auth.authenticator import PKCEAuthenticator
+from flytekit.clients.auth.exceptions import AccessTokenNotFoundError
+from flytekit.configuration import Image, ImageConfig, SerializationSettings
+from flytekit.core.checkpointer import SyncCheckpoint
+from flytekit.core.context_manager import ExecutionState, FlyteContextManager
+from flytekit.core.worker_queue import Controller
+from flytekit.exceptions.eager import EagerException
+from flytekit.models.core.identifier import WorkflowExecutionIdentifier
+from flytekit.models.security import Identity, SecurityContext
+
+from optuna_flyte_dsl import (
+    Cluster,
+    ClusterUnavailableError,
+    ExecutionFailedError,
+    Float,
+    InvalidOptionError,
+    Minimize,
+    Optimizer,
+    RefusedError,
+    UnloadableError,
+    optimize,
+    suggest,
+)
+from optuna_flyte_dsl._compat.flytekit import runner_of
+from optuna_flyte_dsl._retry import Pauses
+from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import poller as watch_module
+from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
+from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
+from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
+from optuna_flyte_dsl.study import liveness as owners_module
+from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS, OWNER
+from optuna_flyte_dsl.study.liveness import Life
+from optuna_flyte_dsl.study.storages import open_storage
+from tests.support import in_movable_time, own_threads, wait_until
+from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
+from tests.support.flyteadmin.errors import NAME
+from tests.support.flyteadmin.executions import PHASES
+
+IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
+
+
+def outputs(value):
+    literals = literals_pb2.LiteralMap()
+    literals.literals["o0"].scalar.primitive.float_value = value
+    return literals
+
+
+def echo(seconds=0.0):
+    """Let each execution return its `x`."""
+
+    def outcome(execution):
+        given = execution.inputs.literals
+        value = given["x"].scalar.primitive.float_value if "x" in given else 1.0
+        return Succeeded(outputs(value), seconds)
+
+    return outcome
+
+
+@pytest.fixture(autouse=True)
+def _hurried(pauses):
+    """Nothing here is worth waiting for."""
+    pauses.poll_shortest = 0.02
+    pauses.list_call = 0.02
+    pauses.checkpoint_idle = 0.05
+    pauses.admin_first = 0.01
+    pauses.admin_longest = 0.05
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Make a cluster; its instant outcome can be changed."""
+    with FlyteAdmin(tmp_path / "flyte", instant=echo()) as admin:
+        yield admin
+    wait_until(lambda: not own_threads())
+
+
+def there(objective, admin):
+    return objective.on(admin.remote(), image_config=IMAGES)
+
+
+def with_options(objective, **options):
+    copy = objective.__copy__()
+    session = copy._session
+    session.options = dataclasses.replace(session.options, cluster=Cluster(**options))
+    return copy
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def executions(admin):
+    return list(admin.executions.values())
+
+
+# What is launched.
+
+
+def test_each_trial_is_an_execution_whose_name_stands_in_its_attributes(cluster):
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+    named = [entry for trial in study.trials for entry in trial.user_attrs[EXECUTIONS]]
+    assert sorted(entry["name"] for entry in named) == sorted(each.name for each in executions(cluster))
+    for entry in named:
+        assert NAME.fullmatch(entry["name"])
+        assert len(entry["name"]) <= 63
+        assert entry["url"].endswith(f"/console/projects/project/domains/development/executions/{entry['name']}")
+
+
+def test_inputs_that_a_call_leaves_out_are_filled_in(cluster):
+    there(quick.train, cluster).run_sync()
+    for execution in executions(cluster):
+        assert execution.inputs.literals["base"].scalar.primitive.float_value == 3.0
+        assert execution.inputs.literals["name"].scalar.union.value.scalar.HasField("none_type")
+    cluster.executions.clear()
+    there(Optimizer(quick.both, 1, 1, progress=False), cluster).run_sync()
+    assert [each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)] == [3.0, 3.0]
+
+
+def test_an_execution_gets_all_that_a_user_may_set_for_it(cluster):
+    context = SecurityContext(run_as=Identity(k8s_service_account="robot"))
+    tuned = with_options(
+        quick.train,
+        interruptible=True,
+        overwrite_cache=True,
+        labels={"team": "a"},
+        annotations={"note": "b"},
+        env={"KEY": "value"},
+        tags=("nightly",),
+        cluster_pool="pool",
+        execution_cluster_label="label",
+        raw_output_prefix="s3://bucket/folder",
+        security_context=context,
+        max_parallelism=3,
+    )
+    there(tuned, cluster).run_sync()
+    for execution in executions(cluster):
+        spec = execution.spec
+        assert spec.interruptible.value is True
+        assert spec.overwrite_cache is True
+        assert spec.labels.values["team"] == "a"
+        assert dict(spec.annotations.values) == {"note": "b"}
+        assert {pair.key: pair.value for pair in spec.envs.values} == {"KEY": "value"}
+        assert list(spec.tags) == ["nightly"]
+        assert spec.cluster_assignment.cluster_pool_name == "pool"
+        assert spec.execution_cluster_label.value == "label"
+        assert spec.raw_output_data_config.output_location_prefix == "s3://bucket/folder"
+        assert spec.security_context.run_as.k8s_service_account == "robot"
+        assert spec.max_parallelism == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"launches_per_second": 0}, "`launches_per_second` of `Cluster` must be a number above 0, but got 0"),
+        ({"patience": "long"}, "`patience` of `Cluster` must be a number above 0, but got 'long'"),
+        ({"launches_at_once": 1.5}, "`launches_at_once` of `Cluster` must be an integer above 0, but got 1.5"),
+        (
+            {"on_sigterm": "wait"},
+            "`on_sigterm` of `Cluster` must be one of 'auto', 'terminate', 'leave', but got 'wait'",
+        ),
+        ({"interruptible": "yes"}, "`interruptible` of `Cluster` must be True, False or None"),
+        ({"labels": {"a": 1}}, "`labels` of `Cluster` must map strings to strings"),
+        ({"tags": "nightly"}, "`tags` of `Cluster` must be strings"),
+    ],
+)
+def test_a_wrong_option_is_named(options, message):
+    with pytest.raises(InvalidOptionError, match=re.escape(message)):
+        Cluster(**options)
+
+
+def test_options_of_another_type_and_a_remote_that_is_none_are_named(cluster):
+    with pytest.raises(InvalidOptionError, match=r"`cluster` must be a Cluster.*but got 3"):
+        optimize(quick.train, cluster=3)
+    with pytest.raises(InvalidOptionError, match="`on` takes a FlyteRemote, but got 'host'"):
+        quick.train.on("host")
+    with pytest.raises(InvalidOptionError, match="a default project and domain"):
+        quick.train.on(cluster.remote(project=None))
+    assert repr(Cluster(interruptible=True)) == "Cluster(interruptible=True)"
+
+
+def test_a_python_without_a_default_image_is_named_with_the_cure(cluster, monkeypatch):
+    def refuse():
+        raise ValueError("(3, 99) is not a valid PythonVersion")
+
+    monkeypatch.setattr(ImageConfig, "auto_default_image", refuse)
+    with pytest.raises(InvalidOptionError, match=r"no default image for this Python.*image_config=ImageConfig.auto"):
+        quick.train.on(cluster.remote()).run_sync()
+
+
+def test_a_workflow_and_a_launch_plan_are_launched_as_such(cluster):
+    for entity in (quick.flow, quick.plan):
+        study = there(Optimizer(entity, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+        assert states(study) == ["COMPLETE"] * 2
+    assert [each.spec.launch_plan.name for each in executions(cluster)] == ["quick.flow"] * 2 + ["quick.plan"] * 2
+    bases = [each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)]
+    assert bases == [2.0, 2.0, 5.0, 5.0]
+
+
+def test_references_are_launched_and_nothing_is_registered(cluster):
+    remote = cluster.remote()
+    settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+    remote.register_workflow(quick.flow, settings, "v1")
+    created = cluster.counts["CreateTask"] + cluster.counts["CreateWorkflow"]
+
+    @fl.reference_task(project="project", domain="development", name="quick.sync_step", version="v1")
+    def task(x: float) -> float: ...
+
+    @fl.reference_workflow(project="project", domain="development", name="quick.flow", version="v1")
+    def workflow(x: float) -> float:
+        return x
+
+    @fl.reference_launch_plan(project="project", domain="development", name="quick.flow", version="v1")
+    def launch_plan(x: float) -> float:
+        return x
+
+    for entity in (task, workflow, launch_plan):
+        there_too = Optimizer(entity, 2, 2, progress=False).on(remote, image_config=IMAGES)
+        study = there_too.run_sync(x=suggest.float(0, 1))
+        assert states(study) == ["COMPLETE"] * 2, study.trials[0].user_attrs
+    assert cluster.counts["CreateTask"] + cluster.counts["CreateWorkflow"] == created
+    assert cluster.counts["CreateUploadLocation"] == 0
+
+
+def test_a_reference_to_nothing_ends_the_search_with_the_cure(cluster):
+    @fl.reference_task(project="project", domain="development", name="nothing", version="v1")
+    def task(x: float) -> float: ...
+
+    with pytest.raises(RefusedError, match=r"find.*`nothing`.*NOT_FOUND.*Register what is missing"):
+        there(Optimizer(task, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+
+
+def test_a_callback_launches_several_and_each_has_a_name_of_its_own(cluster):
+    study = there(Optimizer(quick.both, 2, 4, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 4
+    assert len(cluster.executions) == 8
+    assert all(trial.value == 2 * trial.params["x"] for trial in study.trials)
+
+
+def test_a_callback_in_a_thread_calls_sync_tasks(cluster):
+    study = there(Optimizer(quick.blocking, 3, 3, progress=False), cluster).run_sync()
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+
+
+def test_a_search_inside_of_a_trial_goes_to_the_cluster_too(cluster):
+    study = there(Optimizer(quick.nested, 2, 2, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == 12
+
+
+def test_a_local_file_is_uploaded(cluster, tmp_path):
+    (tmp_path / "data.txt").write_text("hello")
+    study = there(quick.reads, cluster).run_sync(file=str(tmp_path / "data.txt"))
+    assert states(study) == ["COMPLETE"] * 3
+    for execution in executions(cluster):
+        assert Path(execution.inputs.literals["file"].scalar.blob.uri).read_text() == "hello"
+
+
+def test_a_task_is_registered_once_and_the_code_is_uploaded_once(cluster):
+    objective = there(quick.train, cluster)
+    objective.run_sync()
+    objective.run_sync()
+    assert cluster.counts["CreateTask"] == cluster.counts["CreateUploadLocation"] == 1
+    assert len(cluster.executions) == 12
+    versions = {version for *_, version in cluster.tasks}
+    there(quick.train, cluster).run_sync()  # another process, with the same code
+    assert {version for *_, version in cluster.tasks} == versions
+
+
+# What a pod could not load.
+
+
+def test_a_task_that_no_pod_can_load_is_refused_before_the_first_launch(cluster):
+    @optimize(n_trials=2, progress=False)
+    @fl.task
+    def test_local(x: Float(0, 1)) -> Minimize:
+        return x
+
+    with pytest.raises(UnloadableError, match=r"`test_local` cannot be loaded by the pod.*at the top of its module"):
+        there(test_local, cluster).run_sync()
+    assert cluster.counts["CreateExecution"] == cluster.counts["CreateTask"] == 0
+    assert states(test_local.study) == []
+
+    async def awaits_it(trial: optuna.Trial):
+        return await test_async(x=0.5)
+
+    @fl.task
+    async def test_async(x: float) -> float:
+        return x
+
+    optimizer = Optimizer(awaits_it, 2, 4, progress=False)
+    with pytest.raises(UnloadableError):
+        there(optimizer, cluster).run_sync()
+    assert set(states(optimizer.study)) == {"FAIL"}
+    assert cluster.counts["CreateExecution"] == 0
+
+
+# Executions that fail.
+
+
+@pytest.mark.parametrize(
+    ("outcome", "phase", "code", "kind"),
+    [
+        (Failed("USER:ValueError", "x" * 500 + " the end"), "FAILED", "USER:ValueError", "USER"),
+        (Failed("Evicted", "the node is gone", kind=2), "FAILED", "Evicted", "SYSTEM"),
+        (Failed("DeadlineExceeded", "too late", phase=PHASES.TIMED_OUT), "TIMED_OUT", "DeadlineExceeded", "USER"),
+    ],
+)
+def test_a_failed_execution_is_a_failed_trial_that_keeps_what_flyte_says(cluster, outcome, phase, code, kind):
+    cluster.instant = lambda execution: outcome
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["FAIL"] * 6
+    for trial in study.trials:
+        (execution,) = trial.user_attrs[EXECUTIONS]
+        assert trial.user_attrs[EXECUTION_ERROR] == {
+            **execution,
+            "phase": phase,
+            "code": code,
+            "kind": kind,
+            "message": outcome.message,
+        }
+        assert trial.user_attrs[ERROR].startswith(f"ExecutionFailedError: The execution {execution['name']}")
+
+
+def test_an_execution_that_somebody_aborts_is_a_failed_trial(cluster):
+    cluster.instant = lambda execution: None  # it runs until it is aborted
+    remote = cluster.remote()
+
+    def abort():
+        wait_until(lambda: len(cluster.running()) == 2)
+        cluster.instant = echo()  # for those that come after them
+        for execution in cluster.running():
+            remote.client.terminate_execution(remote.fetch_execution(name=execution.name).id, "not needed")
+
+    thread = threading.Thread(target=abort)
+    thread.start()
+    study = there(quick.train, cluster).run_sync()
+    thread.join()
+    assert sorted(states(study)) == ["COMPLETE"] * (6 - states(study).count("FAIL")) + ["FAIL"] * states(study).count(
+        "FAIL"
+    )
+    aborted = [trial.user_attrs[EXECUTION_ERROR] for trial in study.trials if trial.state.name == "FAIL"]
+    assert aborted
+    assert {(each["phase"], each["message"]) for each in aborted} == {("ABORTED", "not needed")}
+
+
+def test_a_callback_can_catch_the_failure_of_an_execution(cluster):
+    cluster.instant = lambda execution: Failed()
+
+    async def catches(trial: optuna.Trial):
+        try:
+            await quick.step(x=1.0)
+        except EagerException as error:
+            return 5.0 if isinstance(error, ExecutionFailedError) else 0.0
+
+    study = there(Optimizer(catches, 1, 2, progress=False), cluster).run_sync()
+    assert [trial.value for trial in study.trials] == [5.0, 5.0]
+
+
+# Faults.
+
+PASSING = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,
+]
+RPCS = ["GetTask", "CreateTask", "CreateExecution", "ListExecutions", "GetExecutionData", "CreateUploadLocation"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("code", PASSING, ids=lambda code: code.name)
+@pytest.mark.parametrize("rpc", RPCS)
+def test_a_passing_fault_of_any_call_is_waited_out(cluster, rpc, code, done):
+    cluster.fail(rpc, Fault(code, times=6, done=done))
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6  # a lost answer makes no second one
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("rpc", ["GetLaunchPlan", "GetWorkflow", "CreateWorkflow", "CreateLaunchPlan"])
+def test_a_passing_fault_while_a_workflow_is_registered_is_waited_out(cluster, rpc, done):
+    cluster.fail(rpc, Fault(times=6, done=done))
+    study = there(Optimizer(quick.flow, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == 2
+
+
+@pytest.mark.parametrize("code", PASSING, ids=lambda code: code.name)
+def test_a_passing_fault_while_a_failure_is_read_is_waited_out(cluster, code):
+    cluster.instant = lambda execution: Failed(message="the whole message" * 20)
+    cluster.fail("GetExecution", Fault(code, times=6))
+    study = there(quick.train, cluster).run_sync()
+    assert {trial.user_attrs[EXECUTION_ERROR]["message"] for trial in study.trials} == {"the whole message" * 20}
+
+
+def test_a_restarted_control_plane_is_waited_out(cluster):
+    cluster.instant = echo(seconds=0.5)
+
+    def restart():
+        wait_until(lambda: len(cluster.executions) == 2)
+        cluster.stop()
+        time.sleep(1.0)
+        cluster.start()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    study = there(quick.train, cluster).run_sync()
+    thread.join()
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+
+
+def test_an_outage_that_lasts_too_long_ends_the_search_and_says_what_to_do(cluster):
+    objective = there(with_options(quick.train, patience=0.5, grace=0.5), cluster)
+    cluster.instant = lambda execution: None
+    cluster.fail("ListExecutions", Fault(times=10_000))
+    with pytest.raises(ClusterUnavailableError, match=r"has not answered for .* seconds.*`Cluster\(patience=1\)`"):
+        objective.run_sync()
+    assert set(states(objective.study)) == {"FAIL"}
+    assert not cluster.running()
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (grpc.StatusCode.PERMISSION_DENIED, "the right to do it"),
+        (grpc.StatusCode.NOT_FOUND, "Register what is missing"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "Correct what it names"),
+    ],
+)
+def test_a_refused_launch_ends_the_search_at_once_and_leaves_nothing_running(cluster, code, cure):
+    objective = there(quick.train, cluster)
+    launched = itertools.count()
+
+    def outcome(execution):
+        if next(launched) == 0:
+            return None  # it runs until it is terminated
+        cluster.fail("CreateExecution", Fault(code, times=100))
+        return echo()(execution)
+
+    cluster.instant = outcome
+    with pytest.raises(RefusedError, match=f"Flyte has refused to launch.*{code.name}.*{cure}"):
+        objective.run_sync()
+    assert sorted(states(objective.study)) == ["COMPLETE", "FAIL", "FAIL"]
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED, PHASES.SUCCEEDED]
+
+
+def test_a_refused_login_ends_the_search(cluster, monkeypatch):
+    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", lambda self: None)  # it would open a browser
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=100))
+    objective = there(quick.train, cluster)
+    with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
+        objective.run_sync()
+    assert set(states(objective.study)) == {"FAIL"}
+
+
+# Names that are taken.
+
+
+def test_an_execution_that_is_there_with_the_same_inputs_is_adopted(cluster, monkeypatch):
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Fixed", (), {"hex": "0" * 32, "bytes": b"0"})())
+    first = there(quick.train, cluster).run_sync()
+    again = there(quick.train, cluster).run_sync()  # the same seed, so the same inputs
+    assert len(cluster.executions) == 6
+    assert [trial.value for trial in again.trials] == [trial.value for trial in first.trials]
+
+
+def test_an_execution_that_is_there_with_other_inputs_is_not_taken(cluster, monkeypatch):
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Fixed", (), {"hex": "0" * 32, "bytes": b"0"})())
+    there(quick.train, cluster).run_sync()
+    study = there(quick.train, cluster).run_sync(base=9.0)
+    assert len(cluster.executions) == 12
+    assert states(study) == ["COMPLETE"] * 6
+    bases = collections.Counter(
+        each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)
+    )
+    assert bases == {3.0: 6, 9.0: 6}
+
+
+# Stopping.
+
+
+async def cancelled_when_two_run(cluster, search):
+    task = asyncio.ensure_future(search)
+    while len(cluster.executions) < 2:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_cancelling_terminates_what_runs_and_tells_its_trials(cluster):
+    cluster.instant = lambda execution: None
+    objective = there(quick.train, cluster)
+
+    asyncio.run(cancelled_when_two_run(cluster, objective()))
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    assert states(objective.study) == ["FAIL", "FAIL"]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("done", [False, True])
+def test_an_execution_is_terminated_though_flyteadmin_fails_for_a_while(cluster, code, done):
+    cluster.instant = lambda execution: None
+    cluster.fail("TerminateExecution", Fault(code, times=9, done=done))
+    objective = there(quick.train, cluster)
+
+    asyncio.run(cancelled_when_two_run(cluster, objective()))
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_cancelling_at_any_moment_leaves_nothing_running(cluster, moment):
+    cluster.instant = echo(seconds=0.2)
+    cluster.latency = 0.02
+    objective = there(quick.train, cluster)
+    objective.n_trials = 30
+
+    async def main():
+        search = asyncio.ensure_future(objective())
+        while sum(cluster.counts.values()) < 6 + 3 * moment:
+            await asyncio.sleep(0.001)
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    asyncio.run(main())
+    assert not cluster.running()
+    assert all(trial.state.is_finished() for trial in objective.study.trials)
+
+
+def test_a_trial_that_gives_up_an_execution_terminates_it(cluster):
+    cluster.instant = lambda execution: quick.launched.release()
+    study = there(Optimizer(quick.impatient, 1, 2, progress=False), cluster).run_sync()
+    assert [trial.value for trial in study.trials] == [7.0, 7.0]
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+
+
+def test_an_execution_that_a_trial_has_left_behind_is_terminated(cluster):
+    cluster.instant = lambda execution: quick.launched.release()
+    study = there(Optimizer(quick.careless, 1, 2, progress=False), cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 2
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    quick.careless.tasks.clear()
+
+
+def test_an_error_that_ends_the_search_terminates_what_runs(cluster):
+    first = threading.Event()
+
+    def outcome(execution):
+        if not first.is_set():
+            first.set()
+            return Succeeded(outputs(1.0))
+        return None
+
+    cluster.instant = outcome
+
+    def callback(study, trial):
+        raise LookupError("a callback's own")
+
+    objective = optimize(quick.train, concurrency=3, n_trials=9, callbacks=[callback], progress=False)
+    with pytest.raises(LookupError):
+        there(objective, cluster).run_sync()
+    assert not cluster.running()
+
+
+# Many trials.
+
+
+def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
+    vars(pauses).update(vars(Pauses()))
+    cluster.instant = echo(seconds=3.0)
+    objective = with_options(quick.train, launches_per_second=1000, launches_at_once=16)
+    objective.concurrency, objective.n_trials = 500, 600
+    study = there(objective, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 600
+    looks = [moment for rpc, moment in cluster.times if rpc == "ListExecutions"]
+    most = max(sum(1 for other in looks if moment <= other < moment + 1) for moment in looks)
+    assert most <= 10
+    assert cluster.counts["CreateExecution"] == cluster.counts["GetExecutionData"] == 600
+    assert cluster.counts["GetExecution"] == 0
+
+
+def test_looks_are_rarer_as_trials_prove_long(monkeypatch, pauses):
+    vars(pauses).update(vars(Pauses()))
+    now = [0.0]
+    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
+    watch = watch_module.Poller(None, "p", "d", lambda: None)
+    monkeypatch.setattr(watch_module.threading.Thread, "start", lambda self: None)
+    watch.wait_for("a")
+    assert watch.interval() == 0.2
+    now[0] = 40.0
+    assert watch.interval() == pytest.approx(2.0)
+    now[0] = 10_000.0
+    assert watch.interval() == 5.0
+    watch._durations.extend([10.0, 10.0, 10.0])
+    assert watch.interval() == pytest.approx(0.5)
+    for index in range(500):
+        watch.wait_for(f"e{index}")
+    assert watch.interval() == pytest.approx(6 / 5)
+
+
+def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
+    hidden = threading.Event()
+    listed = watch_module.Poller.find
+    monkeypatch.setattr(watch_module.Poller, "find", lambda self, names: {} if hidden else listed(self, names))
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+
+    def vanish(execution):
+        del cluster.executions[execution.key]
+        return echo()(execution)
+
+    cluster.instant = vanish
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["FAIL"] * 6
+    assert study.trials[0].user_attrs[EXECUTION_ERROR]["code"] == "NotFound"
+
+
+# Where it stands in flytekit.
+
+
+class Unknown:
+    """A controller of somebody else's."""
+
+    def __init__(self):
+        self.added: list[Any] = []
+
+    async def add(self, entity, input_kwargs):
+        self.added.append(entity)
+        return 1.0
+
+
+def test_a_controller_that_is_not_known_is_used_as_it_is():
+    controller = Unknown()
+    context = FlyteContextManager.current_context()
+    state = context.new_execution_state().with_params(mode=ExecutionState.Mode.EAGER_EXECUTION)
+    with FlyteContextManager.with_context(context.with_execution_state(state).with_worker_queue(controller)):
+        study = quick.train.run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert controller.added == [quick.train.task] * 6
+
+
+def test_flytekits_handler_of_sigterm_calls_what_is_put_there(cluster):
+    controller = Controller(cluster.remote(), SerializationSettings(IMAGES), "tag", "tag", "e")
+    try:
+        assert not hasattr(controller, "_Controller__loop")
+        stopped = []
+        controller._Controller__loop = type("Ending", (), {"stop": lambda self: stopped.append(1)})()
+        with pytest.raises(SystemExit):
+            controller.get_signal_handler()(15, None)
+        assert stopped == [1]
+    finally:
+        controller.stopping_condition.set()
+        from flytekit.core import worker_queue
+
+        worker_queue.handling_signal = 0
+
+
+def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
+    remote = cluster.remote()
+    assert callable(remote.client._stub.ListExecutions)
+    assert hasattr(remote.client, "_metadata")
+    assert callable(remote.fast_package)
+    assert isinstance(home_module._homes, collections.abc.MutableMapping)
+    assert TrialCalls.add.__name__ == Controller.add.__name__
+    assert objectives.container.python_interface.outputs == {"y": float}
+
+
+# In an eager workflow: what its pod's attempts leave to each other.
+
+
+class Pod:
+    """One attempt of the pod of an eager workflow, in this process."""
+
+    def __init__(self, cluster, folder, attempt, name="eager"):
+        settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+        remote = cluster.remote()
+        self.controller = Controller(remote, settings, name, name, f"e-search-{name}")
+        previous = str(folder / f"checkpoint-{attempt - 1}") if attempt else None
+        context = FlyteContextManager.current_context()
+        execution_id = WorkflowExecutionIdentifier("project", "development", name)
+        params = context.user_space_params.new_builder(context.user_space_params).build()
+        params._execution_id = execution_id
+        params._checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
+        state = context.new_execution_state().with_params(
+            mode=ExecutionState.Mode.EAGER_EXECUTION, user_space_params=params
+        )
+        self.builder = context.with_execution_state(state).with_worker_queue(self.controller)
+
+    def run(self, function):
+        async def main():
+            with FlyteContextManager.with_context(self.builder):
+                return await function()
+
+        try:
+            return asyncio.run(main())
+        finally:
+            self.controller.stopping_condition.set()
+
+
+async def killed_after(cluster, launches, search):
+    """Run a search until it has launched so many executions, then let its process be gone: nothing is told."""
+    task = asyncio.ensure_future(search)
+    while len(cluster.executions) < launches and not task.done():
+        await asyncio.sleep(0.005)
+    home = home_module.current_home()
+    for each in list(home.sigterm.searches):
+        each.end(leave=True)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_two_searches_at_once_and_an_optimizer_called_twice_go_on_after_a_kill(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.2)
+    optimizers = []
+
+    async def workflow():
+        optimizer = Optimizer(quick.both, 2, 3, progress=False, seed=1)
+        optimizers.append(optimizer)
+        a, b = await asyncio.gather(quick.train(base=1.0), quick.train(base=2.0))
+        await optimizer()
+        await optimizer()
+        return a, b, optimizer.study
+
+    for attempt, launches in enumerate((3, 9, 14, 20)):
+        Pod(cluster, tmp_path, attempt).run(lambda now=launches: killed_after(cluster, now, workflow()))
+    a, b, study = Pod(cluster, tmp_path, 4).run(workflow)
+    assert states(a) == states(b) == states(study) == ["COMPLETE"] * 6
+    names = collections.Counter()
+    for each in (a, b, study):
+        names.update(entry["name"] for trial in each.trials for entry in trial.user_attrs[EXECUTIONS])
+    assert len(cluster.executions) == 6 + 6 + 2 * 6 == len(names)
+    assert set(names.values()) == {1}
+    assert {each.inputs.literals["base"].scalar.primitive.float_value for each in executions(cluster)} == {
+        1.0,
+        2.0,
+        3.0,
+    }
+
+
+def test_the_time_of_a_trial_begins_when_its_pod_runs(cluster):
+    """Flyte says RUNNING of an execution whose pod still waits for a machine."""
+
+    def start():
+        limited = Optimizer(quick.train.task, 2, 2, trial_timeout=3600, progress=False)
+        return asyncio.ensure_future(there(limited, cluster)())
+
+    async def waits_in_a_queue(loop):
+        cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=math.inf, queued=math.inf)
+        search = start()
+        while cluster.counts["ListTaskExecutions"] < 4:
+            await asyncio.sleep(0.005)
+        loop.skip(7200)
+        while cluster.counts["ListTaskExecutions"] < 8:
+            await asyncio.sleep(0.005)
+        for execution in cluster.running():
+            execution.finish(Succeeded(outputs(1.0)))
+        return await search
+
+    async def runs_for_ever(loop):
+        cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=math.inf)
+        search = start()
+        while not search.done():
+            loop.skip(3601)
+            await asyncio.sleep(0.005)
+        return await search
+
+    assert states(in_movable_time(waits_in_a_queue)) == ["COMPLETE"] * 2
+    assert states(in_movable_time(runs_for_ever)) == ["FAIL"] * 2
+    assert not cluster.running()
+    cluster.counts.clear()
+    cluster.instant = echo()
+    there(Optimizer(quick.train.task, 2, 2, progress=False), cluster).run_sync()
+    assert not cluster.counts["ListTaskExecutions"], "nobody needs to know"
+
+
+@pytest.mark.parametrize("names", [("eager", "eager", "eager"), ("first", "second", "third")])
+def test_a_search_in_a_users_storage_goes_on_in_any_pod(cluster, tmp_path, names):
+    cluster.instant = echo(seconds=0.2)
+
+    def search():
+        path = tmp_path / "study.journal"
+        return Optimizer(quick.train.task, 2, 6, storage=path, resume=True, progress=False)()
+
+    for attempt, launches in enumerate((2, 4)):
+        pod = Pod(cluster, tmp_path, attempt, names[attempt])
+        pod.run(lambda now=launches: killed_after(cluster, now, search()))
+    study = Pod(cluster, tmp_path, 2, names[2]).run(search)
+    assert states(study) == ["COMPLETE"] * 6, "each was adopted"
+    assert len(cluster.executions) == 6, "none was paid for twice"
+    assert not cluster.running()
+
+
+def test_a_trial_without_an_execution_is_closed_and_tried_again(cluster, tmp_path):
+    path = tmp_path / "study.journal"
+    record = {**owners_module._host(), "pid": 2**22 + 1, "started": 0.0, "session": "other"}
+    left = optuna.create_study(storage=open_storage(path), study_name="train")
+    left.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params={"x": 0.375},
+            distributions={"x": optuna.distributions.FloatDistribution(0, 1)},
+            system_attrs={f"{OWNER}other": record},
+        )
+    )
+    study = there(Optimizer(quick.train.task, 2, 3, storage=path, resume=True, progress=False), cluster).run_sync()
+    assert states(study) == ["FAIL"] + ["COMPLETE"] * 3
+    assert study.trials[1].params == {"x": 0.375}
+
+
+def test_the_execution_of_an_eager_workflow_tells_whether_it_lives(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    there_too = there(Optimizer(quick.train.task, 1, 1, progress=False), cluster)
+
+    async def main():
+        home = home_module.current_home()
+        task = asyncio.ensure_future(there_too())
+        while not cluster.executions:
+            await asyncio.sleep(0.005)
+        (running,) = executions(cluster)
+        thread = Threads(limit=1)
+        async with home.start_search(Cluster(), "key", thread) as search:
+            mine = search.evidence
+            assert mine == {"execution": ["project", "development", "eager"], "attempt": 2}
+            other = {"execution": ["project", "development", running.name], "attempt": 0}
+            gone = {"execution": ["project", "development", "gone"], "attempt": 0}
+            lives = [search.life({**mine, "attempt": 1}), search.life(mine), search.life(other), search.life(gone)]
+            task.cancel()
+            await asyncio.wait([task])
+            lives += [search.life(other), search.life({})]
+        await thread.close()
+        return lives
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLYTE_ATTEMPT_NUMBER", "2")
+        lives = Pod(cluster, tmp_path, 0).run(main)
+    assert lives == [Life.DEAD, Life.ALIVE, Life.ALIVE, None, Life.DEAD, None]
+
+
+def test_a_search_whose_executions_were_terminated_tries_their_points_again(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+
+    async def ended(search):
+        task = asyncio.ensure_future(search)
+        while len(cluster.executions) < 2:
+            await asyncio.sleep(0.005)
+        home = home_module.current_home()
+        await asyncio.to_thread(home.sigterm.stop)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(lambda: ended(quick.train()))
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    cluster.instant = echo()
+    study = Pod(cluster, tmp_path, 1).run(quick.train)
+    assert states(study) == ["FAIL"] * 2 + ["COMPLETE"] * 6
+    lost = [trial.params for trial in study.trials[:2]]
+    assert [trial.params for trial in study.trials[2:4]] == lost
+    assert [trial.user_attrs["optuna_flyte_dsl:retry_of"] for trial in study.trials[2:4]] == [0, 1]
+
+
+def test_a_function_that_had_launched_nothing_is_tried_again_as_a_new_trial(cluster, tmp_path):
+    started = threading.Event()
+
+    async def slow_to_start(trial: optuna.Trial):
+        x = trial.suggest_float("x", 0, 1)
+        if not started.is_set():
+            started.set()
+            await asyncio.Event().wait()
+        return x
+
+    async def killed(search):
+        task = asyncio.ensure_future(search)
+        while not started.is_set():
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        home = home_module.current_home()
+        await home.store.commit()
+        for each in list(home.sigterm.searches):
+            each.end(leave=True)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed(Optimizer(slow_to_start, 1, 3, progress=False)()))
+    optimizer = Optimizer(slow_to_start, 1, 3, progress=False)
+    Pod(cluster, tmp_path, 1).run(optimizer)
+    assert states(optimizer.study) == ["FAIL"] + ["COMPLETE"] * 3
+    assert optimizer.study.trials[1].params == optimizer.study.trials[0].params
+
+
+def test_trials_are_found_in_flyte_where_the_checkpoint_is_missing(cluster, tmp_path, monkeypatch, warned):
+    cluster.instant = echo(seconds=0.3)
+    objective = with_options(quick.train)  # with a sampler that does not repeat
+    objective._session.options = dataclasses.replace(objective._session.options, seed=None)
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 4, objective()))
+    before = {name: each.inputs for name, each in cluster.executions.items()}
+    monkeypatch.setenv("FLYTE_ATTEMPT_NUMBER", "2")
+    study = Pod(cluster, tmp_path, 2).run(objective)  # attempt 1 has left nothing
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+    assert before.items() <= {name: each.inputs for name, each in cluster.executions.items()}.items()
+    assert f"The checkpoint is missing: {len(before)} trials were found in Flyte." in warned()
+
+
+async def kill_all():
+    """Let the searches of this pod be gone, as a SIGKILL would: nothing is told, nothing is terminated."""
+    home = home_module.current_home()
+    await home.store.commit()
+    for each in list(home.sigterm.searches):
+        each.end(leave=True)
+
+
+def test_overlapping_calls_of_an_optimizer_do_not_touch_each_others_trials(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.1)
+    for objective in (quick.train.task, quick.both):
+        optimizer = Optimizer(objective, 2, 4, progress=False)
+        given = {"x": suggest.float(0, 1)} if objective is quick.train.task else {}
+
+        async def workflow(optimizer=optimizer, given=given):
+            first = asyncio.ensure_future(optimizer(**given))
+            await asyncio.sleep(0.15)
+            await asyncio.gather(first, optimizer(**given))
+
+        Pod(cluster, tmp_path / str(objective), 0).run(workflow)
+        assert states(optimizer.study) == ["COMPLETE"] * 8
+
+
+def test_an_execution_that_nobody_asks_for_again_is_terminated(cluster, tmp_path):
+    cluster.instant = lambda execution: None  # all run on
+    points = itertools.count()
+
+    async def fickle(trial: optuna.Trial):
+        trial.suggest_float("x", 0, 1)
+        return await quick.step(x=float(next(points)))  # another input at each attempt
+
+    def search():
+        return Optimizer(fickle, 2, 2, optuna.create_study() if given else None, progress=False)()
+
+    for given in (False, True):
+        cluster.executions.clear()
+        cluster.instant = lambda execution: None
+        folder = tmp_path / str(given)
+        Pod(cluster, folder, 0).run(lambda: killed_after(cluster, 2, search()))
+        first = list(cluster.executions.values())
+        cluster.instant = echo()
+        Pod(cluster, folder, 1).run(search)
+        assert [each.phase for each in first] == [PHASES.ABORTED] * 2
+        assert not cluster.running()
+
+
+def test_a_call_that_is_made_fewer_times_leaves_no_execution_behind(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    times = [2]
+
+    async def some(trial: optuna.Trial):
+        return sum(await asyncio.gather(*(quick.step(x=0.5) for _ in range(times[0]))))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, Optimizer(some, 1, 1, progress=False)()))
+    times[0] = 1
+    cluster.instant = echo()
+    optimizer = Optimizer(some, 1, 1, progress=False)
+
+    async def workflow():
+        search = asyncio.ensure_future(optimizer())
+        while cluster.counts["ListExecutions"] < 3:
+            await asyncio.sleep(0.01)
+        for execution in cluster.running():  # the one that is adopted ends now
+            if execution.name == optimizer.study.trials[0].user_attrs[EXECUTIONS][0]["name"]:
+                execution.finish(Succeeded(outputs(0.5)))
+        await search
+
+    cluster.counts.clear()
+    Pod(cluster, tmp_path, 1).run(workflow)
+    assert states(optimizer.study) == ["COMPLETE"]
+    assert not cluster.running()
+
+
+def test_searches_with_other_fixed_arguments_keep_their_studies_in_any_order(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.1)
+
+    async def both(first, second):
+        return await asyncio.gather(quick.train(base=first), quick.train(base=second))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 6, both(1.0, 2.0)))
+    studies = Pod(cluster, tmp_path, 1).run(lambda: both(2.0, 1.0))
+    for study, base in zip(studies, (2.0, 1.0), strict=True):
+        names = {entry["name"] for trial in study.trials for entry in trial.user_attrs[EXECUTIONS]}
+        used = [each for each in executions(cluster) if each.name in names]
+        assert {each.inputs.literals["base"].scalar.primitive.float_value for each in used} == {base}
+    assert len(cluster.executions) == 12
+
+
+def test_a_login_that_cannot_be_renewed_ends_the_search(cluster, monkeypatch):
+    def refuse(self):
+        raise AccessTokenNotFoundError("no token")
+
+    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refuse)
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=100))
+    objective = there(quick.train, cluster)
+    with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
+        objective.run_sync()
+    assert set(states(objective.study)) == {"FAIL"}
+
+
+def test_the_thread_of_flytekits_controller_outlives_the_exit(cluster, tmp_path):
+    """See `outlive_exit`."""
+    cluster.instant = echo()
+    pod = Pod(cluster, tmp_path, 0)
+    pod.run(quick.train)
+    name = pod.controller._Controller__runner_thread.name
+    assert isinstance(runner_of(name), _OwnLoop)
+
+
+def test_all_searches_of_a_pod_have_one_grace_period(cluster, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(ClusterSearch, "wait", lambda self, deadline: waited.append(deadline) or True)
+    cluster.instant = lambda execution: None
+    objective = with_options(quick.train, grace=7.0, on_sigterm="terminate")
+
+    async def workflow():
+        searches = [asyncio.ensure_future(objective(base=float(base))) for base in range(3)]
+        while len(cluster.executions) < 6:
+            await asyncio.sleep(0.01)
+        home = home_module.current_home()
+        started = time.monotonic()
+        await asyncio.to_thread(home.sigterm.stop)
+        await asyncio.gather(*searches, return_exceptions=True)
+        return started
+
+    started = Pod(cluster, tmp_path, 0).run(workflow)
+    assert len(waited) == 3
+    assert max(waited) - min(waited) < 1e-6
+    assert waited[0] - started >= 7.0
+    assert not cluster.running()
+
+
+def test_a_study_that_is_looked_at_before_the_call_is_kept_too(cluster, tmp_path):
+    cluster.instant = echo(seconds=0.1)
+
+    def search():
+        optimizer = Optimizer(quick.both, 1, 4, progress=False)
+        optimizer.study.set_user_attr("note", "mine")
+        return optimizer, optimizer()
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 4, search()[1]))
+    found = []
+
+    async def again():
+        optimizer, running = search()
+        found.append(optimizer)
+        await running
+
+    Pod(cluster, tmp_path, 1).run(again)
+    assert states(found[0].study) == ["COMPLETE"] * 4
+    assert len(cluster.executions) == 8
+
+
+def test_searches_inside_of_trials_share_the_looks_of_their_pod(cluster, monkeypatch):
+    made = []
+    init = watch_module.Poller.__init__
+    monkeypatch.setattr(watch_module.Poller, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    cluster.instant = echo(seconds=0.1)
+    there(Optimizer(quick.nested, 4, 4, progress=False), cluster).run_sync()
+    assert len(made) == 1
+
+
+def test_an_optimizer_is_used_at_the_top_and_inside_of_a_trial(cluster, tmp_path):
+    shared = Optimizer(quick.both, 1, 2, progress=False)
+
+    async def outer(trial: optuna.Trial):
+        return (await shared()).best_value + trial.suggest_float("y", 0, 1)
+
+    top = Optimizer(outer, 1, 2, progress=False)
+
+    async def workflow():
+        await shared()
+        await top()
+
+    Pod(cluster, tmp_path, 0).run(workflow)
+    assert states(top.study) == ["COMPLETE"] * 2
+    assert states(shared.study) == ["COMPLETE"] * 6
+
+
+@pytest.mark.parametrize("kind", ["map", "conditional"])
+def test_a_task_that_no_pod_can_load_is_found_inside_of_a_workflow(cluster, kind):
+    @fl.task
+    def test_inner(x: float) -> float:
+        return x
+
+    if kind == "map":
+
+        @fl.workflow
+        def flow(xs: list[float]) -> list[float]:
+            return fl.map_task(test_inner)(x=xs)
+
+        given = {"xs": [suggest.float(0, 1)]}
+    else:
+
+        @fl.workflow
+        def flow(x: float) -> float:
+            return fl.conditional("c").if_(x > 0.5).then(test_inner(x=x)).else_().then(test_inner(x=1.0))
+
+        given = {"x": suggest.float(0, 1)}
+    with pytest.raises(UnloadableError, match="`test_inner` cannot be loaded"):
+        there(Optimizer(with_float(flow), 1, 1, progress=False, direction="minimize"), cluster).run_sync(**given)
+    assert cluster.counts["CreateExecution"] == 0
+
+
+def with_float(flow):
+    flow.python_interface._outputs = {"o0": float}  # a list is no objective
+    return flow
+
+
+def test_numbers_of_numpy_are_kept_as_attributes(cluster, tmp_path):
+    async def notes(trial: optuna.Trial):
+        trial.set_user_attr("accuracy", np.float32(0.5))
+        return await quick.step(x=trial.suggest_float("x", 0, 1))
+
+    optimizer = Optimizer(notes, 1, 2, progress=False)
+    Pod(cluster, tmp_path, 0).run(optimizer)
+    assert states(optimizer.study) == ["COMPLETE"] * 2
+    again = Optimizer(notes, 1, 2, progress=False)
+    Pod(cluster, tmp_path, 1).run(again)
+    assert [trial.user_attrs["accuracy"] for trial in again.study.trials] == [0.5, 0.5]
+
+
+def test_a_search_that_was_stopped_is_not_gone_on_with(cluster, tmp_path):
+    def stop(study, trial):
+        if trial.number == 2:
+            study.stop()
+
+    def search():
+        return optimize(quick.train, concurrency=1, n_trials=9, callbacks=[stop], progress=False)()
+
+    assert len(Pod(cluster, tmp_path, 0).run(search).trials) == 3
+    assert len(Pod(cluster, tmp_path, 1).run(search).trials) == 3
+
+
+def test_an_execution_that_was_terminated_with_its_pod_is_not_adopted(cluster, tmp_path, monkeypatch):
+    cluster.instant = lambda execution: None
+
+    async def ended(search):
+        task = asyncio.ensure_future(search)
+        while len(cluster.executions) < 2:
+            await asyncio.sleep(0.005)
+        await kill_all()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(lambda: ended(quick.train()))
+    for execution in cluster.running():
+        execution.terminate("optuna_flyte_dsl: trial 0 was given up")
+    cluster.instant = echo()
+    study = Pod(cluster, tmp_path, 1).run(quick.train)
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 8

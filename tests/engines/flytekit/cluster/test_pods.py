@@ -1,0 +1,282 @@
+"""Searches on a cluster whose pods are real processes, against a real control plane on loopback."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flytekit.configuration import Image, ImageConfig
+
+from tests.support import needs_pyflyte, wait_until
+from tests.support.flyteadmin import FlyteAdmin
+from tests.support.flyteadmin.executions import PHASES
+
+ROOT = Path(__file__).parents[4]
+PODS = ROOT / "tests" / "pods"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    environment = {"TEST_FOLDER": str(tmp_path)}
+    with FlyteAdmin(tmp_path / "flyte", python_path=[ROOT], environment=environment, system_retries=3) as admin:
+        yield admin
+
+
+def pyflyte(admin, *arguments, folder=PODS):
+    done = subprocess.run(
+        [Path(sys.executable).parent / "pyflyte", *arguments],
+        cwd=folder,
+        env={**os.environ, **admin.client_environment, "FLYTE_LOCAL_SANDBOX_PATH": str(admin.folder / "sandbox")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run(admin, file, entity, *inputs):
+    """Run a user's eager workflow on the cluster; return its execution."""
+    where = ["-p", "project", "-d", "development", "--name", "eager"]
+    pyflyte(admin, "run", "--remote", *where, file, entity, *inputs)
+    return admin.executions["project", "development", "eager"]
+
+
+def end_of(execution, patience=90):
+    assert execution.done.wait(patience), "it has not ended"
+    assert execution.phase == PHASES.SUCCEEDED, execution.outcome.message
+    return execution.outcome.outputs.literals["o0"]
+
+
+def trials_of(admin):
+    return [execution for execution in admin.executions.values() if execution.name != "eager"]
+
+
+@needs_pyflyte
+def test_the_whole_journey_of_a_users_file(cluster):
+    execution = run(cluster, "wine.py", "search", "--dataset", "digits")
+    best = end_of(execution).scalar.primitive.float_value
+    trials = trials_of(cluster)
+    values = [trial.outcome.outputs.literals["o0"].scalar.primitive.float_value for trial in trials]
+    assert len(trials) == 4
+    assert best == max(values)
+    for trial in trials:
+        assert dict(trial.spec.labels.values) == {"eager-exec": "eager", "eager-root-exec": "eager"}
+        assert {pair.key: pair.value for pair in trial.spec.envs.values} == {"_F_EE_ROOT": "eager"}
+        assert trial.inputs.literals["dataset"].scalar.primitive.string_value == "digits"
+    deck = next(cluster.folder.glob("executions/eager/n0/0/outputs/deck.html")).read_text()
+    for trial in trials:
+        assert f"/executions/{trial.name}" in deck
+
+
+@needs_pyflyte
+def test_a_registered_and_a_packaged_file_hold_both_entities(cluster, tmp_path):
+    image = ["--image", "example.com/image:1"]
+    pyflyte(
+        cluster, "--pkgs", "wine", "package", *image, "--output", str(tmp_path / "package.tgz"), "--source", str(PODS)
+    )
+    assert (tmp_path / "package.tgz").stat().st_size
+    pyflyte(cluster, "register", *image, "-p", "project", "-d", "development", "--version", "1", "wine.py")
+    assert {name for _, _, name, _ in cluster.tasks} >= {"wine.train", "wine.search"}
+    remote = cluster.remote()
+    task = remote.fetch_task(name="wine.search", version="1")
+    started = remote.execute(task, inputs={"dataset": "x"}, execution_name="eager")
+    assert end_of(cluster.executions["project", "development", started.id.name]).scalar.primitive.float_value > 0
+    assert len(trials_of(cluster)) == 4
+    assert {trial.spec.launch_plan.version for trial in trials_of(cluster)} == {"1"}
+
+
+@needs_pyflyte
+def test_every_kind_of_objective_runs_on_a_cluster(cluster, tmp_path):
+    (tmp_path / "data.txt").write_text("12345")
+    execution = run(cluster, "objectives.py", "everything", "--data", str(tmp_path / "data.txt"))
+    found = [literal.scalar.primitive.string_value for literal in end_of(execution).collection.literals]
+    assert found[-1] == "outside 42.0"
+    found = found[:-1]
+    assert len(found) == 16
+    assert all(line.startswith("COMPLETE") for line in found), found
+    pairs = [re.search(r"(?:'x'|'n'): ([\d.e-]+)}.*\[([\d.e-]+)", line).groups() for line in found]
+    x, values = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    expected = [
+        *(10 + x[i] for i in (0, 1)),
+        *(x[i] for i in (2, 3)),
+        *(x[i] * 0.5 * 2 + 5 for i in (4, 5)),
+        *(4 * x[i] for i in (6, 7)),
+        *(2 * x[i] + 3 for i in (8, 9)),
+        *(x[i] for i in (10, 11)),
+        *(2 * x[i] + 2 * (x[i] + 100) for i in (12, 13)),
+        *(2 * x[i] for i in (14, 15)),
+    ]
+    assert values == pytest.approx(expected)
+
+
+def log(admin):
+    path = admin.folder.parent / "log"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def pod_of(admin, execution):
+    return next(iter(admin.propeller.processes(execution)), None)
+
+
+@needs_pyflyte
+def test_a_search_survives_two_kills_of_its_pod_in_a_row(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search")
+    for _ in range(2):
+        wait_until(lambda: len(log(cluster)) == 2, 60)
+        attempts = len(cluster.propeller.attempts["eager/n0"])
+        os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
+        wait_until(lambda now=attempts: len(cluster.propeller.attempts["eager/n0"]) > now, 60)
+        creations = cluster.counts["CreateExecution"]
+        wait_until(lambda now=creations: cluster.counts["CreateExecution"] > now, 60)  # it has found the first again
+    (tmp_path / "go").touch()
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
+    assert len(trials_of(cluster)) == 6
+    assert len(log(cluster)) == len(set(log(cluster))) == 6  # none has run twice
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    for attempts in (1, 2):  # the second time as soon as it is there
+        wait_until(lambda now=attempts: len(cluster.propeller.attempts["eager/n0"]) == now, 60)
+        wait_until(lambda: pod_of(cluster, execution) is not None, 60)
+        os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
+    assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 6
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluster, tmp_path):
+    (tmp_path / "go").touch()
+    execution = run(cluster, "slow.py", "search")
+    for kill in range(3):
+        # At a moment given by what has been asked of the control plane, not by a clock.
+        goal = cluster.counts["CreateExecution"] + 1 + 2 * kill % 3
+        wait_until(lambda now=goal: cluster.counts["CreateExecution"] >= now or not execution.running, 60)
+        pod = pod_of(cluster, execution)
+        if pod is None:
+            break
+        os.killpg(pod.pid, signal.SIGKILL)
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
+    assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 6
+    assert not cluster.running()
+
+
+@needs_pyflyte
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
+    execution = run(cluster, "slow.py", "search_once")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    os.killpg(pod_of(cluster, execution).pid, number)  # fast registration passes only SIGTERM on
+    assert execution.done.wait(60)
+    assert execution.phase == PHASES.FAILED
+    assert [trial.phase for trial in trials_of(cluster)] == [PHASES.ABORTED] * 2
+    assert not cluster.running()
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_where_flyte_starts_the_pod_again_its_executions_are_left_and_adopted(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    pod_of(cluster, execution).send_signal(signal.SIGTERM)
+    wait_until(lambda: len(cluster.propeller.attempts["eager/n0"]) == 2, 60)
+    assert len(cluster.running()) == 3
+    (tmp_path / "go").touch()
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
+    assert len(log(cluster)) == len(set(log(cluster))) == 6
+
+
+@needs_pyflyte
+def test_an_aborted_search_leaves_nothing_running_though_retries_are_left(cluster):
+    execution = run(cluster, "slow.py", "search")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    remote = cluster.remote()
+    remote.terminate(remote.fetch_execution(name="eager"), "a person has aborted it")
+    wait_until(lambda: not cluster.running(), 60)
+    assert [trial.phase for trial in trials_of(cluster)] == [PHASES.ABORTED] * 2
+    assert execution.phase == PHASES.ABORTED
+
+
+def test_a_search_started_here_runs_its_trials_there(cluster):
+    import wine
+
+    # The default image is not asked for: a registry is no part of this cluster.
+    options = {"image_config": ImageConfig(Image("default", "example.com/image", "1"))}
+    study = asyncio.run(wine.train.on(cluster.remote(), **options)(dataset="abc"))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    assert len(trials_of(cluster)) == 4
+    assert {task[2] for task in cluster.tasks} == {"wine.train"}
+
+
+PROGRAM = """
+import sys
+import slow
+from flytekit.configuration import Config, Image, ImageConfig, PlatformConfig
+from flytekit.remote import FlyteRemote
+
+remote = FlyteRemote(Config(PlatformConfig(sys.argv[1], insecure=True)), "project", "development", sys.argv[2])
+slow.train.on(remote, image_config=ImageConfig(Image("default", "example.com/image", "1"))).run_sync()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_here_terminates_what_runs_there(cluster, tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, cluster.endpoint, str(tmp_path / "raw")],
+        env={**os.environ, "PYTHONPATH": f"{PODS}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(log(cluster)) == 2 or process.poll() is not None, 60)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode
+    assert "2 executions were terminated" in errors
+    assert [trial.phase for trial in trials_of(cluster)] == [PHASES.ABORTED] * 2, errors
+    assert not cluster.running()
+
+
+def test_a_script_that_is_not_guarded_does_not_start_its_search_in_each_pod(cluster, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "unguarded.py", cluster.endpoint, str(tmp_path / "raw")],
+        cwd=PODS,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.count("is imported by a pod") == 2, done.stdout + done.stderr
+    assert (
+        'Put the call under `if __name__ == \\"__main__\\":`' in done.stdout.replace("'", '"')
+        or "__main__" in done.stdout
+    )
+    assert len(trials_of(cluster)) == 2
+    assert not cluster.running()
+
+
+@needs_pyflyte
+def test_what_a_task_returns_is_judged_in_its_pod(cluster):
+    execution = run(cluster, "values.py", "search")
+    found = [literal.scalar.primitive.string_value for literal in end_of(execution).collection.literals]
+    assert len(found) == 4
+    ended, text, numpy, raised = found
+    assert ended.startswith("ObjectiveValueError: `text` must return a number, but it returned '0.")
+    assert ended.endswith("Return a float for each objective.")
+    assert text == ended
+    assert "`numpy` returned np.float64(0." in numpy
+    assert "Write `float(...)` around it" in numpy
+    assert "[USER:RuntimeError] ValueError: it was not to be (see http" in raised

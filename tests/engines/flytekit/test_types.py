@@ -1,0 +1,98 @@
+"""The markers as native Flyte types."""
+
+import asyncio
+import typing
+from typing import Annotated, Optional
+
+import flytekit as fl
+import pytest
+from flytekit.core.context_manager import FlyteContextManager
+from flytekit.core.type_engine import TypeEngine
+from flytekit.models.types import SimpleType
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optuna_flyte_dsl import Category, Float, Integer, InvalidMarkerTypeError
+from optuna_flyte_dsl.engines._flytekit.types import native_type, register
+from optuna_flyte_dsl.testing import strategies
+from tests.support import spaces
+
+CONTEXT = FlyteContextManager.current_context()
+
+
+@pytest.mark.parametrize(
+    ("marker", "simple"),
+    [
+        (Float(0, 1), SimpleType.FLOAT),
+        (Integer(0, 1), SimpleType.INTEGER),
+        (Category(["a", "b"]), SimpleType.STRING),
+        (Category([1, 2]), SimpleType.INTEGER),
+        (Category([0.5, 1.5]), SimpleType.FLOAT),
+        (Category([True, False]), SimpleType.BOOLEAN),
+    ],
+)
+@pytest.mark.parametrize("form", [lambda m: m, lambda m: Annotated[native_type(m), m]], ids=["bare", "annotated"])
+def test_a_marker_is_its_native_type_to_flyte(marker, simple, form):
+    assert TypeEngine.to_literal_type(form(marker)).simple == simple
+    assert form(marker) == form(marker)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values"),
+    [
+        (Optional[Float(0, 1)], [None, 0.5]),
+        (Float(0, 1) | None, [None, 0.5]),
+        (typing.Union[str, Integer(0, 1)], ["a", 1]),
+    ],
+)
+def test_a_marker_goes_into_a_union(annotation, values):
+    literal_type = TypeEngine.to_literal_type(annotation)
+    assert len({variant.simple for variant in literal_type.union_type.variants}) == 2
+    for value in values:
+        literal = TypeEngine.to_literal(CONTEXT, value, annotation, literal_type)
+        assert TypeEngine.to_python_value(CONTEXT, literal, annotation) == value
+
+
+@given(st.data())
+def test_a_drawn_value_survives_the_way_through_a_literal(data):
+    marker = data.draw(spaces.markers)
+    value = data.draw(strategies.values(marker))
+    literal = TypeEngine.to_literal(CONTEXT, value, marker, TypeEngine.to_literal_type(marker))
+    back = TypeEngine.to_python_value(CONTEXT, literal, marker)
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_an_int_for_a_float_becomes_one():
+    literal = TypeEngine.to_literal(CONTEXT, 1, Float(0, 1), TypeEngine.to_literal_type(Float(0, 1)))
+    assert literal.scalar.primitive.float_value == 1.0
+
+
+def test_a_bare_marker_works_in_a_task_and_in_a_workflow():
+    @fl.task
+    async def task(x: Float(-1, 1), n: Integer(1, 3), c: Category(["a", 2]), o: Optional[Float(0, 1)] = None) -> float:
+        assert (type(x), type(n)) == (float, int)
+        return x * n + len(str(c)) + (o or 0)
+
+    assert asyncio.run(task(x=0.5, n=2, c="a")) == 2.0
+
+    @fl.task
+    def sync(x: Float(-1, 1)) -> float:
+        return x
+
+    @fl.workflow
+    def workflow(x: float) -> float:
+        return sync(x=x)
+
+    assert workflow(x=0.25) == 0.25
+
+
+def test_choices_that_flyte_has_no_literal_for_are_named():
+    with pytest.raises(InvalidMarkerTypeError, match=r"but got \(1, 2\), of type tuple. Use names for the choices"):
+        native_type(Category([(1, 2), (3,)]))
+
+
+def test_registering_twice_changes_nothing():
+    before = TypeEngine.get_transformer(Float(0, 1))
+    register()
+    assert TypeEngine.get_transformer(Float(0, 1)) is before

@@ -1,0 +1,201 @@
+"""What becomes of a trial is the same in threads, in processes, and on a cluster."""
+
+import contextlib
+from pathlib import Path
+
+import conformance
+import optuna
+import psutil
+import pytest
+from flytekit.configuration import Image, ImageConfig
+
+from optuna_flyte_dsl import ObjectiveValueError, TooManyFailuresError
+from optuna_flyte_dsl.engines import functions
+from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.session import Session
+from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR
+from tests.support import own_threads, wait_until
+from tests.support.flyteadmin import FlyteAdmin
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
+RUNNERS = ["thread", "process", "cluster"]
+# On the oldest versions, only what depends on them runs in pods: each takes seconds to start.
+IN_PODS_NEWEST = pytest.mark.parametrize(
+    "runner", [*RUNNERS[:2], pytest.param("cluster", marks=pytest.mark.newest)], indirect=True
+)
+PRUNER = optuna.pruners.ThresholdPruner(upper=0.5)
+
+
+@pytest.fixture(scope="module")
+def admin(tmp_path_factory):
+    with FlyteAdmin(tmp_path_factory.mktemp("flyte"), python_path=[ROOT]) as admin:
+        yield admin
+        assert not admin.running()
+
+
+@pytest.fixture(params=RUNNERS)
+def runner(request):
+    if request.param == "cluster":
+        return request.getfixturevalue("admin")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    yield
+    wait_until(lambda: not own_threads())
+    assert not [each for each in psutil.Process().children(recursive=True) if is_worker(each)]
+
+
+def is_worker(process):
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+        return "popen_loky" in " ".join(process.cmdline())
+    return False
+
+
+def options_of(objective, **options):
+    """Return the same objective with other options."""
+    copy = objective.__copy__()
+    session = copy._session
+    given = {"concurrency": 2, "progress": False, "pruner": session.options.pruner, **options}
+    copy._self_session = Session(session.objective, Options(**given))
+    return copy
+
+
+def run(runner, objective, *, points=(), n_trials=None, inputs=None, **options):
+    points = [{"x": x} for x in points]
+    options["initial_points"] = points or None
+    options["n_trials"] = n_trials or max(1, len(points))
+    if isinstance(runner, str):
+        return options_of(objective, executor=runner, **options).run_sync(**(inputs or {}))
+    return options_of(objective, **options).on(runner.remote(), image_config=IMAGES).run_sync(**(inputs or {}))
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def reasons(study):
+    return [trial.user_attrs.get(ERROR, "") for trial in study.trials]
+
+
+@IN_PODS_NEWEST
+def test_what_works_is_complete(runner):
+    study = run(runner, conformance.good, points=[0.25, 0.5])
+    assert sorted((trial.params["x"], trial.value) for trial in study.trials) == [(0.25, 0.25), (0.5, 0.5)]
+
+
+@pytest.mark.parametrize("runner", RUNNERS[1:], indirect=True)
+def test_a_segfault_is_a_failed_trial_and_the_search_goes_on(runner):
+    study = run(runner, conformance.segfaults, points=[0.9, 0.1], concurrency=1)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    if isinstance(runner, FlyteAdmin):
+        assert reasons(study)[0].startswith("ExecutionFailedError: ")
+    else:
+        assert reasons(study)[0] == "WorkerDiedError: The trial's worker process died: a segmentation fault (SIGSEGV)."
+
+
+def test_a_trial_that_hangs_is_stopped_after_its_timeout(runner, tmp_path, warned, monkeypatch):
+    monkeypatch.setattr(functions, "_warned", functions.threading.Event())
+    try:
+        study = run(runner, conformance.hangs, points=[0.5], trial_timeout=0.3, inputs={"folder": str(tmp_path)})
+        assert states(study) == ["FAIL"]
+        assert reasons(study)[0].startswith("TrialTimeoutError: The trial ran for longer than `trial_timeout`, 0.3 s")
+        if isinstance(runner, FlyteAdmin):
+            wait_until(lambda: not runner.running())
+        assert any("a thread cannot be stopped" in line for line in warned()) == (runner == "thread")
+    finally:
+        (tmp_path / "over").touch()
+
+
+@IN_PODS_NEWEST
+def test_a_search_that_takes_too_long_stops_its_trials_and_returns_the_study(runner, tmp_path):
+    try:
+        study = run(runner, conformance.hangs, n_trials=4, timeout=1.0, inputs={"folder": str(tmp_path)})
+        assert set(states(study)) <= {"FAIL"}
+        assert len(study.trials) <= 2  # as many as run at once: no other starts
+        assert all("The search's timeout of 1 s came" in reason for reason in reasons(study))
+    finally:
+        (tmp_path / "over").touch()
+
+
+@IN_PODS_NEWEST
+def test_an_objective_that_always_fails_ends_the_search_with_its_cause(runner):
+    with pytest.raises(TooManyFailuresError, match=r"2 trials of `fails` have failed in a row.*nothing works") as error:
+        run(runner, conformance.fails, n_trials=100, max_consecutive_failures=2, concurrency=1)
+    assert states(error.value.study) == ["FAIL"] * 2
+    assert "nothing works" in str(error.value.__cause__)
+
+
+@IN_PODS_NEWEST
+def test_an_objective_that_fails_at_times_does_not_end_the_search(runner):
+    study = run(runner, conformance.fails_at_times, points=[0.1, 0.9, 0.2], max_consecutive_failures=2)
+    assert sorted(states(study)) == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert sum("one in three" in reason for reason in reasons(study)) == 1
+
+
+@IN_PODS_NEWEST
+def test_nan_is_a_failed_trial(runner):
+    study = run(runner, conformance.returns_nan, points=[0.5])
+    assert (states(study), reasons(study)) == (["FAIL"], ["The objective returned NaN: nan"])
+
+
+@IN_PODS_NEWEST
+def test_no_number_ends_the_search(runner):
+    with pytest.raises(ObjectiveValueError, match=r"`returns_none` must return a number.*None"):
+        run(runner, conformance.returns_none, points=[0.5, 0.6], concurrency=1)
+
+
+def test_a_pruned_trial_is_pruned_and_keeps_what_it_has_reported(runner):
+    study = run(runner, conformance.prunes, points=[0.9, 0.2], concurrency=1, pruner=PRUNER)
+    assert states(study) == ["PRUNED", "COMPLETE"]
+    assert [trial.intermediate_values for trial in study.trials] == [{0: 0.9}, {0: 0.2, 1: 0.1}]
+    assert [trial.value for trial in study.trials] == [0.9, 0.2]
+    assert [trial.user_attrs["ran"] for trial in study.trials] == [True, True]
+    if isinstance(runner, FlyteAdmin):
+        ended = [each for each in runner.executions.values() if "prunes" in each.spec.launch_plan.name]
+        assert {each.phase for each in ended} == {4}, "a pruned trial is no failure in Flyte"
+        for each in ended:
+            shown = str(each.inputs)
+            token = next(pair.value for pair in each.spec.envs.values if pair.key == "OPTUNA_FLYTE_DSL_TOKEN")
+            assert token not in shown
+            assert all(token not in str(trial) for trial in study.trials)
+
+
+@IN_PODS_NEWEST
+def test_an_attempt_that_raised_is_tried_again_with_the_same_parameters(runner, tmp_path):
+    study = run(runner, conformance.works_the_second_time, points=[0.5], retries=1, inputs={"folder": str(tmp_path)})
+    assert states(study) == ["COMPLETE"]
+    (attempt,) = study.trials[0].user_attrs[ATTEMPTS]
+    assert "the first time" in attempt
+
+
+def test_a_tasks_own_retries_hold_and_do_not_multiply(runner, tmp_path):
+    options = {"retries": 2, "concurrency": 1, "inputs": {"folder": str(tmp_path)}}
+    study = run(runner, conformance.recovers, points=[0.2, 0.9], **options)
+    assert states(study) == ["COMPLETE", "FAIL"]
+    assert (tmp_path / "recovers-0.2").stat().st_size == 2
+    assert (tmp_path / "recovers-0.9").stat().st_size == 2
+    assert all(ATTEMPTS not in trial.user_attrs for trial in study.trials)
+
+
+@IN_PODS_NEWEST
+def test_the_retries_of_a_task_in_a_workflow_hold_and_do_not_multiply(runner, tmp_path):
+    options = {"retries": 2, "inputs": {"folder": str(tmp_path)}}
+    study = run(runner, conformance.has_a_part_that_recovers, points=[0.2, 0.9], **options)
+    assert states(study) == ["COMPLETE", "FAIL"]
+    assert (tmp_path / "part-0.2").stat().st_size == 2
+    assert (tmp_path / "part-0.9").stat().st_size == 2
+
+
+@pytest.mark.parametrize("runner", RUNNERS[:2], indirect=True)
+def test_a_function_samples_and_prunes_wherever_it_runs(runner):
+    objective = conformance.samples_and_prunes
+    study = options_of(objective, executor=runner, n_trials=8, concurrency=2, seed=1, pruner=PRUNER).run_sync()
+    assert len({trial.params["x"] for trial in study.trials}) == 8
+    for trial in study.trials:
+        assert trial.state.name == ("PRUNED" if trial.params["x"] > 0.5 else "COMPLETE")
+        assert trial.value == trial.params["x"]
+        if trial.state.name == "COMPLETE":
+            assert trial.user_attrs["kind"] == trial.params["kind"]

@@ -1,0 +1,269 @@
+"""Trials elsewhere: what goes there, who is answered to, and what is refused."""
+
+import json
+import logging
+import os
+import pickle
+import threading
+
+import conformance
+import flytekit as fl
+import grpc
+import optuna
+import pytest
+from flytekit.configuration import Image, ImageConfig
+from flytekit.core.context_manager import FlyteContextManager
+from flytekit.core.type_engine import TypeEngine
+from loky import process_executor
+from optuna.storages._grpc.auto_generated import api_pb2, api_pb2_grpc
+
+from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, OptunaFlyteError, RefusedError, optimize
+from optuna_flyte_dsl._compat import optuna_grpc
+from optuna_flyte_dsl.engines.remote_trial import server as server_module
+from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA
+from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle, using_pruner
+from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
+from tests.engines.flytekit.cluster.test_cluster import outputs, states, with_options
+from tests.support.flyteadmin import FlyteAdmin
+from tests.support.flyteadmin.executions import Failed, Succeeded
+
+IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=1), pruner=optuna.pruners.ThresholdPruner(upper=0.5)
+    )
+
+
+@pytest.fixture
+def server(study, monkeypatch):
+    server = TrialServer(study._storage, study.study_name)
+    monkeypatch.setenv(TOKEN_ENV, server.token)
+    yield server
+    server.close()
+
+
+def test_a_trial_elsewhere_samples_reports_and_is_pruned_as_here(study, server):
+    trial = study.ask()
+    there = server.serve(trial).open()
+    assert there.number == trial.number
+    x = there.suggest_float("x", 0, 1)
+    kind = there.suggest_categorical("kind", ["a", None, 3])
+    assert there.suggest_float("x", 0, 1) == x
+    there.report(0.25, 0)
+    assert not there.should_prune()
+    there.report(0.75, 1)
+    assert there.should_prune()
+    there.set_user_attr("note", {"a": [1]})
+    stored = study.trials[0]
+    assert stored.params == {"x": x, "kind": kind}
+    assert stored.intermediate_values == {0: 0.25, 1: 0.75}
+    assert stored.user_attrs == {"note": {"a": [1]}}
+    assert there.study.direction is study.direction
+
+
+def test_enqueued_parameters_hold_elsewhere_too(study, server):
+    study.enqueue_trial({"x": 0.125})
+    assert server.serve(study.ask()).open().suggest_float("x", 0, 1) == 0.125
+
+
+def test_nobody_without_the_token_is_answered_to(study, server, monkeypatch):
+    handle = server.serve(study.ask())
+    with grpc.insecure_channel(handle.address) as channel:
+        for metadata in ((), ((TOKEN_METADATA, "wrong"),)):
+            with pytest.raises(grpc.RpcError) as error:
+                api_pb2_grpc.StorageServiceStub(channel).GetTrial(
+                    api_pb2.GetTrialRequest(trial_id=handle.trial), metadata=metadata
+                )
+            assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            with pytest.raises(grpc.RpcError) as error:
+                channel.unary_unary("/optuna_flyte_dsl.Trials/Prune")(b'{"trial": 0}', metadata=metadata)
+            assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    monkeypatch.delenv(TOKEN_ENV)
+    with pytest.raises(OptunaFlyteError, match=f"'{TOKEN_ENV}' must hold the token of the search, but it is not set"):
+        handle.open()
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("DeleteStudy", api_pb2.DeleteStudyRequest(study_id=0)),
+        ("CreateNewTrial", api_pb2.CreateNewTrialRequest(study_id=0, template_trial_is_none=True)),
+        ("SetTrialStateValues", api_pb2.SetTrialStateValuesRequest(trial_id=0, state=1)),
+        ("GetAllStudies", api_pb2.GetAllStudiesRequest()),
+    ],
+)
+def test_a_trial_can_do_no_more_than_it_needs(study, server, method, request_):
+    study.ask()
+    metadata = ((TOKEN_METADATA, server.token),)
+    with grpc.insecure_channel(server.address) as channel:
+        call = getattr(api_pb2_grpc.StorageServiceStub(channel), method)
+        with pytest.raises(grpc.RpcError) as error:
+            call(request_, metadata=metadata)
+    assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert len(study.trials) == 1
+
+
+def test_a_trial_that_is_over_is_answered_to_no_more(study, server):
+    trial = study.ask()
+    there = server.serve(trial).open()
+    server.forget(trial)
+    with pytest.raises(grpc.RpcError) as error:
+        there.suggest_float("x", 0, 1)
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_what_flyte_carries_holds_no_secret(server, study):
+    handle = server.serve(study.ask())
+    context = FlyteContextManager.current_context()
+    kind = TypeEngine.to_literal_type(optuna.Trial)
+    text = TypeEngine.to_literal(context, handle, optuna.Trial, kind).scalar.primitive.string_value
+    assert set(json.loads(text)) == {"address", "trial", "study", "token", "search"}
+    assert server.token not in text + repr(handle) + str(pickle.dumps(handle))
+    assert json.loads(text)["token"] == TOKEN_ENV, "the name of the variable"
+
+
+def test_a_trial_of_this_process_stays_itself(study):
+    seen = []
+
+    @fl.task
+    def test_looks(trial: optuna.Trial, x: float) -> float:
+        seen.append(trial)
+        return x
+
+    trial = study.ask()
+    assert test_looks(trial=trial, x=1.0) == 1.0
+    assert seen == [trial]
+    fixed = optuna.trial.FixedTrial({"x": 0.5})
+    assert conformance.prunes.task.task_function.__name__ == "prunes"
+
+    @fl.task
+    def test_reads(trial: optuna.trial.BaseTrial) -> float:
+        return trial.suggest_float("x", 0, 1)
+
+    assert test_reads(trial=fixed) == 0.5
+    with pytest.raises(Exception, match=r"An `optuna.Trial` is needed, but got 3"):
+        test_looks(trial=3, x=1.0)
+
+
+def test_a_trial_may_reach_its_storage_by_itself(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=url, study_name="s")
+    trial = study.ask()
+    handle = TrialHandle("env:THE_STORAGE", trial._trial_id, "s")
+    with pytest.raises(OptunaFlyteError, match="'THE_STORAGE' must hold the storage's URL, but it is not set here"):
+        handle.open()
+    monkeypatch.setenv("THE_STORAGE", url)
+    assert "sqlite" not in handle.to_text()
+    with using_pruner(lambda: optuna.pruners.ThresholdPruner(upper=0.5)):
+        there = handle.open()
+    there.report(0.75, 0)
+    assert there.should_prune()
+    assert study.trials[0].intermediate_values == {0: 0.75}
+
+
+@optimize(concurrency=2, n_trials=3, progress=False)
+@fl.task
+def takes(trial: optuna.Trial, x: Float(0, 1)) -> Minimize:
+    return x
+
+
+@pytest.fixture
+def admin(tmp_path):
+    def reports(execution):
+        handle = TrialHandle.from_text(execution.inputs.literals["trial"].scalar.primitive.string_value)
+        variables = {pair.key: pair.value for pair in execution.spec.envs.values}
+        with _environment(variables):
+            trial = handle.open()
+            trial.report(trial.number, 0)
+            trial.set_user_attr("pod", True)
+        return Succeeded(outputs(execution.inputs.literals["x"].scalar.primitive.float_value))
+
+    with FlyteAdmin(tmp_path / "flyte", instant=reports) as admin:
+        yield admin
+
+
+_lock = threading.Lock()
+
+
+class _environment:
+    def __init__(self, variables):
+        self.variables = variables
+
+    def __enter__(self):
+        _lock.acquire()
+        os.environ.update(self.variables)
+
+    def __exit__(self, *_):
+        for name in self.variables:
+            os.environ.pop(name, None)
+        _lock.release()
+
+
+def test_pods_report_to_the_process_that_searches(admin, caplog):
+    caplog.set_level(logging.DEBUG, logger="optuna_flyte_dsl")
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    study = run_on(admin, takes)
+    assert states(study) == ["COMPLETE"] * 3
+    assert [trial.intermediate_values for trial in study.trials] == [{0: number} for number in range(3)]
+    assert all(trial.user_attrs["pod"] for trial in study.trials)
+    tokens = {
+        pair.value for each in admin.executions.values() for pair in each.spec.envs.values if pair.key == TOKEN_ENV
+    }
+    (token,) = tokens
+    said = "".join(record.getMessage() for record in caplog.records)
+    assert token not in said + "".join(map(str, study.trials))
+    assert "what is sent is not encrypted" in said
+    address = TrialHandle.from_text(
+        next(iter(admin.executions.values())).inputs.literals["trial"].scalar.primitive.string_value
+    )
+    with grpc.insecure_channel(address.address) as channel, pytest.raises(grpc.FutureTimeoutError):
+        grpc.channel_ready_future(channel).result(timeout=0.5)  # it is closed with the search
+
+
+def run_on(admin, objective, **options):
+    return with_options(objective, **options).on(admin.remote(), image_config=IMAGES).run_sync()
+
+
+def test_the_token_may_come_from_a_secret_of_the_user(admin, monkeypatch):
+    with pytest.raises(RefusedError, match="'MY_TOKEN' must hold the token that pods show, but it is not set here"):
+        run_on(admin, takes, trials_token_env="MY_TOKEN")
+    monkeypatch.setenv("MY_TOKEN", "a-secret-of-the-users")
+    admin.executions.clear()
+    study = run_on(admin, takes, trials_token_env="MY_TOKEN", trials_host="127.0.0.1")
+    assert states(study) == ["COMPLETE"] * 3
+    for execution in admin.executions.values():
+        assert not [pair for pair in execution.spec.envs.values if pair.value == "a-secret-of-the-users"]
+
+
+def test_a_bare_tasks_pruning_shows_as_pruned_in_the_study(admin):
+    admin.instant = lambda execution: Failed(
+        "USER:Unknown", "Traceback\n\nMessage:\n\n    TrialPruned: at step 3\n\nUser error."
+    )
+    assert set(states(run_on(admin, takes))) == {"PRUNED"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials_port": 70000}, "a port from 0 to 65535"),
+        ({"trials_host": 3}, "`trials_host` of `Cluster` must be a string"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(InvalidOptionError, match=message):
+        Cluster(**options)
+
+
+def test_what_is_private_in_optuna_is_where_it_was():
+    """A new version that moves it must fail here, and say so."""
+    service = api_pb2.DESCRIPTOR.services_by_name["StorageService"]
+    assert {method.name for method in service.methods} >= server_module._ALLOWED
+    assert callable(optuna_grpc._servicer.OptunaStorageProxyService)
+    assert {"create_insecure_channel", "GrpcClientCache"} <= set(vars(optuna_grpc._client))
+    assert process_executor._global_shutdown is False
+    assert process_executor._MAX_MEMORY_LEAK_SIZE > 0
+    trial = optuna.create_study().ask()
+    assert {"_trial_id", "_cached_frozen_trial", "_fixed_params", "storage", "study"} <= set(vars(trial))

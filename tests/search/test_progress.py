@@ -1,0 +1,122 @@
+import asyncio
+import io
+import logging
+
+import optuna
+import pytest
+from rich.console import Console
+from rich.live import Live
+
+from optuna_flyte_dsl import Float, Optimizer
+from optuna_flyte_dsl.search import progress
+
+
+def objective(x: Float(0, 1)):
+    if x < 0.3:
+        raise RuntimeError("low")
+    if x < 0.5:
+        raise optuna.TrialPruned
+    return x
+
+
+@pytest.fixture(autouse=True)
+def _talkative_optuna(_quiet_optuna):
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(progress, "_on_terminal", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return screen
+
+
+def search(**options):
+    return Optimizer(objective, 2, 20, seed=1, **options).run_sync()
+
+
+def test_a_search_that_is_interrupted_says_how_far_it_came(warned):
+    async def waits(x: Float(0, 1)) -> float:
+        if len(waits_for) == 2:
+            task.cancel()
+            await asyncio.Event().wait()
+        waits_for.append(x)
+        return x
+
+    async def main():
+        nonlocal task
+        task = asyncio.ensure_future(Optimizer(waits, 1, 9, progress=False)())
+        await asyncio.wait([task])
+
+    waits_for, task = [], None
+    asyncio.run(main())
+    assert warned()[-1] == "`waits` was interrupted when 2 of 9 trials had finished. They are in its study."
+
+
+def test_on_a_terminal_there_is_a_bar_with_counts_and_the_best_value(terminal):
+    study = search()
+    shown = terminal.getvalue()
+    assert "objective" in shown
+    assert "20/20" in shown
+    assert f"best {study.best_value:.6g}" in shown
+    assert "failed" in shown
+    assert "pruned" in shown
+    assert "left" in shown
+
+
+def test_it_can_be_turned_off(terminal, caplog):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    search(progress=False)
+    assert terminal.getvalue() == ""
+    ours = [record for record in caplog.records if record.name == "optuna_flyte_dsl"]
+    assert not [record for record in ours if record.levelno == logging.INFO]
+
+
+def test_a_second_search_at_the_same_time_logs_lines(terminal, caplog):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+
+    async def main():
+        await asyncio.gather(Optimizer(objective, 1, 3)(), Optimizer(objective, 1, 3)())
+
+    asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records if "search over" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("objective: search over, 3 of 3 trials finished")
+
+
+def test_where_rich_shows_something_else_lines_are_logged(terminal, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    console = Console(file=terminal, force_terminal=True)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    with Live("mine", console=console, auto_refresh=False):
+        search()
+    search()
+    assert "20/20" in terminal.getvalue()
+
+
+def test_elsewhere_a_line_is_logged_now_and_then(caplog, monkeypatch, capfd, pauses):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    pauses.progress_line = 0.0
+    study = search()
+    ours = [record for record in caplog.records if record.name == "optuna_flyte_dsl"]
+    lines = [record.getMessage() for record in ours if record.levelno == logging.INFO]
+    assert lines[-1].startswith("objective: search over, 20 of 20 trials finished, best ")
+    assert f"best {study.best_value:.6g}" in lines[-1]
+    assert any(line.startswith("objective: 7 of 20 trials finished") for line in lines)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("direction", "best"), [("minimize", min), ("maximize", max)])
+def test_the_best_value_follows_the_direction(direction, best):
+    tally = progress.Tally("o", 3, [optuna.study.StudyDirection[direction.upper()]])
+    for value in (2.0, 1.0, 3.0):
+        tally.add(optuna.trial.create_trial(value=value))
+    assert tally.best == best(1.0, 3.0)
+
+
+def test_several_objectives_have_no_best_value():
+    tally = progress.Tally("o", 3, [optuna.study.StudyDirection.MINIMIZE] * 2)
+    tally.add(optuna.trial.create_trial(values=[1.0, 2.0]))
+    assert tally.describe() == ""

@@ -1,0 +1,85 @@
+"""A real process that is interrupted: no trial is left running."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tests.support import wait_until
+
+PROGRAM = """
+import asyncio, pathlib, sys, time
+import flytekit as fl
+import optuna
+from optuna_flyte_dsl import Float
+from optuna_flyte_dsl import Optimizer
+from optuna_flyte_dsl import optimize
+
+folder = pathlib.Path(sys.argv[1])
+
+def study():
+    return optuna.create_study(storage=f"sqlite:///{folder}/study.db", study_name="s", load_if_exists=True)
+
+def note(number):
+    (folder / f"started-{number}").touch()
+
+async def in_the_loop(trial: optuna.Trial):
+    if trial.number < 2:
+        return 1.0
+    note(trial.number)
+    await asyncio.Event().wait()
+
+def in_a_thread(trial: optuna.Trial):
+    if trial.number < 2:
+        return 1.0
+    note(trial.number)
+    while True:  # a loop without a pause would keep Python's lock from what ends the search, on a busy machine for long
+        time.sleep(0.001)
+
+search = Optimizer(in_a_thread if sys.argv[2].endswith("thread") else in_the_loop, 2, 10, study)
+
+@fl.eager
+async def eager() -> float:
+    return (await search()).best_value
+
+if sys.argv[2].startswith("eager"):
+    asyncio.run(eager())
+elif sys.argv[2].startswith("sync"):
+    search.run_sync()
+else:
+    asyncio.run(search())
+"""
+
+
+@pytest.mark.parametrize("how", ["asyncio", "sync-thread", "eager", "eager-thread"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_leaves_no_trial_running(tmp_path, how, times):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = subprocess.Popen(
+        [sys.executable, "program.py", str(tmp_path), how],
+        cwd=tmp_path,
+        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2 or process.poll() is not None, 60)
+        for _ in range(times):  # the second one breaks off what the first has begun
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0, errors
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"], errors
+    reasons = {trial.user_attrs["optuna_flyte_dsl:error"] for trial in study.trials if trial.state.name == "FAIL"}
+    assert reasons <= {
+        "The search was cancelled while this trial ran.",
+        "The search was interrupted while this trial ran.",
+    }

@@ -1,0 +1,885 @@
+"""A search that is kept: exactly as many trials as asked for, over all calls, processes and outages."""
+
+import asyncio
+import collections
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import optuna
+import pytest
+import sqlalchemy.exc
+from optuna.exceptions import StorageInternalError
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl import (
+    Float,
+    InvalidOptionError,
+    Minimize,
+    Optimizer,
+    SearchRunningError,
+    StorageUnavailableError,
+    optimize,
+)
+from optuna_flyte_dsl._foreign_errors import is_storage_outage
+from optuna_flyte_dsl.study import liveness as owners_module
+from optuna_flyte_dsl.study import resuming as share_module
+from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
+from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.liveness import Life, Owner
+from optuna_flyte_dsl.study.locks import FileLock
+from optuna_flyte_dsl.study.resuming import ASK_LATER, Quota
+from optuna_flyte_dsl.study.storages import open_storage
+from tests.soak import Proxy, campaign
+from tests.support import in_movable_time, own_threads, wait_until
+from tests.support.postgres import Postgres
+
+RELATIONAL = ["sqlite", "postgresql"]
+SHARED = ["journal", "postgresql", "grpc"]
+ALL = ["journal", "sqlite", "postgresql", "grpc"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with contextlib.closing(Postgres()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(server):
+    with contextlib.closing(Proxy(server.url)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def storage(request, tmp_path):
+    """Return what is given as `storage`."""
+    kind = request.param
+    if kind == "journal":
+        return str(tmp_path / "study.journal")
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    if kind == "postgresql":
+        return request.getfixturevalue("server").url
+    port = request.getfixturevalue("proxy").port
+    return lambda: optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=port)
+
+
+def on(*kinds):
+    return pytest.mark.parametrize("storage", kinds, indirect=True)
+
+
+@pytest.fixture
+def name(request):
+    """Return a name that no other test has for a study."""
+    return request.node.name
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    wait_until(lambda: not own_threads())
+
+
+def objective(**options):
+    @optimize(**{"concurrency": 2, "n_trials": 6, "progress": False, **options})
+    def objective(x: Float(0, 1), base: float = 0.0) -> Minimize:
+        return x + base
+
+    return objective
+
+
+def states(study):
+    return dict(collections.Counter(trial.state.name for trial in study.trials))
+
+
+def left_running(storage, name, record=None, **params):
+    """Leave a trial RUNNING, as a process that was killed has done."""
+    there = open_storage(storage)
+    study = optuna.create_study(storage=there, study_name=name, load_if_exists=True)
+    system_attrs = {f"{OWNER}other": record} if record is not None else {}
+    distributions = {key: optuna.distributions.FloatDistribution(0, 1) for key in params}
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=params, distributions=distributions, system_attrs=system_attrs
+        )
+    )
+    return study
+
+
+def dead_record():
+    """Return what a process has left that ran here and is dead."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return {**owners_module._host(), "pid": process.pid, "started": time.time(), "session": "other"}
+
+
+# Each row of the table in docs/reference/storage.md: what is given, and what the first and the second call leave.
+
+
+def rows():
+    journal, given = {"storage": "JOURNAL"}, {"study": "STUDY"}
+    named, resumed = {"study_name": "named"}, {"resume": True}
+    return [
+        ({}, ("decorated", "new", 6), ("decorated", "new", 6)),
+        ({}, ("optimizer", "new", 6), ("optimizer", "same", 12)),
+        (named, ("decorated", "new", 6), ("decorated", "new", 6)),
+        (journal, ("decorated", "new", 6), ("decorated", "new", 6)),
+        (journal, ("optimizer", "new", 6), ("optimizer", "same", 12)),
+        ({**journal, **named}, ("decorated", "new", 6), ("decorated", "same", 12)),
+        ({**journal, **named}, ("optimizer", "new", 6), ("optimizer", "same", 12)),
+        ({**journal, **resumed}, ("decorated", "new", 6), ("decorated", "same", 6)),
+        ({**journal, **resumed}, ("optimizer", "new", 6), ("optimizer", "same", 6)),
+        ({**journal, **named, **resumed}, ("decorated", "new", 6), ("decorated", "same", 6)),
+        (given, ("decorated", "given", 6), ("decorated", "given", 12)),
+        (given, ("optimizer", "given", 6), ("optimizer", "given", 12)),
+        ({**given, **resumed}, ("decorated", "given", 6), ("decorated", "given", 6)),
+        ({**given, **resumed}, ("optimizer", "given", 6), ("optimizer", "given", 6)),
+    ]
+
+
+@pytest.mark.parametrize(("given", "first", "second"), rows())
+def test_what_each_combination_means_at_the_first_and_the_second_call(given, first, second, tmp_path):
+    options = dict(given)
+    if "storage" in options:
+        options["storage"] = tmp_path / "study.journal"
+    if "study" in options:
+        options["study"] = optuna.create_study()
+    plain = objective().task
+    if first[0] == "optimizer":
+        search = Optimizer(plain, concurrency=2, n_trials=6, progress=False, **options)
+    else:
+        search = objective(**options)
+    one = search.run_sync()
+    before = one.study_name
+    assert len(one.trials) == first[2]
+    two = search.run_sync()
+    assert len(two.trials) == second[2]
+    same = two is one if options.get("storage") is None else two.study_name == before
+    assert same == (second[1] != "new")
+    if "study" in options:
+        assert two is options["study"]
+    if "study_name" in options:
+        assert two.study_name == "named"
+    if options.get("resume") and "study" not in options and "study_name" not in options:
+        assert two.study_name == "objective"
+
+
+@on(*ALL)
+def test_calls_total_what_was_asked_for(storage, name):
+    search = objective(storage=storage, study_name=name, resume=True)
+    assert states(search.run_sync()) == {"COMPLETE": 6}
+    search.n_trials = 9
+    study = search.run_sync()
+    assert states(study) == {"COMPLETE": 9}
+    study.enqueue_trial({"x": 0.125})
+    search.n_trials = 10
+    assert search.run_sync().trials[9].params == {"x": 0.125}, "an enqueued trial is honoured, and counts"
+
+
+@on(*SHARED)
+def test_two_searches_at_the_same_time_split_the_total(storage, name):
+    searches = [objective(storage=storage, study_name=name, resume=True, n_trials=15, concurrency=3) for _ in range(2)]
+
+    async def both():
+        return await asyncio.gather(*(search() for search in searches))
+
+    studies = asyncio.run(both())
+    for study in studies:
+        assert sum(trial.state is TrialState.COMPLETE for trial in study.trials) == 15
+        assert not any(trial.state is TrialState.RUNNING for trial in study.trials)
+    owners = {next(key for key in t.system_attrs if key.startswith(OWNER)) for t in study.trials}
+    assert len(owners) == 2, "one has done all of it"
+
+
+@on(*ALL)
+def test_what_a_dead_process_has_left_running_is_closed_and_tried_again_first(storage, name):
+    left_running(storage, name, dead_record(), x=0.375)
+    study = objective(storage=storage, study_name=name, resume=True, concurrency=1).run_sync()
+    lost, retry = study.trials[:2]
+    assert (lost.state, lost.user_attrs[LOST]) == (TrialState.FAIL, True)
+    assert lost.user_attrs[ERROR] == "The process that ran this trial has died."
+    assert (retry.params, retry.user_attrs[RETRY_OF]) == ({"x": 0.375}, 0)
+    assert states(study) == {"FAIL": 1, "COMPLETE": 6}, "the lost one does not count"
+
+
+@on(*ALL)
+def test_of_what_nothing_is_known_the_user_says_that_it_is_dead(storage, name, warned):
+    record = {**dead_record(), "host": "elsewhere"}
+    left_running(storage, name, record, x=0.375)
+    search = objective(storage=storage, study_name=name, resume=True)
+    study = search.run_sync()
+    assert states(study) == {"RUNNING": 1, "COMPLETE": 5}, "it counts as running"
+    assert any("process" in line and "on elsewhere" in line and "takeover=True" in line for line in warned())
+    study = objective(storage=storage, study_name=name, resume=True, takeover=True).run_sync()
+    assert states(study) == {"FAIL": 1, "COMPLETE": 6}
+    assert study.trials[-1].params == {"x": 0.375}
+
+
+def test_a_process_that_lives_keeps_its_trials_and_is_waited_for(tmp_path):
+    storage = str(tmp_path / "study.journal")
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = owners_module._start_of(other.pid)
+    record = {**owners_module._host(), "pid": other.pid, "started": started, "session": "other"}
+    left_running(storage, "s", record, x=0.375)
+
+    def die(study, trial):
+        if len(study.trials) == 6:
+            threading.Timer(0.3, other.kill).start()
+            threading.Timer(0.35, other.wait).start()
+
+    search = objective(storage=storage, study_name="s", resume=True, takeover=True, callbacks=[die])
+    study = search.run_sync()
+    assert states(study) == {"FAIL": 1, "COMPLETE": 6}
+    assert study.trials[-1].params == {"x": 0.375}, "what it had left is done when it has died"
+    other.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "life"),
+    [
+        ({}, Life.DEAD),
+        ({"host": "elsewhere"}, Life.UNKNOWN),
+        ({"machine": "another"}, Life.UNKNOWN),
+        ({"space": "pid:[1]"}, Life.UNKNOWN),
+        ({"pid": os.getpid()}, Life.DEAD),  # of this process, all sessions that live are known
+        ({"pid": os.getppid(), "started": None}, Life.ALIVE),
+        ({"pid": os.getppid()}, Life.DEAD),  # another process has its number now
+    ],
+)
+def test_the_evidence_of_a_process_on_this_host(change, life):
+    record = {**dead_record(), **change}
+    if record["started"] is None:
+        record["started"] = owners_module._start_of(record["pid"])
+    assert owners_module._life_by_pid(record) is life
+
+
+def test_a_clock_that_is_set_fails_no_live_process(monkeypatch):
+    record = {**owners_module._host(), "pid": os.getppid(), "started": owners_module._start_of(os.getppid())}
+    monkeypatch.setattr(owners_module.psutil.Process, "create_time", lambda self: 0.0)
+    assert owners_module._life_by_pid(record) is Life.ALIVE
+
+
+def test_what_was_taken_for_dead_and_lives_keeps_its_value(tmp_path):
+    """The retry is taken where nobody has begun it; else the value stands beside it."""
+    path = tmp_path / "study.journal"
+
+    @optimize(concurrency=2, n_trials=4, storage=path, study_name="s", resume=True, progress=False)
+    def search(trial, x: Float(0, 1)) -> float:
+        if trial.number < 2:
+            there = optuna.load_study(study_name="s", storage=open_storage(path))
+            share_module.close_lost(there, there.trials[trial.number])
+            if trial.number == 0:
+                share_module.retry_lost(there)
+        return x
+
+    study = search.run_sync()
+    assert sum(share_module.counts(trial) for trial in study.trials) == 4
+    values = [trial.value for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert {study.trials[number].params["x"] for number in (0, 1)} <= set(values)
+
+
+def test_a_trial_that_somebody_else_has_told_ends_nothing(tmp_path):
+    @optimize(concurrency=1, n_trials=3, storage=tmp_path / "s.journal", study_name="s", progress=False)
+    def search(trial, x: Float(0, 1)) -> float:
+        if trial.number == 0:
+            there = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "s.journal"))
+            there.tell(0, 7.0)
+            raise ValueError("it has failed here")
+        return x
+
+    study = search.run_sync()
+    assert (study.trials[0].value, states(study)) == (7.0, {"COMPLETE": 3})
+
+
+def test_a_machine_that_was_started_anew_runs_nothing_of_before(monkeypatch):
+    here = {**owners_module._host(), "machine": "this"}
+    monkeypatch.setattr(owners_module, "_host", lambda: here)
+    record = {**here, "boot": "before", "pid": 1, "started": 0.0}
+    assert owners_module._life_by_pid(record) is Life.DEAD
+    here["machine"] = record["machine"] = ""
+    assert owners_module._life_by_pid(record) is Life.UNKNOWN
+
+
+def test_a_lock_in_the_database_tells_whether_another_host_lives(server, pauses):
+    pauses.lock_patience = 0.05
+    storage = optuna.storages.get_storage(server.url)
+    mine, other = Owner(storage).open(), Owner(storage).open()
+    owners_module._living_sessions.discard(other.session)
+    record = {**other.evidence, "host": "elsewhere"}
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={other.key: record})
+    try:
+        assert mine.life(trial) is Life.ALIVE
+        other.close()
+        wait_until(lambda: other._lock._connection is None)
+        assert mine.life(trial) is Life.ALIVE, "it may be cut off for a moment"
+        wait_until(lambda: mine.life(trial) is Life.DEAD)  # the server may see later that it is gone
+        record["server"] = "one that was stopped since"
+        trial.system_attrs = {other.key: record}
+        assert mine.life(trial) is Life.UNKNOWN, "no lock has outlived it"
+    finally:
+        mine.close()
+
+
+def test_a_lock_comes_back_with_its_connection(server, pauses):
+    pauses.lock_check = 0.02
+    storage = optuna.storages.get_storage(server.url)
+    owner = Owner(storage).open()
+    try:
+        with storage._backend.engine.connect() as connection:
+            cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            connection.exec_driver_sql(cut)
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+            wait_until(lambda: connection.exec_driver_sql(held).scalar() == 1)
+    finally:
+        owner.close()
+        storage._backend.engine.dispose()
+
+
+def test_a_trial_has_an_owner_from_its_first_moment_on(tmp_path):
+    inner = open_storage(tmp_path / "study.journal")
+    owner = Owner(inner).open()
+    storage = DurableStorage(inner, owner, "it")
+    study = optuna.create_study(storage=inner)
+    seen = []
+    create = inner.create_new_trial
+    inner.create_new_trial = lambda study_id, template_trial=None: (
+        seen.append(template_trial) or create(study_id, template_trial)
+    )
+    number = storage.create_new_trial(study._study_id)
+    assert seen[0].system_attrs[owner.key]["pid"] == os.getpid()
+    assert owner.owns(inner.get_trial(number))
+    study.enqueue_trial({"x": 1.0})
+    waiting = study.trials[-1]._trial_id
+    assert storage.set_trial_state_values(waiting, TrialState.RUNNING)
+    assert owner.owns(inner.get_trial(waiting))
+    rival = Owner(inner).open()
+    assert not DurableStorage(inner, rival, "it").set_trial_state_values(waiting, TrialState.RUNNING)
+    assert not rival.owns(inner.get_trial(waiting)), "who comes second leaves no trace"
+    owner.close()
+    rival.close()
+
+
+def test_where_nothing_keeps_others_out_nobody_asks_for_too_many():
+    """Two searches ask at the same time, each before it can see the other's trial."""
+    inner = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=inner)
+    owners = [Owner(inner).open(), Owner(inner).open()]
+    shares = []
+    for owner in owners:
+        storage = DurableStorage(inner, owner, "it")
+        view = optuna.load_study(study_name=study.study_name, storage=inner)
+        view._storage = storage
+        shares.append((Quota(view, storage, 1), view))
+    (first, first_view), (second, second_view) = shares
+
+    def ask():
+        trial = first_view.ask()
+        assert second._ask(second_view.ask, []) is ASK_LATER  # the other one is in between
+        return trial
+
+    assert first._ask(ask, []) is not ASK_LATER
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.WAITING]
+    for owner in owners:
+        owner.close()
+
+
+# Outages.
+
+
+def caused(cause):
+    error = StorageInternalError("An exception is raised during the commit.")
+    error.__cause__ = cause
+    return error
+
+
+def refused(code, details=""):
+    error = grpc.RpcError(details)
+    error.code = lambda: code
+    return error
+
+
+@pytest.fixture
+def _hurried(pauses):
+    pauses.storage_longest = 0.1
+    pauses.storage_patience_at_end = 0.3
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_database_that_is_restarted_loses_no_value(name):
+    with contextlib.closing(Postgres()) as server:
+        returned, outages = {}, []
+
+        @optimize(concurrency=3, n_trials=12, storage=server.url, study_name=name, resume=True, progress=False)
+        def search(trial, x: Float(0, 1)) -> float:
+            if trial.number in (3, 7):
+                server.stop()
+                threading.Timer(0.5, server.start).start()
+                outages.append(trial.number)
+            returned[trial.number] = x
+            return x
+
+        study = search.run_sync()
+        assert states(study) == {"COMPLETE": 12}
+        assert {trial.number: trial.value for trial in study.trials} == returned
+        assert outages == [3, 7]
+        study._storage._backend.engine.dispose()
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_database_file_that_is_locked_for_a_while_loses_no_value(tmp_path, name):
+    path = tmp_path / "study.db"
+    url = f"sqlite:///{path}?timeout=0.01"
+
+    @optimize(concurrency=1, n_trials=4, storage=url, study_name=name, resume=True, progress=False)
+    def search(x: Float(0, 1)) -> float:
+        lock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        lock.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.2, lock.close).start()
+        return x
+
+    study = search.run_sync()
+    assert states(study) == {"COMPLETE": 4}
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_proxy_that_is_restarted_loses_no_value(server, name):
+    with contextlib.closing(Proxy(server.url)) as proxy:
+        storage = optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=proxy.port)
+        restarting = []
+
+        @optimize(concurrency=2, n_trials=6, storage=storage, study_name=name, resume=True, progress=False)
+        def search(trial, x: Float(0, 1)) -> float:
+            if trial.number == 2:
+                proxy.close()
+                restarting.append(threading.Thread(target=proxy.start))
+                restarting[0].start()
+            return x
+
+        study = search.run_sync()
+        restarting[0].join()
+        assert states(study) == {"COMPLETE": 6}
+        assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+        storage.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (TimeoutError(), True),
+        (ValueError("a category of another kind"), False),
+        (KeyError("no such study"), False),
+        (sqlalchemy.exc.OperationalError("SELECT", {}, Exception("locked")), True),
+        (sqlalchemy.exc.DataError("INSERT", {}, Exception("too long")), False),
+        (sqlalchemy.exc.TimeoutError("the pool is empty"), True),
+        (StorageInternalError("of no known cause"), True),
+        (caused(sqlalchemy.exc.OperationalError("INSERT", {}, Exception("gone"))), True),
+        (caused(sqlalchemy.exc.DataError("INSERT", {}, Exception("too long"))), False),
+        (refused(grpc.StatusCode.UNAVAILABLE), True),
+        (refused(grpc.StatusCode.UNAUTHENTICATED), False),
+        (refused(grpc.StatusCode.UNKNOWN, "Exception calling application: (psycopg.OperationalError) gone"), True),
+        (refused(grpc.StatusCode.UNKNOWN, "Exception calling application: 'x'"), False),
+    ],
+)
+def test_what_may_pass_by_itself(error, passes):
+    assert is_storage_outage(error) is passes
+
+
+class Full(JournalFileBackend):
+    """A disk that is full at times: half a line is written, and an error is raised."""
+
+    left = 0
+
+    def append_logs(self, logs):
+        if Full.left > 0:
+            Full.left -= 1
+            with open(self._file_path, "ab") as file:
+                file.write(json.dumps(logs[0]).encode()[:10])
+            raise OSError(28, "No space left on device")
+        super().append_logs(logs)
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_disk_that_is_full_for_a_while_loses_no_value_and_leaves_the_file_whole(tmp_path, name):
+    path = tmp_path / "study.journal"
+    storage = optuna.storages.JournalStorage(Full(str(path), lock_obj=FileLock(path)))
+
+    @optimize(concurrency=2, n_trials=6, storage=storage, study_name=name, resume=True, progress=False)
+    def search(x: Float(0, 1)) -> float:
+        Full.left = 3
+        return x
+
+    study = search.run_sync()
+    assert states(study) == {"COMPLETE": 6}
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    again = optuna.load_study(study_name=name, storage=open_storage(path))
+    assert [trial.value for trial in again.trials] == [trial.params["x"] for trial in study.trials]
+
+
+def test_a_database_that_falls_silent_holds_up_nothing_for_ever(name, monkeypatch, tmp_path, pauses):
+    """It neither answers nor refuses: only the search itself can end the wait."""
+    pauses.storage_silence = 0.3
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(Postgres()) as server:
+
+        async def main(loop):
+            @optimize(concurrency=1, n_trials=9, storage=server.url, study_name=name, timeout=3600, progress=False)
+            def search(x: Float(0, 1)) -> float:
+                server.freeze()
+                loop.skip(3601)
+                return x
+
+            await search()
+
+        with pytest.raises(StorageUnavailableError, match="trials 0, which have finished") as raised:
+            in_movable_time(main)
+        assert len(raised.value.untold) == 1
+        server.freeze(on=False)
+
+
+def test_an_answer_that_was_lost_makes_no_second_trial(tmp_path, name, monkeypatch):
+    inner = open_storage(tmp_path / "study.journal")
+    lost = {"create_new_trial": 2, "set_trial_state_values": 2}
+
+    def losing(method):
+        call = getattr(inner, method)
+
+        def wrapped(*args, **kwargs):
+            result = call(*args, **kwargs)
+            if lost[method]:
+                lost[method] -= 1
+                raise ConnectionResetError("the answer is lost")
+            return result
+
+        return wrapped
+
+    for method in lost:
+        monkeypatch.setattr(inner, method, losing(method))
+    study = objective(storage=inner, study_name=name, resume=True).run_sync()
+    assert states(study) == {"COMPLETE": 6}
+    assert all(trial.value == trial.params["x"] for trial in study.trials)
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_storage_that_does_not_come_back_ends_the_search_and_what_is_untold_is_saved(
+    tmp_path, name, monkeypatch, pauses
+):
+    pauses.storage_patience = 0.3
+    monkeypatch.chdir(tmp_path)
+    server = Postgres()
+    try:
+
+        @optimize(concurrency=1, n_trials=4, storage=server.url, study_name=name, resume=True, progress=False)
+        def search(trial, x: Float(0, 1)) -> float:
+            if trial.number == 2:
+                server.stop()
+            return x
+
+        with pytest.raises(StorageUnavailableError, match="trials 2, which have finished") as raised:
+            search.run_sync()
+        (saved,) = [json.loads(line) for line in raised.value.path.read_text().splitlines()]
+        assert (saved["trial"], saved["study"], saved["state"]) == (2, name, "COMPLETE")
+        assert saved["values"] == [saved["params"]["x"]]
+        assert server.password not in str(raised.value)
+        server.start()
+        search.study.tell(saved["trial"], saved["values"])  # as the message says
+        assert states(search.run_sync()) == {"COMPLETE": 4}
+    finally:
+        server.close()
+
+
+def test_ctrl_c_while_the_storage_is_gone_does_not_take_long(name, tmp_path, pauses):
+    pauses.storage_patience_at_end = 0.1
+    path = tmp_path / "study.journal"
+    storage = optuna.storages.JournalStorage(Full(str(path), lock_obj=FileLock(path)))
+
+    async def main():
+        running = asyncio.Event()
+        gone = threading.Event()
+
+        @optimize(concurrency=1, n_trials=4, storage=storage, study_name=name, progress=False)
+        async def search(x: Float(0, 1)) -> float:
+            Full.left = 10**6
+            running.set()
+            await asyncio.sleep(60)
+            return x
+
+        task = asyncio.ensure_future(search())
+        await running.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not gone.is_set()
+
+    try:
+        asyncio.run(main())
+    finally:
+        Full.left = 0
+
+
+def test_ctrl_c_while_a_trial_is_asked_for_in_vain_does_not_take_long(name, tmp_path, monkeypatch, pauses):
+    pauses.storage_patience_at_end = 0.1
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "study.journal"
+    storage = optuna.storages.JournalStorage(Full(str(path), lock_obj=FileLock(path)))
+
+    async def main():
+        ended = asyncio.Event()
+
+        @optimize(concurrency=1, n_trials=4, storage=storage, study_name=name, progress=False)
+        async def search(x: Float(0, 1)) -> float:
+            Full.left = 10**6
+            ended.set()
+            return x
+
+        task = asyncio.ensure_future(search())
+        await ended.wait()
+        await asyncio.sleep(0.2)  # it is told in vain now
+        task.cancel()
+        await asyncio.wait([task])
+        return task
+
+    try:
+        task = asyncio.run(main())
+    finally:
+        Full.left = 0
+    assert isinstance(task.exception(), StorageUnavailableError)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("postgres://user:secret@host/name", r"calls it 'postgresql'. Write 'postgresql\+psycopg://"),
+        ("search.db", r"For SQLite, write 'sqlite:///search.db'; for a journal, another name"),
+        (pathlib.Path("a/search.sqlite3"), r"For SQLite, write 'sqlite:///a/search.sqlite3'"),
+    ],
+)
+def test_a_storage_that_is_meant_to_be_a_database_is_refused_at_decoration(storage, message):
+    with pytest.raises(InvalidOptionError, match=message) as error:
+        objective(storage=storage)
+    assert "secret" not in str(error.value)
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    with pytest.raises(InvalidOptionError, match=r"is a folder. Name a file in it, as in '.*/search.journal'"):
+        objective(storage=tmp_path).run_sync()
+
+
+def test_a_search_that_has_failed_already_says_why_it_runs_nothing(tmp_path, name, warned):
+    def breaks(x: Float(0, 1)) -> float:
+        raise ValueError("a bug")
+
+    options = {"n_trials": 4, "storage": tmp_path / "s.journal", "study_name": name, "resume": True, "progress": False}
+    optimize(breaks, **options).run_sync()
+    assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
+    study = optimize(breaks, **options).run_sync()
+    assert len(study.trials) == 4
+    assert warned()[-2].startswith(f"The study '{name}' has its 4 trials already, and all have failed: nothing is run")
+    assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
+
+
+# The event loop.
+
+
+@pytest.mark.parametrize(
+    ("scheme", "in_pod"), [("postgresql+psycopg", False), ("unknown+driver", False), ("postgresql+psycopg", True)]
+)
+def test_what_a_database_needs_is_loaded_before_the_loop_runs(scheme, in_pod):
+    """Loading it in the loop would make it stand still: Python then collects the garbage of all that is imported."""
+    code = f"""
+import sys
+from optuna_flyte_dsl import Float
+from optuna_flyte_dsl import optimize
+
+@optimize(storage="{scheme}://user:password@127.0.0.1:1/name")
+def search(x: Float(0, 1)) -> float:
+    return x
+
+print([name in sys.modules for name in ("sqlalchemy.orm", "alembic.command", "psycopg")])
+"""
+    environment = {**os.environ, "FLYTE_INTERNAL_EXECUTION_ID": "x"} if in_pod else dict(os.environ)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    loaded = [not in_pod, not in_pod, not in_pod and scheme.startswith("postgresql")]
+    assert done.stdout.strip() == str(loaded)
+
+
+# Kills.
+
+
+@pytest.mark.parametrize(("kind", "executor"), [("journal", "thread"), ("postgresql", "process")])
+def test_killed_again_and_again_it_ends_with_just_its_trials(kind, executor):
+    result = campaign(kind, kills=2, rng=random.Random(kind), executor=executor, n_trials=40)
+    assert result["kills"] <= 2
+
+
+LEAVING = """
+import sys, threading, time
+from optuna_flyte_dsl import Float
+from optuna_flyte_dsl import optimize
+
+kept = dict(study_name="s", resume=True, progress=False)
+@optimize(concurrency=2, n_trials=9, executor="process", storage=sys.argv[1], **kept)
+def search(x: Float(0, 1)) -> float:
+    time.sleep(60)
+    return x
+
+threading.Thread(target=search.run_sync, daemon=True).start()
+while sum(trial.state.name == "RUNNING" and bool(trial.params) for trial in search.study.trials) < 2:
+    time.sleep(0.01)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("later", [0.0, 0.5, 3.0])  # seconds: the workers start, or run the trials
+def test_python_may_exit_while_processes_work(tmp_path, later):
+    """As a program does that was interrupted and whose search runs in a daemon thread: that of `pyflyte run`."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    command = [sys.executable, "-W", "ignore", str(tmp_path / "leaving.py"), str(tmp_path / "s.journal"), str(later)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    study = optuna.load_study(study_name="s", storage=open_storage(tmp_path / "s.journal"))
+    assert {(trial.state.name, trial.user_attrs.get(LOST)) for trial in study.trials} == {("FAIL", True)}
+    assert len(study.trials) == 2
+
+
+# What is said.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"storage": 3}, "`storage` must be a URL such as .* but got a int"),
+        ({"storage": ""}, "`storage` must be a URL or the path of a journal file, but got an empty string"),
+        ({"storage": optuna.storages.InMemoryStorage}, "but got the class InMemoryStorage"),
+        ({"storage": "x.journal", "study": optuna.create_study()}, "`storage` and `study` were both given"),
+        ({"study_name": "x", "study": optuna.create_study()}, "`study_name` and `study` were both given"),
+        ({"study_name": 3}, "`study_name` must be a string, but got 3"),
+        ({"resume": 1}, "`resume` must be True or False, but got 1"),
+        ({"resume": True}, r"`resume=True` needs `storage`, or `study`.*storage='search.journal'"),
+        ({"storage": "x.journal", "takeover": True}, "`takeover=True` needs `resume=True`"),
+    ],
+)
+def test_wrong_options_are_named_at_decoration(options, message):
+    with pytest.raises(InvalidOptionError, match=message):
+        objective(**options)
+
+
+def test_a_journal_in_no_folder_is_named_at_the_call(tmp_path):
+    with pytest.raises(InvalidOptionError, match=r"a folder that exists.*nowhere"):
+        objective(storage=tmp_path / "nowhere" / "study.journal").run_sync()
+    with pytest.raises(InvalidOptionError, match="it made a int"):
+        objective(storage=lambda: 3).run_sync()
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"a": 1}', b"my only notes, no newline", b"a,b\n1,2\n", b"\x00SQLite format 3\x00"]
+)
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    with pytest.raises(InvalidOptionError, match="is no journal of Optuna's"):
+        objective(storage=path).run_sync()
+    assert path.read_bytes() == content
+
+
+def test_a_url_that_is_misspelt_is_not_shown():
+    for url in ("postgresql+psycopg:/joe:s3cr3t@host/db", "joe:s3cr3t@host/db"):
+        with pytest.raises(InvalidOptionError, match="looks like a URL") as error:
+            objective(storage=url)
+        assert "s3cr3t" not in str(error.value)
+    with pytest.raises(InvalidOptionError, match=r"a folder that exists.*nowhere"):
+        objective(storage="sqlite:////nowhere/study.db").run_sync()
+
+
+def test_two_processes_make_the_tables_of_a_database_at_the_same_time():
+    with contextlib.closing(Postgres()) as server:
+        program = "import sys; from optuna_flyte_dsl.study.storages import open_storage; open_storage(sys.argv[1])"
+        command = [sys.executable, "-W", "ignore", "-c", program, server.url]
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        for process in processes:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0, said
+
+
+def test_a_space_that_has_changed_is_named_before_the_first_trial(tmp_path):
+    path = tmp_path / "study.journal"
+    objective(storage=path, resume=True, n_trials=2).run_sync()
+
+    @optimize(n_trials=4, storage=path, study_name="objective", resume=True, progress=False)
+    def changed(x: Float(0.1, 1, log=True)) -> Minimize:
+        return x
+
+    with pytest.raises(InvalidOptionError, match=r"`x` is FloatDistribution.*'objective' have.*another `study_name`"):
+        changed.run_sync()
+    assert len(changed.study.trials) == 2
+
+
+def test_enqueued_parameters_that_do_not_fit_are_a_failed_trial(tmp_path):
+    search = objective(storage=tmp_path / "study.journal", resume=True, n_trials=3, concurrency=1)
+    search.study.enqueue_trial({"x": "high"})
+    study = search.run_sync()
+    assert states(study) == {"FAIL": 1, "COMPLETE": 2}
+    assert "were enqueued, and do not fit the search space: {'x': 'high'}" in study.trials[0].user_attrs[ERROR]
+
+
+def test_two_deterministic_searches_on_one_study_do_not_wait_for_each_other(tmp_path):
+    def search():
+        return objective(
+            storage=tmp_path / "study.journal", study_name="s", resume=True, n_trials=8, deterministic=True, seed=1
+        )
+
+    async def both():
+        return await asyncio.gather(search()(), search()(), return_exceptions=True)
+
+    ends = asyncio.run(both())
+    assert any(isinstance(end, SearchRunningError) for end in ends)
+    assert "RUNNING" not in states(optuna.load_study(study_name="s", storage=open_storage(tmp_path / "study.journal")))
+
+
+def test_a_resumed_study_with_other_arguments_is_warned_of(tmp_path, warned):
+    search = objective(storage=tmp_path / "study.journal", resume=True)
+    search.run_sync(base=1.0)
+    search.n_trials = 7
+    search.run_sync(base=2.0)
+    assert any("base=2.0, but its trials so far had 1.0" in line for line in warned())
+
+
+def test_no_password_is_shown_anywhere(server, caplog, name, tmp_path):
+    caplog.set_level(logging.DEBUG)
+    search = objective(storage=server.url, study_name=name, resume=True)
+    study = search.run_sync()
+    shown = [repr(search), repr(search._session.options), str(study.user_attrs)]
+    shown += [str(trial) for trial in study.trials] + [record.getMessage() for record in caplog.records]
+    assert server.password not in "".join(shown)
+    wrong = server.url.replace(server.password, "another-secret").replace(str(server.port), "1")
+    with pytest.raises(Exception) as error:
+        objective(storage=wrong).run_sync()
+    assert "another-secret" not in str(error.value)
+
+
+def test_a_half_written_line_is_cut_off(tmp_path):
+    path = tmp_path / "study.journal"
+    search = objective(storage=path, resume=True, n_trials=2)
+    search.run_sync()
+    with path.open("ab") as file:
+        file.write(b'{"op_code": 5, "half')
+    search.n_trials = 4
+    assert states(search.run_sync()) == {"COMPLETE": 4}
+    for content in (b"half", b"", b"x" * 10_000, b"a\nhalf"):
+        path.write_bytes(content)
+        lock = FileLock(path)
+        lock.acquire()
+        lock.release()
+        assert path.read_bytes() == (b"a\n" if content == b"a\nhalf" else b"")

@@ -1,0 +1,47 @@
+"""What several test files use: waiting for conditions, a movable clock, a stand-in cluster, a PostgreSQL server."""
+
+import asyncio
+import sys
+import threading
+import time
+
+import pytest
+
+needs_pyflyte = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="flytekit 1.16's command `pyflyte run` itself refuses Python 3.13"
+)
+
+
+def wait_until(condition, patience=30.0):
+    """Wait for a condition that another thread or process brings about."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+class MovableTime(asyncio.SelectorEventLoop):
+    """An event loop whose time a test moves, so that none has to wait for a deadline, or to be in time for it."""
+
+    skipped = 0.0
+
+    def time(self):
+        return super().time() + self.skipped
+
+    def skip(self, seconds):
+        """Let so many seconds be over. It may be called in any thread."""
+
+        def move():
+            self.skipped += seconds
+
+        self.call_soon_threadsafe(move)
+
+
+def in_movable_time(main):
+    """Run a coroutine function with the loop that it runs in; return what it returns."""
+    with asyncio.Runner(loop_factory=MovableTime) as runner:
+        return runner.run(main(runner.get_loop()))
+
+
+def own_threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("optuna-flyte")}

@@ -1,0 +1,529 @@
+"""The control plane: flyteidl's real services on a free loopback port."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import pathlib
+import threading
+import time
+import uuid
+
+import grpc
+from flyteidl.admin import (
+    common_pb2,
+    execution_pb2,
+    launch_plan_pb2,
+    node_execution_pb2,
+    project_pb2,
+    task_execution_pb2,
+    task_pb2,
+    version_pb2,
+    workflow_pb2,
+)
+from flyteidl.core import compiler_pb2, identifier_pb2, interface_pb2
+from flyteidl.core import execution_pb2 as flyteidl_execution_pb2
+from flyteidl.service import (
+    admin_pb2_grpc,
+    auth_pb2,
+    auth_pb2_grpc,
+    dataproxy_pb2,
+    dataproxy_pb2_grpc,
+    identity_pb2,
+    identity_pb2_grpc,
+)
+
+from tests.support.flyteadmin import filters
+from tests.support.flyteadmin.errors import Refused, check_name, invalid, missing
+from tests.support.flyteadmin.executions import PHASES, TERMINAL, Execution, Failed, Succeeded
+from tests.support.flyteadmin.literals import check_inputs
+from tests.support.flyteadmin.propeller import Propeller
+
+TRIMMED = 100
+INLINE_BYTES = 10 * 2**20
+
+
+@dataclasses.dataclass
+class Fault:
+    """What an RPC answers instead of its answer, `times` times.
+
+    Args:
+        code: The status.
+        times: How many calls.
+        done: Whether the server does what was asked for, and only the answer is lost.
+    """
+
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    times: int = 1
+    done: bool = False
+
+
+class FlyteAdmin:
+    """A Flyte cluster on this machine.
+
+    Args:
+        folder: Where inputs, outputs and uploads are kept, as files.
+        instant: Makes the outcome of an execution; without it, executions run as processes.
+        latency: Seconds that each RPC takes.
+        python_path: Folders with the modules that the image of each container has.
+        environment: Variables that each process gets.
+        system_retries: How often an attempt that a signal has ended is tried again, besides the task's own retries.
+    """
+
+    def __init__(
+        self, folder, *, instant=None, latency=0.0, python_path=(), environment=None, system_retries=0, workers=64
+    ):
+        self.folder = pathlib.Path(folder)
+        self.instant = instant
+        self.latency = latency
+        self.counts = collections.Counter()
+        self.faults = collections.defaultdict(list)
+        self.executions: dict[tuple[str, str, str], Execution] = {}
+        self.tasks: dict[tuple, task_pb2.TaskSpec] = {}
+        self.workflows: dict[tuple, workflow_pb2.WorkflowSpec] = {}
+        self.launch_plans: dict[tuple, launch_plan_pb2.LaunchPlanSpec] = {}
+        self.times: list[tuple[str, float]] = []
+        self.lock = threading.RLock()
+        self.port = 0
+        self.propeller = Propeller(self, python_path, dict(environment or {}), system_retries)
+        self._workers = workers
+        self._server = None
+        self._uploads = None
+
+    # Life
+
+    def start(self):
+        server = grpc.server(
+            concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="flyteadmin"),
+            interceptors=[_Gate(self)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.max_ping_strikes", 0),  # clients of flytekit ping every 30 seconds
+                ("grpc.max_receive_message_length", 20 * 2**20),
+            ],
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(self), server)
+        dataproxy_pb2_grpc.add_DataProxyServiceServicer_to_server(_DataProxy(self), server)
+        auth_pb2_grpc.add_AuthMetadataServiceServicer_to_server(_Auth(), server)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(_Identity(), server)
+        self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
+        assert self.port, "the port is taken"
+        server.start()
+        self._server = server
+        if self._uploads is None:
+            self._uploads = _Uploads(self.folder / "uploads")
+        return self
+
+    def stop(self):
+        """Stop answering, as a flyteadmin that is restarted; executions go on."""
+        self._server.stop(grace=None).wait()
+        self._server = None
+
+    def close(self):
+        if self._server is not None:
+            self.stop()
+        if self._uploads is not None:
+            self._uploads.close()
+        self.propeller.close()
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.close()
+
+    @property
+    def endpoint(self):
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def client_environment(self):
+        """What a client's environment needs to reach this cluster."""
+        return {"FLYTE_PLATFORM_URL": self.endpoint, "FLYTE_PLATFORM_INSECURE": "true"}
+
+    def remote(self, project="project", domain="development", **options):
+        from flytekit.configuration import Config, PlatformConfig
+        from flytekit.remote import FlyteRemote
+
+        config = Config(platform=PlatformConfig(endpoint=self.endpoint, insecure=True))
+        options.setdefault("data_upload_location", str(self.folder / "raw" / "client"))
+        return FlyteRemote(config, default_project=project, default_domain=domain, **options)
+
+    def fail(self, rpc, *faults):
+        """Let the next calls of an RPC fail."""
+        with self.lock:
+            self.faults[rpc].extend(faults)
+
+    # Entities
+
+    def launch(self, request: execution_pb2.ExecutionCreateRequest):
+        name = request.name or f"a{uuid.uuid4().hex[:19]}"
+        check_name(name)
+        if not request.project or not request.domain:
+            raise invalid("missing project or domain")
+        given = request.inputs if request.HasField("inputs") else request.spec.inputs
+        reference = request.spec.launch_plan
+        if reference.resource_type == identifier_pb2.TASK:
+            task = self.find(self.tasks, "task", reference)
+            inputs = check_inputs(given, task.template.interface.inputs.variables, {})
+        elif reference.resource_type == identifier_pb2.LAUNCH_PLAN:
+            plan = self.find(self.launch_plans, "launch plan", reference)
+            workflow = self.find(self.workflows, "workflow", plan.workflow_id)
+            inputs = check_inputs(given, workflow.template.interface.inputs.variables, defaults_of(plan))
+        else:
+            raise invalid(f"Invalid reference entity resource type {reference.resource_type}")
+        execution = Execution(request.project, request.domain, name, request.spec, inputs, time.time())
+        with self.lock:
+            if execution.key in self.executions:
+                raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"entity execution already exists {execution.key}")
+            self.executions[execution.key] = execution
+        if self.instant is not None:
+            outcome = self.instant(execution)
+            if outcome is not None:
+                with execution.lock:
+                    execution.outcome = outcome
+                    execution.ends = time.monotonic() + outcome.seconds
+                    execution.phase = PHASES.RUNNING
+        else:
+            self.propeller.start(execution)
+        return execution
+
+    def find(self, table, kind, identifier):
+        key = key_of(identifier)
+        with self.lock:
+            if key not in table:
+                raise missing(kind, key)
+            return table[key]
+
+    def running(self):
+        with self.lock:
+            executions = list(self.executions.values())
+        return [execution for execution in executions if execution.running]
+
+
+def key_of(identifier):
+    return identifier.project, identifier.domain, identifier.name, identifier.version
+
+
+def defaults_of(plan):
+    """Return what a launch plan gives its workflow besides the call's inputs: defaults and fixed ones."""
+    given = {
+        name: parameter.default
+        for name, parameter in plan.default_inputs.parameters.items()
+        if parameter.WhichOneof("behavior") == "default"
+    }
+    return given | dict(plan.fixed_inputs.literals)
+
+
+class _Gate(grpc.ServerInterceptor):
+    """Counts each RPC, makes it slow, lets it fail."""
+
+    def __init__(self, admin):
+        self._admin = admin
+
+    def intercept_service(self, continuation, details):
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        rpc = details.method.rsplit("/", 1)[-1]
+        admin = self._admin
+
+        def behave(request, context):
+            with admin.lock:
+                admin.counts[rpc] += 1
+                admin.times.append((rpc, time.monotonic()))
+                fault = None
+                waiting = admin.faults.get(rpc) or admin.faults.get("*")
+                if waiting:
+                    fault = waiting[0]
+                    fault.times -= 1
+                    if fault.times <= 0:
+                        waiting.pop(0)
+            if admin.latency:
+                time.sleep(admin.latency)
+            if fault is not None and not fault.done:
+                context.abort(fault.code, "a fault of the test")
+            try:
+                answer = handler.unary_unary(request, context)
+            except Refused as refused:
+                context.abort(refused.code, str(refused))
+            if fault is not None:
+                context.abort(fault.code, "a fault of the test, after all was done")
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(behave, handler.request_deserializer, handler.response_serializer)
+
+
+class _Admin(admin_pb2_grpc.AdminServiceServicer):
+    def __init__(self, admin: FlyteAdmin):
+        self._admin = admin
+
+    def GetVersion(self, request, context):
+        return version_pb2.GetVersionResponse(control_plane_version=version_pb2.Version(Version="stand-in"))
+
+    def ListProjects(self, request, context):
+        return project_pb2.Projects(projects=[project_pb2.Project(id="project", name="project")])
+
+    def _create(self, table, kind, identifier, spec):
+        for field in ("project", "domain", "name", "version"):
+            if not getattr(identifier, field):
+                raise invalid(f"missing {field}")
+        with self._admin.lock:
+            if key_of(identifier) in table:
+                raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"{kind} with identical structure already exists")
+            spec_copy = type(spec)()
+            spec_copy.CopyFrom(spec)
+            table[key_of(identifier)] = spec_copy
+
+    def CreateTask(self, request, context):
+        self._create(self._admin.tasks, "task", request.id, request.spec)
+        return task_pb2.TaskCreateResponse()
+
+    def GetTask(self, request, context):
+        spec = self._admin.find(self._admin.tasks, "task", request.id)
+        compiled = compiler_pb2.CompiledTask(template=spec.template)
+        return task_pb2.Task(id=request.id, closure=task_pb2.TaskClosure(compiled_task=compiled))
+
+    def ListTasks(self, request, context):
+        with self._admin.lock:
+            found = [(key, spec) for key, spec in self._admin.tasks.items() if key[2] == request.id.name]
+        tasks = [
+            task_pb2.Task(
+                id=spec.template.id,
+                closure=task_pb2.TaskClosure(compiled_task=compiler_pb2.CompiledTask(template=spec.template)),
+            )
+            for _, spec in reversed(found)
+        ]
+        return task_pb2.TaskList(tasks=tasks[: request.limit])
+
+    def CreateWorkflow(self, request, context):
+        self._create(self._admin.workflows, "workflow", request.id, request.spec)
+        return workflow_pb2.WorkflowCreateResponse()
+
+    def GetWorkflow(self, request, context):
+        spec = self._admin.find(self._admin.workflows, "workflow", request.id)
+        return workflow_pb2.Workflow(
+            id=request.id, closure=workflow_pb2.WorkflowClosure(compiled_workflow=self._compile(spec))
+        )
+
+    def _compile(self, spec):
+        closure = compiler_pb2.CompiledWorkflowClosure(
+            primary=compiler_pb2.CompiledWorkflow(template=spec.template),
+            sub_workflows=[compiler_pb2.CompiledWorkflow(template=sub) for sub in spec.sub_workflows],
+        )
+        seen = set()
+        for template in (spec.template, *spec.sub_workflows):
+            for node in template.nodes:
+                inner = node.array_node.node if node.WhichOneof("target") == "array_node" else node
+                if inner.WhichOneof("target") == "task_node":
+                    key = key_of(inner.task_node.reference_id)
+                    if key not in seen:
+                        seen.add(key)
+                        task = self._admin.find(self._admin.tasks, "task", inner.task_node.reference_id)
+                        closure.tasks.append(compiler_pb2.CompiledTask(template=task.template))
+        return closure
+
+    def CreateLaunchPlan(self, request, context):
+        self._admin.find(self._admin.workflows, "workflow", request.spec.workflow_id)
+        self._create(self._admin.launch_plans, "launch plan", request.id, request.spec)
+        return launch_plan_pb2.LaunchPlanCreateResponse()
+
+    def UpdateLaunchPlan(self, request, context):
+        return launch_plan_pb2.LaunchPlanUpdateResponse()
+
+    def GetLaunchPlan(self, request, context):
+        plan = self._admin.find(self._admin.launch_plans, "launch plan", request.id)
+        workflow = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id).template.interface
+        expected = interface_pb2.ParameterMap()
+        for name, variable in workflow.inputs.variables.items():
+            if name in plan.fixed_inputs.literals:
+                continue
+            expected.parameters[name].var.CopyFrom(variable)
+            if name in plan.default_inputs.parameters:
+                expected.parameters[name].CopyFrom(plan.default_inputs.parameters[name])
+            else:
+                expected.parameters[name].required = True
+        return launch_plan_pb2.LaunchPlan(
+            id=request.id,
+            spec=plan,
+            closure=launch_plan_pb2.LaunchPlanClosure(expected_inputs=expected, expected_outputs=workflow.outputs),
+        )
+
+    def CreateExecution(self, request, context):
+        execution = self._admin.launch(request)
+        return execution_pb2.ExecutionCreateResponse(id=identifier(execution))
+
+    def GetExecution(self, request, context):
+        return describe(self._find(request.id))
+
+    def GetExecutionData(self, request, context):
+        execution = self._find(request.id)
+        answer = execution_pb2.WorkflowExecutionGetDataResponse()
+        outputs = (
+            execution.outcome.outputs if isinstance(execution.outcome, Succeeded) and not execution.running else None
+        )
+        for literals, full, blob in (
+            (execution.inputs, answer.full_inputs, answer.inputs),
+            (outputs, answer.full_outputs, answer.outputs),
+        ):
+            if literals is None:
+                continue
+            if literals.ByteSize() <= INLINE_BYTES:
+                full.CopyFrom(literals)
+            data = literals.SerializeToString()
+            path = self._admin.folder / "data" / hashlib.sha256(data).hexdigest()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            blob.CopyFrom(common_pb2.UrlBlob(url=str(path), bytes=len(data)))
+        return answer
+
+    def ListExecutions(self, request, context):
+        with self._admin.lock:
+            executions = [
+                execution
+                for execution in self._admin.executions.values()
+                if (execution.project, execution.domain) == (request.id.project, request.id.domain)
+            ]
+        rows = []
+        for execution in executions:
+            execution.refresh()
+            labels = execution.spec.labels.values
+            rows.append(
+                (
+                    {
+                        "execution_name": execution.name,
+                        "execution_project": execution.project,
+                        "execution_domain": execution.domain,
+                        "phase": PHASES.Phase.Name(execution.phase),
+                        "created_at": execution.created,
+                        "updated_at": execution.ended or execution.created,
+                        "execution_tag.key": set(labels),
+                        "execution_tag.value": set(labels.values()),
+                    },
+                    execution,
+                )
+            )
+        page, token = filters.select(rows, request)
+        return execution_pb2.ExecutionList(executions=[describe(each, trim=True) for each in page], token=token)
+
+    def ListNodeExecutions(self, request, context):
+        if not request.limit:
+            raise invalid("limit must be given")
+        found = self._find(request.workflow_execution_id)
+        nodes = node_execution_pb2.NodeExecutionList()
+        for name in ("start-node", "n0"):
+            nodes.node_executions.add().id.CopyFrom(
+                identifier_pb2.NodeExecutionIdentifier(node_id=name, execution_id=identifier(found))
+            )
+        return nodes
+
+    def ListTaskExecutions(self, request, context):
+        if not request.limit:
+            raise invalid("limit must be given")
+        found = self._find(request.node_execution_id.execution_id)
+        tasks = task_execution_pb2.TaskExecutionList()
+        if request.node_execution_id.node_id != "start-node":
+            phases = flyteidl_execution_pb2.TaskExecution
+            tasks.task_executions.add().closure.phase = phases.QUEUED if found.in_queue else phases.RUNNING
+        return tasks
+
+    def TerminateExecution(self, request, context):
+        execution = self._find(request.id)
+        if not execution.terminate(request.cause):
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "Cannot abort an already terminate workflow execution")
+        return execution_pb2.ExecutionTerminateResponse()
+
+    def _find(self, wanted) -> Execution:
+        with self._admin.lock:
+            execution = self._admin.executions.get((wanted.project, wanted.domain, wanted.name))
+        if execution is None:
+            raise missing("execution", wanted.name)
+        execution.refresh()
+        return execution
+
+
+def identifier(execution):
+    return identifier_pb2.WorkflowExecutionIdentifier(
+        project=execution.project, domain=execution.domain, name=execution.name
+    )
+
+
+def describe(execution, *, trim=False):
+    answer = execution_pb2.Execution(id=identifier(execution), spec=execution.spec)
+    closure = answer.closure
+    with execution.lock:
+        closure.phase = execution.phase
+        outcome = execution.outcome if execution.phase in TERMINAL else None
+        closure.created_at.FromNanoseconds(int(execution.created * 1e9))
+        closure.updated_at.FromNanoseconds(int((execution.ended or execution.created) * 1e9))
+        if execution.phase in (PHASES.ABORTED, PHASES.ABORTING):
+            closure.abort_metadata.cause = execution.abort_cause
+        elif isinstance(outcome, Succeeded):
+            closure.outputs.uri = "stand-in://outputs"
+        elif isinstance(outcome, Failed):
+            closure.error.code = outcome.code
+            closure.error.kind = outcome.kind
+            closure.error.message = outcome.message[:TRIMMED] if trim else outcome.message
+    return answer
+
+
+class _Auth(auth_pb2_grpc.AuthMetadataServiceServicer):
+    def GetOAuth2Metadata(self, request, context):
+        return auth_pb2.OAuth2MetadataResponse(issuer="stand-in")
+
+    def GetPublicClientConfig(self, request, context):
+        return auth_pb2.PublicClientAuthConfigResponse(client_id="stand-in")
+
+
+class _Identity(identity_pb2_grpc.IdentityServiceServicer):
+    def UserInfo(self, request, context):
+        return identity_pb2.UserInfoResponse(subject="tester")
+
+
+class _DataProxy(dataproxy_pb2_grpc.DataProxyServiceServicer):
+    def __init__(self, admin):
+        self._admin = admin
+
+    def CreateUploadLocation(self, request, context):
+        if not request.project or not request.domain:
+            raise invalid("project and domain are required")
+        root = request.filename_root or uuid.uuid4().hex
+        return self._admin._uploads.location(f"{request.project}/{request.domain}/{root}/{request.filename or 'data'}")
+
+
+class _Uploads:
+    """What a bucket does: signed URLs over HTTP."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        uploads = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_PUT(self):
+                path = uploads._folder / self.path.lstrip("/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="uploads", daemon=True)
+        self._thread.start()
+
+    def location(self, name):
+        return dataproxy_pb2.CreateUploadLocationResponse(
+            signed_url=f"http://127.0.0.1:{self._server.server_address[1]}/{name}",
+            native_url=str(self._folder / name),
+        )
+
+    def close(self):
+        with contextlib.suppress(Exception):
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()

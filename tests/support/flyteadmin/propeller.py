@@ -1,0 +1,327 @@
+"""Runs executions as propeller does: each attempt of a task is a process with its container's arguments."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2
+
+from tests.support.flyteadmin.executions import PHASES, Failed, Succeeded
+from tests.support.flyteadmin.literals import as_text, from_text, resolve
+
+SCRIPTS = pathlib.Path(sys.executable).parent
+
+
+class _Error(Exception):
+    def __init__(self, failed: Failed):
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+def _failed(code, message, kind=execution_pb2.ExecutionError.USER):
+    return _Error(Failed(code=code, message=message, kind=kind))
+
+
+class Propeller:
+    """Runs executions in threads of its own.
+
+    Args:
+        admin: The control plane.
+        python_path: Folders with the modules that the image of each container has.
+        environment: Variables that each process gets.
+        system_retries: How often an attempt that a signal has ended is tried again.
+    """
+
+    def __init__(self, admin, python_path, environment, system_retries):
+        self.attempts: dict[str, list[float]] = {}  # by execution and node, when each attempt was started
+        self._admin = admin
+        self._python_path = [str(path) for path in python_path]
+        self._environment = environment
+        self._system_retries = system_retries
+        self._processes: dict[tuple, dict] = {}
+        self._lock = threading.Lock()
+        self._threads = []
+        self._closed = False
+
+    def start(self, execution):
+        execution.abort = lambda: self._signal(execution, signal.SIGTERM)
+        thread = threading.Thread(target=self._run, args=(execution,), name=f"propeller-{execution.name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def processes(self, execution):
+        """Return the running processes of an execution."""
+        with self._lock:
+            return list(self._processes.get(execution.key, {}).values())
+
+    def close(self):
+        self._closed = True
+        with self._lock:
+            processes = [process for each in self._processes.values() for process in each.values()]
+        for process in processes:
+            _kill(process, signal.SIGKILL)
+        for thread in self._threads:
+            thread.join(timeout=30)
+
+    def _signal(self, execution, number):
+        for process in self.processes(execution):
+            _kill(process, number)
+
+    def _run(self, execution):
+        folder = self._admin.folder / "executions" / execution.name
+        try:
+            reference = execution.spec.launch_plan
+            if reference.resource_type == identifier_pb2.TASK:
+                task = self._admin.find(self._admin.tasks, "task", reference)
+                execution.phase = PHASES.RUNNING
+                outputs = self._task(execution, task.template, execution.inputs, folder / "n0", "n0")
+            else:
+                plan = self._admin.find(self._admin.launch_plans, "launch plan", reference)
+                spec = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id)
+                execution.phase = PHASES.RUNNING
+                outputs = self._workflow(execution, spec, spec.template, execution.inputs, folder)
+        except _Error as error:
+            execution.finish(error.failed)
+        except Exception as error:
+            execution.finish(Failed(code="StandInError", message=repr(error), kind=execution_pb2.ExecutionError.SYSTEM))
+        else:
+            execution.finish(Succeeded(outputs))
+
+    # Workflows
+
+    def _workflow(self, execution, spec, template, inputs, folder):
+        values = {"": dict(inputs.literals), "start-node": dict(inputs.literals)}
+        waiting = {node.id: node for node in template.nodes if node.id not in ("start-node", "end-node")}
+        try:
+            while waiting:
+                ready = [node for node in waiting.values() if _needs(node) <= values.keys()]
+                assert ready, f"a cycle among {list(waiting)}"
+                for node in ready:
+                    outputs = self._node(execution, spec, node, values, folder / node.id)
+                    values[node.id] = dict(outputs.literals)
+                    del waiting[node.id]
+        except _Error:
+            if template.HasField("failure_node") and template.failure_node.id:
+                self._node(execution, spec, template.failure_node, values, folder / template.failure_node.id)
+            raise
+        outputs = literals_pb2.LiteralMap()
+        for binding in template.outputs:
+            outputs.literals[binding.var].CopyFrom(resolve(binding.binding, values))
+        return outputs
+
+    def _node(self, execution, spec, node, values, folder):
+        inputs = literals_pb2.LiteralMap()
+        for binding in node.inputs:
+            inputs.literals[binding.var].CopyFrom(resolve(binding.binding, values))
+        target = node.WhichOneof("target")
+        if target == "task_node":
+            task = self._admin.find(self._admin.tasks, "task", node.task_node.reference_id)
+            return self._task(execution, task.template, inputs, folder, node.id)
+        if target == "workflow_node":
+            which = node.workflow_node.WhichOneof("reference")
+            if which == "sub_workflow_ref":
+                template = next(sub for sub in spec.sub_workflows if sub.id == node.workflow_node.sub_workflow_ref)
+                return self._workflow(execution, spec, template, inputs, folder)
+            plan = self._admin.find(self._admin.launch_plans, "launch plan", node.workflow_node.launchplan_ref)
+            inner = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id)
+            return self._workflow(execution, inner, inner.template, inputs, folder)
+        if target == "array_node":
+            return self._array(execution, node, inputs, folder)
+        raise NotImplementedError(f"a node of the kind {target}")
+
+    def _array(self, execution, node, inputs, folder):
+        task = self._admin.find(self._admin.tasks, "task", node.array_node.node.task_node.reference_id).template
+        lists = [literal for literal in inputs.literals.values() if literal.WhichOneof("value") == "collection"]
+        size = len(lists[0].collection.literals)
+        outputs = literals_pb2.LiteralMap()
+        for index in range(size):
+            environment = {"BATCH_JOB_ARRAY_INDEX_VAR_NAME": "FLYTE_INDEX", "FLYTE_INDEX": str(index)}
+            part = self._task(execution, task, inputs, folder / str(index), f"{node.id}-{index}", environment)
+            for name, literal in part.literals.items():
+                outputs.literals[name].collection.literals.append(literal)
+        return outputs
+
+    # Tasks
+
+    def _task(self, execution, template, inputs, folder, node, environment=None):
+        retries, system_retries = template.metadata.retries.retries, self._system_retries
+        attempt, previous = 0, ""
+        while True:
+            prefix = folder / str(attempt)
+            checkpoint = prefix / "raw" / "_flytecheckpoints"
+            self.attempts.setdefault(f"{execution.name}/{node}", []).append(time.time())
+            try:
+                return self._attempt(
+                    execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment
+                )
+            except _Retry as again:
+                if self._closed or execution.phase == PHASES.ABORTING:
+                    raise _Error(again.failed) from None
+                if again.system:
+                    system_retries -= 1
+                    if system_retries < 0:
+                        raise _Error(again.failed) from None
+                else:
+                    retries -= 1
+                    if retries < 0:
+                        raise _Error(_exhausted(again.failed, template.metadata.retries.retries + 1)) from None
+            attempt, previous = attempt + 1, str(checkpoint)
+
+    def _attempt(self, execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment):
+        container = template.container
+        prefix.mkdir(parents=True)
+        work = prefix / "work"
+        work.mkdir()
+        (prefix / "inputs.pb").write_bytes(inputs.SerializeToString())
+        raw = container.HasField("data_config") and container.data_config.enabled
+        variables = {
+            ".input": str(prefix / "inputs.pb"),
+            ".outputPrefix": str(prefix / "outputs"),
+            ".rawOutputDataPrefix": str(prefix / "raw"),
+            ".checkpointOutputPrefix": str(checkpoint),
+            ".prevCheckpointPrefix": previous,
+            **({f".inputs.{name}": as_text(each) for name, each in inputs.literals.items()} if raw else {}),
+        }
+        command = [_fill(each, variables) for each in (*container.command, *container.args)]
+        if raw:
+            command = _copilot_before(container.data_config, command, inputs, work)
+        elif (SCRIPTS / command[0]).exists():
+            command[0] = str(SCRIPTS / command[0])
+        with (prefix / "stdout").open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=work,
+                env=self._pod_environment(execution, template, prefix, attempt, environment or {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        with self._lock:
+            self._processes.setdefault(execution.key, {})[node] = process
+        if self._closed or execution.phase == PHASES.ABORTING:  # it came too late to be signalled
+            _kill(process, signal.SIGTERM)
+        timeout = template.metadata.timeout.seconds + template.metadata.timeout.nanos / 1e9
+        try:
+            process.wait(timeout or None)
+        except subprocess.TimeoutExpired:
+            _kill(process, signal.SIGKILL)
+            process.wait()
+            message = f"task execution timeout [{timeout:g}s] expired"
+            raise _Retry(Failed(code="TimeoutExpired", message=message), system=False) from None
+        finally:
+            with self._lock:
+                del self._processes[execution.key][node]
+        if raw and process.returncode == 0:
+            return _copilot_after(work, template.interface.outputs.variables)
+        return _read_outcome(process.returncode, prefix, bool(template.interface.outputs.variables))
+
+    def _pod_environment(self, execution, template, prefix, attempt, environment):
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("FLYTE_", "_F_"))}
+        identifier = template.id
+        pod = {
+            "PATH": f"{SCRIPTS}{os.pathsep}{mine.get('PATH', '')}",
+            "PYTHONPATH": os.pathsep.join(self._python_path),
+            "FLYTE_INTERNAL_EXECUTION_ID": execution.name,
+            "FLYTE_INTERNAL_EXECUTION_PROJECT": execution.project,
+            "FLYTE_INTERNAL_EXECUTION_DOMAIN": execution.domain,
+            "FLYTE_INTERNAL_TASK_PROJECT": identifier.project,
+            "FLYTE_INTERNAL_TASK_DOMAIN": identifier.domain,
+            "FLYTE_INTERNAL_TASK_NAME": identifier.name,
+            "FLYTE_INTERNAL_TASK_VERSION": identifier.version,
+            "FLYTE_ATTEMPT_NUMBER": str(attempt),
+            "FLYTE_LOCAL_SANDBOX_PATH": str(prefix / "sandbox"),
+            **self._admin.client_environment,
+        }
+        pod |= {pair.key: pair.value for pair in template.container.env}
+        pod |= {pair.key: pair.value for pair in execution.spec.envs.values}
+        return mine | pod | self._environment | environment
+
+
+def _exhausted(failed, attempts):
+    """Return what propeller says of a task whose attempts are used up."""
+    return dataclasses.replace(
+        failed,
+        code=f"RetriesExhausted|{failed.code}",
+        message=f"[{attempts}/{attempts}] currentAttempt done. Last Error: USER::{failed.message}",
+    )
+
+
+class _Retry(Exception):
+    def __init__(self, failed, *, system):
+        super().__init__(failed.message)
+        self.failed = failed
+        self.system = system
+
+
+def _kill(process, number):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
+
+
+def _needs(node):
+    needed = set(node.upstream_node_ids)
+
+    def add(binding):
+        which = binding.WhichOneof("value")
+        if which == "promise":
+            needed.add(binding.promise.node_id)
+        elif which == "collection":
+            for each in binding.collection.bindings:
+                add(each)
+        elif which == "map":
+            for each in binding.map.bindings.values():
+                add(each)
+
+    for binding in node.inputs:
+        add(binding.binding)
+    return needed
+
+
+def _fill(text, variables):
+    return re.sub(r"{{\s*([\w.]+)\s*}}", lambda match: variables[match.group(1)], text)
+
+
+def _copilot_before(config, command, inputs, work):
+    """Write the inputs of a raw container as files, and let its paths point into a folder of this machine."""
+    folders = {config.input_path: work / "in", config.output_path: work / "out"}
+    for folder in folders.values():
+        folder.mkdir()
+    for name, literal in inputs.literals.items():
+        (work / "in" / name).write_text(as_text(literal))
+    for path, folder in folders.items():
+        command = [each.replace(path, str(folder)) for each in command] if path else command
+    return command
+
+
+def _copilot_after(work, variables):
+    outputs = literals_pb2.LiteralMap()
+    for name, variable in variables.items():
+        outputs.literals[name].CopyFrom(from_text((work / "out" / name).read_text().strip(), variable.type))
+    return outputs
+
+
+def _read_outcome(code, prefix, has_outputs):
+    error = prefix / "outputs" / "error.pb"
+    if error.exists():
+        document = errors_pb2.ErrorDocument.FromString(error.read_bytes()).error
+        kind = document.origin or execution_pb2.ExecutionError.USER
+        failed = Failed(code=document.code, message=document.message, kind=kind)
+        if document.kind == errors_pb2.ContainerError.RECOVERABLE:
+            raise _Retry(failed, system=False)
+        raise _Error(failed)
+    outputs = prefix / "outputs" / "outputs.pb"
+    if code == 0 and outputs.exists():
+        return literals_pb2.LiteralMap.FromString(outputs.read_bytes())
+    if code == 0 and not has_outputs:
+        return literals_pb2.LiteralMap()
+    text = (prefix / "stdout").read_text(errors="replace")[-2000:]
+    by_signal = code < 0
+    kind = execution_pb2.ExecutionError.SYSTEM if by_signal else execution_pb2.ExecutionError.USER
+    raise _Retry(Failed(code="Interrupted" if by_signal else "Error", message=text, kind=kind), system=by_signal)

@@ -1,0 +1,232 @@
+"""Each private name of another package is where it was. A new version that moves one must fail here, and say which."""
+
+import inspect
+import threading
+
+import grpc
+import optuna
+import pytest
+from flytekit import conditional, map_task, task, workflow
+from flytekit.core import local_cache
+from flytekit.core.type_engine import TypeEngine
+from flytekit.core.worker_queue import Controller
+from flytekit.deck.deck import Deck
+from flytekit.utils.asyn import loop_manager
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from optuna_flyte_dsl._compat import flytekit as flytekit_names
+from optuna_flyte_dsl._compat import loky as loky_names
+from optuna_flyte_dsl._compat import optuna as optuna_names
+from optuna_flyte_dsl._compat import optuna_grpc
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+
+
+@task
+def number(x: float) -> float:
+    return x
+
+
+# Optuna
+
+
+def test_a_trials_id_finds_it_in_its_storage(study):
+    trial = study.ask()
+    assert optuna_names.trial_id(trial) == optuna_names.trial_id(study.trials[0])
+    assert optuna_names.storage_of(study).get_trial(optuna_names.trial_id(trial)).number == trial.number
+
+
+def test_a_database_has_an_engine_and_a_journal_a_lock(tmp_path):
+    database = optuna.storages.get_storage(f"sqlite:///{tmp_path}/s.db")
+    assert optuna_names.engine_of(database).dialect.name == "sqlite"
+    lock = object()
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
+    journal._backend._lock = lock
+    assert optuna_names.journal_lock_of(journal) is lock
+    assert optuna_names.engine_of(optuna.storages.InMemoryStorage()) is None
+    assert optuna_names.journal_lock_of(optuna.storages.InMemoryStorage()) is None
+    optuna_names.engine_of(database).dispose()
+
+
+def test_enqueued_parameters_can_be_read_and_set(study):
+    study.enqueue_trial({"x": 0.25})
+    trial = study.ask()
+    assert optuna_names.enqueued_params(trial) == {"x": 0.25}
+    optuna_names.set_enqueued_params(trial, {"x": 0.75})
+    assert trial.suggest_float("x", 0, 1) == 0.75
+    assert optuna_names.cached_params(trial) == {"x": 0.75}
+
+
+def test_a_detached_trial_leaves_the_first_one_as_it_is(study):
+    trial = study.ask()
+    detached = optuna_names.detached_trial(study, trial)
+    detached.set_user_attr("note", 1)
+    detached._cached_frozen_trial.params["y"] = 1
+    assert optuna_names.cached_params(trial) == {}
+
+
+def test_a_trial_can_be_read_anew(study):
+    trial = study.ask()
+    study._storage.set_trial_user_attr(trial._trial_id, "note", 1)
+    optuna_names.refresh(trial)
+    assert trial.user_attrs == {"note": 1}
+
+
+def test_a_study_keeps_its_cache_for_each_thread(study):
+    assert isinstance(vars(study)["_thread_local"], threading.local)
+    assert {"in_optimize_loop", "cached_all_trials"} <= set(vars(type(study._thread_local)))
+    optuna_names.share_cache_of_trials(study)
+    assert study.ask().number == 0
+
+
+def test_a_studys_storage_can_be_replaced_and_its_history_cut(study):
+    other = optuna.storages.InMemoryStorage()
+    optuna_names.set_storage(study, other)
+    assert optuna_names.storage_of(study) is other
+    cut = optuna_names.with_trials(optuna.Study, [])
+    assert "_get_trials" in vars(cut)
+    assert {"deepcopy", "states", "use_cache"} <= set(inspect.signature(optuna.Study._get_trials).parameters)
+
+
+def test_optunas_storage_proxy_is_where_it_was():
+    assert callable(optuna_grpc._servicer.OptunaStorageProxyService)
+    assert {"create_insecure_channel", "GrpcClientCache"} <= set(vars(optuna_grpc._client))
+    assert {"add_StorageServiceServicer_to_server", "StorageServiceStub"} <= set(vars(optuna_grpc.api_pb2_grpc))
+    assert "_setup" in vars(optuna_grpc.GrpcStorageProxy)
+    client = optuna_grpc.StorageProxyClient("127.0.0.1", 1, lambda channel: channel)
+    assert isinstance(client.channel, grpc.Channel)
+    client.close()
+
+
+# loky
+
+
+def test_loky_tells_when_python_exits_and_how_much_a_worker_may_grow():
+    assert loky_names.process_executor._global_shutdown is False
+    assert loky_names.process_executor._MAX_MEMORY_LEAK_SIZE > 0
+    assert loky_names.python_is_exiting() is False
+
+
+def test_loky_kills_the_workers_of_a_pool_at_exit_if_asked_to():
+    pool = loky_names.ProcessPoolExecutor(max_workers=1)
+    assert pool._flags.kill_workers is False
+    loky_names.kill_workers_at_exit(pool)
+    assert pool._flags.kill_workers is True
+
+
+# flytekit
+
+
+def test_the_interface_of_a_task_can_be_changed():
+    inputs = flytekit_names.interface_inputs(number)
+    assert inputs["x"][0] is float
+    assert inputs is number.python_interface._inputs
+
+
+def test_a_task_can_get_another_function_and_no_deck():
+    assert flytekit_names.task_function(number)(x=1.0) == 1.0
+    changed = flytekit_names.with_task_function(number, lambda x: x + 1)
+    assert (changed.execute(x=1.0), number.execute(x=1.0)) == (2.0, 1.0)
+
+    @task(enable_deck=True)
+    def decorated(x: float) -> float:
+        return x
+
+    assert decorated._disable_deck is False
+    without = flytekit_names.without_deck(decorated)
+    assert (without._disable_deck, without._deck_fields) == (True, [])
+    assert flytekit_names.without_deck(number) is number
+
+
+def test_the_task_of_a_map_task_can_be_wrapped():
+    mapped = map_task(number)
+    wrapped = flytekit_names.with_element_task(mapped, lambda element: ("wrapped", element))
+    assert wrapped._run_task == ("wrapped", mapped._run_task)
+
+
+def test_a_workflows_function_and_a_conditionals_branches_are_found():
+    @workflow
+    def choose(x: float) -> float:
+        return (
+            conditional("sign")
+            .if_(x > 0.0)
+            .then(number(x=x))
+            .elif_(x < -1.0)
+            .then(number(x=x))
+            .else_()
+            .then(number(x=x))
+        )
+
+    assert flytekit_names.workflow_function(choose).__name__ == "choose"
+    branch = next(node.flyte_entity for node in choose.nodes)
+    assert [node.flyte_entity for node in flytekit_names.branch_nodes(branch)] == [number] * 3
+
+
+def test_the_root_of_a_package_is_found(tmp_path):
+    (tmp_path / "package").mkdir()
+    for file in ("package/__init__.py", "package/module.py"):
+        (tmp_path / file).write_text("")
+    assert flytekit_names.project_root(str(tmp_path / "package" / "module.py")) == str(tmp_path)
+
+
+def test_the_caches_of_flytekit_are_where_they_were():
+    assert {"_initialized"} <= set(vars(local_cache.LocalTaskCache))
+    assert hasattr(local_cache, "joblib")
+    flytekit_names.open_local_cache()
+    assert local_cache.LocalTaskCache._initialized
+    flytekit_names.close_cache_connection()
+    cache = getattr(TypeEngine, "_LITERAL_CACHE", None)
+    flytekit_names.wrap_literal_cache(lambda inner: pytest.fail("it is wrapped already"), type(cache))
+
+
+def test_the_event_loop_of_a_thread_can_be_replaced_and_stopped():
+    runner = flytekit_names.new_runner()
+
+    async def one():
+        return 1
+
+    assert runner.run(one()) == 1
+    flytekit_names.set_runner("a thread of this test", runner)
+    assert flytekit_names.runner_of("a thread of this test") is runner
+    assert any("a thread of this test" in key for key in loop_manager._runner_map)
+    assert flytekit_names.pop_runners("a thread of this test") == [runner]
+    assert flytekit_names.runner_of("a thread of this test") is None
+    flytekit_names.stop_runner(runner)
+    assert not runner._TaskRunner__runner_thread.is_alive()
+
+
+def test_the_parts_of_flytekits_controller_are_where_they_were():
+    source = inspect.getsource(Controller)
+    assert "self.__runner_thread" in source
+    assert "self.__loop.stop()" in source
+
+
+def test_a_client_of_flyteadmin_has_a_stub_and_metadata():
+    class Stub:
+        def GetExecution(self, request, metadata, timeout):
+            return request, metadata, timeout
+
+    client = type("Client", (), {"_stub": Stub(), "_metadata": (("key", "value"),)})()
+    assert flytekit_names.admin_method(client, "GetExecution")("r", timeout=3) == ("r", (("key", "value"),), 3)
+    from flytekit.clients.raw import RawSynchronousFlyteClient
+
+    source = inspect.getsource(RawSynchronousFlyteClient)
+    assert "self._stub = " in source
+    assert "_metadata" in source
+
+
+def test_uploads_and_decks_can_be_set():
+    from flytekit.core.data_persistence import FileAccessProvider
+
+    assert "_get_upload_signed_url_fn" in inspect.getsource(__import__("flytekit").remote.FlyteRemote)
+    access = FileAccessProvider("/tmp/a", "/tmp/b")
+    flytekit_names.set_upload_location(access, len)
+    assert access._get_upload_signed_url_fn is len
+    assert "self._html" in inspect.getsource(Deck)
+    deck = type("Deck", (), {})()
+    flytekit_names.set_deck_html(deck, "page")
+    assert deck._html == "page"
