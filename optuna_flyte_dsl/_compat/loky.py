@@ -2,7 +2,7 @@
 
 import sys
 
-from loky import process_executor
+from loky import ProcessPoolExecutor, process_executor
 
 
 def python_is_exiting() -> bool:
@@ -13,3 +13,8 @@ def python_is_exiting() -> bool:
 def keep_grown_workers() -> None:
     """Let a worker process live on however much memory it uses: the next trials may need what it has loaded."""
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+
+def kill_workers_at_exit(pool: ProcessPoolExecutor) -> None:
+    """Let Python's exit kill the workers of a pool. By itself, loky waits until what they run has ended."""
+    pool._flags.kill_workers = True

@@ -18,7 +18,7 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 from optuna.trial import Trial
 
-from optuna_flyte_dsl._compat.loky import keep_grown_workers, python_is_exiting
+from optuna_flyte_dsl._compat.loky import keep_grown_workers, kill_workers_at_exit, python_is_exiting
 from optuna_flyte_dsl._compat.optuna import refresh
 from optuna_flyte_dsl._foreign_errors import is_interpreter_shutdown, worker_death
 from optuna_flyte_dsl._retry import pauses
@@ -48,6 +48,7 @@ class _Worker:
         self.pool = ProcessPoolExecutor(
             max_workers=1, env=env, initializer=_start_worker, initargs=(os.getpid(), payload)
         )
+        kill_workers_at_exit(self.pool)
         self.is_ready = False
 
     def kill(self) -> None:
