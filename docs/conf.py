@@ -9,3 +9,5 @@ default_role = "code"  # docstrings have `names` in single backticks
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]

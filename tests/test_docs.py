@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,3 +37,9 @@ def test_the_links_of_a_page_lead_somewhere(page):
     for link in LINK.findall(page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
+
+
+def test_what_is_generated_is_up_to_date():
+    """The tables of options come from `Options` and `Cluster`, the picture of the rooms from the import contract."""
+    done = subprocess.run([sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
