@@ -1,4 +1,4 @@
-"""Recognizes errors of other libraries whose class alone does not tell what happened. All such knowledge is here."""
+"""Recognizes errors of Optuna, gRPC, databases, loky and Python whose class alone does not tell what happened."""
 
 import re
 from typing import Any

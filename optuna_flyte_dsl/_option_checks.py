@@ -5,6 +5,7 @@ All raise `InvalidOptionError`, with the option's name, the rule, the value and 
 
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -14,7 +15,7 @@ import pathlib
 import re
 import threading
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from numbers import Real
 from typing import Annotated, Any, get_args, get_origin
@@ -89,6 +90,17 @@ class CheckedOptions:
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
+def check_names(caller: str, names: Iterable[str], known: Collection[str], cure: str = "") -> None:
+    """Check that a call names known options only. The error names the nearest one."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            cure = (
+                f"Did you mean `{near[0]}`?" if near else cure or f"It has {', '.join(f'`{each}`' for each in known)}."
+            )
+            raise InvalidOptionError(f"`{caller}` has no option `{name}`. {cure}")
+
+
 def must(
     rule: str, accepts: Callable[[Any], bool], *, convert: Callable[[Any], Any] = lambda value: value, cure: str = ""
 ) -> Check:
@@ -137,7 +149,7 @@ def maker_of(kind: type, example: str) -> Check:
 
 def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
     """Tell whether a value is an integer from `low` to `high`; numpy's integers are, a bool is not."""
-    return hasattr(value, "__index__") and not isinstance(value, bool) and low <= operator.index(value) <= high
+    return hasattr(type(value), "__index__") and not isinstance(value, bool) and low <= operator.index(value) <= high
 
 
 def is_seconds(value: Any) -> bool:

@@ -14,6 +14,7 @@ class Pauses:
     # Storages.
     storage_patience: float = 600.0  # how long an outage is waited out
     storage_patience_at_end: float = 2.5  # the same while a search is ending, because somebody waits for its end
+    storage_warning: float = 1.0  # the duration of an outage after which it is logged
     storage_first: float = 0.05  # the first pause between two attempts of a call; each next one is twice as long
     storage_longest: float = 5.0  # the longest of these pauses
     storage_silence: float = 30.0  # how long a call may be left without any answer when the search ends
@@ -24,7 +25,7 @@ class Pauses:
     lock_check: float = 1.0  # between two checks of the connection that holds a database lock
     lock_patience: float = 15.0  # a lock that was free at each check for this long proves that its owner is dead
     other_processes: float = 1.0  # between two checks whether another process has left trials to run
-    parent_check: float = 0.5  # between two checks of a worker process whether its parent lives
+    parent_check: float = 0.5  # between two checks by a worker process that its parent is alive
 
     # The end of a process.
     exit_patience: float = 10.0  # how long Python's exit waits for a search to tell its trials
@@ -56,7 +57,7 @@ T = TypeVar("T")
 
 
 def backoff(first: float, longest: float, patience: Callable[[], float], *, jitter: float = 0.0) -> Iterator[float]:
-    """Yield pauses in seconds that double from `first` to `longest`, until the patience is used up.
+    """Yield pauses in seconds that double from `first` to `longest`, until the time of `patience` is over.
 
     Args:
         patience: Returns the seconds that may pass since the first failure. It is asked before each pause.

@@ -46,7 +46,7 @@ class Threads:
     """Runs functions in daemon threads, for any event loop.
 
     The standard library's pool does not serve. Its size is fixed, so nested searches deadlock. It joins its threads at
-    Python's exit, so one hanging trial hangs the program. It does not reuse thread names.
+    Python's exit, so one hanging trial hangs the program. The standard pool does not reuse thread names.
 
     Args:
         limit: The largest number of threads; `None` for one per concurrent job. With 1, jobs run in their order.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Un
 
 import optuna
 
+from optuna_flyte_dsl._option_checks import check_names
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl.engines.engine import DeploymentOptions, engine_of, host_engine, read_objective
 from optuna_flyte_dsl.errors import InvalidOptionError
@@ -221,6 +222,7 @@ def _takes_options(options: Callable[P, Options]) -> Callable[[Callable[[Any, Op
 
     def decorate(function: Callable[[Any, Options], Any]) -> _Optimize[P]:
         def optimize(objective: Any = None, *args: P.args, **kwargs: P.kwargs) -> Any:
+            check_names("optimize", kwargs, Options.__dataclass_fields__)
             given = options(*args, **kwargs)
             return (lambda decorated: function(decorated, given)) if objective is None else function(objective, given)
 

@@ -1,7 +1,7 @@
 """Every error that this library raises, under one root class.
 
 Each class stands for one misuse or one kind of failure. Where a caller would expect a `ValueError` or a `TypeError`,
-the class is one too. A message names the parameter, the rule, what was got, and the cure.
+the class is one too. A message names the parameter, the rule, the value that was given, and what to write instead.
 """
 
 import builtins
@@ -103,7 +103,8 @@ class StorageUnavailableError(OptunaFlyteError, RuntimeError):
     """Raised when a search ends while its storage does not answer, so that finished trials could not be told.
 
     Attributes:
-        untold: One dict for each such trial: the study's name, the trial's number, state, values and parameters.
+        untold: One dict for each finished trial that the storage did not take: the study's name, the trial's number,
+            state, values and parameters.
         path: The file in which these dicts are saved, one a line, as JSON. `None` if saving failed too.
     """
 
@@ -126,7 +127,7 @@ class WorkerDiedError(OptunaFlyteError, RuntimeError):
 
 
 class ExecutionFailedError(OptunaFlyteError):
-    """The error of a trial that awaits an execution which failed, was aborted, or timed out.
+    """Raised in a trial when an execution that it awaits has failed, was aborted, or timed out.
 
     An instance that is raised in an eager workflow is flytekit's `EagerException` too.
 

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 import optuna
 
+from optuna_flyte_dsl._option_checks import check_names
 from optuna_flyte_dsl.engines.engine import DeploymentOptions, read_objective
 from optuna_flyte_dsl.options import OptimizerArguments, Options
 from optuna_flyte_dsl.session import Session, SessionAttributes
@@ -30,6 +31,7 @@ def _takes_arguments(
 
     def decorate(method: Callable[[S, OptimizerArguments], None]) -> Callable[Concatenate[S, P], None]:
         def init(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            check_names("Optimizer", kwargs, OptimizerArguments.__dataclass_fields__)
             method(self, arguments(*args, **kwargs))
 
         return init

@@ -30,7 +30,7 @@ _FEW_TRIALS = 10  # "auto" lets a search of so few trials run to its end; it is 
 
 
 def _must(rule: str, accepts: Callable[[Any], bool]) -> check.Check:
-    """Return a check of an option of `Cluster`, whose message says so."""
+    """Return a check of an option of `Cluster`; its error message names `Cluster`."""
     return lambda name, value: check.must(rule, accepts)(f"{name}` of `Cluster", value)
 
 
@@ -322,7 +322,7 @@ class Options(check.CheckedOptions):
                 "`storage='search.journal'` for a file, or give a database's URL."
             )
         if self.takeover and not self.resume:
-            raise InvalidOptionError("`takeover=True` needs `resume=True`: without it, no trial is gone on with.")
+            raise InvalidOptionError("`takeover=True` needs `resume=True`: without it, no trial is continued.")
 
     def _check_executor(self) -> None:
         if self.gpus is None:

@@ -94,7 +94,7 @@ class Session:
         if engine is not None:
             engine.check_place(self.objective.name)
         for name in kwargs:
-            if name in Options.documentation() and not self.objective.space.takes(name):
+            if name in Options.__dataclass_fields__ and not self.objective.space.takes(name):
                 cure = f"an option of the search is given to `optimize({name}=...)`, not to the call"
                 raise self.objective.space.unknown_parameter(name, cure=cure)
         space = self.objective.space.bind(*args, **kwargs)
@@ -254,6 +254,8 @@ class _Assembly:
                     points=_taken_points(options, self.space),
                     sampler_of_trial=(lambda number: make_sampler(options, number + 1)) if own_samplers else None,
                 )
+                if is_checkpointed:
+                    trials.interrupted_are_lost = False  # a cancellation is intended; SIGTERM sets this to True
                 loop = SearchLoop(
                     trials,
                     objective,

@@ -33,11 +33,7 @@ KILL_WITHIN = 1.0
 SEARCH = """
 import asyncio, os, random, sys, time
 import optuna
-from optuna_flyte_dsl import Category
-from optuna_flyte_dsl import Float
-from optuna_flyte_dsl import Integer
-from optuna_flyte_dsl import Minimize
-from optuna_flyte_dsl import optimize
+from optuna_flyte_dsl import Category, Float, Integer, Minimize, optimize
 
 url, log, executor = sys.argv[1:4]
 n_trials = int(sys.argv[4])

@@ -1,6 +1,8 @@
 """Each private name of another package is where it was. A new version that moves one must fail here, and say which."""
 
+import concurrent.futures
 import inspect
+import pathlib
 import threading
 
 import grpc
@@ -100,6 +102,8 @@ def test_optunas_storage_proxy_is_where_it_was():
     client = optuna_grpc.StorageProxyClient("127.0.0.1", 1, lambda channel: channel)
     assert isinstance(client.channel, grpc.Channel)
     client.close()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        optuna_grpc.serve_storage(optuna.storages.InMemoryStorage(), grpc.server(pool))
 
 
 # loky
@@ -109,6 +113,10 @@ def test_loky_tells_when_python_exits_and_how_much_a_worker_may_grow():
     assert loky_names.process_executor._global_shutdown is False
     assert loky_names.process_executor._MAX_MEMORY_LEAK_SIZE > 0
     assert loky_names.python_is_exiting() is False
+    before = loky_names.process_executor._MAX_MEMORY_LEAK_SIZE
+    loky_names.keep_grown_workers()
+    assert before < loky_names.process_executor._MAX_MEMORY_LEAK_SIZE
+    loky_names.process_executor._MAX_MEMORY_LEAK_SIZE = before
 
 
 def test_loky_kills_the_workers_of_a_pool_at_exit_if_asked_to():
@@ -179,8 +187,14 @@ def test_the_caches_of_flytekit_are_where_they_were():
     flytekit_names.open_local_cache()
     assert local_cache.LocalTaskCache._initialized
     flytekit_names.close_cache_connection()
+    assert local_cache.LocalTaskCache._cache is not None
     cache = getattr(TypeEngine, "_LITERAL_CACHE", None)
     flytekit_names.wrap_literal_cache(lambda inner: pytest.fail("it is wrapped already"), type(cache))
+
+
+@pytest.mark.newest
+def test_the_cache_of_literals_is_where_it_was():
+    assert hasattr(TypeEngine, "_LITERAL_CACHE")
 
 
 def test_the_event_loop_of_a_thread_can_be_replaced_and_stopped():
@@ -203,6 +217,10 @@ def test_the_parts_of_flytekits_controller_are_where_they_were():
     source = inspect.getsource(Controller)
     assert "self.__runner_thread" in source
     assert "self.__loop.stop()" in source
+    controller = type("Stands", (), {"_Controller__runner_thread": threading.current_thread()})()
+    assert flytekit_names.controller_thread(controller) is threading.current_thread()
+    flytekit_names.set_stop_handler(controller, "handler")
+    assert controller._Controller__loop == "handler"
 
 
 def test_a_client_of_flyteadmin_has_a_stub_and_metadata():
@@ -230,3 +248,11 @@ def test_uploads_and_decks_can_be_set():
     deck = type("Deck", (), {})()
     flytekit_names.set_deck_html(deck, "page")
     assert deck._html == "page"
+
+
+def test_every_function_of_compat_has_a_test_here():
+    tests = pathlib.Path(__file__).read_text()
+    for module in (flytekit_names, loky_names, optuna_names, optuna_grpc):
+        for name, thing in vars(module).items():
+            if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
+                assert f".{name}(" in tests, f"{module.__name__}.{name}"

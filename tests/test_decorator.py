@@ -486,6 +486,23 @@ def test_more_mistakes_are_named_at_decoration(options, message):
         optimize(train, n_trials=3, **options)
 
 
+def test_a_misspelt_option_is_named_with_the_nearest_one():
+    with pytest.raises(
+        InvalidOptionError, match=r"`optimize` has no option `concurency`. Did you mean `concurrency`\?"
+    ):
+        optimize(concurency=4)
+    with pytest.raises(InvalidOptionError, match=r"`Optimizer` has no option `n_trial`. Did you mean `n_trials`\?"):
+        Optimizer(lambda trial: 0.0, concurrency=1, n_trial=4)
+    with pytest.raises(InvalidOptionError, match=r"`optimize` has no option `zzz`\. It has `concurrency`, `n_trials`"):
+        optimize(zzz=4)
+
+
+@pytest.mark.parametrize("name", ["n_trials", "concurrency", "seed"])
+def test_a_class_is_no_number(name):
+    with pytest.raises(InvalidOptionError, match=f"`{name}` must be an integer"):
+        optimize(**{name: int})
+
+
 def test_an_option_at_the_call_is_named_with_its_cure():
     with pytest.raises(ArgumentError, match=r"an option of the search is given to `optimize\(n_trials=...\)`"):
         train.run_sync(n_trials=3)

@@ -92,6 +92,8 @@ async def use() -> None:
     assert_type(kept.task(optuna.create_study().ask(), 0.5), float)
     assert_type(bare.task(optuna.create_study().ask()), float)
     assert_type(bare.run_sync(), optuna.Study)
+    study: optuna.Study = await train(lr=0.1)
+    assert_type(study.best_value, float)
     assert_type(optimize(bare.task, 2, 10, seed=1).run_sync(), optuna.Study)
     assert_type(await optimize(both, n_trials=3).task(0.5), tuple[float, float])
     assert_type(await with_arguments(), optuna.Study)

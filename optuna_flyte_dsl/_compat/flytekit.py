@@ -100,7 +100,7 @@ def runner_of(thread_name: str) -> Any:
 
 
 def set_runner(thread_name: str, runner: Any) -> None:
-    """Let flytekit use another runner for a thread."""
+    """Make flytekit use another runner for a thread."""
     loop_manager._runner_map[_runner_key(thread_name)] = runner
 
 
@@ -140,7 +140,7 @@ def controller_thread(controller: Any) -> threading.Thread:
 
 
 def set_stop_handler(controller: Any, handler: Any) -> None:
-    """Let flytekit's handler of SIGTERM call `handler.stop()` first, on the main thread.
+    """Make flytekit's handler of SIGTERM call `handler.stop()` first, on the main thread.
 
     The handler stops an event loop in an attribute that flytekit never sets.
     """
@@ -154,7 +154,7 @@ def admin_method(client: Any, rpc: str) -> Callable[..., Any]:
 
 
 def set_upload_location(file_access: Any, get_signed_url: Callable[..., Any]) -> None:
-    """Let files be uploaded by signed URLs, as `FlyteRemote` does before a launch. A laptop needs it."""
+    """Make uploads use signed URLs, as `FlyteRemote` does before a launch. A laptop needs it."""
     file_access._get_upload_signed_url_fn = get_signed_url
 
 

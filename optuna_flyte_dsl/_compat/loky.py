@@ -11,10 +11,10 @@ def python_is_exiting() -> bool:
 
 
 def keep_grown_workers() -> None:
-    """Let a worker process live on however much memory it uses: the next trials may need what it has loaded."""
+    """Keep a worker process alive, whatever memory it uses: the next trials may need what it has loaded."""
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
 def kill_workers_at_exit(pool: ProcessPoolExecutor) -> None:
-    """Let Python's exit kill the workers of a pool. By itself, loky waits until what they run has ended."""
+    """Make Python's exit kill the workers of a pool. By default, loky waits until the workers are idle."""
     pool._flags.kill_workers = True

@@ -36,7 +36,7 @@ def enqueued_params(trial: Trial) -> dict[str, Any]:
 
 
 def set_enqueued_params(trial: Trial, params: Mapping[str, Any]) -> None:
-    """Let a trial that is already asked for suggest given parameters, as if it had been enqueued with them."""
+    """Make a trial that is already asked for suggest given parameters, as if it had been enqueued with them."""
     trial._fixed_params = dict(params)
 
 
@@ -69,12 +69,12 @@ class _SharedCache:
 
 
 def share_cache_of_trials(study: optuna.Study) -> None:
-    """Let all threads that use a study see the same history."""
+    """Make all threads that use a study see the same history."""
     vars(study)["_thread_local"] = _SharedCache()
 
 
 def set_storage(study: optuna.Study, storage: Any) -> None:
-    """Let a view of a study use another storage object, such as one that waits out outages."""
+    """Make a view of a study use another storage object, such as one that retries its calls."""
     vars(study)["_storage"] = storage
 
 

@@ -48,11 +48,11 @@ class RemoteSearch(Protocol):
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """Evidence by which other processes can tell whether this one lives."""
+        """Evidence by which other processes can tell whether this process is alive."""
         ...
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
-        """Tell whether the process that left some evidence lives; `None` if the evidence does not tell. It blocks."""
+        """Tell whether the process that left the evidence is alive; `None` if that is not known. It blocks."""
 
     def adopts(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial of a dead process can be continued."""

@@ -52,7 +52,6 @@ class _Worker:
         self.is_ready = False
 
     def kill(self) -> None:
-        """Kill the process, whatever it is doing. It blocks."""
         self.pool.shutdown(wait=True, kill_workers=True)
 
 
@@ -62,7 +61,7 @@ class ProcessRunner:
     A worker that crashes, or whose trial is given up, is killed. The next trial gets a new one.
 
     Args:
-        make_runner: Makes the runner of the objective inside of a worker. It must be picklable.
+        make_runner: Makes the runner of the objective inside a worker. It must be picklable.
         gpus: The devices, one for each running trial; `None` if trials see all devices.
     """
 
@@ -158,7 +157,7 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
     except Exception as error:
         raise InvalidObjectiveError(
             f'`executor="process"`: `{objective.name}` cannot be sent to another process: {error!r}. Make what it '
-            "needs inside of it: open files, locks and connections cannot be sent."
+            "needs inside it: open files, locks and connections cannot be sent."
         ) from error
 
 
@@ -169,7 +168,7 @@ _loaded: tuple[asyncio.Runner, Callable[[], Any]] | None = None
 
 
 def _start_worker(parent: int, payload: bytes) -> None:
-    """Keep the payload, and let this process end with its parent, however that ends."""
+    """Store the payload, and start a thread that ends this process when the parent process has ended."""
     global _payload
     _payload = payload
 
@@ -198,7 +197,7 @@ def _load() -> None:
 
 
 def _run(arguments: dict[str, Any], handle: TrialHandle | None) -> tuple[bytes, bool]:
-    """Return the pickled result, and whether a thread runs on that only the end of this process can stop."""
+    """Return the pickled result, and whether a thread is still running. Only the end of this process stops it."""
     if _loaded is None:
         _load()
     assert _loaded is not None

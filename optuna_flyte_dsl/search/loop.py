@@ -28,7 +28,7 @@ from optuna_flyte_dsl.search.shutdown import ExitGuard
 from optuna_flyte_dsl.search.trials import AskedTrial, AskTell
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.study.attributes import ATTEMPTS
-from optuna_flyte_dsl.study.resuming import ASK_LATER, AskLater
+from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater
 
 
 @dataclass(eq=False)
@@ -64,7 +64,7 @@ class SearchLoop:
         )
 
     async def run(self) -> None:
-        """Run the search to its end. However it ends, every trial that was asked for is told first."""
+        """Run the search to its end. However the search ends, each trial that it has asked for is told before."""
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._wake = asyncio.Event()  # set when the search stops, so that no trial waits out its delay
@@ -98,10 +98,6 @@ class SearchLoop:
     def suspend(self) -> None:
         """Leave running trials RUNNING when the search is cancelled, because another process will adopt them."""
         self._suspended = True
-
-    def mark_interrupted_as_lost(self) -> None:
-        """Let trials that a cancellation interrupts fail as lost, because their process is ending."""
-        self.trials.mark_interrupted_as_lost()
 
     def _end_if_silent(self) -> None:
         """End a search that is past its timeout, and whose storage neither answers nor refuses a call."""

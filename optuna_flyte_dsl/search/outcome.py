@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from optuna_flyte_dsl.errors import (
     TrialTimeoutError,
     WorkerDiedError,
 )
-from optuna_flyte_dsl.space.objective import nan_reason, read_values
+from optuna_flyte_dsl.space.objective import read_values
 
 REASON_LIMIT = 2_000
 """The largest number of characters of a stored reason."""
@@ -52,8 +53,8 @@ class Judge:
             values = read_values(self.name, returned, self.n_objectives)
         except ObjectiveValueError as wrong:
             return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong)
-        if (reason := nan_reason(values, returned)) is not None:
-            return Outcome(TrialState.FAIL, reason=reason)
+        if any(map(math.isnan, values)):
+            return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {returned!r}")
         return Outcome(TrialState.COMPLETE, values)
 
     def raised(self, error: BaseException) -> Outcome:
@@ -99,7 +100,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def one_line(text: str | None) -> str:
-    """Return a text with all its white space as single blanks."""
+    """Return a text with each run of white space replaced by one blank."""
     return " ".join((text or "").split())
 
 

@@ -25,7 +25,7 @@ from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OUTCOME, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
-from optuna_flyte_dsl.study.resuming import AskLater, Quota
+from optuna_flyte_dsl.study.quota import AskLater, Quota
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.view import snapshot_of, view_of
 
@@ -75,7 +75,7 @@ class AskTell:
         self._study_name = ""
         self._quota = Quota(self.study, storage, self.total) if storage is not None and self.total is not None else None
         self.has_quota: bool = self._quota is not None  # if so, only an ask tells how many trials are missing
-        self._interrupted_are_lost = storage is not None
+        self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
         self._open: dict[int, Trial] = {}  # trials that are asked for and not told
@@ -90,10 +90,6 @@ class AskTell:
         """Wait out outages only for a moment from now on. Any thread may call this."""
         if self.storage is not None:
             self.storage.hurry()
-
-    def mark_interrupted_as_lost(self) -> None:
-        """Let the trials that the end of the search interrupts fail as lost, because their process is ending."""
-        self._interrupted_are_lost = True
 
     def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Enqueue the parameters of the first trials. A point that the study has already is left out."""
@@ -227,7 +223,7 @@ class AskTell:
         if not self._open:
             return
         self.hurry()
-        interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self._interrupted_are_lost)
+        interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
         left = {number: (trial, self._untold.get(number, interrupted)) for number, trial in self._open.items()}
 
         def tell_all() -> None:

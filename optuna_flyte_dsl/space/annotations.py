@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from optuna_flyte_dsl.errors import InvalidAnnotationError
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty
@@ -31,7 +31,7 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
             f"{where} is the class {annotation.__name__}. Call it, with its bounds: `{_example(annotation)}`."
         )
     if isinstance(annotation, Suggestion):
-        base = domain.value_types(annotation)[0] if isinstance(annotation, Number) else NO_TYPE
+        base = conversion.value_types(annotation)[0] if isinstance(annotation, Number) else NO_TYPE
         return ReadAnnotation(annotation, base, optional=False)
     origin = get_origin(annotation)
     if origin is Annotated:
@@ -85,7 +85,7 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
         if wrong and not (float in allowed and all(type(choice) is int for choice in wrong)):
             return f"says {_type_name(base)}, but {marker!r} holds {wrong[0]!r}"
         return None
-    (kind,) = domain.value_types(marker)
+    (kind,) = conversion.value_types(marker)
     article = "a" if kind is float else "an"
     return None if kind in allowed else f"says {_type_name(base)}, but {marker!r} gives {article} {kind.__name__}"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optuna_flyte_dsl.errors import ArgumentError
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.markers import Fixed, Suggestion, same
 
 
@@ -44,7 +44,7 @@ def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], 
 def searched_values(name: str, template: Any, value: Any) -> dict[str, Any]:
     """Return, by path, the items of `value` that stand where `template` has a marker."""
     if isinstance(template, Suggestion):
-        return {name: domain.convert(template, value)}
+        return {name: conversion.convert(template, value)}
     found: dict[str, Any] = {}
     if isinstance(template, dict | list | tuple):
         for key, inner in template.items() if isinstance(template, dict) else enumerate(template):

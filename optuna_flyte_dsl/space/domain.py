@@ -1,29 +1,12 @@
-"""The domain of a marker: which values it contains, how many, in which order, and how a trial suggests one."""
+"""The domain of a marker: which values it contains, how many, and in which order."""
 
 import math
 from collections.abc import Hashable
 from numbers import Real
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import BaseTrial
-
 from optuna_flyte_dsl.space.grid import Grid
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion, same
-
-
-def value_types(marker: Suggestion) -> tuple[type, ...]:
-    """Return the types of a marker's values, each once, in the order of the choices."""
-    if isinstance(marker, Category):
-        return tuple(dict.fromkeys(type(choice) for choice in marker.choices))
-    return (float,) if isinstance(marker, Float) else (int,)
-
-
-def to_float(base: Any, value: Any) -> Any:
-    """Return a real number as a float if its declared type is float: flytekit converts no int. Return others as is."""
-    if base is float and isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    return value
 
 
 def grid_of(marker: Suggestion) -> Grid | None:
@@ -61,7 +44,7 @@ def key_of(marker: Suggestion, value: Any) -> Hashable:
     The key is the value's index, or the value itself in a continuous range.
     """
     if isinstance(marker, Category):
-        found = (index for index, choice in enumerate(marker.choices) if _is_choice(value, choice))
+        found = (index for index, choice in enumerate(marker.choices) if is_choice(value, choice))
         return next(found, None)
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
@@ -73,24 +56,6 @@ def key_of(marker: Suggestion, value: Any) -> Hashable:
     return float(number) if grid is None else grid.index(number)
 
 
-def convert(marker: Suggestion, value: Any) -> Any:
-    """Return a value that a marker contains in the type that a trial would get: 1 becomes 1.0 for a `Float`."""
-    if isinstance(marker, Category):
-        return next(choice for choice in marker.choices if _is_choice(value, choice))
-    return to_float(float, value) if isinstance(marker, Float) else int(value)
-
-
-def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
-    """Return a trial's suggestion from a distribution of Optuna's three classes."""
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, log = distribution.low, distribution.high, distribution.log
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, int(low), int(high), step=distribution.step, log=log)
-    # Optuna returns an enqueued int as it is.
-    return to_float(float, trial.suggest_float(name, low, high, step=distribution.step, log=log))
-
-
-def _is_choice(value: Any, choice: Any) -> bool:
+def is_choice(value: Any, choice: Any) -> bool:
+    """Tell whether a value is a choice of a category."""
     return isinstance(value, bool) == isinstance(choice, bool) and same(value, choice)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +39,6 @@ def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...
             f"{counted(n_objectives, 'direction')}. Return one value for each direction, or give as many directions."
         )
     return numbers  # type: ignore[return-value]
-
-
-def nan_reason(values: Sequence[float], returned: Any) -> str | None:
-    """Return why a trial has failed if one of its values is NaN; else `None`."""
-    return f"The objective returned NaN: {returned!r}" if any(map(math.isnan, values)) else None
 
 
 def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk: bool) -> Exception | None:

@@ -23,7 +23,7 @@ from optuna_flyte_dsl.errors import (
     InvalidMarkerError,
     OutOfRangeError,
 )
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, read_annotation, type_clash
 from optuna_flyte_dsl.space.containers import matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
@@ -100,7 +100,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             arguments: Keyword arguments of a call, which are bound to the space.
             name: The objective's name in error messages.
             ignore: Parameters that a call does not give, such as `trial`.
-            strict: Whether a value must be of its parameter's type, if that is a plain one.
+            strict: Whether a value must have its parameter's type, if that is bool, int, float or str.
         """
         declared: dict[str, _Declared] = {}
         takes_kwargs = False
@@ -156,7 +156,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         if isinstance(value, type) and issubclass(value, Suggestion):
             raise ArgumentError(f"`{self.name}`: `{name}` got the class {value.__name__}. Call it, with its bounds.")
         if isinstance(value, Fixed):
-            return domain.to_float(declared.base, value.value)
+            return conversion.to_float(declared.base, value.value)
         if isinstance(value, Suggestion):
             if (clash := type_clash(value, declared.base)) and not (
                 declared.base is float and isinstance(value, Integer)
@@ -170,7 +170,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                     f"{value!r}, of type {type(value).__name__}. Give another value, or change the annotation."
                 )
             # The containers are copied, so that the caller cannot change them during the search.
-            return domain.to_float(declared.base, replace_markers(name, value, lambda _, marker: marker))
+            return conversion.to_float(declared.base, replace_markers(name, value, lambda _, marker: marker))
         if value is None and declared.optional:
             return value
         if not domain.contains(declared.marker, value):
@@ -180,7 +180,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             raise OutOfRangeError(
                 f"`{self.name}`: `{name}` must lie within its marker {declared.marker!r}, but got {value!r}. {cure}."
             )
-        return domain.convert(declared.marker, value)
+        return conversion.convert(declared.marker, value)
 
     def takes(self, name: str) -> bool:
         """Tell whether the objective takes an argument of a name."""
@@ -218,12 +218,12 @@ class SearchSpace(Mapping[str, Suggestion]):
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The parameters that have neither a marker, nor a default, nor an argument of a call."""
+        """The parameters without a marker, without a default, and without a value from the call."""
         template = self._template
         return tuple(name for name in self._declared if name not in template)
 
     def check_ready(self) -> None:
-        """Check that a search can start from this space.
+        """Check that this space is ready for a search.
 
         Raises:
             ArgumentError: If an argument is missing.
@@ -277,12 +277,12 @@ class SearchSpace(Mapping[str, Suggestion]):
         Args:
             trial: The trial.
         """
-        return self.fill(lambda name, marker: domain.suggest(trial, name, marker.to_distribution()))
+        return self.fill(lambda name, marker: conversion.suggest(trial, name, marker.to_distribution()))
 
     def fill(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
         """Return the keyword arguments of one trial, with `choose(name, marker)` in place of each marker."""
         return {
-            name: domain.to_float(self._declared.get(name, _UNDECLARED).base, replace_markers(name, value, choose))
+            name: conversion.to_float(self._declared.get(name, _UNDECLARED).base, replace_markers(name, value, choose))
             for name, value in self._template.items()
         }
 
@@ -301,7 +301,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         )
 
     def check_point(self, point: Mapping[str, Any]) -> None:
-        """Check the names in an initial point. Their values are checked at the call, which may bring other markers.
+        """Check the names in an initial point. The values are checked at the call, which may replace markers.
 
         Args:
             point: The values, such as `{"lr": 0.1}`.
@@ -333,7 +333,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         return values
 
     def convert_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an initial point with its values in the types that a trial would get; see `domain.convert`.
+        """Return an initial point with its values in the types that a trial would get; see `conversion.convert`.
 
         Args:
             point: Values of some searched parameters, such as `{"lr": 0.1}`.
@@ -354,7 +354,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                     f"`{self.name}`: `{name}` of an initial point must lie within {markers[name]!r}, but got "
                     f"{value!r}. Give another value, or leave it out of the point."
                 )
-        return {name: domain.convert(markers[name], value) for name, value in point.items()}
+        return {name: conversion.convert(markers[name], value) for name, value in point.items()}
 
     def __getitem__(self, name: str) -> Suggestion:
         return self._markers[name]

@@ -19,19 +19,17 @@ from optuna_flyte_dsl._offload import offload
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl._threads import in_own_thread
+from optuna_flyte_dsl.study.attributes import PREFIX
 from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys
 
 T = TypeVar("T")
-
-_WARN_AFTER = 1.0
-"""The seconds of an outage after which it is logged."""
 
 
 class DurableStorage(Proxy):
     """A proxy of a storage that outlives the process.
 
-    A call that fails for a reason that may pass is made again. If its first attempt may have been carried out, the
-    storage is read before the call is repeated.
+    A call that fails for a reason that may pass is made again. If the first attempt may have taken
+    effect, the storage is read before the call is repeated.
     """
 
     def __init__(self, storage: BaseStorage, owner: Owner, what: str) -> None:
@@ -59,13 +57,13 @@ class DurableStorage(Proxy):
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Keep out the other searches on a study; see `Owner.exclusive`."""
+        """Hold a lock that excludes other searches on a study; see `Owner.exclusive`."""
         with contextlib.ExitStack() as stack:
-            self._self_durably(lambda: stack.enter_context(self._self_owner.exclusive(name)))
+            self._self_durably(lambda: stack.enter_context(self._self_owner.exclusive(f"{PREFIX}{name}")))
             yield
 
     def life(self, trial: FrozenTrial) -> Life:
-        """Tell whether the process that runs a trial lives."""
+        """Tell whether the process that runs a trial is alive."""
         return self._self_durably(lambda: self._self_owner.life(trial))
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -84,7 +82,7 @@ class DurableStorage(Proxy):
         return created
 
     def _self_unknown_trial(self, study_id: int) -> int | None:
-        """Return a trial of this owner whose id was lost, because its creation was stored but not answered."""
+        """Return a trial of this owner that was stored, but whose id was lost with the response of the storage."""
         for trial in self.__wrapped__.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             if self._self_owner.owns(trial) and trial_id(trial) not in self._self_mine:
                 return trial_id(trial)
@@ -142,7 +140,7 @@ class DurableStorage(Proxy):
             failed = True
             if not is_storage_outage(error) or _blocks_an_event_loop():
                 return False
-            if not self._self_warned and time.monotonic() - started > _WARN_AFTER:
+            if not self._self_warned and time.monotonic() - started > pauses.storage_warning:
                 self._self_warned = True
                 logger.warning(
                     "The storage of `%s` does not answer (%s), and is waited for, at most %g s. What is finished "

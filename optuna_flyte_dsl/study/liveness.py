@@ -1,4 +1,4 @@
-"""Tells which process runs a trial, and whether that process lives: by evidence, never by a clock.
+"""Tells which process runs a trial, and whether that process is alive: by evidence, never by a clock.
 
 The evidence is: on the same host, a pid and the moment of the process's start; on a shared PostgreSQL, an advisory lock
 that the process holds; in a Flyte pod, the pod's execution. About other processes nothing is known.
@@ -32,7 +32,7 @@ Evidence = Mapping[str, Any]
 
 
 class Life(enum.Enum):
-    """Whether a process lives, as far as the evidence tells."""
+    """Whether a process is alive, as far as the evidence tells."""
 
     ALIVE = "alive"
     DEAD = "dead"
@@ -46,7 +46,7 @@ class Owner:
     """One search, as the owner of the trials that it runs.
 
     Args:
-        judge: Tells by an engine's evidence whether another owner lives; returns `None` if it does not know.
+        judge: Tells by an engine's evidence whether another owner is alive; returns `None` if it does not know.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Owner:
         _living_sessions.add(self.session)
 
     def open(self) -> Owner:
-        """Take the lock by which other processes see that this one lives. It blocks. `close` may come meanwhile."""
+        """Take the lock by which other processes see that this one is alive. It blocks. `close` may come meanwhile."""
         lock = self._lock = AdvisoryLock.of(self._storage, self.session)
         if self._closed and lock is not None:
             lock.close()
@@ -93,7 +93,7 @@ class Owner:
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Keep out the other searches on a study, if its storage has a lock for that."""
+        """Hold a lock that excludes other searches on a study, if its storage has such a lock."""
         lock = self._lock or self._file
         with lock.exclusive(name) if lock is not None else contextlib.nullcontext():
             yield
@@ -103,7 +103,7 @@ class Owner:
         return bool(trial.system_attrs.get(self.key))
 
     def life(self, trial: FrozenTrial) -> Life:
-        """Tell whether the process that runs a trial lives. It blocks."""
+        """Tell whether the process that runs a trial is alive. It blocks."""
         lives = {self._life_by_evidence(trial.system_attrs[key]) for key in owner_keys(trial)}
         if Life.ALIVE in lives:
             return Life.ALIVE
@@ -120,7 +120,7 @@ class Owner:
         return life
 
     def _life_by_lock(self, lock: AdvisoryLock, evidence: Evidence) -> Life:
-        """Tell by its lock whether an owner lives. It is dead if the lock was free at each check for long enough."""
+        """Tell by its lock whether an owner is alive. It is dead if the lock was free at each check for long enough."""
         session, now = str(evidence["session"]), time.monotonic()
         is_held = lock.is_held(evidence["lock"], evidence.get("server"))
         if is_held is not False:
@@ -156,20 +156,14 @@ def _host() -> dict[str, Any]:
         "host": socket.gethostname(),
         "machine": _read("/etc/machine-id"),
         "boot": _read("/proc/sys/kernel/random/boot_id") or str(round(psutil.boot_time())),
-        "space": _link("/proc/self/ns/pid"),
+        "space": _read("/proc/self/ns/pid"),
     }
 
 
 def _read(path: str) -> str:
+    """Return the text of a file, or the target of a link; nothing if it is not there."""
     try:
-        return pathlib.Path(path).read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return str(pathlib.Path(path).readlink())
+        return os.readlink(path) if os.path.islink(path) else pathlib.Path(path).read_text(errors="replace").strip()
     except OSError:
         return ""
 
@@ -187,7 +181,7 @@ def _start_of(pid: int) -> float:
 
 
 def _life_by_pid(evidence: Evidence) -> Life:
-    """Tell by its pid whether a process of this host lives. In another container, a pid is another process."""
+    """Tell by its pid whether a process of this host is alive. In another container, a pid is another process."""
     host = _host()
     if any(evidence.get(name) != host[name] for name in ("host", "machine")):
         return Life.UNKNOWN
@@ -198,7 +192,7 @@ def _life_by_pid(evidence: Evidence) -> Life:
     try:
         tolerance = 0 if _read("/proc/self/stat") else _SAME_START
         same = abs(_start_of(evidence["pid"]) - evidence["started"]) <= tolerance
-        # A session of this process that lives has been recognized before.
+        # A session of this process that is alive has been recognized before.
         dead = not same or evidence["pid"] == os.getpid()
     except psutil.NoSuchProcess:
         dead = True

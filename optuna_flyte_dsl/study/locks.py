@@ -60,7 +60,7 @@ class FileLock:
 
     @contextlib.contextmanager
     def exclusive(self, _name: str) -> Iterator[None]:
-        """Keep out the other searches on the journal while several lines are read and written.
+        """Hold a lock that excludes other searches on this journal while several lines are read and written.
 
         The lock is on a second file beside the journal.
         """
@@ -90,7 +90,7 @@ def _remove_partial_line(file: Any) -> None:
 
 
 class AdvisoryLock:
-    """An advisory lock of PostgreSQL, held for as long as a search lives. The server frees it with its connection.
+    """An advisory lock of PostgreSQL, held for as long as a search runs. The server frees it with its connection.
 
     A thread keeps the connection: if it was cut off, the thread connects and locks again.
     """
@@ -138,7 +138,7 @@ class AdvisoryLock:
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """Keep out the other searches on a study while several statements are executed."""
+        """Hold a lock that excludes other searches on a study while several statements are executed."""
         from sqlalchemy import text
 
         connection = self._engine.connect()
@@ -158,7 +158,7 @@ class AdvisoryLock:
             return False if _ask(connection, _SERVER_START) == server else None
 
     def close(self) -> None:
-        """Let the thread release the lock. It is not waited for: the server may not answer."""
+        """Tell the thread to release the lock, without waiting for it: the server may not answer."""
         self._closed.set()
 
 

@@ -1,15 +1,12 @@
 """What a search does with the trials that earlier or other processes have left in its study. The one resumption.
 
 A trial left RUNNING by a dead process is adopted if it can be continued. Otherwise it is closed as lost. A lost trial
-does not count, and its parameters are tried again once. A `Quota` asks for trials until the study has its total.
+does not count, and its parameters are tried again once.
 """
 
 import contextlib
-import enum
-import random
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -22,7 +19,6 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import attributes
-from optuna_flyte_dsl.study.attributes import ERROR, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 
@@ -56,8 +52,10 @@ def resume(
     """
     with storage.exclusive(study.study_name):
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        adopted, lives = release(study, storage, running, takeover=takeover, adopts=adopts)
-        retry_lost(study)  # a trial may have been closed by a search that did not continue
+        # At the first call in a checkpoint, every running trial was left by an earlier attempt of the same pod.
+        adopted, lives = release(study, storage, running, takeover=takeover or call == 0, adopts=adopts)
+        if not call:  # what an earlier call of this process has stopped, such as at its timeout, is not tried again
+            retry_lost(study)  # a trial may have been closed by a search that did not continue
     if lives[Life.UNKNOWN]:
         logger.warning("%s", left_running(lives[Life.UNKNOWN]))
     finished = finished_in(study)
@@ -103,7 +101,7 @@ def release(
         adopts: Tells whether a running trial can be continued.
 
     Returns:
-        The adopted trials, which this search owns now; and the other trials, by whether their process lives.
+        The adopted trials, which this search owns now; and the other trials, by whether their process is alive.
     """
     adopted: list[FrozenTrial] = []
     lives: dict[Life, list[FrozenTrial]] = {life: [] for life in Life}
@@ -166,8 +164,8 @@ def left_running(trials: Sequence[FrozenTrial]) -> str:
     numbers = ", ".join(str(trial.number) for trial in trials[:5]) + (", ..." if len(trials) > 5 else "")
     return (
         f"{len(trials)} trials ({numbers}) are RUNNING, of {describe_owner(trials[0])}, and it cannot be known from "
-        "here whether that process lives. They count as running. If it is dead, give `takeover=True`: they are closed, "
-        "and tried again."
+        "here whether that process is alive. They count as running. If it is dead, give `takeover=True`: they are "
+        "closed, and tried again."
     )
 
 
@@ -213,98 +211,3 @@ def note_fixed_arguments(study: optuna.Study, space: SearchSpace, name: str) -> 
                 value,
                 before[key],
             )
-
-
-class AskLater(enum.Enum):
-    """Returned instead of a trial while other processes run all trials that are missing."""
-
-    ASK_LATER = enum.auto()
-
-
-ASK_LATER = AskLater.ASK_LATER
-
-
-@dataclass(eq=False)
-class Quota:
-    """Asks for trials until a study has its total."""
-
-    study: optuna.Study
-    storage: DurableStorage
-    total: int  # the number of finished trials that the study is to have
-    _warned: bool = False
-    _name: str = ""
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keep out the other searches on the study, if its storage has a lock for that."""
-        self._name = self._name or self.study.study_name
-        with self.storage.exclusive(self._name):
-            yield
-
-    def ask(self, ask: Callable[[], Trial]) -> Trial | AskLater | None:
-        """Ask for a trial if one is missing. It blocks.
-
-        Returns:
-            The trial; `ASK_LATER` if live processes run all missing trials; `None` if no trial is missing, or if it
-            cannot be known whether the processes that run the missing ones live.
-        """
-        with self.exclusive():
-            trials = self._trials()
-            if self._missing(trials) > 0:
-                return self._ask(ask, trials)
-        others = [t for t in trials if t.state is TrialState.RUNNING and not self.storage.owner.owns(t)]
-        if not others:
-            return None
-        _, lives = release(self.study, self.storage, others)
-        if lives[Life.DEAD]:
-            return self.ask(ask)
-        if lives[Life.ALIVE]:
-            self._warn(f"Waiting for {len(lives[Life.ALIVE])} trials of {describe_owner(lives[Life.ALIVE][0])}.")
-            return ASK_LATER
-        self._warn(left_running(lives[Life.UNKNOWN]))
-        return None
-
-    def _warn(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("%s", message)
-
-    def _ask(self, ask: Callable[[], Trial], before: Sequence[FrozenTrial]) -> Trial | AskLater:
-        trial = self._next_retry(before) or ask()
-        retried = trial.user_attrs.get(RETRY_OF)
-        if retried is not None and self._close_second_retry(trial, retried):
-            return ASK_LATER
-        if not self.storage.owner.excludes and self._missing(self._trials()) < 0:
-            # Another search asked at the same time. Both see the surplus and give back; the first to ask again wins.
-            self.storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
-            self.storage.set_trial_system_attr(trial_id(trial), self.storage.owner.key, None)
-            time.sleep(random.uniform(0.0, 0.1))  # noqa: S311 - not a secret
-            return ASK_LATER
-        return trial
-
-    def _close_second_retry(self, trial: Trial, retried: int) -> bool:
-        """Close a trial that retries the same lost trial as an earlier one: two processes enqueued it at once."""
-        for earlier in self._trials()[: trial.number]:
-            if earlier.user_attrs.get(RETRY_OF) == retried:
-                trial.set_user_attr(LOST, True)
-                trial.set_user_attr(ERROR, f"Trial {earlier.number} tries these parameters again already.")
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                return True
-        return False
-
-    def _next_retry(self, trials: Sequence[FrozenTrial]) -> Trial | None:
-        """Acquire a waiting retry of a lost trial. Retries come before other trials."""
-        for trial in trials:
-            if trial.state is TrialState.WAITING and RETRY_OF in trial.user_attrs:
-                try:
-                    if self.storage.set_trial_state_values(trial_id(trial), TrialState.RUNNING):
-                        return Trial(self.study, trial_id(trial))
-                except UpdateFinishedTrialError:
-                    continue
-        return None
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
-
-    def _missing(self, trials: Sequence[FrozenTrial]) -> int:
-        return self.total - sum(counts(trial) or trial.state is TrialState.RUNNING for trial in trials)

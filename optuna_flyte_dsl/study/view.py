@@ -14,7 +14,7 @@ from optuna_flyte_dsl._proxy import Proxy
 
 
 class _AnnouncingSampler(Proxy):
-    """A sampler that announces each new trial before anything else can fail.
+    """A wrapper of a sampler that reports each new trial at once, so that it is known even if sampling fails.
 
     Args:
         announce: Called with the number of each trial that an ask has stored.

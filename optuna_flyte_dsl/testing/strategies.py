@@ -61,12 +61,10 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
         case Float(step=None):
             spread = _orders(marker) if marker.log else st.floats(marker.low, marker.high)
             return spread | st.sampled_from([marker.low, marker.high])
-        case Float():
-            return _grid_values(marker)
         case Integer(log=True):
             return _orders(marker).map(round) | st.sampled_from([marker.low, marker.high])
-        case Integer():
-            return _grid_values(marker)
+        case Float() | Integer():
+            return st.integers(0, int(domain.count(marker)) - 1).map(lambda index: domain.value_at(marker, index))
     raise InvalidMarkerTypeError(f"`marker` must be a Float, an Integer or a Category, but got {marker!r}.")
 
 
@@ -89,7 +87,3 @@ def _exp(above: float) -> Fraction:
     """Return e to a power that a float may not hold."""
     twos = int(above / math.log(2))
     return Fraction(math.exp(above - twos * math.log(2))) * Fraction(2) ** twos
-
-
-def _grid_values(marker: Float | Integer) -> st.SearchStrategy[Any]:
-    return st.integers(0, int(domain.count(marker)) - 1).map(lambda index: domain.value_at(marker, index))

@@ -15,9 +15,7 @@ PROGRAM = """
 import asyncio, pathlib, sys, time
 import flytekit as fl
 import optuna
-from optuna_flyte_dsl import Float
-from optuna_flyte_dsl import Optimizer
-from optuna_flyte_dsl import optimize
+from optuna_flyte_dsl import Float, Optimizer, optimize
 
 folder = pathlib.Path(sys.argv[1])
 

@@ -38,7 +38,7 @@ from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, Owner
 from optuna_flyte_dsl.study.locks import FileLock
-from optuna_flyte_dsl.study.resuming import ASK_LATER, Quota
+from optuna_flyte_dsl.study.quota import ASK_LATER, Quota
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.soak import Proxy, campaign
 from tests.support import in_movable_time, own_threads, wait_until
@@ -700,8 +700,7 @@ def test_what_a_database_needs_is_loaded_before_the_loop_runs(scheme, in_pod):
     """Loading it in the loop would make it stand still: Python then collects the garbage of all that is imported."""
     code = f"""
 import sys
-from optuna_flyte_dsl import Float
-from optuna_flyte_dsl import optimize
+from optuna_flyte_dsl import Float, optimize
 
 @optimize(storage="{scheme}://user:password@127.0.0.1:1/name")
 def search(x: Float(0, 1)) -> float:
@@ -726,8 +725,7 @@ def test_killed_again_and_again_it_ends_with_just_its_trials(kind, executor):
 
 LEAVING = """
 import sys, threading, time
-from optuna_flyte_dsl import Float
-from optuna_flyte_dsl import optimize
+from optuna_flyte_dsl import Float, optimize
 
 kept = dict(study_name="s", resume=True, progress=False)
 @optimize(concurrency=2, n_trials=9, executor="process", storage=sys.argv[1], **kept)

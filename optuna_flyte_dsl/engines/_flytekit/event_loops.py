@@ -34,14 +34,14 @@ class _OwnLoop:
 
 
 def use_own_loop() -> None:
-    """Let flytekit run the coroutines of this thread in this thread."""
+    """Make flytekit run the coroutines of the calling thread in that thread."""
     name = threading.current_thread().name
     if compat.runner_of(name) is None:
         compat.set_runner(name, _OwnLoop())
 
 
 def outlive_exit(thread: threading.Thread) -> None:
-    """Let a thread of flytekit's run its coroutines itself, so that it can end when Python exits.
+    """Make a flytekit thread run its own coroutines, so that the thread can end when Python exits.
 
     At Python's exit, flytekit stops the loops that it keeps for threads, and then joins the thread of its `Controller`.
     If that thread is just publishing the Deck, it waits for ever for a loop that has stopped, and the pod never ends.

@@ -7,10 +7,11 @@ from typing import Any
 from flytekit.core.promise import flyte_entity_call_handler
 from optuna.pruners import BasePruner
 
+from optuna_flyte_dsl._option_checks import check_names
 from optuna_flyte_dsl.engines._flytekit import call_site, entities
 from optuna_flyte_dsl.engines._flytekit.call_site import Place
 from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
-from optuna_flyte_dsl.engines._flytekit.cluster.laptop import LaptopDeployment, check_option_names
+from optuna_flyte_dsl.engines._flytekit.cluster.laptop import LaptopDeployment
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import checking_outputs
 from optuna_flyte_dsl.engines._flytekit.types import spell_out_unions
@@ -84,7 +85,10 @@ def pod_methods(
 
 def deploy(remote: Any, options: DeploymentOptions) -> LaptopDeployment:
     """Return the way to the cluster of a `FlyteRemote`; see `LaptopDeployment`."""
-    check_option_names(options)
+    elsewhere = (
+        "Project and domain are those of the remote; options of executions go to `optimize(cluster=Cluster(...))`."
+    )
+    check_names("on", options, DeploymentOptions.__annotations__, elsewhere)
     return LaptopDeployment(remote, **options)
 
 

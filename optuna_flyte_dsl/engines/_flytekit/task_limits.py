@@ -1,6 +1,6 @@
 """A task's own `retries` and `timeout` in local runs, which flytekit ignores on this machine.
 
-Each local call of a task goes through `Task.sandbox_execute`, also inside of a workflow. During a search, and only
+Each local call of a task goes through `Task.sandbox_execute`, also inside a workflow. During a search, and only
 then, the limits of the task are applied there.
 """
 
@@ -45,7 +45,7 @@ class EntityCall:
 
     @property
     def given_up(self) -> bool:
-        """Whether nobody waits for the call any longer."""
+        """Whether the caller has stopped waiting for the result, for example because its trial was cancelled."""
         return self.over.is_set() or self.threads.closed or (self.outer is not None and self.outer.given_up)
 
     def run_attempts(self, task: PythonTask[Any], run: Callable[[EntityCall], T], *, is_plain: bool) -> T:

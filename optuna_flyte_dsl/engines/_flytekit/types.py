@@ -17,7 +17,7 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial
 from optuna_flyte_dsl._compat.flytekit import interface_inputs
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError, OptunaFlyteError
-from optuna_flyte_dsl.space.domain import to_float, value_types
+from optuna_flyte_dsl.space.conversion import to_float, value_types
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 _NATIVE_TYPES = (type(None), bool, int, float, str)

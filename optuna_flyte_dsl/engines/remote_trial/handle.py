@@ -44,7 +44,6 @@ class TrialHandle:
         return cls(**json.loads(text))
 
     def open(self) -> Trial:
-        """Connect to the trial's study, and return the trial."""
         if self.address.startswith("env:"):
             storage = optuna.storages.get_storage(_variable(self.address.removeprefix("env:"), "the storage's URL"))
             study = optuna.load_study(study_name=self.study, storage=storage, pruner=_make_pruner.get()())

@@ -17,7 +17,7 @@ from optuna_flyte_dsl._compat.optuna_grpc import serve_storage
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion
 
 _STORAGE_SERVICE = "StorageService"
 _MAX_WORKERS = 32
@@ -77,7 +77,6 @@ class TrialServer:
         self._server.start()
 
     def serve(self, trial: Trial) -> TrialHandle:
-        """Serve a trial from now on, and return its handle."""
         self._trials[trial_id(trial)] = trial
         return TrialHandle(self.address, trial_id(trial), self._study, self.token_env, self._search)
 
@@ -94,7 +93,7 @@ class TrialServer:
     def _suggest(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         request = json.loads(data)
         distribution = json_to_distribution(request["distribution"])
-        value = domain.suggest(self._find(request, context), request["name"], distribution)
+        value = conversion.suggest(self._find(request, context), request["name"], distribution)
         return json.dumps(distribution.to_internal_repr(value)).encode()
 
     def _prune(self, data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -104,7 +103,6 @@ class TrialServer:
         return json.dumps(bool(trial.study.pruner.prune(trial.study, stored))).encode()
 
     def close(self) -> None:
-        """Stop the server. It blocks for a moment."""
         self._server.stop(grace=0).wait(pauses.server_close)
         self._pool.shutdown(wait=False)
 

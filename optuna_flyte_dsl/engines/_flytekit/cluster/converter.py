@@ -66,7 +66,7 @@ class Converter:
         return resolver.as_python_native(target.python_interface)
 
     def same_inputs(self, ours: literals_pb2.LiteralMap, data: WorkflowExecutionGetDataResponse) -> bool:
-        """Tell whether an execution has the inputs of a new launch.
+        """Tell whether an existing execution has the same inputs as a new launch.
 
         Defaults that Flyte has added are not compared. The address of a file that was uploaded for the new launch is
         not compared either, because each upload has a new address.

@@ -51,7 +51,6 @@ class ExecutionsDeck:
         controller.render_html = render_html  # type: ignore[method-assign]
 
     def show(self, name: str, *, entity: str, kind: str, url: str, inputs: Any, outputs: Any) -> None:
-        """Enter an execution into the list, or replace its entry."""
         row = NODE_HTML_TEMPLATE.format(
             entity_type=html.escape(kind),
             entity_name=html.escape(entity),

@@ -1,4 +1,4 @@
-"""Where a search lives: on the cluster of the eager workflow that calls it, or of a remote. Its end at SIGTERM."""
+"""Where a search runs: on the cluster of the eager workflow that calls it, or of a remote. Its end at SIGTERM."""
 
 from __future__ import annotations
 
@@ -70,16 +70,12 @@ class ClusterSearch:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._sigterm is not None:
             self._sigterm.searches.add(self)
-        else:
-            self._handle_sigterm()
+        elif threading.current_thread() is threading.main_thread():
+            # SIGTERM cancels the search, as Ctrl-C does. Otherwise it would end the process and leave executions.
+            self._handles_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            if self._handles_sigterm:
+                self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         return self
-
-    def _handle_sigterm(self) -> None:
-        """Let SIGTERM cancel the search, as Ctrl-C does. Otherwise it would end the process and leave executions."""
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and self._task is not None:
-            self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
-            self._handles_sigterm = True
 
     def _on_sigterm(self) -> None:
         self._got_sigterm = True
@@ -167,7 +163,7 @@ class ClusterSearch:
         return {} if self._sigterm is None else dict(self._sigterm.evidence)
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
-        """Tell by its execution whether another eager workflow lives; see `RemoteSearch.life`. It blocks."""
+        """Tell by its execution whether another eager workflow is running; see `RemoteSearch.life`. It blocks."""
         execution = evidence.get("execution")
         if not execution:
             return None
@@ -203,7 +199,7 @@ class ClusterSearch:
             if leave:
                 self._loop_of_trials.suspend()
             else:
-                self._loop_of_trials.mark_interrupted_as_lost()
+                self._loop_of_trials.trials.interrupted_are_lost = True  # because this process is ending
         if self._task is not None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed: the search has ended
                 self._loop.call_soon_threadsafe(self._task.cancel)

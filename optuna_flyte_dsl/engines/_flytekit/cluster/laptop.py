@@ -7,7 +7,6 @@ import pathlib
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,19 +25,7 @@ from optuna_flyte_dsl._compat.flytekit import project_root, workflow_function
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
-from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.errors import InvalidOptionError
-
-
-def check_option_names(options: Mapping[str, Any]) -> None:
-    """Check the names of the options of `on`."""
-    known = DeploymentOptions.__annotations__
-    for name in options:
-        if name not in known:
-            raise InvalidOptionError(
-                f"`on` has no option `{name}`; it has {', '.join(f'`{each}`' for each in known)}. Project and domain "
-                "are those of the remote; options of the executions are given to `optimize(cluster=Cluster(...))`."
-            )
 
 
 @dataclass(eq=False)

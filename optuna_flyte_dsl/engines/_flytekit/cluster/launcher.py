@@ -133,7 +133,6 @@ class Launcher:
         return self._context.with_worker_queue(queue).build()
 
     def request(self, target: Launchable, inputs: LiteralMap) -> ExecutionCreateRequest:
-        """Build the request that creates an execution, without its name."""
         env = {}
         if self._server is not None and self.options.trials_token_env is None:
             env[TOKEN_ENV] = self._server.token

@@ -83,7 +83,6 @@ class Registry:
         flyte_context_Var.set([self._admin.remote.context])
 
     def check(self, entity: Any) -> None:
-        """Check that pods can load an entity; see `check_loadable`."""
         self.enter()
         check_loadable(entity)
 

@@ -26,11 +26,12 @@ class SigtermHandler:
         self._remote = remote
         self._params = context.user_space_params
         self.attempt = attempt
-        self.searches: set[Any] = set()  # every `ClusterSearch` that runs
+        # Every `ClusterSearch` that runs. It has no lock: a signal handler could interrupt the lock's holder, and hang.
+        self.searches: set[Any] = set()
 
     @property
     def evidence(self) -> Mapping[str, Any]:
-        """The execution and the attempt of this pod, by which others can tell whether it lives."""
+        """The execution and the attempt of this pod, by which other processes can tell whether this pod is alive."""
         params = self._params
         if params is None or params.execution_id is None:
             return {}

@@ -15,7 +15,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStor
 from optuna_flyte_dsl.study.attributes import GOALS, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
-from optuna_flyte_dsl.study.resuming import resume
+from optuna_flyte_dsl.study.resuming import resume, settle
 from optuna_flyte_dsl.study.view import view_of
 from tests.support import wait_until
 
@@ -212,3 +212,23 @@ def test_a_second_call_has_a_goal_of_its_own():
     assert study.user_attrs[GOALS] == [3, 6]
     assert process.resume(3, 0).n_trials == 0
     assert process.resume(3, 1).n_trials == 0
+
+
+def test_a_later_call_does_not_try_again_what_an_earlier_one_has_stopped():
+    study = optuna.create_study()
+    process = Process(study)
+    process.resume(2, 0)
+    trial = process.study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr(LOST, True)
+    study.tell(trial, state=TrialState.FAIL)
+    settle(process.study, 0)
+    assert process.resume(2, 1).n_trials == 2
+    assert not [each for each in study.trials if each.state is TrialState.WAITING]
+
+
+def test_running_trials_in_a_checkpoint_are_of_an_earlier_attempt_even_without_evidence():
+    study = optuna.create_study()
+    study.ask().suggest_float("x", 0, 1)
+    assert Process(study).resume(2, 0, lambda trial: False).n_trials == 2
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]

@@ -1,0 +1,114 @@
+"""Asks for trials until a study has its total, beside other processes that do the same."""
+
+import contextlib
+import enum
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl.study.attributes import ERROR, LOST, RETRY_OF
+from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.liveness import Life, describe_owner
+from optuna_flyte_dsl.study.resuming import counts, left_running, release
+
+
+class AskLater(enum.Enum):
+    """Returned instead of a trial while other processes run all trials that are missing."""
+
+    ASK_LATER = enum.auto()
+
+
+ASK_LATER = AskLater.ASK_LATER
+
+
+@dataclass(eq=False)
+class Quota:
+    """Asks for trials until a study has its total."""
+
+    study: optuna.Study
+    storage: DurableStorage
+    total: int  # the number of finished trials that the study is to have
+    _warned: bool = False
+    _name: str = ""
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold a lock that excludes other searches on the study, if its storage has such a lock."""
+        self._name = self._name or self.study.study_name
+        with self.storage.exclusive(self._name):
+            yield
+
+    def ask(self, ask: Callable[[], Trial]) -> Trial | AskLater | None:
+        """Ask for a trial if one is missing. It blocks.
+
+        Returns:
+            The trial; `ASK_LATER` if live processes run all missing trials; `None` if no trial is missing, or if it
+            cannot be known whether the processes that run the missing ones live.
+        """
+        with self.exclusive():
+            trials = self._trials()
+            if self._missing(trials) > 0:
+                return self._ask(ask, trials)
+        others = [t for t in trials if t.state is TrialState.RUNNING and not self.storage.owner.owns(t)]
+        if not others:
+            return None
+        _, lives = release(self.study, self.storage, others)
+        if lives[Life.DEAD]:
+            return self.ask(ask)
+        if lives[Life.ALIVE]:
+            self._warn(f"Waiting for {len(lives[Life.ALIVE])} trials of {describe_owner(lives[Life.ALIVE][0])}.")
+            return ASK_LATER
+        self._warn(left_running(lives[Life.UNKNOWN]))
+        return None
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s", message)
+
+    def _ask(self, ask: Callable[[], Trial], before: Sequence[FrozenTrial]) -> Trial | AskLater:
+        trial = self._next_retry(before) or ask()
+        retried = trial.user_attrs.get(RETRY_OF)
+        if retried is not None and self._close_second_retry(trial, retried):
+            return ASK_LATER
+        if not self.storage.owner.excludes and self._missing(self._trials()) < 0:
+            # Another search asked at the same time. Both see the surplus and give back; the first to ask again wins.
+            self.storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
+            self.storage.set_trial_system_attr(trial_id(trial), self.storage.owner.key, None)
+            time.sleep(random.uniform(0.0, 0.1))  # noqa: S311 - not a secret
+            return ASK_LATER
+        return trial
+
+    def _close_second_retry(self, trial: Trial, retried: int) -> bool:
+        """Close a trial that retries the same lost trial as an earlier one: two processes enqueued it at once."""
+        for earlier in self._trials()[: trial.number]:
+            if earlier.user_attrs.get(RETRY_OF) == retried:
+                trial.set_user_attr(LOST, True)
+                trial.set_user_attr(ERROR, f"Trial {earlier.number} tries these parameters again already.")
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                return True
+        return False
+
+    def _next_retry(self, trials: Sequence[FrozenTrial]) -> Trial | None:
+        """Acquire a waiting retry of a lost trial. Retries come before other trials."""
+        for trial in trials:
+            if trial.state is TrialState.WAITING and RETRY_OF in trial.user_attrs:
+                try:
+                    if self.storage.set_trial_state_values(trial_id(trial), TrialState.RUNNING):
+                        return Trial(self.study, trial_id(trial))
+                except UpdateFinishedTrialError:
+                    continue
+        return None
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _missing(self, trials: Sequence[FrozenTrial]) -> int:
+        return self.total - sum(counts(trial) or trial.state is TrialState.RUNNING for trial in trials)
