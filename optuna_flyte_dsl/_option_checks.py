@@ -68,15 +68,15 @@ class CheckedOptions:
         return (docstring or "").replace("{options}", lines)
 
     @classmethod
-    def signature(cls) -> inspect.Signature:
-        """Return the signature of the class, without the checks beside the types."""
+    def signature(cls, *first: inspect.Parameter) -> inspect.Signature:
+        """Return the signature of the class, without the checks beside the types, after some other parameters."""
         signature = inspect.signature(cls)
         parameters = [
             parameter.replace(annotation=get_args(kind)[0]) if get_origin(kind) is Annotated else parameter
             for parameter in signature.parameters.values()
             for kind in (parameter.annotation,)
         ]
-        return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+        return signature.replace(parameters=[*first, *parameters], return_annotation=inspect.Signature.empty)
 
     def __repr__(self) -> str:
         changed = []
@@ -149,7 +149,10 @@ def maker_of(kind: type, example: str) -> Check:
 
 def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
     """Tell whether a value is an integer from `low` to `high`; numpy's integers are, a bool is not."""
-    return hasattr(type(value), "__index__") and not isinstance(value, bool) and low <= operator.index(value) <= high
+    try:
+        return not isinstance(value, bool) and low <= operator.index(value) <= high
+    except TypeError:  # it is no integer
+        return False
 
 
 def is_seconds(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextvars
+import signal
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -42,13 +43,22 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
             result.set_exception(error)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="optuna-flyte-run-sync")
+    handler = signal.getsignal(signal.SIGINT)
+    # The handler of `asyncio.run` only cancels the caller's task, which waits here and would not see it.
+    is_asyncios = isinstance(getattr(getattr(handler, "func", None), "__self__", None), asyncio.Runner)
+    is_asyncios = is_asyncios and threading.current_thread() is threading.main_thread()
+    if is_asyncios:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:
-        thread.join()
+        concurrent.futures.wait([result])
     except BaseException:
         interrupted.set()
         for loop, task in started:
             loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        concurrent.futures.wait([result])
         raise
+    finally:
+        if is_asyncios:
+            signal.signal(signal.SIGINT, handler)
     return result.result()

@@ -228,13 +228,9 @@ def _takes_options(options: Callable[P, Options]) -> Callable[[Callable[[Any, Op
 
         optimize.__doc__ = Options.fill_in(function.__doc__)
         optimize.__module__, optimize.__qualname__ = function.__module__, function.__qualname__
-        signature = Options.signature()
-        objective = inspect.Parameter(
-            "objective", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Any
-        )
-        optimize.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[objective, *signature.parameters.values()]
-        )
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        objective = inspect.Parameter("objective", kind, default=None, annotation=Any)
+        optimize.__signature__ = Options.signature(objective)  # type: ignore[attr-defined]
         return optimize
 
     return decorate

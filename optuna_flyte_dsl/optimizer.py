@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
@@ -34,7 +36,7 @@ def _takes_arguments(
             check_names("Optimizer", kwargs, OptimizerArguments.__dataclass_fields__)
             method(self, arguments(*args, **kwargs))
 
-        return init
+        return functools.update_wrapper(init, method)
 
     return decorate
 
@@ -119,7 +121,8 @@ class Optimizer(SessionAttributes):
 
 
 Optimizer.__doc__ = Options.fill_in(Optimizer.__doc__)
-Optimizer.__signature__ = OptimizerArguments.signature()  # type: ignore[attr-defined]
+_self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+Optimizer.__init__.__signature__ = OptimizerArguments.signature(_self)  # type: ignore[attr-defined]
 
 
 def __getattr__(name: str) -> Any:

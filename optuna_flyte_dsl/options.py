@@ -259,7 +259,8 @@ class Options(check.CheckedOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.given_directions  # noqa: B018 - its check
+        if self.given_directions and self.directions:
+            object.__setattr__(self, "directions", tuple(self.directions))  # a copy that the caller cannot change
         self._check_study()
         self._check_executor()
         self._check_deterministic()

@@ -183,44 +183,39 @@ class _Assembly:
         storage = storage_of(study)
         if not is_kept(storage):
             finished = await thread.run(resuming.finished_in, study) if options.resume else ()
-            await self._run(
-                study, resuming.Resumption(max(0, n_trials - len(finished)), finished=finished), remote, None
-            )
+            left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
+            await self._run(study, left, remote, None)
             return
         owner = Owner(storage, remote.evidence, remote.life) if remote is not None else Owner(storage)
         try:
             await thread.run(owner.open)
             durable = DurableStorage(storage, owner, self.objective.name)
             left = resuming.Resumption(n_trials)
+            resume = functools.partial(
+                resuming.resume,
+                view_of(study, storage=durable),
+                durable,
+                n_trials,
+                takeover=options.takeover,
+                adopts=remote.adopts if remote is not None else lambda _: False,
+            )
             if remote is not None and is_checkpointed:
                 async with self.source.opening:
                     call = next(self.source.calls)
                     if call == 0:
                         await remote.recover(study, self.objective, self.space)
-                    left = await thread.run(self._resume, study, durable, remote, call)
+                    left = await thread.run(functools.partial(resume, call=call))
                     await remote.commit()  # now: each attempt's checkpoint starts empty
                 await self._run(study, left, remote, durable)
                 await thread.run(resuming.settle, study, call)
                 return
             if options.resume:
-                left = await thread.run(self._resume, study, durable, remote, None)
+                left = await thread.run(resume)
                 note = functools.partial(resuming.note_fixed_arguments, view_of(study, storage=durable))
                 await thread.run(note, self.space, self.objective.name)
             await self._run(study, left, remote, durable)
         finally:
             owner.close()
-
-    def _resume(
-        self, study: optuna.Study, storage: DurableStorage, remote: RemoteSearch | None, call: int | None
-    ) -> resuming.Resumption:
-        return resuming.resume(
-            view_of(study, storage=storage),
-            storage,
-            self.options.n_trials,
-            takeover=self.options.takeover,
-            adopts=remote.adopts if remote is not None else lambda _: False,
-            call=call,
-        )
 
     async def _run(
         self,

@@ -126,6 +126,36 @@ def test_a_worker_process_of_a_function_imports_no_flytekit():
     )
 
 
+def test_a_search_may_run_while_another_thread_imports_flytekit():
+    run(
+        "import threading\n"
+        "from optuna_flyte_dsl import Float, optimize\n"
+        "@optimize(n_trials=2, progress=False)\n"
+        "def f(x: Float(0, 1)) -> float:\n"
+        "    return x\n"
+        "errors = []\n"
+        "def load():\n"
+        "    try:\n"
+        "        import flytekit\n"
+        "    except BaseException as error:\n"
+        "        errors.append(error)\n"
+        "thread = threading.Thread(target=load)\n"
+        "thread.start()\n"
+        "while thread.is_alive():\n"
+        "    assert len(f.run_sync().trials) == 2\n"
+        "assert errors == [] and len(f.run_sync().trials) == 2"
+    )
+
+
+def test_flytekit_may_be_blocked_for_a_search_over_a_function():
+    run(
+        "import sys\n"
+        "from optuna_flyte_dsl import Optimizer\n"
+        "sys.modules['flytekit'] = None\n"
+        "assert len(Optimizer(lambda trial: trial.suggest_float('x', 0, 1), 1, 2).run_sync().trials) == 2"
+    )
+
+
 def test_markers_are_flyte_types_in_whatever_order_the_packages_are_imported():
     for first, second in (("flytekit", "optuna_flyte_dsl"), ("optuna_flyte_dsl", "flytekit")):
         run(

@@ -1,4 +1,8 @@
 import asyncio
+import concurrent.futures
+import inspect
+import subprocess
+import sys
 import threading
 
 import optuna
@@ -262,20 +266,67 @@ def test_run_sync_raises_what_the_search_raises_wherever_it_runs():
     assert caught.value.__context__ is None
 
 
+INTERRUPTED = """
+import asyncio, os, signal, threading
+import optuna
+from optuna_flyte_dsl import Optimizer
+
+released = threading.Event()
+
+def objective(trial):
+    if trial.number == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    released.wait(0.05 if trial.number < 2 else 5)
+    return 0.0
+
+optimizer = Optimizer(objective, concurrency=2, n_trials=1000, progress=False)
+
+async def main():
+    optimizer.run_sync()
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print(len(optimizer.study.trials) < 1000, all(trial.state.is_finished() for trial in optimizer.study.trials))
+"""
+
+
+def test_ctrl_c_ends_run_sync_inside_a_running_loop():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True True", done.stderr
+
+
+def test_the_signature_of_an_optimizer_is_that_of_its_class_only():
+    class Sub(Optimizer):
+        def __init__(self, extra):
+            super().__init__(lambda trial: 0.0, 1, 2)
+
+    assert list(inspect.signature(Sub).parameters) == ["extra"]
+    assert list(inspect.signature(Sub(1)).parameters) == ["args", "kwargs"]
+    assert list(inspect.signature(Optimizer).parameters)[:3] == ["objective", "concurrency", "n_trials"]
+
+
+def test_a_list_of_directions_is_copied():
+    directions = ["maximize"]
+    optimizer = Optimizer(lambda trial: 0.0, 1, 1, directions=directions, progress=False)
+    directions[0] = "neither"
+    assert optimizer.run_sync().direction is optuna.study.StudyDirection.MAXIMIZE
+
+
 def test_an_interrupt_of_run_sync_inside_a_loop_ends_the_search(monkeypatch):
     started = threading.Event()
     optimizer = Optimizer(hanging := Hanging(started), 1, 1)
-    join = threading.Thread.join
+    wait = concurrent.futures.wait
 
-    def interrupted(thread, timeout=None):
-        if thread.name == "optuna-flyte-run-sync" and not hanging.interrupted:
+    def interrupted(futures, timeout=None):
+        if not hanging.interrupted:
             assert started.wait(30)
             hanging.interrupted = True
             raise KeyboardInterrupt
-        return join(thread, timeout)
+        return wait(futures, timeout)
 
     async def main():
-        monkeypatch.setattr(threading.Thread, "join", interrupted)
+        monkeypatch.setattr(concurrent.futures, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             optimizer.run_sync()
 

@@ -4,7 +4,7 @@ Each SDK has one implementation, in a room of its own. An SDK that is not loaded
 """
 
 import importlib
-import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypedDict, cast
 
@@ -154,14 +154,21 @@ _PACKAGES = {"flytekit": "optuna_flyte_dsl.engines._flytekit"}
 
 def register_types() -> None:
     """Make markers and trials native types of each SDK: now if the SDK is loaded, else as soon as it is imported."""
-    for sdk, package in _PACKAGES.items():
-        wrapt.register_post_import_hook(f"{package}.types:register", sdk)
+    for sdk in _PACKAGES:
+        wrapt.register_post_import_hook(_on_import, sdk)
+
+
+_imported: list[str] = []  # the SDKs whose import is complete; `sys.modules` has a module from the import's beginning
+
+
+def _on_import(sdk: types.ModuleType) -> None:
+    importlib.import_module(f"{_PACKAGES[sdk.__name__]}.types").register()
+    _imported.append(sdk.__name__)
 
 
 def loaded_engines() -> list[Engine]:
     """Return the engines whose SDKs are loaded."""
-    loaded = [(sdk, package) for sdk, package in _PACKAGES.items() if sdk in sys.modules]
-    return [cast("Engine", importlib.import_module(f"{package}.{sdk}_engine")) for sdk, package in loaded]
+    return [cast("Engine", importlib.import_module(f"{_PACKAGES[sdk]}.{sdk}_engine")) for sdk in _imported]
 
 
 def engine_of(target: Any) -> Engine | None:
@@ -182,7 +189,5 @@ def read_objective(target: Any) -> Objective:
 
 def space_of(thing: Any) -> SearchSpace:
     """Return the search space of an objective, of a decorated objective, or the given space itself."""
-    if isinstance(thing, SearchSpace):
-        return thing
-    space = getattr(thing, "space", None)
+    space = thing if isinstance(thing, SearchSpace) else getattr(thing, "space", None)
     return space if isinstance(space, SearchSpace) else read_objective(thing).space

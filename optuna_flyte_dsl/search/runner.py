@@ -9,19 +9,13 @@ from optuna.trial import Trial
 
 @dataclass(frozen=True, slots=True)
 class TrialRun:
-    """One run of a trial's objective.
-
-    Args:
-        trial: The trial. Some objectives take it.
-        arguments: The objective's keyword arguments.
-        attempt: The number of this attempt of the trial, from 0.
-        on_begin: Called in the event loop when the objective begins to run, after all waiting in queues. `None` if
-            nobody needs to know, which spares an engine the polling.
-    """
+    """One run of a trial's objective."""
 
     trial: Trial
     arguments: Mapping[str, Any]
-    attempt: int = 0
+    attempt: int = 0  # the number of this attempt of the trial
+    # Called in the event loop when the objective begins to run, after all waiting in queues. `None` if nobody needs to
+    # know, which spares an engine the polling.
     on_begin: Callable[[], None] | None = None
 
     def begin(self) -> None:

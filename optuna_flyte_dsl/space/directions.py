@@ -103,13 +103,10 @@ def _read_direction(direction: Direction) -> StudyDirection:
 
 @dataclass(frozen=True)
 class ReturnAnnotation:
-    """What a return annotation tells about an objective's values.
+    """What a return annotation tells about an objective's values."""
 
-    Args:
-        directions: One item for each objective, `None` where the annotation names no direction. `None` as a whole if
-            the annotation does not tell how many objectives there are.
-    """
-
+    # One item for each objective, `None` where the annotation names no direction. `None` as a whole if the annotation
+    # does not tell how many objectives there are.
     directions: tuple[StudyDirection | None, ...] | None = None
     names: tuple[str, ...] | None = None
 

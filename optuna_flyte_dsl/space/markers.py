@@ -114,10 +114,9 @@ class Float(Number):
     log: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "low", _float("Float", "low", self.low))
-        object.__setattr__(self, "high", _float("Float", "high", self.high))
-        if self.step is not None:
-            object.__setattr__(self, "step", _float("Float", "step", self.step))
+        for name in ("low", "high", "step"):
+            if name != "step" or self.step is not None:
+                object.__setattr__(self, name, _float("Float", name, getattr(self, name)))
         _check_bool("Float", "log", self.log)
         _check_range("Float", self.low, self.high, self.step)
         _check_log("Float", self)

@@ -47,7 +47,6 @@ class AdminError(Exception):
         self.code = code
 
     def refusal(self, what: str) -> RefusedError:
-        """Return the error that ends the search, with the cure."""
         return RefusedError(f"Flyte has refused to {what}: {self}. {_CURES.get(self.code, '')}".rstrip())
 
 

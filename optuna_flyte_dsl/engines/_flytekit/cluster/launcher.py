@@ -62,7 +62,6 @@ class Traffic:
             return self._poller
 
     async def leave(self) -> None:
-        """End the poller if nobody else uses it."""
         with self._lock:
             self._users -= 1
             poller = self._poller if self._users == 0 else None
@@ -72,7 +71,6 @@ class Traffic:
             await poller.close()
 
     def wait_to_launch(self, launches_per_second: float, given_up: threading.Event) -> None:
-        """Wait until the next execution may be launched."""
         with self._lock:
             now = time.monotonic()
             moment = max(self._next_launch, now)
