@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl import Category, Float, Integer, optimize
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.grid import Grid
 
 steps = st.sampled_from([0.1, 0.01, 0.3, 0.7, 1 / 3, 1e-3, 0.25, 2.5, 1e6])
@@ -39,7 +39,7 @@ def test_a_value_is_found_at_its_index_however_it_was_computed(made, data):
 def test_what_optuna_samples_lies_on_the_grid(made, data):
     marker, count = made
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=data.draw(st.integers(0, 99))))
-    value = domain.suggest(study.ask(), "x", marker.to_distribution())
+    value = conversion.suggest(study.ask(), "x", marker.to_distribution())
     assert domain.contains(marker, value)
     assert 0 <= domain.key_of(marker, value) <= count
 
