@@ -41,7 +41,7 @@ from optuna_flyte_dsl import (
     suggest,
 )
 from tests import user_module
-from tests.support import needs_pyflyte
+from tests.support.marks import needs_pyflyte
 from tests.user_module import plain, search, search_sync, sync_train, train
 
 SETTINGS = SerializationSettings(

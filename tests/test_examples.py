@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import needs_pyflyte
+from tests.support.marks import needs_pyflyte
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,15 +1,8 @@
 """What several test files use: waiting for conditions, a movable clock, a stand-in cluster, a PostgreSQL server."""
 
 import asyncio
-import sys
 import threading
 import time
-
-import pytest
-
-needs_pyflyte = pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="flytekit 1.16's command `pyflyte run` itself refuses Python 3.13"
-)
 
 
 def wait_until(condition, patience=30.0):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from flytekit.configuration import Image, ImageConfig
 
-from tests.support import needs_pyflyte, wait_until
+from tests.support import wait_until
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.marks import needs_pyflyte
 
 ROOT = Path(__file__).parents[4]
 PODS = ROOT / "tests" / "pods"

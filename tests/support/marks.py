@@ -1,0 +1,9 @@
+"""Marks of tests. In a module of its own, because the benchmarks use the rest of `tests.support` without pytest."""
+
+import sys
+
+import pytest
+
+needs_pyflyte = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="flytekit 1.16's command `pyflyte run` itself refuses Python 3.13"
+)
