@@ -7,11 +7,11 @@ from pathlib import Path
 
 import optuna
 import pytest
-from flytekit.core import local_cache
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
 from optuna_flyte_dsl import _retry
+from tests.support._compat import own_local_cache
 
 ROOT = Path(__file__).parent.parent
 collect_ignore = ["pods"]  # users' files: importing one may start a search
@@ -32,11 +32,8 @@ def _quiet_optuna():
 @pytest.fixture(autouse=True)
 def _own_flyte_cache(tmp_path, monkeypatch):
     """Keep Flyte's local cache, which is in the home directory, out of the tests."""
-    monkeypatch.setattr(local_cache, "CACHE_LOCATION", str(tmp_path / "flyte-cache"))
-    monkeypatch.setattr(local_cache.LocalTaskCache, "_initialized", False)
-    yield
-    if local_cache.LocalTaskCache._initialized:
-        local_cache.LocalTaskCache._cache.close()
+    with own_local_cache(tmp_path / "flyte-cache", monkeypatch):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ import time
 import optuna
 from optuna.trial import TrialState
 
+from tests.support import wait_until_listening
 from tests.support.postgres import Postgres, free_port
 
 N_TRIALS = {"journal": 200, "sqlite": 40, "postgresql": 60, "grpc": 60}
@@ -88,9 +89,7 @@ class Proxy:
         )
         command = [sys.executable, "-W", "ignore", "-c", program, self._url, str(self.port)]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        storage = optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=self.port)
-        storage.wait_server_ready(timeout=60)
-        storage.close()
+        wait_until_listening(self.port, self.process)
 
     def close(self) -> None:
         self.process.kill()

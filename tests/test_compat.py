@@ -1,7 +1,9 @@
 """Each private name of another package is where it was. A new version that moves one must fail here, and say which."""
 
+import asyncio
 import concurrent.futures
 import inspect
+import os
 import pathlib
 import threading
 
@@ -9,10 +11,15 @@ import grpc
 import optuna
 import pytest
 from flytekit import conditional, map_task, task, workflow
+from flytekit.configuration import Config
 from flytekit.core import local_cache
+from flytekit.core.base_task import Task
+from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.type_engine import TypeEngine
 from flytekit.core.worker_queue import Controller
 from flytekit.deck.deck import Deck
+from flytekit.remote import FlyteRemote
+from flytekit.utils import asyn
 from flytekit.utils.asyn import loop_manager
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -92,6 +99,11 @@ def test_a_studys_storage_can_be_replaced_and_its_history_cut(study):
     cut = optuna_names.with_trials(optuna.Study, [])
     assert "_get_trials" in vars(cut)
     assert {"deepcopy", "states", "use_cache"} <= set(inspect.signature(optuna.Study._get_trials).parameters)
+
+
+def test_a_trial_has_its_parts():
+    trial = optuna.create_study().ask()
+    assert {"_trial_id", "_cached_frozen_trial", "_fixed_params", "storage", "study"} <= set(vars(trial))
 
 
 def test_optunas_storage_proxy_is_where_it_was():
@@ -213,10 +225,30 @@ def test_the_event_loop_of_a_thread_can_be_replaced_and_stopped():
     assert not runner._TaskRunner__runner_thread.is_alive()
 
 
+def test_the_threads_and_contexts_of_flytekit_are_where_they_were():
+    assert isinstance(loop_manager._runner_map, dict)
+    assert list(inspect.signature(Task.sandbox_execute).parameters)[1:] == ["ctx", "input_literal_map"]
+    runner = asyn._TaskRunner()
+    assert {"_TaskRunner__loop", "_TaskRunner__runner_thread"} <= vars(runner).keys()
+    assert callable(runner._close)
+    assert isinstance(local_cache.LocalTaskCache._initialized, bool)
+    assert local_cache.joblib.hash(b"")
+    assert isinstance(flyte_context_Var.get(), list)
+    loop_manager.run_sync(asyncio.sleep, 0)
+    assert f"{threading.current_thread().name}PID:{os.getpid()}" in loop_manager._runner_map
+
+
+def test_the_client_of_a_remote_has_its_stub():
+    client = FlyteRemote(Config.for_endpoint("127.0.0.1:1", insecure=True), "project", "domain").client
+    assert callable(client._stub.ListExecutions)
+    assert hasattr(client, "_metadata")
+
+
 def test_the_parts_of_flytekits_controller_are_where_they_were():
     source = inspect.getsource(Controller)
     assert "self.__runner_thread" in source
     assert "self.__loop.stop()" in source
+    assert "self.__loop =" not in source, "flytekit must not set what we put there"
     controller = type("Stands", (), {"_Controller__runner_thread": threading.current_thread()})()
     assert flytekit_names.controller_thread(controller) is threading.current_thread()
     flytekit_names.set_stop_handler(controller, "handler")

@@ -135,18 +135,18 @@ async def reports(trial: optuna.Trial, x: Float(0, 1)) -> float:
     return x
 
 
-def test_at_every_step_with_sqlite(tmp_path):
+def test_at_steps_with_sqlite(tmp_path):
     urls = (f"sqlite:///{tmp_path}/{number}.db" for number in itertools.count())
     options = {"study_name": "s", "resume": True, "progress": False}
-    assert steps_of(lambda: Optimizer(waits, 2, 2, storage=next(urls), **options), 2) > 8
+    assert steps_of(lambda: Optimizer(waits, 2, 2, storage=next(urls), **options), 2, every=EVERY) > 8
 
 
 @pytest.mark.newest
-def test_at_every_step_with_postgresql():
+def test_at_steps_with_postgresql():
     names = map(str, itertools.count())
     with contextlib.closing(Postgres()) as server:
         options = {"storage": server.url, "resume": True, "progress": False}
-        assert steps_of(lambda: Optimizer(reports, 2, 2, study_name=next(names), **options), 2) > 8
+        assert steps_of(lambda: Optimizer(reports, 2, 2, study_name=next(names), **options), 2, every=EVERY) > 8
 
 
 @pytest.mark.newest

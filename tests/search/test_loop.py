@@ -28,12 +28,14 @@ from optuna_flyte_dsl import (
     StorageUnavailableError,
     suggest,
 )
+from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines.engine import read_objective
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.trials import AskTell
 from optuna_flyte_dsl.study.attributes import ERROR
+from tests.support._compat import cached_trials
 
 
 def declared(x: Float(0, 1)):
@@ -336,7 +338,7 @@ class Spy(optuna.samplers.TPESampler):
         return super().sample_independent(study, trial, name, distribution)
 
     def look(self, study, trial):
-        trials = study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
+        trials = cached_trials(study, TrialState.COMPLETE)
         self.seen[trial.number] = len(trials)
         self.threads.add(threading.current_thread())
 
@@ -870,7 +872,7 @@ def test_limits_hold_for_whole_searches_over_real_threads_and_storages(case):
             return "ended"
 
         ended = asyncio.run(main())
-        trials = optuna.load_study(study_name=study.study_name, storage=study._storage).trials
+        trials = optuna.load_study(study_name=study.study_name, storage=storage_of(study)).trials
     assert all(trial.state.is_finished() for trial in trials)
     assert len(trials) <= case["n_trials"]
     if ended == "ended":

@@ -31,9 +31,9 @@ from optuna_flyte_dsl import (
     StorageUnavailableError,
     optimize,
 )
+from optuna_flyte_dsl._compat.optuna import engine_of, set_storage, storage_of, trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
-from optuna_flyte_dsl.study import liveness as owners_module
-from optuna_flyte_dsl.study import resuming as share_module
+from optuna_flyte_dsl.study import liveness, resuming
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, Owner
@@ -121,7 +121,7 @@ def dead_record():
     """Return what a process has left that ran here and is dead."""
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    return {**owners_module._host(), "pid": process.pid, "started": time.time(), "session": "other"}
+    return {**liveness._host(), "pid": process.pid, "started": time.time(), "session": "other"}
 
 
 # Each row of the table in docs/reference/storage.md: what is given, and what the first and the second call leave.
@@ -229,8 +229,8 @@ def test_of_what_nothing_is_known_the_user_says_that_it_is_dead(storage, name, w
 def test_a_process_that_lives_keeps_its_trials_and_is_waited_for(tmp_path):
     storage = str(tmp_path / "study.journal")
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = owners_module._start_of(other.pid)
-    record = {**owners_module._host(), "pid": other.pid, "started": started, "session": "other"}
+    started = liveness._start_of(other.pid)
+    record = {**liveness._host(), "pid": other.pid, "started": started, "session": "other"}
     left_running(storage, "s", record, x=0.375)
 
     def die(study, trial):
@@ -260,14 +260,14 @@ def test_a_process_that_lives_keeps_its_trials_and_is_waited_for(tmp_path):
 def test_the_evidence_of_a_process_on_this_host(change, life):
     record = {**dead_record(), **change}
     if record["started"] is None:
-        record["started"] = owners_module._start_of(record["pid"])
-    assert owners_module._life_by_pid(record) is life
+        record["started"] = liveness._start_of(record["pid"])
+    assert liveness._life_by_pid(record) is life
 
 
 def test_a_clock_that_is_set_fails_no_live_process(monkeypatch):
-    record = {**owners_module._host(), "pid": os.getppid(), "started": owners_module._start_of(os.getppid())}
-    monkeypatch.setattr(owners_module.psutil.Process, "create_time", lambda self: 0.0)
-    assert owners_module._life_by_pid(record) is Life.ALIVE
+    record = {**liveness._host(), "pid": os.getppid(), "started": liveness._start_of(os.getppid())}
+    monkeypatch.setattr(liveness.psutil.Process, "create_time", lambda self: 0.0)
+    assert liveness._life_by_pid(record) is Life.ALIVE
 
 
 def test_what_was_taken_for_dead_and_lives_keeps_its_value(tmp_path):
@@ -278,13 +278,13 @@ def test_what_was_taken_for_dead_and_lives_keeps_its_value(tmp_path):
     def search(trial, x: Float(0, 1)) -> float:
         if trial.number < 2:
             there = optuna.load_study(study_name="s", storage=open_storage(path))
-            share_module.close_lost(there, there.trials[trial.number])
+            resuming.close_lost(there, there.trials[trial.number])
             if trial.number == 0:
-                share_module.retry_lost(there)
+                resuming.retry_lost(there)
         return x
 
     study = search.run_sync()
-    assert sum(share_module.counts(trial) for trial in study.trials) == 4
+    assert sum(resuming.counts(trial) for trial in study.trials) == 4
     values = [trial.value for trial in study.trials if trial.state is TrialState.COMPLETE]
     assert {study.trials[number].params["x"] for number in (0, 1)} <= set(values)
 
@@ -303,25 +303,27 @@ def test_a_trial_that_somebody_else_has_told_ends_nothing(tmp_path):
 
 
 def test_a_machine_that_was_started_anew_runs_nothing_of_before(monkeypatch):
-    here = {**owners_module._host(), "machine": "this"}
-    monkeypatch.setattr(owners_module, "_host", lambda: here)
+    here = {**liveness._host(), "machine": "this"}
+    monkeypatch.setattr(liveness, "_host", lambda: here)
     record = {**here, "boot": "before", "pid": 1, "started": 0.0}
-    assert owners_module._life_by_pid(record) is Life.DEAD
+    assert liveness._life_by_pid(record) is Life.DEAD
     here["machine"] = record["machine"] = ""
-    assert owners_module._life_by_pid(record) is Life.UNKNOWN
+    assert liveness._life_by_pid(record) is Life.UNKNOWN
 
 
 def test_a_lock_in_the_database_tells_whether_another_host_lives(server, pauses):
     pauses.lock_patience = 0.05
     storage = optuna.storages.get_storage(server.url)
     mine, other = Owner(storage).open(), Owner(storage).open()
-    owners_module._living_sessions.discard(other.session)
+    liveness._living_sessions.discard(other.session)
     record = {**other.evidence, "host": "elsewhere"}
     trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={other.key: record})
     try:
         assert mine.life(trial) is Life.ALIVE
         other.close()
-        wait_until(lambda: other._lock._connection is None)
+        with engine_of(storage).connect() as connection:
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+            wait_until(lambda: connection.exec_driver_sql(held).scalar() == 1)
         assert mine.life(trial) is Life.ALIVE, "it may be cut off for a moment"
         wait_until(lambda: mine.life(trial) is Life.DEAD)  # the server may see later that it is gone
         record["server"] = "one that was stopped since"
@@ -336,14 +338,14 @@ def test_a_lock_comes_back_with_its_connection(server, pauses):
     storage = optuna.storages.get_storage(server.url)
     owner = Owner(storage).open()
     try:
-        with storage._backend.engine.connect() as connection:
+        with engine_of(storage).connect() as connection:
             cut = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
             connection.exec_driver_sql(cut)
             held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
             wait_until(lambda: connection.exec_driver_sql(held).scalar() == 1)
     finally:
         owner.close()
-        storage._backend.engine.dispose()
+        engine_of(storage).dispose()
 
 
 def test_a_trial_has_an_owner_from_its_first_moment_on(tmp_path):
@@ -356,11 +358,11 @@ def test_a_trial_has_an_owner_from_its_first_moment_on(tmp_path):
     inner.create_new_trial = lambda study_id, template_trial=None: (
         seen.append(template_trial) or create(study_id, template_trial)
     )
-    number = storage.create_new_trial(study._study_id)
+    number = storage.create_new_trial(inner.get_study_id_from_name(study.study_name))
     assert seen[0].system_attrs[owner.key]["pid"] == os.getpid()
     assert owner.owns(inner.get_trial(number))
     study.enqueue_trial({"x": 1.0})
-    waiting = study.trials[-1]._trial_id
+    waiting = trial_id(study.trials[-1])
     assert storage.set_trial_state_values(waiting, TrialState.RUNNING)
     assert owner.owns(inner.get_trial(waiting))
     rival = Owner(inner).open()
@@ -379,7 +381,7 @@ def test_where_nothing_keeps_others_out_nobody_asks_for_too_many():
     for owner in owners:
         storage = DurableStorage(inner, owner, "it")
         view = optuna.load_study(study_name=study.study_name, storage=inner)
-        view._storage = storage
+        set_storage(view, storage)
         shares.append((Quota(view, storage, 1), view))
     (first, first_view), (second, second_view) = shares
 
@@ -433,7 +435,7 @@ def test_a_database_that_is_restarted_loses_no_value(name):
         assert states(study) == {"COMPLETE": 12}
         assert {trial.number: trial.value for trial in study.trials} == returned
         assert outages == [3, 7]
-        study._storage._backend.engine.dispose()
+        engine_of(storage_of(study)).dispose()
 
 
 @pytest.mark.usefixtures("_hurried")
@@ -502,10 +504,14 @@ class Full(JournalFileBackend):
 
     left = 0
 
+    def __init__(self, path, **given):
+        super().__init__(path, **given)
+        self.path = path
+
     def append_logs(self, logs):
         if Full.left > 0:
             Full.left -= 1
-            with open(self._file_path, "ab") as file:
+            with open(self.path, "ab") as file:
                 file.write(json.dumps(logs[0]).encode()[:10])
             raise OSError(28, "No space left on device")
         super().append_logs(logs)

@@ -1,6 +1,7 @@
 """What several test files use: waiting for conditions, a movable clock, a stand-in cluster, a PostgreSQL server."""
 
 import asyncio
+import socket
 import threading
 import time
 
@@ -11,6 +12,17 @@ def wait_until(condition, patience=30.0):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def wait_until_listening(port, process):
+    """Wait until a server that a process starts accepts connections on a port of this machine."""
+
+    def listens():
+        assert process.poll() is None, "the server has ended"
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens, patience=120.0)
 
 
 class MovableTime(asyncio.SelectorEventLoop):

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import gc
-import inspect
 import os
 import subprocess
 import sys
@@ -16,14 +15,11 @@ import flytekit as fl
 import numpy as np
 import optuna
 import pytest
-from flytekit.core.base_task import Task
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
-from flytekit.core.type_engine import TypeEngine
 from flytekit.deck.renderer import PythonDependencyRenderer
 from flytekit.testing import task_mock
 from flytekit.types.directory import FlyteDirectory
 from flytekit.types.file import FlyteFile
-from flytekit.utils.asyn import loop_manager
 
 from optuna_flyte_dsl import (
     Category,
@@ -36,8 +32,10 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
+from optuna_flyte_dsl._compat.flytekit import wrap_literal_cache
 from optuna_flyte_dsl.engines._flytekit.local_controller import LockedLiteralCache
 from tests.support import own_threads, wait_until
+from tests.support._compat import count_of_event_loops
 
 
 class Meeting:
@@ -407,10 +405,10 @@ def test_nothing_stays_behind_after_a_thousand_trials():
 
     Optimizer(sync_callback, concurrency=8, n_trials=8).run_sync()  # flytekit's own first-time things
     gc.collect()
-    threads, loops, files = threading.active_count(), len(loop_manager._runner_map), open_files()
+    threads, loops, files = threading.active_count(), count_of_event_loops(), open_files()
     run()
     assert own_threads() == set()
-    assert (threading.active_count(), len(loop_manager._runner_map), open_files()) == (threads, loops, files)
+    assert (threading.active_count(), count_of_event_loops(), open_files()) == (threads, loops, files)
 
 
 def test_a_trial_that_hangs_does_not_hold_up_the_end_of_its_search():
@@ -460,8 +458,7 @@ def hurried_threads():
 
 def test_many_threads_share_flytekits_cache_of_literals(hurried_threads):
     Optimizer(sync_task, 2, 2).run_sync()
-    if hasattr(TypeEngine, "_LITERAL_CACHE"):
-        assert isinstance(TypeEngine._LITERAL_CACHE, LockedLiteralCache)
+    wrap_literal_cache(lambda inner: pytest.fail("it must be wrapped already"), LockedLiteralCache)
     cache = LockedLiteralCache(Evicting())
     errors = []
 
@@ -482,23 +479,6 @@ def test_many_threads_share_flytekits_cache_of_literals(hurried_threads):
     for thread in threads:
         thread.join()
     assert errors == []
-
-
-def test_the_parts_of_flytekit_that_are_used_are_where_they_were():
-    """Fails when a new flytekit moves what `optuna_flyte_dsl.flyte` touches."""
-    from flytekit.core import local_cache
-    from flytekit.utils import asyn
-
-    assert isinstance(loop_manager._runner_map, dict)
-    assert list(inspect.signature(Task.sandbox_execute).parameters)[1:] == ["ctx", "input_literal_map"]
-    runner = asyn._TaskRunner()
-    assert {"_TaskRunner__loop", "_TaskRunner__runner_thread"} <= vars(runner).keys()
-    assert callable(runner._close)
-    assert isinstance(local_cache.LocalTaskCache._initialized, bool)
-    assert local_cache.joblib.hash(b"")
-    assert isinstance(flyte_context_Var.get(), list)
-    loop_manager.run_sync(asyncio.sleep, 0)
-    assert f"{threading.current_thread().name}PID:{os.getpid()}" in loop_manager._runner_map
 
 
 EXITING = """

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
 from optuna_flyte_dsl.study.attributes import GOALS, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
@@ -156,8 +157,8 @@ class Process:
     """A process that works on a study until it dies."""
 
     def __init__(self, study):
-        self.owner = Owner(study._storage)
-        self.storage = DurableStorage(study._storage, self.owner, "it")
+        self.owner = Owner(storage_of(study))
+        self.storage = DurableStorage(storage_of(study), self.owner, "it")
         self.study = view_of(study, storage=self.storage)
 
     def resume(self, n_trials, call, adopts=lambda trial: True):

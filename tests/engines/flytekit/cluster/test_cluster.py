@@ -42,19 +42,20 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
-from optuna_flyte_dsl._compat.flytekit import runner_of
+from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_stop_handler
 from optuna_flyte_dsl._retry import Pauses
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
-from optuna_flyte_dsl.engines._flytekit.cluster import poller as watch_module
+from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
-from optuna_flyte_dsl.study import liveness as owners_module
+from optuna_flyte_dsl.study import liveness
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.liveness import Life
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import in_movable_time, own_threads, wait_until
+from tests.support._compat import set_python_outputs
 from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.errors import NAME
 from tests.support.flyteadmin.executions import PHASES
@@ -610,9 +611,9 @@ def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
 def test_looks_are_rarer_as_trials_prove_long(monkeypatch, pauses):
     vars(pauses).update(vars(Pauses()))
     now = [0.0]
-    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
-    watch = watch_module.Poller(None, "p", "d", lambda: None)
-    monkeypatch.setattr(watch_module.threading.Thread, "start", lambda self: None)
+    monkeypatch.setattr(poller_module.time, "monotonic", lambda: now[0])
+    watch = poller_module.Poller(None, "p", "d", lambda: None)
+    monkeypatch.setattr(poller_module.threading.Thread, "start", lambda self: None)
     watch.wait_for("a")
     assert watch.interval() == 0.2
     now[0] = 40.0
@@ -628,8 +629,8 @@ def test_looks_are_rarer_as_trials_prove_long(monkeypatch, pauses):
 
 def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
     hidden = threading.Event()
-    listed = watch_module.Poller.find
-    monkeypatch.setattr(watch_module.Poller, "find", lambda self, names: {} if hidden else listed(self, names))
+    listed = poller_module.Poller.find
+    monkeypatch.setattr(poller_module.Poller, "find", lambda self, names: {} if hidden else listed(self, names))
     study = there(quick.train, cluster).run_sync()
     assert states(study) == ["COMPLETE"] * 6
 
@@ -670,9 +671,8 @@ def test_a_controller_that_is_not_known_is_used_as_it_is():
 def test_flytekits_handler_of_sigterm_calls_what_is_put_there(cluster):
     controller = Controller(cluster.remote(), SerializationSettings(IMAGES), "tag", "tag", "e")
     try:
-        assert not hasattr(controller, "_Controller__loop")
         stopped = []
-        controller._Controller__loop = type("Ending", (), {"stop": lambda self: stopped.append(1)})()
+        set_stop_handler(controller, type("Ending", (), {"stop": lambda self: stopped.append(1)})())
         with pytest.raises(SystemExit):
             controller.get_signal_handler()(15, None)
         assert stopped == [1]
@@ -684,10 +684,7 @@ def test_flytekits_handler_of_sigterm_calls_what_is_put_there(cluster):
 
 
 def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
-    remote = cluster.remote()
-    assert callable(remote.client._stub.ListExecutions)
-    assert hasattr(remote.client, "_metadata")
-    assert callable(remote.fast_package)
+    assert callable(cluster.remote().fast_package)
     assert isinstance(home_module._homes, collections.abc.MutableMapping)
     assert TrialCalls.add.__name__ == Controller.add.__name__
     assert objectives.container.python_interface.outputs == {"y": float}
@@ -706,9 +703,10 @@ class Pod:
         previous = str(folder / f"checkpoint-{attempt - 1}") if attempt else None
         context = FlyteContextManager.current_context()
         execution_id = WorkflowExecutionIdentifier("project", "development", name)
-        params = context.user_space_params.new_builder(context.user_space_params).build()
-        params._execution_id = execution_id
-        params._checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
+        builder = context.user_space_params.new_builder(context.user_space_params)
+        builder.execution_id = execution_id
+        builder.checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
+        params = builder.build()
         state = context.new_execution_state().with_params(
             mode=ExecutionState.Mode.EAGER_EXECUTION, user_space_params=params
         )
@@ -820,7 +818,7 @@ def test_a_search_in_a_users_storage_goes_on_in_any_pod(cluster, tmp_path, names
 
 def test_a_trial_without_an_execution_is_closed_and_tried_again(cluster, tmp_path):
     path = tmp_path / "study.journal"
-    record = {**owners_module._host(), "pid": 2**22 + 1, "started": 0.0, "session": "other"}
+    record = {**liveness._host(), "pid": 2**22 + 1, "started": 0.0, "session": "other"}
     left = optuna.create_study(storage=open_storage(path), study_name="train")
     left.add_trial(
         optuna.trial.create_trial(
@@ -1034,7 +1032,7 @@ def test_the_thread_of_flytekits_controller_outlives_the_exit(cluster, tmp_path)
     cluster.instant = echo()
     pod = Pod(cluster, tmp_path, 0)
     pod.run(quick.train)
-    name = pod.controller._Controller__runner_thread.name
+    name = controller_thread(pod.controller).name
     assert isinstance(runner_of(name), _OwnLoop)
 
 
@@ -1084,8 +1082,8 @@ def test_a_study_that_is_looked_at_before_the_call_is_kept_too(cluster, tmp_path
 
 def test_searches_inside_of_trials_share_the_looks_of_their_pod(cluster, monkeypatch):
     made = []
-    init = watch_module.Poller.__init__
-    monkeypatch.setattr(watch_module.Poller, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    init = poller_module.Poller.__init__
+    monkeypatch.setattr(poller_module.Poller, "__init__", lambda self, *args: made.append(self) or init(self, *args))
     cluster.instant = echo(seconds=0.1)
     there(Optimizer(quick.nested, 4, 4, progress=False), cluster).run_sync()
     assert len(made) == 1
@@ -1134,7 +1132,7 @@ def test_a_task_that_no_pod_can_load_is_found_inside_of_a_workflow(cluster, kind
 
 
 def with_float(flow):
-    flow.python_interface._outputs = {"o0": float}  # a list is no objective
+    set_python_outputs(flow, {"o0": float})  # a list is no objective
     return flow
 
 
