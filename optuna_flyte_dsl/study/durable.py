@@ -79,6 +79,7 @@ class DurableStorage(Proxy):
 
         created: int = self._self_durably(create, tells_repetition=True)
         self._self_mine.add(created)
+        owner.running.add(created)
         return created
 
     def _self_unknown_trial(self, study_id: int) -> int | None:
@@ -108,9 +109,12 @@ class DurableStorage(Proxy):
             return done
 
         done: bool = self._self_durably(set_state, tells_repetition=True)
-        if state is TrialState.RUNNING and done:
+        if state is not TrialState.RUNNING:
+            owner.running.discard(trial_id)
+        elif done:
             self._self_mine.add(trial_id)
-        elif state is TrialState.RUNNING:  # another search was faster
+            owner.running.add(trial_id)
+        else:  # another search was faster
             with contextlib.suppress(UpdateFinishedTrialError):
                 self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, None))
         return done

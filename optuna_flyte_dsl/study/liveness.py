@@ -1,32 +1,28 @@
 """Tells which process runs a trial, and whether that process is alive: by evidence, never by a clock.
 
-The evidence is: on the same host, a pid and the moment of the process's start; on a shared PostgreSQL, an advisory lock
-that the process holds; in a Flyte pod, the pod's execution. About other processes nothing is known.
+The evidence is: in a Flyte pod, the pod's execution; a file that the process holds locked, on its machine or beside the
+file of its storage; on a shared PostgreSQL, an advisory lock that the process holds. About other processes nothing is
+known.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import functools
 import os
-import pathlib
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psutil
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl.study.attributes import OWNER
 from optuna_flyte_dsl.study.locks import AdvisoryLock, lock_of_journal
-
-_SAME_START = 2.0
-"""The seconds by which two readings of a process's start may differ, on a system whose clock can be set meanwhile."""
+from optuna_flyte_dsl.study.session_file import SessionFiles, folder_beside
 
 Evidence = Mapping[str, Any]
 
@@ -40,6 +36,7 @@ class Life(enum.Enum):
 
 
 _living_sessions: set[str] = set()
+_process = [uuid.uuid4().hex]  # an id of this process: all its sessions that live are known
 
 
 class Owner:
@@ -63,20 +60,25 @@ class Owner:
         self._lock: AdvisoryLock | None = None
         self._closed = False
         self._file = lock_of_journal(storage)
+        self._files = SessionFiles(self.session, folder_beside(storage))
         self._evidence = {
-            **_host(),
+            "host": socket.gethostname(),  # the host and the pid are for messages only
             "pid": os.getpid(),
-            "started": _start_of(os.getpid()),
+            "process": _process[0],
             "session": self.session,
             **(evidence or {}),
         }
+        self.running: set[int] = set()
+        """The ids of the trials that this search has asked for and has not told."""
         _living_sessions.add(self.session)
 
     def open(self) -> Owner:
-        """Take the lock by which other processes see that this one is alive. It blocks. `close` may come meanwhile."""
-        lock = self._lock = AdvisoryLock.of(self._storage, self.session)
-        if self._closed and lock is not None:
-            lock.close()
+        """Take the locks by which other processes see that this one is alive. It blocks. `close` may come meanwhile."""
+        self._files.open()
+        self._evidence.update(self._files.evidence)
+        self._lock = AdvisoryLock.of(self._storage, self.session)
+        if self._closed:
+            self._release()
         return self
 
     @property
@@ -112,9 +114,12 @@ class Owner:
     def _life_by_evidence(self, evidence: Evidence) -> Life:
         if evidence.get("session") in _living_sessions:
             return Life.ALIVE
-        life = _life_by_pid(evidence)
-        if life is Life.UNKNOWN and self._judge is not None:
-            life = self._judge(evidence) or life
+        if evidence.get("process") == _process[0]:
+            return Life.DEAD
+        life = (self._judge(evidence) if self._judge is not None else None) or Life.UNKNOWN
+        is_held = self._files.is_held(evidence) if life is Life.UNKNOWN else None
+        if is_held is not None:
+            life = Life.ALIVE if is_held else Life.DEAD
         if life is Life.UNKNOWN and self._lock is not None and "lock" in evidence:
             life = self._life_by_lock(self._lock, evidence)
         return life
@@ -133,6 +138,10 @@ class Owner:
         """Give up all trials: from now on, other searches regard this owner as dead."""
         _living_sessions.discard(self.session)
         self._closed = True
+        self._release()
+
+    def _release(self) -> None:
+        self._files.close(is_clean=not self.running)
         if self._lock is not None:
             self._lock.close()
 
@@ -150,52 +159,11 @@ def describe_owner(trial: FrozenTrial) -> str:
     return "nobody that is known"
 
 
-@functools.cache
-def _host() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "machine": _read("/etc/machine-id"),
-        "boot": _read("/proc/sys/kernel/random/boot_id") or str(round(psutil.boot_time())),
-        "space": _read("/proc/self/ns/pid"),
-    }
+def _forget_in_child() -> None:
+    """Forget the sessions of the parent in a forked child: the child is another process."""
+    _living_sessions.clear()
+    _process[0] = uuid.uuid4().hex
 
 
-def _read(path: str) -> str:
-    """Return the text of a file, or the target of a link; nothing if it is not there."""
-    try:
-        return os.readlink(path) if os.path.islink(path) else pathlib.Path(path).read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> float:
-    """Return when a process started: on Linux in clock ticks since boot, which setting the clock does not change."""
-    process = psutil.Process(pid)
-    if process.status() == psutil.STATUS_ZOMBIE:
-        raise psutil.NoSuchProcess(pid)
-    stat = _read(f"/proc/{pid}/stat")
-    if stat:
-        # Field 22, see proc_pid_stat(5). Field 2, a name in parentheses, may hold blanks.
-        return float(stat.rpartition(")")[2].split()[19])
-    return float(process.create_time())
-
-
-def _life_by_pid(evidence: Evidence) -> Life:
-    """Tell by its pid whether a process of this host is alive. In another container, a pid is another process."""
-    host = _host()
-    if any(evidence.get(name) != host[name] for name in ("host", "machine")):
-        return Life.UNKNOWN
-    if evidence.get("boot") != host["boot"]:
-        return Life.DEAD if host["machine"] else Life.UNKNOWN  # this machine was rebooted
-    if evidence.get("space") != host["space"]:
-        return Life.UNKNOWN
-    try:
-        tolerance = 0 if _read("/proc/self/stat") else _SAME_START
-        same = abs(_start_of(evidence["pid"]) - evidence["started"]) <= tolerance
-        # A session of this process that is alive has been recognized before.
-        dead = not same or evidence["pid"] == os.getpid()
-    except psutil.NoSuchProcess:
-        dead = True
-    except psutil.AccessDenied:
-        dead = False
-    return Life.DEAD if dead else Life.ALIVE
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -33,7 +33,7 @@ class FileLock:
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        self._path = path
+        self.path = path
         self._thread = threading.Lock()
         self._file: Any = None
 
@@ -41,7 +41,7 @@ class FileLock:
         """Wait for the lock, and remove a partial last line."""
         self._thread.acquire()
         try:
-            self._file = self._path.open("r+b")
+            self._file = self.path.open("r+b")
             fcntl.flock(self._file, fcntl.LOCK_EX)
             _remove_partial_line(self._file)
         except BaseException:
@@ -64,7 +64,7 @@ class FileLock:
 
         The lock is on a second file beside the journal.
         """
-        with self._path.with_name(f"{self._path.name}.claims").open("ab") as file:
+        with self.path.with_name(f"{self.path.name}.claims").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -8,11 +8,11 @@ import logging
 import os
 import pathlib
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
 
 import grpc
 import optuna
@@ -33,16 +33,18 @@ from optuna_flyte_dsl import (
 )
 from optuna_flyte_dsl._compat.optuna import engine_of, set_storage, storage_of, trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
-from optuna_flyte_dsl.study import liveness, resuming
+from optuna_flyte_dsl.study import liveness, resuming, session_file
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, Owner
 from optuna_flyte_dsl.study.locks import FileLock
 from optuna_flyte_dsl.study.quota import ASK_LATER, Quota
+from optuna_flyte_dsl.study.session_file import SessionFiles
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.soak import Proxy, campaign
 from tests.support import in_movable_time, own_threads, wait_until
 from tests.support.postgres import Postgres
+from tests.support.sessions import LIVING, dead_record, living_process
 
 RELATIONAL = ["sqlite", "postgresql"]
 SHARED = ["journal", "postgresql", "grpc"]
@@ -115,13 +117,6 @@ def left_running(storage, name, record=None, **params):
         )
     )
     return study
-
-
-def dead_record():
-    """Return what a process has left that ran here and is dead."""
-    process = subprocess.Popen([sys.executable, "-c", "pass"])
-    process.wait()
-    return {**liveness._host(), "pid": process.pid, "started": time.time(), "session": "other"}
 
 
 # Each row of the table in docs/reference/storage.md: what is given, and what the first and the second call leave.
@@ -215,7 +210,7 @@ def test_what_a_dead_process_has_left_running_is_closed_and_tried_again_first(st
 
 @on(*ALL)
 def test_of_what_nothing_is_known_the_user_says_that_it_is_dead(storage, name, warned):
-    record = {**dead_record(), "host": "elsewhere"}
+    record = {**dead_record(), "host": "elsewhere", "folder": "/nowhere"}
     left_running(storage, name, record, x=0.375)
     search = objective(storage=storage, study_name=name, resume=True)
     study = search.run_sync()
@@ -228,46 +223,82 @@ def test_of_what_nothing_is_known_the_user_says_that_it_is_dead(storage, name, w
 
 def test_a_process_that_lives_keeps_its_trials_and_is_waited_for(tmp_path):
     storage = str(tmp_path / "study.journal")
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = liveness._start_of(other.pid)
-    record = {**liveness._host(), "pid": other.pid, "started": started, "session": "other"}
-    left_running(storage, "s", record, x=0.375)
+    with living_process() as (other, record):
+        left_running(storage, "s", record, x=0.375)
 
-    def die(study, trial):
-        if len(study.trials) == 6:
-            threading.Timer(0.3, other.kill).start()
-            threading.Timer(0.35, other.wait).start()
+        def die(study, trial):
+            if len(study.trials) == 6:
+                threading.Timer(0.3, other.kill).start()
 
-    search = objective(storage=storage, study_name="s", resume=True, takeover=True, callbacks=[die])
-    study = search.run_sync()
+        search = objective(storage=storage, study_name="s", resume=True, takeover=True, callbacks=[die])
+        study = search.run_sync()
     assert states(study) == {"FAIL": 1, "COMPLETE": 6}
     assert study.trials[-1].params == {"x": 0.375}, "what it had left is done when it has died"
-    other.stdin.close()
 
 
-@pytest.mark.parametrize(
-    ("change", "life"),
-    [
-        ({}, Life.DEAD),
-        ({"host": "elsewhere"}, Life.UNKNOWN),
-        ({"machine": "another"}, Life.UNKNOWN),
-        ({"space": "pid:[1]"}, Life.UNKNOWN),
-        ({"pid": os.getpid()}, Life.DEAD),  # of this process, all sessions that live are known
-        ({"pid": os.getppid(), "started": None}, Life.ALIVE),
-        ({"pid": os.getppid()}, Life.DEAD),  # another process has its number now
-    ],
-)
-def test_the_evidence_of_a_process_on_this_host(change, life):
-    record = {**dead_record(), **change}
-    if record["started"] is None:
-        record["started"] = liveness._start_of(record["pid"])
-    assert liveness._life_by_pid(record) is life
+def life_of(record, storage=None):
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={f"{OWNER}other": record})
+    return Owner(storage or optuna.storages.InMemoryStorage()).life(trial)
 
 
-def test_a_clock_that_is_set_fails_no_live_process(monkeypatch):
-    record = {**liveness._host(), "pid": os.getppid(), "started": liveness._start_of(os.getppid())}
-    monkeypatch.setattr(liveness.psutil.Process, "create_time", lambda self: 0.0)
-    assert liveness._life_by_pid(record) is Life.ALIVE
+def test_a_process_that_holds_its_files_is_alive_whatever_its_host_and_pid_look_like():
+    with living_process() as (process, record):
+        assert life_of({**record, "host": "elsewhere", "pid": 2**22 + 1}) is Life.ALIVE
+        process.send_signal(signal.SIGSTOP)
+        assert life_of(record) is Life.ALIVE
+        process.kill()
+        process.wait()
+        assert life_of(record) is Life.DEAD
+        assert life_of({**record, "folder": "/nowhere"}) is Life.UNKNOWN
+        assert life_of({"session": "other"}) is Life.UNKNOWN
+
+
+def test_another_container_is_seen_by_the_file_beside_its_storage(tmp_path):
+    """A look-alike container has a host name, a boot and perhaps pids in common; another `/var/tmp`."""
+    for storage in (
+        open_storage(tmp_path / "study.journal"),
+        optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"),
+    ):
+        other = SessionFiles("other", session_file.folder_beside(storage))
+        other.open()
+        record = {"session": "other", "process": "another", **other.evidence, "folder": "/nowhere"}
+        assert life_of(record, storage) is Life.ALIVE
+        other.close(is_clean=False)
+        assert life_of(record, storage) is Life.DEAD
+
+
+def test_a_lock_that_is_free_proves_nothing_on_a_file_system_of_several_machines(monkeypatch):
+    record = dead_record()
+    monkeypatch.setattr(session_file, "_mounts", lambda: iter([("/", "ext4"), (record["folder"], "nfs4")]))
+    assert life_of(record) is Life.UNKNOWN
+    monkeypatch.setattr(session_file, "_mounts", lambda: iter([("/", "nfs4"), (record["folder"], "ext4")]))
+    assert life_of(record) is Life.DEAD
+
+
+def test_a_forked_child_does_not_keep_its_parent_alive():
+    fork = "import os, time\nchild = os.fork()\nif not child:\n    time.sleep(60)\nprint(child, flush=True)\n"
+    with living_process(LIVING.replace("input()", f"{fork}input()")) as (process, record):
+        child = int(process.stdout.readline())
+        try:
+            assert life_of(record) is Life.ALIVE
+            process.kill()
+            process.wait()
+            wait_until(lambda: life_of(record) is Life.DEAD)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_search_leaves_no_session_file(tmp_path, name):
+    seen = []
+    search = objective(
+        storage=tmp_path / "study.journal",
+        study_name=name,
+        resume=True,
+        callbacks=[lambda study, trial: seen.append(sorted(tmp_path.glob("*.sessions/*.alive")))],
+    )
+    search.run_sync()
+    assert len(seen[0]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.journal", "study.journal.claims"]
 
 
 def test_what_was_taken_for_dead_and_lives_keeps_its_value(tmp_path):
@@ -302,21 +333,12 @@ def test_a_trial_that_somebody_else_has_told_ends_nothing(tmp_path):
     assert (study.trials[0].value, states(study)) == (7.0, {"COMPLETE": 3})
 
 
-def test_a_machine_that_was_started_anew_runs_nothing_of_before(monkeypatch):
-    here = {**liveness._host(), "machine": "this"}
-    monkeypatch.setattr(liveness, "_host", lambda: here)
-    record = {**here, "boot": "before", "pid": 1, "started": 0.0}
-    assert liveness._life_by_pid(record) is Life.DEAD
-    here["machine"] = record["machine"] = ""
-    assert liveness._life_by_pid(record) is Life.UNKNOWN
-
-
 def test_a_lock_in_the_database_tells_whether_another_host_lives(server, pauses):
     pauses.lock_patience = 0.05
     storage = optuna.storages.get_storage(server.url)
     mine, other = Owner(storage).open(), Owner(storage).open()
     liveness._living_sessions.discard(other.session)
-    record = {**other.evidence, "host": "elsewhere"}
+    record = {**other.evidence, "process": "another", "folder": "/nowhere"}
     trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={other.key: record})
     try:
         assert mine.life(trial) is Life.ALIVE

@@ -50,7 +50,6 @@ from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
-from optuna_flyte_dsl.study import liveness
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.liveness import Life
 from optuna_flyte_dsl.study.storages import open_storage
@@ -59,6 +58,7 @@ from tests.support._compat import set_python_outputs
 from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.errors import NAME
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.sessions import dead_record
 
 IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
 
@@ -818,7 +818,7 @@ def test_a_search_in_a_users_storage_goes_on_in_any_pod(cluster, tmp_path, names
 
 def test_a_trial_without_an_execution_is_closed_and_tried_again(cluster, tmp_path):
     path = tmp_path / "study.journal"
-    record = {**liveness._host(), "pid": 2**22 + 1, "started": 0.0, "session": "other"}
+    record = dead_record()
     left = optuna.create_study(storage=open_storage(path), study_name="train")
     left.add_trial(
         optuna.trial.create_trial(

@@ -1,0 +1,175 @@
+"""Files that a search holds locked while it lives. The operating system frees the locks when the process ends.
+
+A lock is evidence across containers and look-alike hosts. A host name, the id of a boot and a pid are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from optuna_flyte_dsl._compat.optuna import engine_of
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl.study.locks import fcntl, lock_of_journal
+
+_KEPT = 30 * 24 * 3600.0
+"""The seconds for which the file of a killed search is kept at least: it proves the death of that search."""
+
+_REMOTE_FILE_SYSTEMS = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "virtiofs",
+    "ceph",
+    "gluster",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "afs",
+    "fuse",
+)
+"""Beginnings of the names of file systems on which a lock that seems free may be held on another machine."""
+
+_open: set[int] = set()  # file descriptors of this process's sessions
+
+
+class SessionFiles:
+    """The locked files of one search: one on this machine, and one beside the file of its storage, if it has one.
+
+    Args:
+        beside: The folder beside the storage's file, where other machines and containers find the session's file.
+    """
+
+    def __init__(self, session: str, beside: pathlib.Path | None) -> None:
+        self._name = f"{session}.alive"
+        self._beside = beside
+        self._files: dict[pathlib.Path, int] = {}
+
+    def open(self) -> None:
+        """Create and lock the files. A folder in which that is not possible gives no evidence."""
+        for folder in {_local_folder(), *([self._beside] if self._beside is not None else [])}:
+            try:
+                self._files[folder / self._name] = _create_locked(folder, self._name)
+            except OSError as error:
+                logger.debug("The folder %s cannot show that this search is alive: %s", folder, error)
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What other processes need to find the files; empty where there are none."""
+        return {"file": self._name, "folder": str(_local_folder())} if self._files else {}
+
+    def is_held(self, evidence: Mapping[str, Any]) -> bool | None:
+        """Tell whether a process holds the files of another search; `None` if that cannot be known from here."""
+        name = os.path.basename(str(evidence.get("file", "")))
+        folders = [evidence.get("folder"), self._beside]
+        held = [_is_held(pathlib.Path(folder) / name) for folder in folders if name and folder]
+        return True if True in held else False if False in held else None
+
+    def close(self, *, is_clean: bool) -> None:
+        """Release the locks.
+
+        Args:
+            is_clean: Whether the search has left no trial running. Otherwise the files stay, as evidence.
+        """
+        for path, file in self._files.items():
+            if is_clean:
+                path.unlink(missing_ok=True)
+            _open.discard(file)
+            os.close(file)
+            with contextlib.suppress(OSError):  # another search has a file in it
+                path.parent.rmdir()
+        self._files = {}
+
+
+def folder_beside(storage: BaseStorage) -> pathlib.Path | None:
+    """Return the folder for session files beside the file of a storage; `None` if the storage is not in a file."""
+    journal = lock_of_journal(storage)
+    if journal is not None:
+        return pathlib.Path(f"{journal.path.absolute()}.sessions")
+    url = getattr(engine_of(storage), "url", None)
+    path = str(getattr(url, "database", None) or "")
+    if url is None or url.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
+        return None
+    return pathlib.Path(f"{os.path.abspath(path)}.sessions")
+
+
+def _local_folder() -> pathlib.Path:
+    """Return a folder of this machine and user, which outlives a restart of the machine where that is possible."""
+    root = pathlib.Path("/var/tmp")  # noqa: S108 - file names in it are unique, and are created by O_EXCL
+    if not os.access(root, os.W_OK):
+        root = pathlib.Path(tempfile.gettempdir())
+    return root / f"optuna-flyte-dsl-{os.getuid() if hasattr(os, 'getuid') else 'sessions'}"
+
+
+def _create_locked(folder: pathlib.Path, name: str) -> int:
+    if fcntl is None:
+        raise OSError("this system has no flock")
+    while True:
+        folder.mkdir(exist_ok=True)
+        _remove_old(folder)
+        try:
+            file = os.open(folder / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            break
+        except FileNotFoundError:  # another search has just removed the empty folder
+            continue
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        (folder / name).unlink()
+        raise
+    _open.add(file)
+    return file
+
+
+def _is_held(path: pathlib.Path) -> bool | None:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, AttributeError):  # it is not there, or this system has no flock
+        return None
+    return None if _is_remote(path) else False
+
+
+def _is_remote(path: pathlib.Path) -> bool:
+    """Tell whether a file is on a file system that several machines may use."""
+    place = path.resolve()
+    kinds = {point: kind for point, kind in _mounts() if place.is_relative_to(point)}
+    return bool(kinds) and kinds[max(kinds, key=len)].startswith(_REMOTE_FILE_SYSTEMS)
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """Yield the mount point and the file system's name of each mount, as proc_pid_mountinfo(5) describes them."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            before, _, after = line.partition(" - ")
+            yield before.split()[4].encode().decode("unicode_escape"), after.split()[0]
+
+
+def _remove_old(folder: pathlib.Path) -> None:
+    for path in folder.glob("*.alive"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _KEPT and _is_held(path) is False:
+                path.unlink()
+
+
+def _close_in_child() -> None:
+    """Give up the files in a forked child, which would hold their locks when its parent is dead."""
+    for file in _open:
+        with contextlib.suppress(OSError):
+            os.close(file)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
