@@ -26,6 +26,8 @@ def is_storage_outage(error: BaseException) -> bool:
         code: Any = getattr(error, "code", None)
         status = code() if callable(code) else None
         # Optuna's proxy passes on the text of its own storage's error, but not the class.
+        if is_too_large(error):
+            return False
         behind = status is grpc.StatusCode.UNKNOWN and any(text in str(error) for text in _PASSING_TEXTS)
         return status in _PASSING_STATUSES or behind
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
@@ -37,6 +39,11 @@ def is_storage_outage(error: BaseException) -> bool:
 
     is_passing = isinstance(error, DBAPIError) and type(error).__name__ in _PASSING_DATABASE_ERRORS
     return is_passing or isinstance(error, PoolTimeout)
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Tell whether gRPC has refused a message for its size. The text has the size and the limit."""
+    return "message larger than max" in str(error)
 
 
 def is_race_for_tables(error: BaseException) -> bool:

@@ -270,6 +270,15 @@ def storage(name: str, value: Any) -> Any:
 def _check_url(name: str, value: str) -> None:
     if not value.strip():
         raise InvalidOptionError(f"`{name}` must be a URL or the path of a journal file, but got an empty string.")
+    if re.search(r"(^|\s)(host|hostaddr|dbname|user|password)\s*=", value):
+        raise InvalidOptionError(
+            f"`{name}` looks like a connection string of libpq. Write it as a URL, as in "
+            "'postgresql+psycopg://user:password@host/name'."
+        )
+    if value.count("://") > 1:
+        raise InvalidOptionError(f"`{name}` has '://' twice: two URLs in one. Leave out one of them, as 'sqlite:///'.")
+    if value.partition("://")[2].count("@") > 1 and not value.startswith("sqlite"):
+        raise InvalidOptionError(f"`{name}`: the user name or the password contains '@'. Write it as '%40' there.")
     if "://" not in value and re.match(r"[\w+]+:/|[^/]*@", value):
         raise InvalidOptionError(
             f"`{name}` looks like a URL, but has no '://'. Write it as in 'postgresql+psycopg://user:password@host/name'."

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl._foreign_errors import is_report_of_several_objectives
-from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._log import logger, printable
 from optuna_flyte_dsl.errors import (
     ClusterError,
     InvalidObjectiveError,
@@ -100,8 +100,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def one_line(text: str | None) -> str:
-    """Return a text with each run of white space replaced by one blank."""
-    return " ".join((text or "").split())
+    """Return a text with each run of white space replaced by one blank, and with control characters escaped."""
+    return printable(" ".join((text or "").split()))
 
 
 def mark_retries_used(error: BaseException, *, used: bool = True) -> None:

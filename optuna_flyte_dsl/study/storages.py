@@ -12,6 +12,7 @@ import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._foreign_errors import is_race_for_tables
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import InvalidOptionError
@@ -50,8 +51,10 @@ def _preload_driver(scheme: str) -> None:
 def open_storage(storage: StorageOption) -> BaseStorage:
     """Open a storage. It may block."""
     if isinstance(storage, os.PathLike) or (isinstance(storage, str) and "://" not in storage):
+        check.storage("storage", storage)
         return _open_journal(pathlib.Path(storage))
     if isinstance(storage, str):
+        check.storage("storage", storage)  # the URL may be that of a user's function
         _check_sqlite_folder(storage)
         # Another process may create the database's tables at the same time.
         waits = (random.uniform(0.1, 0.5) for _ in range(_OPENING_TRIES))  # noqa: S311 - not a secret

@@ -36,12 +36,10 @@ class TakenPoints:
     """
 
     def __init__(self, space: SearchSpace, duplicates: Duplicates, *, ends: bool) -> None:
-        fixed = {name: value for name, value in space.arguments.items() if not isinstance(value, Suggestion)}
-        text = repr(sorted(fixed.items(), key=lambda item: item[0]))
         self.ends = ends
         self._space = space
         self._markers = dict(sorted(space.items()))
-        self._fixed = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._fixed = _digest_of_fixed_arguments(space)
         self._duplicates = duplicates
         for name, marker in self._markers.items():
             if ends and math.isinf(domain.count(marker)):
@@ -128,6 +126,24 @@ class TakenPoints:
 
     def _key_of(self, params: Mapping[str, Any]) -> _Key:
         return tuple(domain.key_of(marker, params[name]) for name, marker in self._markers.items())
+
+
+def _digest_of_fixed_arguments(space: SearchSpace) -> str:
+    """Return a hash of the contents of a space's fixed arguments, the same in each process."""
+    fixed = {name: value for name, value in space.arguments.items() if not isinstance(value, Suggestion)}
+    digest = hashlib.sha256()
+    for name, value in sorted(fixed.items()):
+        import joblib  # loaded late: only a space with fixed arguments needs it
+
+        try:
+            digest.update(f"{name}={joblib.hash(value)};".encode())  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise InvalidOptionError(
+                f"`duplicates` and `stop_when_exhausted` compare points with those of other searches, but the fixed "
+                f"argument `{name}` cannot be told apart by its content ({type(error).__name__}: {error}). Pass "
+                "something that can be pickled, such as the path of a file, or drop the option."
+            ) from error
+    return digest.hexdigest()[:16]
 
 
 class _UnchangedStorage(Proxy):

@@ -513,6 +513,7 @@ def test_a_proxy_that_is_restarted_loses_no_value(server, name):
         (caused(sqlalchemy.exc.DataError("INSERT", {}, Exception("too long"))), False),
         (refused(grpc.StatusCode.UNAVAILABLE), True),
         (refused(grpc.StatusCode.UNAUTHENTICATED), False),
+        (refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "Sent message larger than max (9 vs. 4)"), False),
         (refused(grpc.StatusCode.UNKNOWN, "Exception calling application: (psycopg.OperationalError) gone"), True),
         (refused(grpc.StatusCode.UNKNOWN, "Exception calling application: 'x'"), False),
     ],
@@ -803,6 +804,16 @@ def test_wrong_options_are_named_at_decoration(options, message):
 
 
 def test_a_journal_in_no_folder_is_named_at_the_call(tmp_path):
+    for url in (
+        "postgresql+psycopg://joe:s3cr3t@more@host/db",
+        "sqlite:///postgresql+psycopg://joe:s3cr3t@host/db",
+        "host=db user=joe password=s3cr3t",
+        "password = s3cr3t",
+    ):
+        for storage in (url, lambda url=url: url):
+            with pytest.raises(InvalidOptionError, match="`storage`") as error:
+                objective(storage=storage).run_sync()
+            assert "s3cr3t" not in str(error.value)
     with pytest.raises(InvalidOptionError, match=r"a folder that exists.*nowhere"):
         objective(storage=tmp_path / "nowhere" / "study.journal").run_sync()
     with pytest.raises(InvalidOptionError, match="it made a int"):

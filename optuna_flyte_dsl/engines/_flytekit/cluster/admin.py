@@ -13,6 +13,7 @@ from flytekit.exceptions.user import FlyteAuthenticationException
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl._compat.flytekit import admin_method
+from optuna_flyte_dsl._foreign_errors import is_too_large
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
@@ -29,11 +30,12 @@ _FINAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-"""Statuses that the same request would get again. All other statuses may pass."""
+"""Statuses that the same request would get again. All other statuses may pass, but not a message that is too large."""
 
 _CURES = {
     grpc.StatusCode.INVALID_ARGUMENT: "Correct what it names: the inputs, a name, or a label.",
     grpc.StatusCode.NOT_FOUND: "Register what is missing in this project and domain, or correct its name and version.",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "Pass what is large as a file (`FlyteFile`): a request holds its address only.",
     grpc.StatusCode.PERMISSION_DENIED: "Give the eager workflow's service account, or your user, the right to do it.",
     grpc.StatusCode.UNAUTHENTICATED: "Log in again, or check the client credentials in the pod's configuration.",
 }
@@ -107,7 +109,7 @@ class Admin:
                 raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
             if status is None:
                 raise
-            if status.code() in _FINAL:
+            if _is_final(status):
                 raise AdminError(status.code(), status.details() or "no details") from error
             raise ClusterUnavailableError(
                 f"flyteadmin has not answered for {outage.seconds:.0f} seconds, to {what}: "
@@ -131,7 +133,7 @@ class _Outage:
 
     def may_pass(self, error: Exception) -> bool:
         status = _status(error)
-        if status is None or status.code() in _FINAL or _is_refused_login(error):
+        if status is None or _is_final(status) or _is_refused_login(error):
             return False
         self.started = self.started or time.monotonic()
         if not self.warned and self.seconds > pauses.admin_warning:
@@ -143,6 +145,10 @@ class _Outage:
                 self.patience,
             )
         return True
+
+
+def _is_final(status: Any) -> bool:
+    return status.code() in _FINAL or is_too_large(status)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

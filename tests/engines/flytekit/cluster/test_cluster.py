@@ -403,6 +403,19 @@ def test_a_passing_fault_of_any_call_is_waited_out(cluster, rpc, code, done):
     assert len(cluster.executions) == 6  # a lost answer makes no second one
 
 
+@fl.task
+def length(x: Float(0, 1), text: str) -> float:
+    return x + len(text)
+
+
+def test_a_request_that_is_too_large_is_refused_at_once_with_its_size(cluster):
+    search = there(Optimizer(length, 1, 1, progress=False), cluster)
+    with pytest.raises(RefusedError, match=r"larger than max \(\d+ vs\. \d+\).*`FlyteFile`"):
+        search.run_sync(text="x" * (21 * 2**20))
+    assert states(search.study) == ["FAIL"]
+    assert cluster.counts["CreateExecution"] <= 1
+
+
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("rpc", ["GetLaunchPlan", "GetWorkflow", "CreateWorkflow", "CreateLaunchPlan"])
 def test_a_passing_fault_while_a_workflow_is_registered_is_waited_out(cluster, rpc, done):
