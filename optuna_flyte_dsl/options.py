@@ -65,8 +65,12 @@ class Cluster(check.CheckedOptions):
     {'team': 'vision'}
     """
 
-    launches_per_second: Annotated[float, _SECONDS] = 50.0
-    """The largest number of executions that are launched in a second."""
+    launches_per_second: Annotated[float, _SECONDS] = 10.0
+    """The largest number of executions launched in a second, after a burst. Flyte by default starts some 10 a second."""
+
+    launch_burst: Annotated[int, _COUNT] = 50
+    """The largest number of executions that are launched at once, before `launches_per_second` holds. While as many
+    wait to be run in Flyte, there is no burst."""
 
     launches_at_once: Annotated[int, _COUNT] = 16
     """The largest number of launches, and of reads of outputs, that go on at the same time."""

@@ -23,7 +23,7 @@ from flyteidl.admin import (
     version_pb2,
     workflow_pb2,
 )
-from flyteidl.core import compiler_pb2, identifier_pb2, interface_pb2
+from flyteidl.core import compiler_pb2, identifier_pb2, interface_pb2, literals_pb2
 from flyteidl.core import execution_pb2 as flyteidl_execution_pb2
 from flyteidl.service import (
     admin_pb2_grpc,
@@ -85,6 +85,8 @@ class FlyteAdmin:
         self.workflows: dict[tuple, workflow_pb2.WorkflowSpec] = {}
         self.launch_plans: dict[tuple, launch_plan_pb2.LaunchPlanSpec] = {}
         self.times: list[tuple[str, float]] = []
+        self.stored_inputs: dict[tuple[str, str, str], literals_pb2.LiteralMap] = {}
+        self.single_task_races = 1
         self.lock = threading.RLock()
         self.port = 0
         self.propeller = Propeller(self, python_path, dict(environment or {}), system_retries)
@@ -176,6 +178,12 @@ class FlyteAdmin:
             raise invalid(f"Invalid reference entity resource type {reference.resource_type}")
         execution = Execution(request.project, request.domain, name, request.spec, inputs, time.time())
         with self.lock:
+            # The inputs of a name are stored before its row in the database is.
+            self.stored_inputs[execution.key] = inputs
+            if reference.resource_type == identifier_pb2.TASK and self.single_task_races:
+                # The first executions of a task race in making the workflow around it.
+                self.single_task_races -= 1
+                raise Refused(grpc.StatusCode.ALREADY_EXISTS, "workflow with identical structure already exists")
             if execution.key in self.executions:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"entity execution already exists {execution.key}")
             self.executions[execution.key] = execution
@@ -365,7 +373,7 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
             execution.outcome.outputs if isinstance(execution.outcome, Succeeded) and not execution.running else None
         )
         for literals, full, blob in (
-            (execution.inputs, answer.full_inputs, answer.inputs),
+            (self._admin.stored_inputs[execution.key], answer.full_inputs, answer.inputs),
             (outputs, answer.full_outputs, answer.outputs),
         ):
             if literals is None:

@@ -1,6 +1,7 @@
-"""Converts inputs and outputs between Python and Flyte, and compares inputs. All of it blocks."""
+"""Converts inputs and outputs between Python and Flyte, and hashes inputs. All of it blocks."""
 
 import functools
+import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,17 +66,33 @@ class Converter:
         resolver = LiteralsResolver(literals.literals, target.interface.outputs, context)
         return resolver.as_python_native(target.python_interface)
 
-    def same_inputs(self, ours: literals_pb2.LiteralMap, data: WorkflowExecutionGetDataResponse) -> bool:
-        """Tell whether an existing execution has the same inputs as a new launch.
+    def digest(self, inputs: literals_pb2.LiteralMap) -> str:
+        """Return a hash of inputs, the same in each process.
 
-        Defaults that Flyte has added are not compared. The address of a file that was uploaded for the new launch is
-        not compared either, because each upload has a new address.
+        The addresses of files that were uploaded for a launch are left out, because each upload has a new address.
         """
-        theirs = self._whole(self._enter(), data.full_inputs, data.inputs).to_flyte_idl()
-        return all(
-            name in theirs.literals and self._same(literal, theirs.literals[name])
-            for name, literal in ours.literals.items()
-        )
+        copy = literals_pb2.LiteralMap()
+        copy.CopyFrom(inputs)
+        for literal in copy.literals.values():
+            self._leave_out_uploads(literal)
+        return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
+
+    def _leave_out_uploads(self, literal: literals_pb2.Literal) -> None:
+        which = literal.WhichOneof("value")
+        inner: list[literals_pb2.Literal] = []
+        if which == "collection":
+            inner = list(literal.collection.literals)
+        elif which == "map":
+            inner = list(literal.map.literals.values())
+        elif which == "scalar":
+            kind = literal.scalar.WhichOneof("value")
+            if kind == "union":
+                inner = [literal.scalar.union.value]
+            elif kind in ("blob", "schema", "structured_dataset"):
+                value = getattr(literal.scalar, kind)
+                value.uri = "" if value.uri.startswith(self._prefix) else value.uri
+        for each in inner:
+            self._leave_out_uploads(each)
 
     @staticmethod
     def _whole(context: FlyteContext, full: literals_pb2.LiteralMap, blob: Any) -> LiteralMap:
@@ -88,25 +105,3 @@ class Converter:
                     full = literals_pb2.LiteralMap.FromString(file.read())
         whole: LiteralMap = LiteralMap.from_flyte_idl(full)
         return whole
-
-    def _same(self, ours: literals_pb2.Literal, theirs: literals_pb2.Literal) -> bool:
-        which = ours.WhichOneof("value")
-        if which != theirs.WhichOneof("value"):
-            return False
-        if which == "collection":
-            mine, other = ours.collection.literals, theirs.collection.literals
-            return len(mine) == len(other) and all(map(self._same, mine, other))
-        if which == "map":
-            mine, other = ours.map.literals, theirs.map.literals
-            return mine.keys() == other.keys() and all(self._same(mine[key], other[key]) for key in mine)
-        if which != "scalar":
-            return bool(ours == theirs)
-        kind = ours.scalar.WhichOneof("value")
-        if kind != theirs.scalar.WhichOneof("value"):
-            return False
-        if kind == "union":
-            return self._same(ours.scalar.union.value, theirs.scalar.union.value)
-        if kind in ("blob", "schema", "structured_dataset"):
-            mine, other = getattr(ours.scalar, kind), getattr(theirs.scalar, kind)
-            return bool(mine.uri == other.uri) or str(mine.uri).startswith(self._prefix)
-        return bool(ours.scalar == theirs.scalar)

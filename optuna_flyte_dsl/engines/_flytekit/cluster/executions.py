@@ -29,6 +29,8 @@ class Connection:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     deck: ExecutionsDeck | None = None  # the Deck that lists executions; `None` if there is none
+    execution: WorkflowExecutionIdentifier | None = None  # the eager workflow's; `None` outside of its pod
+    attempt: int = 0  # the number of the eager pod's attempt
 
     @property
     def project(self) -> str:
@@ -74,16 +76,36 @@ class ExecutionNames:
         return str(self.connection.remote.generate_console_url(identifier))
 
 
+INPUTS_DIGEST = "optuna-flyte-dsl/inputs"
+"""The annotation with the digest of an execution's inputs. It is stored in the database row of the execution.
+
+The inputs that Flyte returns would not do: a request that is refused because its name is taken overwrites them.
+"""
+
+
 def create_request(
-    connection: Connection, options: Cluster, env: Mapping[str, str], target: Launchable, inputs: LiteralMap
+    connection: Connection,
+    options: Cluster,
+    env: Mapping[str, str],
+    target: Launchable,
+    inputs: LiteralMap,
+    *,
+    digest: str,
+    eager: ExecutionSpec,
 ) -> ExecutionCreateRequest:
-    """Build the request that creates an execution, without the execution's name."""
+    """Build the request that creates an execution, without the execution's name.
+
+    Args:
+        digest: The digest of the inputs.
+        eager: The specification of the eager workflow's execution. Its service account and its prefix of raw outputs
+            are those of the new execution too, unless `options` name others.
+    """
     env = {**options.env, **connection.env, **env}
     spec = ExecutionSpec(
         launch_plan=target.id,
         metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL),
         labels=Labels(values={**options.labels, **connection.labels}),
-        annotations=Annotations(values=dict(options.annotations)),
+        annotations=Annotations(values={**options.annotations, INPUTS_DIGEST: digest}),
         envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
         tags=list(options.tags),
         max_parallelism=options.max_parallelism or 0,
@@ -99,6 +121,10 @@ def create_request(
         spec.execution_cluster_label.value = options.execution_cluster_label
     if options.raw_output_prefix is not None:
         spec.raw_output_data_config.CopyFrom(RawOutputDataConfig(output_location_prefix=options.raw_output_prefix))
+    elif eager.HasField("raw_output_data_config"):
+        spec.raw_output_data_config.CopyFrom(eager.raw_output_data_config)
     if options.security_context is not None:
         spec.security_context.CopyFrom(options.security_context.to_flyte_idl())
+    elif eager.HasField("security_context"):
+        spec.security_context.run_as.CopyFrom(eager.security_context.run_as)
     return ExecutionCreateRequest(project=connection.project, domain=connection.domain, spec=spec, inputs=inputs)

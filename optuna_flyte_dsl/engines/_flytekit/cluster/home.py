@@ -18,6 +18,7 @@ from typing import Any, Self
 import optuna
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from flytekit.configuration.file import get_config_file
 from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager
 from flytekit.core.worker_queue import Controller
 from optuna.storages import BaseStorage
@@ -35,6 +36,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
 from optuna_flyte_dsl.engines._flytekit.cluster.sigterm import SigtermHandler
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import ClusterRunner, TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import outlive_exit
+from optuna_flyte_dsl.errors import RefusedError
 from optuna_flyte_dsl.options import Cluster, OnSigterm
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.space.objective import Kind, Objective
@@ -267,6 +269,17 @@ def _home_of_trial(calls: TrialCalls) -> Home:
 
 
 def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
+    in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
+    if in_pod and "FLYTE_PLATFORM_URL" not in os.environ and get_config_file(None) is None:
+        # flytekit would send requests to its sandbox, at localhost:30080.
+        raise RefusedError(
+            "This pod does not know the address of flyteadmin, so it cannot launch trials. Ask the operator of your "
+            "Flyte to set FLYTE_PLATFORM_URL for all pods, in `plugins.k8s.default-env-vars`; or set it in the task's "
+            "`environment`. docs/how-to/cluster.md shows how."
+        )
+    attempt = int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0"))
+    params = context.user_space_params
+    execution = params.execution_id if params is not None else None
     connection = Connection(
         controller.remote,
         controller.ss,
@@ -275,12 +288,14 @@ def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
         controller.get_labels().values,
         controller.get_env(),
         ExecutionsDeck(controller, context),
+        execution.to_flyte_idl() if execution is not None and in_pod else None,
+        attempt,
     )
     store = None
     with contextlib.suppress(NotImplementedError):  # there is no checkpoint
-        if context.user_space_params is not None and context.user_space_params.checkpoint is not None:
-            store = CheckpointStore(context.user_space_params.checkpoint, context)
-    sigterm = SigtermHandler(connection.remote, context, int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")))
+        if params is not None and params.checkpoint is not None:
+            store = CheckpointStore(params.checkpoint, context)
+    sigterm = SigtermHandler(connection.remote, context, attempt)
     outlive_exit(controller_thread(controller))
     set_stop_handler(controller, sigterm)
     return Home(connection, store, sigterm)

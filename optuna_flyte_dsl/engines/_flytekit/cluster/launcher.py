@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import socket
 import threading
@@ -13,8 +14,10 @@ from typing import Any
 import grpc
 from flyteidl.admin.execution_pb2 import (
     ExecutionCreateRequest,
+    ExecutionSpec,
     ExecutionTerminateRequest,
     WorkflowExecutionGetDataRequest,
+    WorkflowExecutionGetRequest,
 )
 from flyteidl.core.literals_pb2 import LiteralMap
 from flytekit.core.context_manager import ExecutionState, FlyteContext
@@ -47,7 +50,8 @@ class Traffic:
         self._connection = connection
         self._admin = Admin(connection.remote, patience)
         self._lock = threading.Lock()
-        self._next_launch = float("-inf")
+        self._tokens = math.inf  # launches that may begin at once; below 0, launches that wait
+        self._filled = 0.0
         self._users = 0
         self._poller: Poller | None = None
 
@@ -70,12 +74,19 @@ class Traffic:
         if poller is not None:
             await poller.close()
 
-    def wait_to_launch(self, launches_per_second: float, given_up: threading.Event) -> None:
+    def wait_to_launch(self, options: Cluster, given_up: threading.Event) -> None:
+        """Wait for a token of a token bucket: it holds a burst, and fills at the rate of launches.
+
+        While Flyte has not begun to run as many executions as a burst has, there is no burst.
+        """
         with self._lock:
-            now = time.monotonic()
-            moment = max(self._next_launch, now)
-            self._next_launch = moment + 1 / launches_per_second
-        if given_up.wait(max(0.0, moment - now)):
+            now, rate = time.monotonic(), options.launches_per_second
+            queued = self._poller.queued if self._poller is not None else 0
+            burst = options.launch_burst if queued < options.launch_burst else 1
+            self._tokens = min(burst, self._tokens + (now - self._filled) * rate) - 1
+            self._filled = now
+            seconds = max(0.0, -self._tokens / rate)
+        if given_up.wait(seconds):
             raise GivenUpError("Given up: a launch.")
 
 
@@ -110,6 +121,7 @@ class Launcher:
         self.poller: Poller = self.traffic.enter()
         self._left = False
         self._server: TrialServer | None = None
+        self._spec: ExecutionSpec | None = None
         self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
@@ -134,7 +146,29 @@ class Launcher:
         env = {}
         if self._server is not None and self.options.trials_token_env is None:
             env[TOKEN_ENV] = self._server.token
-        return create_request(self.connection, self.options, env, target, inputs)
+        return create_request(
+            self.connection,
+            self.options,
+            env,
+            target,
+            inputs,
+            digest=self.converter.digest(inputs),
+            eager=self._eager_spec(),
+        )
+
+    def _eager_spec(self) -> ExecutionSpec:
+        """Return the specification of the eager workflow's execution; an empty one outside of its pod. It blocks."""
+        identifier = self.connection.execution
+        with self._lock:
+            if self._spec is None:
+                self._spec = ExecutionSpec()
+                if identifier is not None:
+                    request = WorkflowExecutionGetRequest(id=identifier)
+                    try:
+                        self._spec = self.admin.call("GetExecution", request).spec
+                    except AdminError as error:
+                        logger.warning("The eager workflow's execution could not be read: %s", error)
+            return self._spec
 
     def serve(self, trial: Trial) -> TrialHandle:
         """Serve a trial to its pod, and return its handle. It blocks."""

@@ -40,6 +40,7 @@ _NODES = 100
 _PODS_A_POLL = 32
 """The number of executions for which one poll asks whether their pods run: each takes two calls and more."""
 
+_QUEUED_PHASES = frozenset({WorkflowExecution.UNDEFINED, WorkflowExecution.QUEUED})
 _WAITING_PHASES = frozenset(
     {TaskExecution.UNDEFINED, TaskExecution.QUEUED, TaskExecution.INITIALIZING, TaskExecution.WAITING_FOR_RESOURCES}
 )
@@ -61,6 +62,7 @@ class Poller:
         self._since: dict[str, float] = {}
         self._on_running: dict[str, Callable[[], None]] = {}
         self._missed: collections.Counter[str] = collections.Counter()
+        self._begun: set[str] = set()  # those of the waiting ones that have left the queue
         self._durations: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._thread: threading.Thread | None = None
         self._news = threading.Event()
@@ -86,6 +88,7 @@ class Poller:
             future = self._waiting.pop(name, None)
             self._since.pop(name, None)
             self._missed.pop(name, None)
+            self._begun.discard(name)
             self._on_running.pop(name, None)
         if future is not None:
             future.cancel()
@@ -97,6 +100,11 @@ class Poller:
         patience = time.monotonic() + pauses.poller_close
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < patience:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+    @property
+    def queued(self) -> int:
+        """The number of executions that wait to be run, as far as polls have seen."""
+        return len(self._waiting) - len(self._begun)
 
     def interval(self) -> float:
         """Return the seconds until the next poll: few for short executions, more for long ones."""
@@ -144,6 +152,9 @@ class Poller:
             elif execution.closure.phase in TERMINAL:
                 self._settle(name, execution)
         phases = {name: execution.closure.phase for name, execution in seen.items()}
+        begun = {name for name, phase in phases.items() if phase not in _QUEUED_PHASES}
+        with self._lock:
+            self._begun |= begun & self._waiting.keys()
         running = [name for name in list(self._on_running) if phases.get(name) == WorkflowExecution.RUNNING]
         for name in running[:_PODS_A_POLL]:
             self._poll_pod(name, seen[name])
@@ -226,6 +237,7 @@ class Poller:
             future = self._waiting.pop(name, None)
             since = self._since.pop(name, None)
             self._missed.pop(name, None)
+            self._begun.discard(name)
             self._on_running.pop(name, None)
             if since is not None and isinstance(end, Execution):
                 self._durations.append(time.monotonic() - since)

@@ -31,9 +31,10 @@ from optuna.trial import Trial
 from optuna_flyte_dsl._compat.optuna import refresh
 from optuna_flyte_dsl._foreign_errors import says_retries_are_used
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl._threads import finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
@@ -224,34 +225,62 @@ class TrialCalls:
         launcher, request = self.launcher, launch.request
         assert request is not None
         request.name = launch.name
-        launcher.traffic.wait_to_launch(launcher.options.launches_per_second, launch.given_up)
-        launch.submitted = True
-        try:
-            launcher.admin.call("CreateExecution", request, given_up=launch.given_up, seconds=pauses.launch_rpc)
-        except AdminError as error:
-            if error.code is grpc.StatusCode.ALREADY_EXISTS and self._is_ours(launch):
-                return True  # the response was lost, or an earlier attempt of this pod has launched it
-            launch.submitted = False
-            if error.code is grpc.StatusCode.ALREADY_EXISTS:
-                # Only an earlier process of this search can have used the name, and that process is gone.
-                launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now")
-                return False
-            launch.over = True
-            raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
-        return True
+        # Looked up first where an earlier attempt may have used the name: even a refused request has effects.
+        may_be_taken = launch.name in self._earlier or (launcher.adopts and launcher.connection.attempt > 0)
+        there = self._find(launch) if may_be_taken else None
+        if there is not None:
+            return self._take(launch, there)
 
-    def _is_ours(self, launch: Launch) -> bool:
-        launcher, request = self.launcher, launch.request
-        assert request is not None
-        identifier = launcher.names.identifier(launch.name)
-        there: Execution = launcher.admin.call(
-            "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=launch.given_up
-        )
-        if there.closure.abort_metadata.cause.startswith(CAUSE):
-            return False  # it was terminated with the process that had launched it
-        return bool(there.spec.launch_plan == request.spec.launch_plan) and launcher.converter.same_inputs(
-            request.inputs, self._data(launch)
-        )
+        def create() -> bool:
+            launcher.traffic.wait_to_launch(launcher.options, launch.given_up)
+            launch.submitted = True
+            try:
+                launcher.admin.call("CreateExecution", request, given_up=launch.given_up, seconds=pauses.launch_rpc)
+            except AdminError as error:
+                there = self._find(launch) if error.code is grpc.StatusCode.ALREADY_EXISTS else None
+                if there is None:
+                    raise
+                return self._take(launch, there)
+            return True
+
+        def may_pass(error: Exception) -> bool:
+            # flyteadmin makes a workflow around a task at its first executions, and refuses all but one of these.
+            return isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
+
+        def wait(seconds: float) -> None:
+            if launch.given_up.wait(seconds):
+                raise GivenUpError("Given up: a launch.")
+
+        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
+        try:
+            return retry(create, waits, may_pass=may_pass, wait=wait)
+        except AdminError as error:
+            launch.over, launch.submitted = True, False
+            raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
+
+    def _find(self, launch: Launch) -> Execution | None:
+        """Return the execution that has the name; `None` if there is none."""
+        request = WorkflowExecutionGetRequest(id=self.launcher.names.identifier(launch.name))
+        try:
+            found: Execution = self.launcher.admin.call("GetExecution", request, given_up=launch.given_up)
+        except AdminError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise
+        return found
+
+    def _take(self, launch: Launch, there: Execution) -> bool:
+        """Adopt an execution if it is this launch's: its response was lost, or an earlier attempt has launched it."""
+        assert launch.request is not None
+        ours, theirs = launch.request.spec, there.spec
+        same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]
+        # What has this cause was terminated with the process that had launched it.
+        is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
+        launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_aborted
+        if not launch.submitted:
+            # Only an earlier process of this search can have used the name, and that process is gone.
+            self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now")
+        return launch.submitted
 
     def _data(self, launch: Launch) -> Any:
         identifier = self.launcher.names.identifier(launch.name)

@@ -45,8 +45,11 @@ from optuna_flyte_dsl import (
 from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_stop_handler
 from optuna_flyte_dsl._retry import Pauses
 from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.engines._flytekit import call_site
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import launcher as launcher_module
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST, Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
@@ -164,7 +167,7 @@ def test_an_execution_gets_all_that_a_user_may_set_for_it(cluster):
         assert spec.interruptible.value is True
         assert spec.overwrite_cache is True
         assert spec.labels.values["team"] == "a"
-        assert dict(spec.annotations.values) == {"note": "b"}
+        assert dict(spec.annotations.values) == {"note": "b", INPUTS_DIGEST: spec.annotations.values[INPUTS_DIGEST]}
         assert {pair.key: pair.value for pair in spec.envs.values} == {"KEY": "value"}
         assert list(spec.tags) == ["nightly"]
         assert spec.cluster_assignment.cluster_pool_name == "pool"
@@ -520,6 +523,42 @@ def test_an_execution_that_is_there_with_other_inputs_is_not_taken(cluster, monk
 # Stopping.
 
 
+def test_an_execution_of_another_program_is_neither_adopted_nor_believed(cluster, monkeypatch):
+    """flyteadmin returns the inputs of the refused request for a name that is taken."""
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Fixed", (), {"hex": "0" * 32, "bytes": b"0"})())
+    first = there(quick.train, cluster).run_sync()
+    for execution in executions(cluster):
+        del execution.spec.annotations.values[INPUTS_DIGEST]
+    again = there(quick.train, cluster).run_sync()
+    assert states(first) == states(again) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 12
+
+
+def test_the_race_for_the_workflow_around_a_task_is_waited_out(cluster):
+    cluster.single_task_races = 5
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+
+
+@pytest.mark.parametrize(("queued", "at_once"), [(0, 50), (49, 50), (50, 1), (500, 1)])
+def test_launches_come_in_a_burst_and_then_at_their_pace_unless_many_are_queued(cluster, monkeypatch, queued, at_once):
+    now = [1000.0]
+    monkeypatch.setattr(launcher_module.time, "monotonic", lambda: now[0])
+    traffic = launcher_module.Traffic(Connection(cluster.remote(), None, "identity", "o"), 1.0)
+    traffic._poller = type("Seen", (), {"queued": queued})()
+    waits = []
+    given_up = type("Waits", (), {"wait": lambda self, seconds: waits.append(seconds)})()
+    for _ in range(70):
+        traffic.wait_to_launch(Cluster(), given_up)
+    assert waits[:at_once] == [0.0] * at_once
+    assert waits[at_once:] == pytest.approx([0.1 * (k + 1) for k in range(70 - at_once)])
+    now[0] += 1000.0
+    waits.clear()
+    for _ in range(60):
+        traffic.wait_to_launch(Cluster(), given_up)
+    assert waits.count(0.0) == at_once, "idle time saves up one burst"
+
+
 async def cancelled_when_two_run(cluster, search):
     task = asyncio.ensure_future(search)
     while len(cluster.executions) < 2:
@@ -610,6 +649,7 @@ def test_an_error_that_ends_the_search_terminates_what_runs(cluster):
 def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
     vars(pauses).update(vars(Pauses()))
     cluster.instant = echo(seconds=3.0)
+    cluster.single_task_races = 0
     objective = with_options(quick.train, launches_per_second=1000, launches_at_once=16)
     objective.concurrency, objective.n_trials = 500, 600
     study = there(objective, cluster).run_sync()
@@ -746,6 +786,39 @@ async def killed_after(cluster, launches, search):
         each.end(leave=True)
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_a_pod_that_does_not_know_flyteadmins_address_is_told_at_once_what_is_missing(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLYTE_INTERNAL_EXECUTION_ID", "eager")
+    monkeypatch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
+    monkeypatch.delenv("FLYTE_PLATFORM_URL", raising=False)
+    with pytest.raises(RefusedError, match=r"FLYTE_PLATFORM_URL for all pods, in `plugins.k8s.default-env-vars`"):
+        Pod(cluster, tmp_path, 0).run(quick.train)
+    assert not cluster.counts
+
+
+def test_trials_inherit_the_account_and_the_output_prefix_of_their_workflow(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLYTE_INTERNAL_EXECUTION_ID", "eager")
+    monkeypatch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
+    monkeypatch.setenv("FLYTE_PLATFORM_URL", cluster.endpoint)
+    there(Optimizer(quick.train.task, 1, 1, progress=False), cluster).run_sync()
+    (eager,) = executions(cluster)
+    eager.name = "eager"
+    cluster.executions[eager.key] = eager
+    eager.spec.security_context.run_as.k8s_service_account = "trainer"
+    eager.spec.raw_output_data_config.output_location_prefix = str(tmp_path / "raw")
+    tuned = with_options(quick.train, raw_output_prefix=str(tmp_path / "own"))
+
+    async def workflow():
+        await quick.train()
+        await tuned()
+
+    Pod(cluster, tmp_path, 0).run(workflow)
+    specs = [each.spec for each in executions(cluster) if each.name != "eager"][-12:]
+    assert {spec.security_context.run_as.k8s_service_account for spec in specs} == {"trainer"}
+    assert [spec.raw_output_data_config.output_location_prefix for spec in specs] == [str(tmp_path / "raw")] * 6 + [
+        str(tmp_path / "own")
+    ] * 6
 
 
 def test_two_searches_at_once_and_an_optimizer_called_twice_go_on_after_a_kill(cluster, tmp_path):

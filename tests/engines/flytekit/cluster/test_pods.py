@@ -132,8 +132,9 @@ def test_a_search_survives_two_kills_of_its_pod_in_a_row(cluster, tmp_path):
         attempts = len(cluster.propeller.attempts["eager/n0"])
         os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
         wait_until(lambda now=attempts: len(cluster.propeller.attempts["eager/n0"]) > now, 60)
-        creations = cluster.counts["CreateExecution"]
-        wait_until(lambda now=creations: cluster.counts["CreateExecution"] > now, 60)  # it has found the first again
+        reads = cluster.counts["GetExecution"]
+        # It has read its own execution, and has found the first trial's again.
+        wait_until(lambda now=reads: cluster.counts["GetExecution"] > now + 1, 60)
     (tmp_path / "go").touch()
     assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
     assert len(trials_of(cluster)) == 6
