@@ -29,6 +29,9 @@ class Pauses:
 
     # The end of a process.
     exit_patience: float = 10.0  # how long Python's exit waits for a search to tell its trials
+    server_check: float = 1.0  # between two looks of the trial server for calls without a message
+    server_silence: float = 10.0  # how long the message of a call to the trial server may take
+    server_reach: float = 60.0  # how long a trial tries to connect to its search
     server_close: float = 2.0  # how long the end of the trial server is waited for
     ending_rpc: float = 5.0  # the time limit of a request to flyteadmin while the pod is ending
 

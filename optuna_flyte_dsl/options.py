@@ -66,7 +66,7 @@ class Cluster(check.CheckedOptions):
     """
 
     launches_per_second: Annotated[float, _SECONDS] = 10.0
-    """The largest number of executions launched in a second, after a burst. Flyte by default starts some 10 a second."""
+    """The largest number of executions launched in a second, after a burst. Flyte by default starts about 10."""
 
     launch_burst: Annotated[int, _COUNT] = 50
     """The largest number of executions that are launched at once, before `launches_per_second` holds. While as many
@@ -127,9 +127,9 @@ class Cluster(check.CheckedOptions):
     """The port of that address; 0 for any free port."""
 
     trials_token_env: Annotated[str | None, _STRING] = None
-    """The environment variable, here and in the pods, that holds the token which pods must show, for example from a
-    secret. By default the search makes a token and sets it in its executions as `OPTUNA_FLYTE_DSL_TOKEN`: everyone who
-    may read an execution's specification can read it there."""
+    """The environment variable, here and in the pods, that holds the secret of which each trial's token is made. By
+    default the search sets each trial's own token in its execution, as `OPTUNA_FLYTE_DSL_TOKEN`: everyone who may read
+    the execution's specification can read it there."""
 
     trials_storage_env: Annotated[str | None, _STRING] = None
     """The environment variable, in the pods, that holds the URL of the study's storage. Pods then open the storage

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cloudpickle
@@ -39,11 +39,9 @@ class _Worker:
         gpu: The device that it sees; `None` for all devices.
     """
 
-    def __init__(self, gpu: int | str | None, environment: Mapping[str, str], payload: bytes) -> None:
+    def __init__(self, gpu: int | str | None, payload: bytes) -> None:
         self.gpu = gpu
-        env = dict(environment)
-        if gpu is not None:
-            env["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
         # An initializer, so that every process which loky starts has the objective.
         self.pool = ProcessPoolExecutor(
             max_workers=1, env=env, initializer=_start_worker, initargs=(os.getpid(), payload)
@@ -86,7 +84,8 @@ class ProcessRunner:
                 await self._call(worker, _load)
                 worker.is_ready = True
             run.begin()
-            result, must_kill = await self._call(worker, _run, dict(run.arguments), handle)
+            token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
+            result, must_kill = await self._call(worker, _run, dict(run.arguments), handle, token)
         except (BrokenProcessPool, RuntimeError) as error:
             if python_is_exiting() or isinstance(error, ShutdownExecutorError) or is_interpreter_shutdown(error):
                 raise PythonExitError("Python exits while this trial runs.") from error
@@ -113,11 +112,7 @@ class ProcessRunner:
             raise
 
     def _take_worker(self) -> _Worker:
-        if self._idle:
-            worker = self._idle.pop()
-        else:
-            environment = {TOKEN_ENV: self._server.token} if self._server is not None else {}
-            worker = _Worker(self._gpus.pop() if self._gpus else None, environment, self._payload)
+        worker = self._idle.pop() if self._idle else _Worker(self._gpus.pop() if self._gpus else None, self._payload)
         self._busy.add(worker)
         return worker
 
@@ -196,11 +191,13 @@ def _load() -> None:
     _loaded = (asyncio.Runner(), functools.partial(make_runner, objective))
 
 
-def _run(arguments: dict[str, Any], handle: TrialHandle | None) -> tuple[bytes, bool]:
+def _run(arguments: dict[str, Any], handle: TrialHandle | None, token: str) -> tuple[bytes, bool]:
     """Return the pickled result, and whether a thread is still running. Only the end of this process stops it."""
     if _loaded is None:
         _load()
     assert _loaded is not None
+    if token:
+        os.environ[TOKEN_ENV] = token
     loop, make_runner = _loaded
     runner = make_runner()
 

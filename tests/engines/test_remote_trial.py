@@ -21,7 +21,9 @@ from optuna_flyte_dsl.engines.remote_trial import server as server_module
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle, using_pruner
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
+from optuna_flyte_dsl.study.attributes import ERROR, EXECUTIONS, LOST, OUTCOME, OWNER
 from tests.engines.flytekit.cluster.test_cluster import outputs, states, with_options
+from tests.support import wait_until
 from tests.support._compat import api_pb2, api_pb2_grpc
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import Failed, Succeeded
@@ -39,7 +41,13 @@ def study():
 @pytest.fixture
 def server(study, monkeypatch):
     server = TrialServer(storage_of(study), study.study_name)
-    monkeypatch.setenv(TOKEN_ENV, server.token)
+    serve = server.serve
+
+    def serve_and_show(trial):
+        monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
+        return serve(trial)
+
+    server.serve = serve_and_show
     yield server
     server.close()
 
@@ -81,7 +89,7 @@ def test_nobody_without_the_token_is_answered_to(study, server, monkeypatch):
                 channel.unary_unary("/optuna_flyte_dsl.Trials/Prune")(b'{"trial": 0}', metadata=metadata)
             assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
     monkeypatch.delenv(TOKEN_ENV)
-    with pytest.raises(OptunaFlyteError, match=f"'{TOKEN_ENV}' must hold the token of the search, but it is not set"):
+    with pytest.raises(OptunaFlyteError, match=f"'{TOKEN_ENV}' must hold the token of the trial, but it is not set"):
         handle.open()
 
 
@@ -95,14 +103,136 @@ def test_nobody_without_the_token_is_answered_to(study, server, monkeypatch):
     ],
 )
 def test_a_trial_can_do_no_more_than_it_needs(study, server, method, request_):
-    study.ask()
-    metadata = ((TOKEN_METADATA, server.token),)
+    handle = server.serve(study.ask())
+    metadata = ((TOKEN_METADATA, f"{handle.trial}:{server.token_of(handle.trial)}"),)
     with grpc.insecure_channel(server.address) as channel:
         call = getattr(api_pb2_grpc.StorageServiceStub(channel), method)
         with pytest.raises(grpc.RpcError) as error:
             call(request_, metadata=metadata)
     assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert len(study.trials) == 1
+
+
+def calls_of(channel):
+    stub = api_pb2_grpc.StorageServiceStub(channel)
+    raw = channel.unary_unary
+    value = json.dumps({"state": "COMPLETE", "values": [0.0]})
+    return {
+        "read a trial": lambda trial, study: (stub.GetTrial, api_pb2.GetTrialRequest(trial_id=trial)),
+        "report": lambda trial, study: (
+            stub.SetTrialIntermediateValue,
+            api_pb2.SetTrialIntermediateValueRequest(trial_id=trial, step=0, intermediate_value=1.0),
+        ),
+        "note": lambda trial, study: (
+            stub.SetTrialUserAttribute,
+            api_pb2.SetTrialUserAttributeRequest(trial_id=trial, key="note", value=value),
+        ),
+        "read a study": lambda trial, study: (
+            stub.GetStudyUserAttributes,
+            api_pb2.GetStudyUserAttributesRequest(study_id=study),
+        ),
+        "suggest": lambda trial, study: (
+            raw("/optuna_flyte_dsl.Trials/Suggest"),
+            json.dumps(
+                {
+                    "trial": trial,
+                    "name": "x",
+                    "distribution": optuna.distributions.distribution_to_json(
+                        optuna.distributions.FloatDistribution(0, 1)
+                    ),
+                }
+            ).encode(),
+        ),
+        "prune": lambda trial, study: (raw("/optuna_flyte_dsl.Trials/Prune"), json.dumps({"trial": trial}).encode()),
+    }
+
+
+@pytest.mark.parametrize("what", list(calls_of(grpc.insecure_channel("127.0.0.1:1"))))
+def test_a_token_is_good_for_its_own_trial_and_study_only(study, server, what):
+    own, other = server.serve(study.ask()).trial, server.serve(study.ask()).trial
+    storage = storage_of(study)
+    study_id = storage.get_study_id_from_name(study.study_name)
+    foreign = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "foreign")
+    metadata = ((TOKEN_METADATA, f"{own}:{server.token_of(own)}"),)
+    with grpc.insecure_channel(server.address) as channel:
+        call = calls_of(channel)[what]
+        method, message = call(own, study_id)
+        method(message, metadata=metadata)
+        before = study.trials[1]
+        method, message = call(other, foreign)
+        with pytest.raises(grpc.RpcError) as error:
+            method(message, metadata=metadata)
+        assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        # Nor does the token open another trial under this trial's name.
+        with pytest.raises(grpc.RpcError) as error:
+            method(message, metadata=((TOKEN_METADATA, f"{other}:{server.token_of(own)}"),))
+        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert study.trials[1] == before
+
+
+@pytest.mark.parametrize("key", [ERROR, OUTCOME, EXECUTIONS, f"{OWNER}other", LOST])
+def test_the_attributes_of_the_library_cannot_be_forged(study, server, key):
+    there = server.serve(study.ask()).open()
+    with pytest.raises(grpc.RpcError) as error:
+        there.set_user_attr(key, {"state": "COMPLETE", "values": [0.0]})
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    with pytest.raises(grpc.RpcError):
+        there.storage.set_trial_system_attr(trial_id(there), key, True)
+    assert not study.trials[0].user_attrs
+    assert not study.trials[0].system_attrs
+
+
+def open_calls(address, count, metadata):
+    """Open calls that send their headers, and never a message."""
+    channels = [grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(count)]
+    release = threading.Event()
+
+    def silent():
+        release.wait(60)
+        yield from ()
+
+    calls = [
+        channel.stream_unary("/optuna_flyte_dsl.Trials/Prune").future(silent(), metadata=metadata)
+        for channel in channels
+        for _ in range(5)
+    ]
+    return channels, calls, release
+
+
+def test_calls_without_a_token_hold_up_nobody(study, server):
+    there = server.serve(study.ask()).open()
+    channels, calls, release = open_calls(server.address, 40, ())
+    try:
+        wait_until(lambda: sum(call.done() for call in calls) == len(calls))
+        assert {call.code() for call in calls} <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+        there.report(0.5, 0)
+    finally:
+        release.set()
+        for channel in channels:
+            channel.close()
+    assert study.trials[0].intermediate_values == {0: 0.5}
+
+
+def test_a_trial_that_sends_no_messages_holds_up_no_other_trial(study, server, pauses):
+    pauses.server_check, pauses.server_silence = 0.05, 0.2
+    bad = server.serve(study.ask()).trial
+    there = server.serve(study.ask()).open()
+    channels, calls, release = open_calls(server.address, 10, ((TOKEN_METADATA, f"{bad}:{server.token_of(bad)}"),))
+    try:
+        there.report(0.5, 0)
+        wait_until(lambda: sum(call.done() for call in calls) == len(calls))
+        assert {call.code() for call in calls} <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
+    finally:
+        release.set()
+        for channel in channels:
+            channel.close()
+
+
+def test_a_pod_that_cannot_reach_its_search_says_so(pauses, monkeypatch):
+    pauses.server_reach = 0.1
+    monkeypatch.setenv(TOKEN_ENV, "token")
+    with pytest.raises(OptunaFlyteError, match=r"cannot reach its search at 127\.0\.0\.1:1\. Let a network policy"):
+        TrialHandle("127.0.0.1:1", 0, "s").open()
 
 
 def test_a_trial_that_is_over_is_answered_to_no_more(study, server):
@@ -119,8 +249,8 @@ def test_what_flyte_carries_holds_no_secret(server, study):
     context = FlyteContextManager.current_context()
     kind = TypeEngine.to_literal_type(optuna.Trial)
     text = TypeEngine.to_literal(context, handle, optuna.Trial, kind).scalar.primitive.string_value
-    assert set(json.loads(text)) == {"address", "trial", "study", "token", "search"}
-    assert server.token not in text + repr(handle) + str(pickle.dumps(handle))
+    assert set(json.loads(text)) == {"address", "trial", "study", "token", "search", "shares_secret"}
+    assert server.token_of(handle.trial) not in text + repr(handle) + str(pickle.dumps(handle))
     assert json.loads(text)["token"] == TOKEN_ENV, "the name of the variable"
 
 
@@ -211,9 +341,10 @@ def test_pods_report_to_the_process_that_searches(admin, caplog):
     tokens = {
         pair.value for each in admin.executions.values() for pair in each.spec.envs.values if pair.key == TOKEN_ENV
     }
-    (token,) = tokens
+    assert len(tokens) == 3, "each trial has its own"
     said = "".join(record.getMessage() for record in caplog.records)
-    assert token not in said + "".join(map(str, study.trials))
+    for token in tokens:
+        assert token not in said + "".join(map(str, study.trials))
     assert "what is sent is not encrypted" in said
     address = TrialHandle.from_text(
         next(iter(admin.executions.values())).inputs.literals["trial"].scalar.primitive.string_value

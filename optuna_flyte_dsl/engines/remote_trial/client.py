@@ -1,5 +1,6 @@
 """The side of a trial's process or pod: an Optuna storage, sampler and pruner that ask the trial server."""
 
+import hmac
 import json
 import types
 from typing import Any
@@ -13,19 +14,40 @@ from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import StorageProxyClient
+from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl.errors import OptunaFlyteError
 
 TOKEN_METADATA = "x-optuna-flyte-dsl-token"  # noqa: S105 - the key in the metadata of a call
 TRIALS_SERVICE = "optuna_flyte_dsl.Trials"
 """The gRPC service by which a trial asks the sampler and the pruner of its study."""
 
 
-def connect(host: str, port: int, token: str) -> tuple[StorageProxyClient, BaseSampler, BasePruner]:
+_CALL_SECONDS = 120.0
+"""The time limit of a call. A sampler may think long, and other calls of the search come before."""
+
+
+def token_of_trial(secret: str, trial: int) -> str:
+    """Return the token of a trial: an HMAC of its id. Nobody can make another trial's token from it."""
+    return hmac.new(secret.encode(), str(trial).encode(), "sha256").hexdigest()
+
+
+def connect(host: str, port: int, trial: int, token: str) -> tuple[StorageProxyClient, BaseSampler, BasePruner]:
     """Connect to a trial server.
 
     Returns:
         The storage, sampler and pruner of a study that is used by one trial.
     """
-    client = StorageProxyClient(host, port, lambda channel: grpc.intercept_channel(channel, _TokenSender(token)))
+    client = StorageProxyClient(
+        host, port, lambda channel: grpc.intercept_channel(channel, _TokenSender(f"{trial}:{token}"))
+    )
+    try:
+        client.wait_server_ready(pauses.server_reach)
+    except ConnectionError as error:
+        client.close()
+        raise OptunaFlyteError(
+            f"This trial cannot reach its search at {host}:{port}. Let a network policy allow it, or give an address "
+            "that pods reach, by `Cluster(trials_host=..., trials_port=...)`."
+        ) from error
     return client, _RemoteSampler(client.channel), _RemotePruner(client.channel)
 
 
@@ -37,7 +59,8 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
-        return continuation(types.SimpleNamespace(metadata=metadata), request)  # grpc keeps the other details
+        details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or _CALL_SECONDS)
+        return continuation(details, request)  # grpc keeps the other details
 
 
 class _RemoteSampler(BaseSampler):

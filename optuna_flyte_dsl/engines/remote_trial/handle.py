@@ -18,7 +18,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import BaseTrial, Trial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
-from optuna_flyte_dsl.engines.remote_trial.client import connect
+from optuna_flyte_dsl.engines.remote_trial.client import connect, token_of_trial
 from optuna_flyte_dsl.errors import OptunaFlyteError
 from optuna_flyte_dsl.study.attributes import PRUNED
 
@@ -35,6 +35,7 @@ class TrialHandle:
     study: str
     token: str = TOKEN_ENV
     search: str = ""  # a unique id of the server, so that no two trials have the same key in Flyte's cache
+    shares_secret: bool = False  # whether the variable `token` holds the secret of the search instead of the token
 
     def to_text(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -51,7 +52,10 @@ class TrialHandle:
         host, _, port = self.address.rpartition(":")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            client, sampler, pruner = connect(host, int(port), _variable(self.token, "the token of the search"))
+            token = _variable(self.token, "the token of the trial")
+            if self.shares_secret:
+                token = token_of_trial(token, self.trial)
+            client, sampler, pruner = connect(host, int(port), self.trial, token)
         study = optuna.load_study(study_name=self.study, storage=client, sampler=sampler, pruner=pruner)
         trial = Trial(study, self.trial)
         weakref.finalize(trial, client.close)

@@ -1,10 +1,20 @@
-"""`TrialServer`: serves a search's trials, by Optuna's gRPC storage proxy behind a token. Nothing is encrypted."""
+"""`TrialServer`: serves a search's trials, by Optuna's gRPC storage proxy. Each trial has a token of its own.
 
+A call is judged by its metadata before its message is read, so who has no token holds up nobody. A token allows the
+parameters, reports and attributes of its own trial. Sampling and pruning need the other trials, so they are done here.
+Nothing is encrypted.
+"""
+
+import collections
 import concurrent.futures
+import contextlib
 import hmac
 import json
 import secrets
+import threading
+import time
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -15,12 +25,24 @@ from optuna.trial import Trial
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import serve_storage
 from optuna_flyte_dsl._retry import pauses
-from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE
+from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE, token_of_trial
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.space import conversion
+from optuna_flyte_dsl.study.attributes import PREFIX, PRUNED
 
 _STORAGE_SERVICE = "StorageService"
 _MAX_WORKERS = 32
+_CALLS_OF_A_TRIAL = 8
+"""The largest number of calls of one trial that are served at the same time."""
+_REFUSALS_AT_ONCE = 8
+"""The largest number of refusals with a reason at the same time. Further callers hear that there is no such method."""
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 2 * _CALLS_OF_A_TRIAL),  # of one connection
+    ("grpc.max_receive_message_length", 4 * 2**20),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 60_000),  # a trial connects again when it has something to say
+)
 
 # The calls of the storage proxy that a trial needs. None of them creates or ends a trial or a study.
 _ALLOWED = frozenset(
@@ -31,12 +53,10 @@ _ALLOWED = frozenset(
         "GetStudyUserAttributes",
         "GetStudySystemAttributes",
         "SetTrialParameter",
-        "GetTrialIdFromStudyIdTrialNumber",
         "SetTrialIntermediateValue",
         "SetTrialUserAttribute",
         "SetTrialSystemAttribute",
         "GetTrial",
-        "GetTrials",
     }
 )
 
@@ -47,7 +67,9 @@ class TrialServer:
     Besides the storage proxy it answers two calls of our own, by which a trial asks its study's sampler and pruner.
 
     Args:
-        token: The token that callers must show; by default a new one.
+        secret: The secret from which the token of each trial is made; by default a new one.
+        token_env: The environment variable in which a trial's process finds its token.
+        shares_secret: Whether that variable holds the secret instead: it comes from the user.
     """
 
     def __init__(
@@ -57,16 +79,19 @@ class TrialServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        token: str | None = None,
+        secret: str | None = None,
         token_env: str = TOKEN_ENV,
+        shares_secret: bool = False,
     ) -> None:
-        self.token: str = token or secrets.token_urlsafe(32)
-        self.token_env = token_env
+        self._secret = secret or secrets.token_urlsafe(32)
+        self._token_env = token_env
+        self._shares_secret = shares_secret
         self._study = study
         self._search = uuid.uuid4().hex
         self._trials: dict[int, Trial] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="optuna-flyte-serve")
-        self._server = grpc.server(self._pool, interceptors=[_TokenCheck(self.token)])
+        gate = _Gate(self._trials, self.token_of, storage.get_study_id_from_name(study), study)
+        self._server = grpc.server(self._pool, interceptors=[gate], options=_OPTIONS)
         serve_storage(storage, self._server)
         methods = {"Suggest": self._suggest, "Prune": self._prune}
         handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
@@ -75,10 +100,20 @@ class TrialServer:
         bound = self._server.add_insecure_port(f"{bind}:{port}")
         self.address: str = f"{host}:{bound}"
         self._server.start()
+        self._closed = threading.Event()
+        threading.Thread(
+            target=gate.end_silent_calls, args=(self._closed,), name="optuna-flyte-gate", daemon=True
+        ).start()
+
+    def token_of(self, trial: int) -> str:
+        """Return the token of the trial with an id. It is good for this trial alone."""
+        return token_of_trial(self._secret, trial)
 
     def serve(self, trial: Trial) -> TrialHandle:
         self._trials[trial_id(trial)] = trial
-        return TrialHandle(self.address, trial_id(trial), self._study, self.token_env, self._search)
+        return TrialHandle(
+            self.address, trial_id(trial), self._study, self._token_env, self._search, self._shares_secret
+        )
 
     def forget(self, trial: Trial) -> None:
         self._trials.pop(trial_id(trial), None)
@@ -103,26 +138,98 @@ class TrialServer:
         return json.dumps(bool(trial.study.pruner.prune(trial.study, stored))).encode()
 
     def close(self) -> None:
+        self._closed.set()
         self._server.stop(grace=0).wait(pauses.server_close)
         self._pool.shutdown(wait=False)
 
 
-class _TokenCheck(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls without the token, and calls that no trial needs."""
+class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Lets a trial's calls pass that are about this trial, and refuses all others."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
-        self._refusal = grpc.unary_unary_rpc_method_handler(self._refuse)
+    def __init__(
+        self, trials: dict[int, Trial], token_of: Callable[[int], str], study_id: int, study_name: str
+    ) -> None:
+        self._trials = trials
+        self._token_of = token_of
+        self._study = {"study_id": study_id, "study_name": study_name}
+        self._refusals = threading.BoundedSemaphore(_REFUSALS_AT_ONCE)
+        self._lock = threading.Lock()
+        self._calls: collections.Counter[int] = collections.Counter()  # trial -> its calls that are being served
+        self._silent: dict[grpc.ServicerContext, float] = {}  # call whose message has not come -> when it began
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         details = handler_call_details
         shown = str(dict(details.invocation_metadata).get(TOKEN_METADATA, ""))
+        text, _, token = shown.partition(":")
+        trial = int(text) if text.isdecimal() else -1
         service, _, method = details.method.strip("/").rpartition("/")
-        known = service == TRIALS_SERVICE or (service.rpartition(".")[2] == _STORAGE_SERVICE and method in _ALLOWED)
-        if not hmac.compare_digest(shown.encode(), self._token.encode()) or not known:
-            return self._refusal
-        return continuation(details)
+        is_needed = service == TRIALS_SERVICE or (service.rpartition(".")[2] == _STORAGE_SERVICE and method in _ALLOWED)
+        if not hmac.compare_digest(token.encode(), self._token_of(trial).encode()) or not is_needed:
+            return self._refusal(grpc.StatusCode.UNAUTHENTICATED, "This needs the token of the trial.")
+        if trial not in self._trials:
+            return self._refusal(grpc.StatusCode.NOT_FOUND, "That trial does not run any more.")
+        handler = continuation(details)
+        return None if handler is None else self._checked(handler, method, trial)
 
-    @staticmethod
-    def _refuse(_: Any, context: grpc.ServicerContext) -> None:
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, "This needs the token of the search.")
+    def _refusal(self, code: grpc.StatusCode, reason: str) -> Any:
+        """Return a handler that refuses a call without waiting for its message; `None` if many are being refused."""
+        if not self._refusals.acquire(blocking=False):
+            return None  # grpc refuses it in the thread that reads the network
+
+        def refuse(_: Iterator[Any], context: grpc.ServicerContext) -> None:
+            self._refusals.release()
+            context.abort(code, reason)
+
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _checked(self, handler: Any, method: str, trial: int) -> Any:
+        """Return a handler that serves a call if its message is about the trial.
+
+        It takes a stream, so that it runs before the message is there, and can give up waiting for it.
+        """
+
+        def serve(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
+            with self._counted(trial, context):
+                self._silent[context] = time.monotonic()
+                try:
+                    message = next(messages)
+                finally:
+                    del self._silent[context]
+                if not self._is_own(message, method, trial):
+                    context.abort(
+                        grpc.StatusCode.PERMISSION_DENIED, "A trial may read and change only what is its own."
+                    )
+                return handler.unary_unary(message, context)
+
+        return grpc.stream_unary_rpc_method_handler(serve, handler.request_deserializer, handler.response_serializer)
+
+    @contextlib.contextmanager
+    def _counted(self, trial: int, context: grpc.ServicerContext) -> Iterator[None]:
+        with self._lock:
+            self._calls[trial] += 1
+            many = self._calls[trial] > _CALLS_OF_A_TRIAL
+        try:
+            if many:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"A trial has {_CALLS_OF_A_TRIAL} calls at most.")
+            yield
+        finally:
+            with self._lock:
+                self._calls[trial] -= 1
+
+    def _is_own(self, message: Any, method: str, trial: int) -> bool:
+        if isinstance(message, bytes):  # of our own service
+            return bool(json.loads(message)["trial"] == trial)
+        fields = message.DESCRIPTOR.fields_by_name
+        expected = {**self._study, "trial_id": trial}
+        if any(name in fields and getattr(message, name) != value for name, value in expected.items()):
+            return False
+        # The library's own attributes tell how a trial ends and what is terminated.
+        key = message.key if "key" in fields else ""
+        return not key.startswith(PREFIX) or (key == PRUNED and method == "SetTrialSystemAttribute")
+
+    def end_silent_calls(self, closed: threading.Event) -> None:
+        """Cancel calls whose message does not come, until the server is closed."""
+        while not closed.wait(pauses.server_check):
+            for context, since in list(self._silent.items()):
+                if time.monotonic() - since > pauses.server_silence:
+                    context.cancel()

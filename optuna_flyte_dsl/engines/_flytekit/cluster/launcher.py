@@ -142,10 +142,10 @@ class Launcher:
         """Return the Flyte context of a trial, in which calls go through the trial's worker queue."""
         return self._context.with_worker_queue(queue).build()
 
-    def request(self, target: Launchable, inputs: LiteralMap) -> ExecutionCreateRequest:
+    def request(self, trial: Trial, target: Launchable, inputs: LiteralMap) -> ExecutionCreateRequest:
         env = {}
         if self._server is not None and self.options.trials_token_env is None:
-            env[TOKEN_ENV] = self._server.token
+            env[TOKEN_ENV] = self._server.token_of(trial_id(trial))
         return create_request(
             self.connection,
             self.options,
@@ -197,8 +197,9 @@ class Launcher:
             trial.study.study_name,
             host=self.options.trials_host or self._own_address(),
             port=self.options.trials_port,
-            token=token,
+            secret=token,
             token_env=name or TOKEN_ENV,
+            shares_secret=name is not None,
         )
 
     def _own_address(self) -> str:

@@ -218,7 +218,7 @@ class TrialCalls:
     def _prepare(self, launch: Launch) -> None:
         launch.target = self.launcher.registry.find(launch.entity, launch.given_up)
         inputs = self.launcher.converter.inputs(launch.entity.name, launch.target, launch.inputs)
-        launch.request = self.launcher.request(launch.target, inputs)
+        launch.request = self.launcher.request(self.trial, launch.target, inputs)
 
     def _create(self, launch: Launch) -> bool:
         """Launch the execution. Return whether it has the name now: another execution may have taken the name."""
