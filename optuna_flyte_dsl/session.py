@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Coroutine, Mapping
@@ -108,7 +109,7 @@ class Session:
         return self._search(source, space, points)
 
     def open_study(self, source: StudySource) -> optuna.Study:
-        """Return the study of a source. A study that a search would keep in a checkpoint is kept there at once."""
+        """Return the study of a `StudySource`. If a search would keep it in a checkpoint, it is kept there at once."""
         site = self._current_site() if self.deployment is None else None
         if site is None or not site.keeps_studies or source.is_given:
             return source.get()
@@ -186,6 +187,7 @@ class _Assembly:
             left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
             await self._run(study, left, remote, None)
             return
+        durable: DurableStorage | None = None
         owner = Owner(storage, remote.evidence, remote.life) if remote is not None else Owner(storage)
         try:
             await thread.run(owner.open)
@@ -215,7 +217,14 @@ class _Assembly:
                 await thread.run(note, self.space, self.objective.name)
             await self._run(study, left, remote, durable)
         finally:
+            if durable is not None:
+                await finish(functools.partial(self._close_spares, durable))
             owner.close()
+
+    async def _close_spares(self, storage: DurableStorage) -> None:
+        if storage.spares:
+            with contextlib.suppress(Exception):  # the storage is gone; the next run of the study closes them
+                await self.thread.run(storage.close_spares)
 
     async def _run(
         self,

@@ -48,7 +48,7 @@ class Judge:
     caught: tuple[type[BaseException], ...]
 
     def returned(self, returned: Any) -> Outcome:
-        """Return the outcome of a run that returned something."""
+        """Judge what a run returned: return the state and the values of its trial."""
         try:
             values = read_values(self.name, returned, self.n_objectives)
         except ObjectiveValueError as wrong:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import copy
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -19,7 +21,7 @@ from optuna_flyte_dsl._offload import offload
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl._threads import in_own_thread
-from optuna_flyte_dsl.study.attributes import PREFIX
+from optuna_flyte_dsl.study.attributes import ERROR, LOST, PREFIX, REQUEST
 from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys
 
 T = TypeVar("T")
@@ -37,6 +39,8 @@ class DurableStorage(Proxy):
         self._self_owner = owner
         self._self_what = what
         self._self_mine: set[int] = set()  # ids of trials that this search has asked for
+        self._self_next_number = -1  # the number of the next trial, if no other search makes one
+        self._self_spares: list[int] = []
         self._self_ending = threading.Event()
         self._self_warned = False
         self._self_calls: dict[object, float] = {}  # call under way -> time at which it began
@@ -45,6 +49,11 @@ class DurableStorage(Proxy):
     def owner(self) -> Owner:
         """The owner of the trials that are asked for."""
         return self._self_owner
+
+    @property
+    def spares(self) -> list[int]:
+        """The ids of running trials of this search that no ask has taken yet."""
+        return self._self_spares
 
     @property
     def silence(self) -> float:
@@ -67,27 +76,70 @@ class DurableStorage(Proxy):
         return self._self_durably(lambda: self._self_owner.life(trial))
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Store a trial. A running trial names its owner from its first moment on, in the same transaction."""
+        """Store a trial. A running trial names its owner from its first moment on, in the same transaction.
+
+        Where the response of the storage is lost, the trial may be there although the call has failed. The storage may
+        also have made the call again by itself, as Optuna's does for a database, so that there are two. Both are found.
+        """
         if template_trial is not None:
-            return int(self._self_durably(lambda: self.__wrapped__.create_new_trial(study_id, template_trial)))
-        owner = self._self_owner
-        template = create_trial(state=TrialState.RUNNING, system_attrs={owner.key: owner.evidence})
-
-        def create(is_repeated: bool) -> int:
-            found = self._self_unknown_trial(study_id) if is_repeated else None
-            return found if found is not None else int(self.__wrapped__.create_new_trial(study_id, template))
-
-        created: int = self._self_durably(create, tells_repetition=True)
+            return self._self_create_template(study_id, template_trial)
+        if not self.spares:
+            self._self_create_running(study_id)
+        created = self.spares.pop(0)
         self._self_mine.add(created)
-        owner.running.add(created)
         return created
 
-    def _self_unknown_trial(self, study_id: int) -> int | None:
-        """Return a trial of this owner that was stored, but whose id was lost with the response of the storage."""
-        for trial in self.__wrapped__.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._self_owner.owns(trial) and trial_id(trial) not in self._self_mine:
-                return trial_id(trial)
-        return None
+    def _self_create_running(self, study_id: int) -> None:
+        """Store a trial, and add all trials of this owner that nobody has got yet to the spare ones."""
+        storage, owner = self.__wrapped__, self._self_owner
+        template = create_trial(state=TrialState.RUNNING, system_attrs={owner.key: owner.evidence})
+
+        def unknown() -> list[int]:
+            running = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+            mine = (trial_id(trial) for trial in running if owner.owns(trial))
+            return sorted(each for each in mine if each not in self._self_mine)
+
+        def create(is_repeated: bool) -> list[int]:
+            found = unknown() if is_repeated else []
+            return found or [int(storage.create_new_trial(study_id, template))]
+
+        made: list[int] = self._self_durably(create, tells_repetition=True)
+        number = self._self_durably(lambda: storage.get_trial_number_from_id(made[-1]))
+        if number != self._self_next_number:  # another search has made trials, or the storage has made one more of ours
+            made = self._self_durably(unknown)
+        self._self_next_number = number + 1
+        owner.running.update(made)
+        self.spares.extend(made)
+
+    def _self_create_template(self, study_id: int, template: FrozenTrial) -> int:
+        """Store a trial as it is given, such as an enqueued one, once: it carries a mark of this request."""
+        storage, mark = self.__wrapped__, uuid.uuid4().hex
+        marked = copy.deepcopy(template)
+        marked.system_attrs = {**template.system_attrs, REQUEST: mark}
+
+        def made() -> list[int]:
+            trials = storage.get_all_trials(study_id, deepcopy=False)
+            return [trial_id(trial) for trial in trials if trial.system_attrs.get(REQUEST) == mark]
+
+        def create(is_repeated: bool) -> int:
+            found = made() if is_repeated else []
+            return found[0] if found else int(storage.create_new_trial(study_id, marked))
+
+        created: int = self._self_durably(create, tells_repetition=True)
+        if not template.state.is_finished():
+            self._self_close([each for each in self._self_durably(made) if each != created])
+        return created
+
+    def close_spares(self) -> None:
+        """Close the trials that were made by mistake and that no ask has taken. They do not count."""
+        self._self_close(self.spares)
+        self.spares.clear()
+
+    def _self_close(self, trials: Sequence[int]) -> None:
+        for each in trials:
+            self.set_trial_user_attr(each, LOST, True)
+            self.set_trial_user_attr(each, ERROR, "The storage had made this trial twice.")
+            self.set_trial_state_values(each, TrialState.FAIL)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """Set a trial's state. A trial that becomes RUNNING names its owner before."""

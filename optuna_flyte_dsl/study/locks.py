@@ -109,8 +109,12 @@ class AdvisoryLock:
     def of(cls, storage: BaseStorage, name: str) -> AdvisoryLock | None:
         """Take a lock in a storage's database; return `None` if the database is not PostgreSQL."""
         engine = engine_of(storage)
-        dialect = getattr(getattr(engine, "dialect", None), "name", "")
-        return cls(engine, name) if dialect == "postgresql" else None
+        if getattr(getattr(engine, "dialect", None), "name", "") != "postgresql":
+            return None
+        from sqlalchemy import create_engine
+
+        # A pool of its own: searches that shared one with their storage would wait for each other's connections.
+        return cls(create_engine(engine.url, pool=engine.pool.recreate()), name)
 
     def _connect(self) -> None:
         self._connection = self._engine.connect()
@@ -128,6 +132,7 @@ class AdvisoryLock:
                 logger.debug("The connection that holds a search's lock is gone.", exc_info=True)
                 self._drop()
         self._drop()
+        self._engine.dispose()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -111,4 +111,5 @@ class Quota:
         return self.study.get_trials(deepcopy=False)
 
     def _missing(self, trials: Sequence[FrozenTrial]) -> int:
-        return self.total - sum(counts(trial) or trial.state is TrialState.RUNNING for trial in trials)
+        there = sum(counts(trial) or trial.state is TrialState.RUNNING for trial in trials)
+        return self.total - there + len(self.storage.spares)

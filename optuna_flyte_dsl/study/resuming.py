@@ -25,7 +25,7 @@ from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 
 @dataclass(frozen=True)
 class Resumption:
-    """What is left to do of a search."""
+    """How many trials a search still has to run, and which trials it found in its study."""
 
     n_trials: int  # the number of trials that are still to end, including the adopted ones
     adopted: tuple[FrozenTrial, ...] = ()

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -920,3 +921,62 @@ def test_a_half_written_line_is_cut_off(tmp_path):
         lock.acquire()
         lock.release()
         assert path.read_bytes() == (b"a\n" if content == b"a\nhalf" else b"")
+
+
+# A response that is lost after the storage has done what it was asked for.
+
+
+def forgetful(storage, *, repeats=(), raises=()):
+    """Let a storage lose responses: it makes a trial and calls again by itself, or raises after it has made one."""
+    create, count = storage.create_new_trial, itertools.count()
+
+    def create_new_trial(study_id, template_trial=None):
+        number = next(count)
+        made = create(study_id, template_trial)
+        if number in raises:
+            raise OSError("the response is lost")
+        return create(study_id, template_trial) if number in repeats else made
+
+    storage.create_new_trial = create_new_trial
+    return storage
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("lost", ["repeats", "raises"])
+@pytest.mark.parametrize("at", [{0}, {4}, {3, 4, 5}, {9}])
+def test_a_lost_response_leaves_neither_a_trial_too_few_nor_one_that_runs(tmp_path, pauses, lost, at, resumed):
+    pauses.storage_first = 0.001
+    storage = forgetful(open_storage(tmp_path / "study.journal"), **{lost: at})
+    seen = []
+    study = objective(
+        storage=storage, study_name="s", n_trials=10, resume=resumed, callbacks=[lambda s, t: seen.append(t.number)]
+    ).run_sync()
+    found = states(study)
+    assert found.pop("COMPLETE") == 10
+    # One that was made twice at the very end cannot be taken any more: it is closed, and does not count.
+    assert found in ({}, {"FAIL": 1})
+    assert all(trial.user_attrs.get(LOST) for trial in study.trials if trial.state is TrialState.FAIL)
+    if at != {9}:
+        assert found == {}
+    assert len(seen) == len(set(seen)) == 10
+
+
+@pytest.mark.parametrize("lost", ["repeats", "raises"])
+def test_an_initial_point_is_run_once_though_the_response_to_its_request_is_lost(tmp_path, pauses, lost):
+    pauses.storage_first = 0.001
+    storage = forgetful(open_storage(tmp_path / "study.journal"), **{lost: {0}})
+    study = objective(storage=storage, study_name="s", n_trials=6, initial_points=[{"x": 0.125}]).run_sync()
+    assert states(study)["COMPLETE"] == 6
+    points = [trial.params["x"] for trial in study.trials if trial.state is TrialState.COMPLETE]
+    assert points.count(0.125) == 1
+
+
+def test_searches_that_share_a_small_pool_do_not_wait_for_each_other(server, name):
+    storage = optuna.storages.RDBStorage(server.url, engine_kwargs={"pool_size": 2, "max_overflow": 0})
+    searches = [objective(storage=storage, study_name=f"{name}{n}", resume=True, n_trials=3) for n in range(6)]
+
+    async def together():
+        return await asyncio.wait_for(asyncio.gather(*(search() for search in searches)), 120)
+
+    assert [states(study) for study in asyncio.run(together())] == [{"COMPLETE": 3}] * 6
+    storage.engine.dispose()

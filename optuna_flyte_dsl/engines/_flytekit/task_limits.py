@@ -92,7 +92,7 @@ class EntityCall:
 
 
 class _LimitedElement(Proxy):
-    """The task of a map task, with limits for each element, as on a cluster."""
+    """The task that a map task runs for each element. The retries and the timeout hold for each, as on a cluster."""
 
     def __init__(self, task: Any, run_attempts: Callable[[Callable[[EntityCall], Any]], Any]) -> None:
         super().__init__(task)

@@ -122,6 +122,7 @@ class Launcher:
         self._left = False
         self._server: TrialServer | None = None
         self._spec: ExecutionSpec | None = None
+        self._spec_lock = threading.Lock()
         self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
@@ -159,16 +160,16 @@ class Launcher:
     def _eager_spec(self) -> ExecutionSpec:
         """Return the specification of the eager workflow's execution; an empty one outside of its pod. It blocks."""
         identifier = self.connection.execution
-        with self._lock:
-            if self._spec is None:
-                self._spec = ExecutionSpec()
-                if identifier is not None:
-                    request = WorkflowExecutionGetRequest(id=identifier)
-                    try:
-                        self._spec = self.admin.call("GetExecution", request).spec
-                    except AdminError as error:
-                        logger.warning("The eager workflow's execution could not be read: %s", error)
-            return self._spec
+        with self._spec_lock:
+            if self._spec is not None or identifier is None:
+                return self._spec or ExecutionSpec()
+            spec = ExecutionSpec()
+            try:
+                spec = self.admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier)).spec
+            except AdminError as error:
+                logger.warning("The eager workflow's execution could not be read: %s", error)
+            self._spec = spec
+            return spec
 
     def serve(self, trial: Trial) -> TrialHandle:
         """Serve a trial to its pod, and return its handle. It blocks."""
