@@ -183,8 +183,8 @@ async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
 
 
 def _settable(error: BaseException) -> BaseException:
-    """Return an error that a future accepts: a future, like a coroutine, refuses StopIteration."""
-    if not isinstance(error, StopIteration):
+    """Return an error that a future accepts. It refuses StopIteration; GeneratorExit would close the awaiting side."""
+    if not isinstance(error, StopIteration | GeneratorExit):
         return error
     substitute = RuntimeError(f"The function raised {error!r}.")
     substitute.__cause__ = error

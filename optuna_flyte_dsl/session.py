@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import optuna
@@ -16,7 +17,7 @@ from optuna_flyte_dsl._run_sync import wait_for
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, RemoteSearch, Site, host_engine
 from optuna_flyte_dsl.engines.functions import FunctionRunner
-from optuna_flyte_dsl.errors import InvalidOptionError, SearchRunningError
+from optuna_flyte_dsl.errors import InvalidOptionError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.progress import Reporter, Tally
@@ -157,17 +158,36 @@ class _Assembly:
     space: SearchSpace
     points: tuple[Mapping[str, Any], ...]
     thread: Threads
+    started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that uses the storage, in the study's thread, before the search's `timeout`."""
+        seconds = self.options.timeouts[0]
+        scope = asyncio.timeout_at(None if seconds is None else self.started + seconds)
+        try:
+            async with scope:
+                value: T = await self.thread.run(function, *args)
+                return value
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise StorageUnavailableError(
+                f"The storage of `{self.objective.name}` has not answered for {seconds:g} s, which is the search's "
+                "`timeout`: no trial was run. Look after the storage, or raise `timeout`.",
+                (),
+                None,
+            ) from None
 
     async def run_here(self) -> optuna.Study:
         """Search with the trials on this machine."""
-        study: optuna.Study = await self.thread.run(self.source.get)
+        study: optuna.Study = await self._in_time(self.source.get)
         await self._resume_and_run(study, None)
         return study
 
     async def run_remotely(self, remote: RemoteSearch) -> optuna.Study:
         """Search with the trials on a cluster, and continue what the pod's attempt before has left."""
         await remote.check(self.objective)
-        study: optuna.Study = await self.thread.run(self.source.get, remote.open_storage)
+        study: optuna.Study = await self._in_time(self.source.get, remote.open_storage)
         remote.is_checkpointed = self.source.is_checkpointed and remote.open_storage is not None
         resumes = self.options.resume and is_kept(storage_of(study))
         remote.is_durable = remote.is_checkpointed or resumes
@@ -180,7 +200,7 @@ class _Assembly:
         options, thread, n_trials = self.options, self.thread, self.options.n_trials
         is_checkpointed = remote is not None and remote.is_checkpointed
         if not self.objective.suggests_itself and not is_checkpointed:
-            await thread.run(resuming.check_space, study, self.space)
+            await self._in_time(resuming.check_space, study, self.space)
         storage = storage_of(study)
         if not is_kept(storage):
             finished = await thread.run(resuming.finished_in, study) if options.resume else ()
@@ -190,7 +210,7 @@ class _Assembly:
         durable: DurableStorage | None = None
         owner = Owner(storage, remote.evidence, remote.life) if remote is not None else Owner(storage)
         try:
-            await thread.run(owner.open)
+            await self._in_time(owner.open)
             durable = DurableStorage(storage, owner, self.objective.name)
             left = resuming.Resumption(n_trials)
             resume = functools.partial(
@@ -212,12 +232,13 @@ class _Assembly:
                 await thread.run(resuming.settle, study, call)
                 return
             if options.resume:
-                left = await thread.run(resume)
+                left = await self._in_time(resume)
                 note = functools.partial(resuming.note_fixed_arguments, view_of(study, storage=durable))
-                await thread.run(note, self.space, self.objective.name)
+                await self._in_time(note, self.space, self.objective.name)
             await self._run(study, left, remote, durable)
         finally:
             if durable is not None:
+                durable.hurry()
                 await finish(functools.partial(self._close_spares, durable))
             owner.close()
 
@@ -267,6 +288,7 @@ class _Assembly:
                     options,
                     n_trials=left.n_trials,
                     initial_points=self.points,
+                    started=self.started,
                     commit=remote.commit if remote is not None and is_checkpointed else None,
                     thread=self.thread,
                 )

@@ -47,10 +47,14 @@ class _Worker:
             max_workers=1, env=env, initializer=_start_worker, initargs=(os.getpid(), payload)
         )
         kill_workers_at_exit(self.pool)
-        self.is_ready = False
+        self.pid: int | None = None  # the process's, and its group's; `None` until it has loaded the objective
 
     def kill(self) -> None:
+        """Kill the process and what it has started, which outlives it if the system has killed the process."""
         self.pool.shutdown(wait=True, kill_workers=True)
+        if self.pid is not None and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
 
 class ProcessRunner:
@@ -80,9 +84,8 @@ class ProcessRunner:
         worker = self._take_worker()
         must_kill = True
         try:
-            if not worker.is_ready:
-                await self._call(worker, _load)
-                worker.is_ready = True
+            if worker.pid is None:
+                worker.pid = await self._call(worker, _load)
             run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
             result, must_kill = await self._call(worker, _run, dict(run.arguments), handle, token)
@@ -175,13 +178,16 @@ def _start_worker(parent: int, payload: bytes) -> None:
                 child.kill()
         os._exit(1)
 
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # the searching process ends the whole group
     keep_grown_workers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the searching process handles Ctrl-C, and ends its workers
     threading.Thread(target=watch_parent, name="optuna-flyte-parent", daemon=True).start()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _load() -> None:
+def _load() -> int:
+    """Load the objective, and return the id of this process."""
     global _loaded
     never_warn_of_running_threads()
     try:
@@ -189,6 +195,7 @@ def _load() -> None:
     except Exception as error:  # noqa: BLE001 - the user's module may raise anything
         raise UnloadableError(f"A worker process cannot load the objective: {error!r}.") from None
     _loaded = (asyncio.Runner(), functools.partial(make_runner, objective))
+    return os.getpid()
 
 
 def _run(arguments: dict[str, Any], handle: TrialHandle | None, token: str) -> tuple[bytes, bool]:

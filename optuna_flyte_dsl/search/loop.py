@@ -43,6 +43,7 @@ class SearchLoop:
     thread: Threads  # the single thread in which the study is used
     n_trials: int  # the number of trials to run; in a resumed search, it is smaller than that of the options
     initial_points: Sequence[Mapping[str, Any]] = ()
+    started: float | None = None  # when the search was called, in the event loop's time; by default when it is run
     # Awaited after each trial. It makes durable what was told, if the study is kept in a checkpoint.
     commit: Callable[[], Awaitable[None]] | None = None
 
@@ -72,7 +73,7 @@ class SearchLoop:
         self._over: asyncio.Future[None] = self._loop.create_future()
         alarms: list[asyncio.TimerHandle] = []
         if self._timeout is not None:
-            self._deadline = self._loop.time() + self._timeout
+            self._deadline = (self._loop.time() if self.started is None else self.started) + self._timeout
             alarms.append(self._loop.call_at(self._deadline, self.trials.hurry))
             alarms.append(self._loop.call_at(self._deadline, self._end_if_silent))
         with ExitGuard(self._loop, self._close_in_this_thread):
@@ -235,6 +236,8 @@ class SearchLoop:
                 raise
             if scope is not None and scope.expired() and isinstance(error, TimeoutError):
                 return self._timed_out_outcome()
+            if isinstance(error, GeneratorExit):  # raised again, it would close the coroutines that await it
+                return self._judge.raised(RuntimeError(f"The objective raised {error!r}."))
             return self._judge.raised(error)
 
     def _timed_out_outcome(self) -> Outcome:

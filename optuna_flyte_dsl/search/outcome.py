@@ -83,13 +83,13 @@ class Judge:
         # The last three need no `catch`: they are not errors of the objective's code.
         if isinstance(error, (*self.caught, asyncio.CancelledError, WorkerDiedError, TrialTimeoutError)):
             return True
-        stands_for: Any = getattr(error, "stands_for", None)  # the error of another process
+        stands_for = _attribute(error, "stands_for")  # the error of another process
         return callable(stands_for) and bool(stands_for(self.caught))
 
 
 def reason_of(error: BaseException) -> str:
     """Return an error's class and text, as a failed trial stores them."""
-    reason: str | None = getattr(error, "reason_of_trial", None)  # a substitute for another process's error has it
+    reason: str | None = _attribute(error, "reason_of_trial")  # a substitute for another process's error has it
     if reason is None:
         try:
             text = str(error)
@@ -113,4 +113,11 @@ def mark_retries_used(error: BaseException, *, used: bool = True) -> None:
 
 def retries_are_used(error: BaseException) -> bool:
     """Tell whether a task has used up its own `retries`. The search's `retries` do not multiply with them."""
-    return bool(getattr(error, _RETRIES_USED, False))
+    return bool(_attribute(error, _RETRIES_USED))
+
+
+def _attribute(error: BaseException, name: str) -> Any:
+    """Return an attribute of an error; `None` if it has none. A user's `__getattr__` may raise anything."""
+    with contextlib.suppress(Exception):
+        return getattr(error, name, None)
+    return None

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
@@ -15,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._foreign_errors import is_race_for_tables
 from optuna_flyte_dsl._retry import retry
-from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.errors import InvalidOptionError, OptunaFlyteError
 from optuna_flyte_dsl.options import StorageOption
 from optuna_flyte_dsl.study.locks import FileLock, fcntl
 
@@ -88,7 +89,28 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
                 "file; or, for a SQLite database, its URL, as in 'sqlite:///study.db'."
             )
     lock = FileLock(path) if fcntl is not None else JournalFileOpenLock(str(path))
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type] # it has the methods
+    return JournalStorage(_Journal(str(path), lock_obj=lock))
+
+
+class _Journal(JournalFileBackend):
+    """A journal file that is named where it is damaged."""
+
+    def __init__(self, file_path: str, lock_obj: Any) -> None:
+        super().__init__(file_path, lock_obj)
+        self._name = file_path
+
+    def read_logs(self, log_number_from: int) -> Any:
+        """Read the lines from a number on, as Optuna's file backend does."""
+        number = log_number_from
+        try:
+            for line in super().read_logs(log_number_from):
+                yield line
+                number += 1
+        except ValueError as error:
+            raise OptunaFlyteError(
+                f"The journal file {self._name!r} is damaged after line {number}: {error}. Copy it, and remove "
+                "the damaged line from the copy; or give another `storage`."
+            ) from error
 
 
 def _check_sqlite_folder(url: str) -> None:

@@ -7,12 +7,17 @@ import datetime
 import functools
 import itertools
 import os
+import pathlib
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import flytekit as fl
 import optuna
+import psutil
 import pytest
 from flytekit.exceptions.base import FlyteRecoverableException
 from hypothesis import given, settings
@@ -921,3 +926,46 @@ def test_a_result_that_cannot_be_sent_is_a_failed_trial():
 
     study = search(odd, executor="process", n_trials=1).run_sync()
     assert "Odd: of its own kind" in study.trials[0].user_attrs[ERROR]
+
+
+class Hostile(Exception):
+    """An error of which nothing can be asked."""
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("kind", [Hostile, GeneratorExit])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_errors_of_an_odd_kind_leave_no_trial_running(kind, is_async):
+    def fails(x: Float(0, 1)) -> float:
+        raise kind
+
+    async def fails_later(x: Float(0, 1)) -> float:
+        await asyncio.sleep(0)
+        raise kind
+
+    study = optuna.create_study()
+    search = optimize(n_trials=3, concurrency=2, progress=False, study=study)(fails_later if is_async else fails)
+    search.run_sync()
+    assert {trial.state.name for trial in study.trials} == {"FAIL"}
+    assert {trial.user_attrs[ERROR].split(":")[0] for trial in study.trials} <= {"Hostile", "RuntimeError"}
+
+
+def test_what_a_killed_worker_has_started_ends_with_the_search(tmp_path):
+    """As the kernel kills a process when memory runs out."""
+
+    @optimize(n_trials=1, executor="process", progress=False)
+    def starts(x: Float(0, 1), file: str) -> float:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path(file).write_text(str(child.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    study = starts.run_sync(file=str(tmp_path / "pid"))
+    assert states(study) == ["FAIL"]
+    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from optuna_flyte_dsl import (
     InvalidOptionError,
     Minimize,
     Optimizer,
+    OptunaFlyteError,
     SearchRunningError,
     StorageUnavailableError,
     optimize,
@@ -980,3 +982,25 @@ def test_searches_that_share_a_small_pool_do_not_wait_for_each_other(server, nam
 
     assert [states(study) for study in asyncio.run(together())] == [{"COMPLETE": 3}] * 6
     storage.engine.dispose()
+
+
+# What a search says about a storage that it cannot use.
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_timeout_of_a_search_holds_while_its_storage_is_opened(resume):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:  # it accepts, and never answers
+        url = f"postgresql+psycopg://joe:s3cr3t@127.0.0.1:{silent.getsockname()[1]}/db"
+        search = objective(storage=url, study_name="s", resume=resume, timeout=0.3)
+        with pytest.raises(StorageUnavailableError, match=r"has not answered for 0\.3 s.*no trial was run") as error:
+            search.run_sync()
+    assert "s3cr3t" not in str(error.value)
+
+
+def test_a_journal_that_is_damaged_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "study.journal"
+    objective(storage=path, study_name="s", n_trials=2).run_sync()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b'{"op_code": 4, "worker\n', *lines[4:]]))
+    with pytest.raises(OptunaFlyteError, match=r"study\.journal' is damaged after line 3"):
+        objective(storage=path, study_name="s").run_sync()
