@@ -130,6 +130,12 @@ class DurableStorage(Proxy):
             self._self_close([each for each in self._self_durably(made) if each != created])
         return created
 
+    def adopt(self, trial_id: int) -> None:
+        """Make this search the owner of a running trial, which it continues."""
+        self._self_mine.add(trial_id)
+        self._self_owner.running.add(trial_id)
+        self.set_trial_system_attr(trial_id, self._self_owner.key, self._self_owner.evidence)
+
     def close_spares(self) -> None:
         """Close the trials that were made by mistake and that no ask has taken. They do not count."""
         self._self_close(self.spares)

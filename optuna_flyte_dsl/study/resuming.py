@@ -112,8 +112,7 @@ def release(
         if life is Life.UNKNOWN and takeover:
             life = Life.DEAD
         if life is Life.DEAD and attributes.OUTCOME not in trial.user_attrs and adopts(trial):
-            storage.set_trial_system_attr(trial_id(trial), storage.owner.key, storage.owner.evidence)
-            storage.owner.running.add(trial_id(trial))
+            storage.adopt(trial_id(trial))
             adopted.append(trial)
             continue
         lives[life].append(trial)

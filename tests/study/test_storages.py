@@ -1004,3 +1004,14 @@ def test_a_journal_that_is_damaged_in_the_middle_is_named(tmp_path):
     path.write_bytes(b"".join([*lines[:3], b'{"op_code": 4, "worker\n', *lines[4:]]))
     with pytest.raises(OptunaFlyteError, match=r"study\.journal' is damaged after line 3"):
         objective(storage=path, study_name="s").run_sync()
+
+
+def test_an_adopted_trial_is_no_trial_whose_response_was_lost(tmp_path):
+    inner = open_storage(tmp_path / "study.journal")
+    study = optuna.create_study(storage=inner)
+    left = trial_id(study.ask())
+    with contextlib.closing(Owner(inner).open()) as owner:
+        storage = DurableStorage(inner, owner, "it")
+        storage.adopt(left)
+        assert storage.create_new_trial(inner.get_study_id_from_name(study.study_name)) != left
+        assert storage.spares == []

@@ -48,6 +48,7 @@ class Execution:
     phase: int = PHASES.QUEUED
     outcome: Outcome | None = None
     abort_cause: str = ""
+    outputs_uri: str = ""
     ended: float | None = None
     ends: float | None = None  # when the outcome comes about by itself
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)

@@ -4,7 +4,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -62,6 +62,7 @@ class Admin:
 
     remote: FlyteRemote
     patience: float  # the seconds for which an outage is waited out
+    _answered: threading.Event = field(default_factory=threading.Event)  # set when a call has succeeded
 
     def call(
         self,
@@ -93,7 +94,7 @@ class Admin:
         """Call a function that sends requests to flyteadmin, and wait out errors that may pass; see `call`."""
         given_up = given_up or threading.Event()
         waited = self.patience if patience is None else patience
-        outage = _Outage(self.remote, waited)
+        outage = _Outage(self.remote, waited, self._answered)
 
         def wait(seconds: float) -> None:
             if given_up.wait(seconds):
@@ -101,7 +102,9 @@ class Admin:
 
         waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: waited, jitter=0.5)
         try:
-            return retry(call, waits, may_pass=outage.may_pass, wait=wait)
+            answer = retry(call, waits, may_pass=outage.may_pass, wait=wait)
+            self._answered.set()
+            return answer
         except Exception as error:
             status = _status(error)
             if _is_refused_login(error):
@@ -109,7 +112,7 @@ class Admin:
                 raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
             if status is None:
                 raise
-            if _is_final(status):
+            if _is_final(status, self._answered):
                 raise AdminError(status.code(), status.details() or "no details") from error
             raise ClusterUnavailableError(
                 f"flyteadmin has not answered for {outage.seconds:.0f} seconds, to {what}: "
@@ -124,6 +127,7 @@ class _Outage:
 
     remote: FlyteRemote
     patience: float  # the seconds for which the outage is waited out, for the log line
+    answered: threading.Event  # set if flyteadmin has answered before
     started: float | None = None
     warned: bool = False
 
@@ -133,7 +137,7 @@ class _Outage:
 
     def may_pass(self, error: Exception) -> bool:
         status = _status(error)
-        if status is None or _is_final(status) or _is_refused_login(error):
+        if status is None or _is_final(status, self.answered) or _is_refused_login(error):
             return False
         self.started = self.started or time.monotonic()
         if not self.warned and self.seconds > pauses.admin_warning:
@@ -147,7 +151,9 @@ class _Outage:
         return True
 
 
-def _is_final(status: Any) -> bool:
+def _is_final(status: Any, answered: threading.Event) -> bool:
+    if status.code() is grpc.StatusCode.UNIMPLEMENTED and answered.is_set():
+        return False  # an ingress says so while flyteadmin is rolled out anew
     return status.code() in _FINAL or is_too_large(status)
 
 

@@ -4,9 +4,10 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flyteidl.admin.common_pb2 import UrlBlob
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetDataResponse
 from flyteidl.core import literals_pb2
 from flytekit.core.context_manager import FlyteContext, flyte_context_Var
@@ -60,9 +61,18 @@ class Converter:
             for name in names
         }
 
-    def outputs(self, target: Launchable, data: WorkflowExecutionGetDataResponse) -> Any:
+    def outputs(self, target: Launchable, data: WorkflowExecutionGetDataResponse, uri: Callable[[], str]) -> Any:
+        """Convert the outputs of an execution.
+
+        Args:
+            uri: Returns the address of the outputs. It is asked for if the response has none of the declared outputs:
+                flyteadmin leaves them out where they are larger than its `maxDownloadMBs`.
+        """
         context = self._enter()
-        literals = self._whole(context, data.full_outputs, data.outputs)
+        blob = data.outputs
+        if target.interface.outputs and not data.full_outputs.literals and not blob.bytes:
+            blob = UrlBlob(url=uri(), bytes=1)
+        literals = self._whole(context, data.full_outputs, blob)
         resolver = LiteralsResolver(literals.literals, target.interface.outputs, context)
         return resolver.as_python_native(target.python_interface)
 

@@ -1,6 +1,7 @@
 """The cluster as one caller sees it; the names, pages and requests of the caller's executions."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,13 @@ class ExecutionNames:
         return WorkflowExecutionIdentifier(project=self.connection.project, domain=self.connection.domain, name=name)
 
     def url(self, name: str) -> str:
+        """Return the address of an execution's page in the console.
+
+        In a pod, Flyte gives the address of the pod's own page. The remote's endpoint may be one inside the cluster.
+        """
+        console, is_known, _ = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/projects/")
+        if is_known:
+            return f"{console}/projects/{self.connection.project}/domains/{self.connection.domain}/executions/{name}"
         identifier = ExecutionIdentifier(self.connection.project, self.connection.domain, name)
         return str(self.connection.remote.generate_console_url(identifier))
 

@@ -139,9 +139,13 @@ class TrialCalls:
                 raise asyncio.CancelledError
             self._launches.append(launch)
         try:
-            await self._launch(launch)
-            ended = self.launcher.poller.wait_for(launch.name, self._on_running())
-            end = await asyncio.wrap_future(ended)
+            on_running = self._on_running()
+            while True:
+                await self._launch(launch)
+                end = await asyncio.wrap_future(self.launcher.poller.wait_for(launch.name, on_running))
+                if not end.closure.abort_metadata.cause.startswith(CAUSE):
+                    break
+                # A pod that this one has replaced has terminated it while it ended: it is launched under another name.
             launch.over = True
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 value = await self._run(launch, self._outputs)
@@ -290,7 +294,12 @@ class TrialCalls:
 
     def _outputs(self, launch: Launch) -> Any:
         assert launch.target is not None
-        return self.launcher.converter.outputs(launch.target, self._data(launch))
+
+        def uri() -> str:
+            there = self._find(launch)
+            return there.closure.outputs.uri if there is not None else ""
+
+        return self.launcher.converter.outputs(launch.target, self._data(launch), uri)
 
     def _failure(self, launch: Launch, seen: Execution) -> EagerExecutionFailedError:
         """Return the error of a failed execution. It is read anew, because `ListExecutions` cuts messages short."""

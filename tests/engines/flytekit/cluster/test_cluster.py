@@ -534,6 +534,55 @@ def test_an_execution_of_another_program_is_neither_adopted_nor_believed(cluster
     assert len(cluster.executions) == 12
 
 
+def test_outputs_that_flyteadmin_leaves_out_for_their_size_are_read_from_their_address(cluster):
+    cluster.max_download = 0
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    cluster.max_download = 2**20
+    assert [trial.value for trial in there(quick.train, cluster).run_sync().trials] == [
+        trial.value for trial in study.trials
+    ]
+
+
+def test_an_ingress_that_answers_unimplemented_during_a_rollout_is_waited_out(cluster):
+    cluster.fail("GetExecutionData", Fault(grpc.StatusCode.UNIMPLEMENTED, times=3))
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+
+
+def test_a_flyteadmin_that_has_never_answered_is_no_flyteadmin(cluster):
+    cluster.fail("*", Fault(grpc.StatusCode.UNIMPLEMENTED, times=1000))
+    with pytest.raises(RefusedError, match="UNIMPLEMENTED"):
+        there(quick.train, cluster).run_sync()
+
+
+def test_links_open_in_the_console_whose_address_the_pod_knows(cluster, monkeypatch):
+    own = "https://flyte.example.com/console/projects/project/domains/development/executions/eager/nodeId/n0-0/nodes"
+    monkeypatch.setenv("FLYTE_EXECUTION_URL", own)
+    study = there(quick.train, cluster).run_sync()
+    (entry,) = study.trials[0].user_attrs[EXECUTIONS]
+    assert entry["url"] == (
+        f"https://flyte.example.com/console/projects/project/domains/development/executions/{entry['name']}"
+    )
+
+
+def test_an_execution_that_the_pod_before_has_terminated_is_launched_again(cluster):
+    """A pod that is replaced may still be ending, and terminate what its successor has adopted."""
+    aborted = []
+
+    def instant(execution):
+        outcome = echo()(execution)
+        if len(aborted) < 2:
+            aborted.append(execution.name)
+            execution.terminate("optuna_flyte_dsl: trial 0 was given up")
+            return None
+        return outcome
+
+    cluster.instant = instant
+    study = there(quick.train, cluster).run_sync()
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 8
+
+
 def test_the_race_for_the_workflow_around_a_task_is_waited_out(cluster):
     cluster.single_task_races = 5
     assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
