@@ -40,6 +40,7 @@ class DurableStorage(Proxy):
         self._self_what = what
         self._self_mine: set[int] = set()  # ids of trials that this search has asked for
         self._self_next_number = -1  # the number of the next trial, if no other search makes one
+        self._self_unchecked = (-1, -1)  # the study and the trial that was created last, until its number is known
         self._self_spares: list[int] = []
         self._self_ending = threading.Event()
         self._self_warned = False
@@ -83,33 +84,43 @@ class DurableStorage(Proxy):
         """
         if template_trial is not None:
             return self._self_create_template(study_id, template_trial)
-        if not self.spares:
-            self._self_create_running(study_id)
-        created = self.spares.pop(0)
+        created = self.spares.pop(0) if self.spares else self._self_create_running(study_id)
         self._self_mine.add(created)
+        self._self_owner.running.add(created)
         return created
 
-    def _self_create_running(self, study_id: int) -> None:
-        """Store a trial, and add all trials of this owner that nobody has got yet to the spare ones."""
+    def _self_create_running(self, study_id: int) -> int:
         storage, owner = self.__wrapped__, self._self_owner
         template = create_trial(state=TrialState.RUNNING, system_attrs={owner.key: owner.evidence})
 
-        def unknown() -> list[int]:
-            running = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
-            mine = (trial_id(trial) for trial in running if owner.owns(trial))
-            return sorted(each for each in mine if each not in self._self_mine)
+        def create(is_repeated: bool) -> int:
+            if is_repeated:
+                self._self_find_spares(study_id)
+            return self.spares.pop(0) if self.spares else int(storage.create_new_trial(study_id, template))
 
-        def create(is_repeated: bool) -> list[int]:
-            found = unknown() if is_repeated else []
-            return found or [int(storage.create_new_trial(study_id, template))]
+        created: int = self._self_durably(create, tells_repetition=True)
+        self._self_unchecked = (study_id, created)
+        return created
 
-        made: list[int] = self._self_durably(create, tells_repetition=True)
-        number = self._self_durably(lambda: storage.get_trial_number_from_id(made[-1]))
-        if number != self._self_next_number:  # another search has made trials, or the storage has made one more of ours
-            made = self._self_durably(unknown)
-        self._self_next_number = number + 1
-        owner.running.update(made)
-        self.spares.extend(made)
+    def _self_find_spares(self, study_id: int) -> None:
+        """Find the running trials of this search that it has not asked for, as far as it knows."""
+        running = self.__wrapped__.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        mine = sorted(trial_id(trial) for trial in running if self._self_owner.owns(trial))
+        self._self_spares[:] = [each for each in mine if each not in self._self_mine]
+        self._self_owner.running.update(self._self_spares)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial. Optuna reads each trial once when it is new: a gap in their numbers is noticed then."""
+        trial: FrozenTrial = self._self_durably(lambda: self.__wrapped__.get_trial(trial_id))
+        study_id, created = self._self_unchecked
+        if created == trial_id:
+            self._self_unchecked = (-1, -1)
+            if (
+                trial.number != self._self_next_number
+            ):  # another search has made trials, or the storage one more of ours
+                self._self_durably(lambda: self._self_find_spares(study_id))
+            self._self_next_number = trial.number + 1
+        return trial
 
     def _self_create_template(self, study_id: int, template: FrozenTrial) -> int:
         """Store a trial as it is given, such as an enqueued one, once: it carries a mark of this request."""
