@@ -281,8 +281,8 @@ class TrialCalls:
         # What has this cause was terminated with the process that had launched it.
         is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
         launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_aborted
-        if not launch.submitted:
-            # Only an earlier process of this search can have used the name, and that process is gone.
+        if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
+            # An earlier process of this search has launched it, and that process is gone.
             self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now")
         return launch.submitted
 

@@ -530,6 +530,7 @@ def test_an_execution_of_another_program_is_neither_adopted_nor_believed(cluster
     for execution in executions(cluster):
         del execution.spec.annotations.values[INPUTS_DIGEST]
     again = there(quick.train, cluster).run_sync()
+    assert cluster.counts["TerminateExecution"] == 0
     assert states(first) == states(again) == ["COMPLETE"] * 6
     assert len(cluster.executions) == 12
 
