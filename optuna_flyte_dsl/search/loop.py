@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl._threads import Threads, finish
-from optuna_flyte_dsl.errors import SearchRunningError, TrialTimeoutError
+from optuna_flyte_dsl.errors import InvalidObjectiveError, SearchRunningError, TrialTimeoutError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.limits import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.ordering import TrialOrder
@@ -236,8 +236,9 @@ class SearchLoop:
                 raise
             if scope is not None and scope.expired() and isinstance(error, TimeoutError):
                 return self._timed_out_outcome()
-            if isinstance(error, GeneratorExit):  # raised again, it would close the coroutines that await it
-                return self._judge.raised(RuntimeError(f"The objective raised {error!r}."))
+            if GeneratorExit in (type(error), type(error.__cause__)):  # raised again, it would close what awaits it
+                error = InvalidObjectiveError(f"`{self.objective.name}` raised GeneratorExit, which ends the search.")
+                return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
             return self._judge.raised(error)
 
     def _timed_out_outcome(self) -> Outcome:

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl import (
     Float,
+    InvalidObjectiveError,
     ObjectiveValueError,
     Optimizer,
     SearchSpace,
@@ -737,7 +738,7 @@ def test_an_objective_that_raises_generator_exit_ends_the_search(make):
         raise GeneratorExit
 
     optimizer = Optimizer(sync if make else coroutine, 2, 5, progress=False)
-    with pytest.raises(BaseException):  # noqa: B017 - Python itself makes another error of one of them
+    with pytest.raises(InvalidObjectiveError, match="raised GeneratorExit, which ends the search"):
         asyncio.run(asyncio.wait_for(optimizer(), 30))
     assert {trial.state.name for trial in optimizer.study.trials} == {"FAIL"}
 
