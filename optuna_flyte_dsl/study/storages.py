@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import json
 import multiprocessing
 import os
 import pathlib
@@ -101,16 +102,21 @@ class _Journal(JournalFileBackend):
 
     def read_logs(self, log_number_from: int) -> Any:
         """Read the lines from a number on, as Optuna's file backend does."""
-        number = log_number_from
         try:
-            for line in super().read_logs(log_number_from):
-                yield line
-                number += 1
+            yield from super().read_logs(log_number_from)
         except ValueError as error:
             raise OptunaFlyteError(
-                f"The journal file {self._name!r} is damaged after line {number}: {error}. Copy it, and remove "
-                "the damaged line from the copy; or give another `storage`."
+                f"The journal file {self._name!r} is damaged in line {self._damaged_line()}: {error}. Copy it, and "
+                "remove the line from the copy; or give another `storage`."
             ) from error
+
+    def _damaged_line(self) -> int:
+        good = 0
+        with contextlib.suppress(ValueError), open(self._name, "rb") as file:
+            for line in file:
+                json.loads(line)
+                good += 1
+        return good + 1
 
 
 def _check_sqlite_folder(url: str) -> None:

@@ -1002,7 +1002,7 @@ def test_a_journal_that_is_damaged_in_the_middle_is_named(tmp_path):
     objective(storage=path, study_name="s", n_trials=2).run_sync()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], b'{"op_code": 4, "worker\n', *lines[4:]]))
-    with pytest.raises(OptunaFlyteError, match=r"study\.journal' is damaged after line 3"):
+    with pytest.raises(OptunaFlyteError, match=r"study\.journal' is damaged in line 4"):
         objective(storage=path, study_name="s").run_sync()
 
 
