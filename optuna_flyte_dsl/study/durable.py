@@ -115,9 +115,8 @@ class DurableStorage(Proxy):
         study_id, created = self._self_unchecked
         if created == trial_id:
             self._self_unchecked = (-1, -1)
-            if (
-                trial.number != self._self_next_number
-            ):  # another search has made trials, or the storage one more of ours
+            # At a gap, another search has made a trial, or the storage has made one more of ours.
+            if trial.number != self._self_next_number:
                 self._self_durably(lambda: self._self_find_spares(study_id))
             self._self_next_number = trial.number + 1
         return trial

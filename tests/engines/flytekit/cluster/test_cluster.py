@@ -488,8 +488,13 @@ def test_a_refused_launch_ends_the_search_at_once_and_leaves_nothing_running(clu
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED, PHASES.SUCCEEDED]
 
 
-def test_a_refused_login_ends_the_search(cluster, monkeypatch):
-    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", lambda self: None)  # it would open a browser
+@pytest.mark.parametrize("error", [None, AccessTokenNotFoundError("no token")])
+def test_a_refused_login_ends_the_search(cluster, monkeypatch, error):
+    def refresh(self):  # the real one would open a browser
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refresh)
     cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=100))
     objective = there(quick.train, cluster)
     with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
@@ -1149,18 +1154,6 @@ def test_searches_with_other_fixed_arguments_keep_their_studies_in_any_order(clu
         used = [each for each in executions(cluster) if each.name in names]
         assert {each.inputs.literals["base"].scalar.primitive.float_value for each in used} == {base}
     assert len(cluster.executions) == 12
-
-
-def test_a_login_that_cannot_be_renewed_ends_the_search(cluster, monkeypatch):
-    def refuse(self):
-        raise AccessTokenNotFoundError("no token")
-
-    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refuse)
-    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=100))
-    objective = there(quick.train, cluster)
-    with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
-        objective.run_sync()
-    assert set(states(objective.study)) == {"FAIL"}
 
 
 def test_the_thread_of_flytekits_controller_outlives_the_exit(cluster, tmp_path):
