@@ -105,9 +105,10 @@ class Session:
             space.check_complete()
         else:
             space.check_ready()
-            _taken_points(self.options, space)  # its checks
+        taken = _taken_points(self.options, space)
+        if not self.objective.suggests_itself:
             points = tuple(space.convert_point(point) for point in points)
-        return self._search(source, space, points)
+        return self._search(source, space, points, taken)
 
     def open_study(self, source: StudySource) -> optuna.Study:
         """Return the study of a `StudySource`. If a search would keep it in a checkpoint, it is kept there at once."""
@@ -128,7 +129,7 @@ class Session:
         return source.key
 
     async def _search(
-        self, source: StudySource, space: SearchSpace, points: tuple[Mapping[str, Any], ...]
+        self, source: StudySource, space: SearchSpace, points: tuple[Mapping[str, Any], ...], taken: TakenPoints | None
     ) -> optuna.Study:
         cluster = self.options.cluster
         assert cluster is not None
@@ -138,7 +139,7 @@ class Session:
             site = self._current_site()
             if self.deployment is not None:
                 site = await thread.run(self.deployment.site, self.objective.target, cluster.patience)
-            search = _Assembly(self.options, self.objective, source, space, points, thread)
+            search = _Assembly(self.options, self.objective, source, space, points, taken, thread)
             if site is None:
                 return await search.run_here()
             async with site.start_search(cluster, self._key(source, site, space), thread) as remote:
@@ -157,6 +158,7 @@ class _Assembly:
     source: StudySource
     space: SearchSpace
     points: tuple[Mapping[str, Any], ...]
+    taken: TakenPoints | None  # `None` if no option needs the points that are taken
     thread: Threads
     started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
@@ -276,7 +278,7 @@ class _Assembly:
                     adopted=left.adopted,
                     storage=storage,
                     total=options.n_trials if has_total else None,
-                    points=_taken_points(options, self.space),
+                    points=self.taken,
                     sampler_of_trial=(lambda number: make_sampler(options, number + 1)) if own_samplers else None,
                 )
                 if is_checkpointed:
