@@ -74,19 +74,22 @@ class SessionFiles:
         return True if True in held else False if False in held else None
 
     def close(self, *, is_clean: bool) -> None:
-        """Release the locks.
+        """Release the locks. Another thread may be in `open` or `close`: each file is released once.
 
         Args:
             is_clean: Whether the search has left no trial running. Otherwise the files stay, as evidence.
         """
-        for path, file in self._files.items():
+        while self._files:
+            try:
+                path, file = self._files.popitem()
+            except KeyError:  # another thread was faster
+                return
             if is_clean:
                 path.unlink(missing_ok=True)
             _open.discard(file)
             os.close(file)
             with contextlib.suppress(OSError):  # another search has a file in it
                 path.parent.rmdir()
-        self._files = {}
 
 
 def folder_beside(storage: BaseStorage) -> pathlib.Path | None:

@@ -86,8 +86,8 @@ def steps_of(make, n_trials=4, check_more=lambda: None, every=1):
         wait_until(lambda: not own_threads())
         check_more()
         if not task.cancelled():
-            assert len(study.trials) == n_trials
             assert task.exception() is None
+            assert len(study.trials) == n_trials
             return step
     raise AssertionError
 

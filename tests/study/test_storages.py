@@ -442,6 +442,36 @@ def _hurried(pauses):
     pauses.storage_patience_at_end = 0.3
 
 
+def test_an_owner_that_is_closed_while_it_opens_leaves_no_session_file(tmp_path, monkeypatch):
+    owner = Owner(open_storage(tmp_path / "s.journal"))
+    has_one, closes, create, folders = threading.Event(), threading.Event(), session_file._create_locked, []
+
+    def slow_create(folder, name):
+        folders.append(folder)
+        if len(folders) == 2:
+            has_one.set()
+            assert closes.wait(60)
+        return create(folder, name)
+
+    def slow_close(file):
+        close_file(file)
+        closes.set()  # the owner opens its second file while it closes the first
+        if threading.current_thread() is not opening:
+            opening.join()
+
+    close_file = os.close
+    monkeypatch.setattr(session_file, "_create_locked", slow_create)
+    opening = threading.Thread(target=owner.open)
+    opening.start()
+    assert has_one.wait(60)
+    monkeypatch.setattr(session_file.os, "close", slow_close)
+    owner.close()
+    monkeypatch.undo()
+    opening.join()
+    assert len(folders) == 2
+    assert not any((folder / f"{owner.session}.alive").exists() for folder in folders)
+
+
 @pytest.mark.usefixtures("_hurried")
 def test_a_database_that_is_restarted_loses_no_value(name):
     with contextlib.closing(Postgres()) as server:
