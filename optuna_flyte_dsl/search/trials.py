@@ -178,7 +178,8 @@ class AskTell:
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
         if LOST in frozen.user_attrs and not outcome.lost and outcome.values is not None:
             self._tell_late(frozen, outcome)
-        del self._open[number], self._untold[number]
+        self._open.pop(number, None)  # the loop's thread may have given it up meanwhile
+        self._untold.pop(number, None)
         if outcome.fatal is not None:
             self.stopped = True
             if not isinstance(outcome.fatal, Exception):  # a SystemExit has no text of its own
@@ -224,7 +225,7 @@ class AskTell:
             return
         self.hurry()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
-        left = {number: (trial, self._untold.get(number, interrupted)) for number, trial in self._open.items()}
+        left = {number: (trial, self._untold.get(number, interrupted)) for number, trial in self._open.copy().items()}
 
         def tell_all() -> None:
             for number in list(left):
@@ -248,7 +249,8 @@ class AskTell:
 
     def give_up(self) -> StorageUnavailableError:
         """Save what is not told, and return the error. Called in another thread: the study's waits for the storage."""
-        left = {number: (trial, self._untold[number]) for number, trial in self._open.items() if number in self._untold}
+        trials, untold = self._open.copy(), self._untold.copy()  # a silent storage may answer at any moment
+        left = {number: (trial, untold[number]) for number, trial in trials.items() if number in untold}
         self._open.clear()
         if not left:
             return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)

@@ -87,6 +87,30 @@ async def run_search(function, *, study=None, n_trials=10, concurrency=1, delay=
     return study, runner
 
 
+class Changing(dict):
+    """A dictionary. At each look-up in it, another dictionary gets one more item, as another thread may add it."""
+
+    other: dict
+
+    def __contains__(self, key):
+        self.other[len(self.other)] = self.other[0]
+        return super().__contains__(key)
+
+    def get(self, key, default=None):
+        self.other[len(self.other)] = self.other[0]
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("end", [AskTell.give_up, lambda trials: trials.close_open("The search was cancelled.")])
+def test_the_trials_that_are_open_may_change_while_a_search_ends(end):
+    trials = AskTell(optuna.create_study(), OBJECTIVE, OBJECTIVE.space, Options(1, 2))
+    trials.ask()
+    trials._untold = Changing()
+    trials._untold.other = trials._open
+    end(trials)
+    assert not trials._open
+
+
 def states(study):
     return Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
 
