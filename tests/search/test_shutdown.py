@@ -80,4 +80,7 @@ def test_an_interrupt_leaves_no_trial_running(tmp_path, how, times):
     assert reasons <= {
         "The search was cancelled while this trial ran.",
         "The search was interrupted while this trial ran.",
+        # flytekit's own handler of the signal exits, and Python may call it in a step of a trial
+        "The search ended while this trial ran: SystemExit: 1",
+        "SystemExit: 1",
     }

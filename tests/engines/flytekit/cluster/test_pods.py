@@ -124,6 +124,7 @@ def pod_of(admin, execution):
     return next(iter(admin.propeller.processes(execution)), None)
 
 
+@pytest.mark.newest
 @needs_pyflyte
 def test_a_search_survives_two_kills_of_its_pod_in_a_row(cluster, tmp_path):
     execution = run(cluster, "slow.py", "search")
@@ -173,6 +174,7 @@ def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluste
     assert not cluster.running()
 
 
+@pytest.mark.newest
 @needs_pyflyte
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
@@ -198,6 +200,7 @@ def test_where_flyte_starts_the_pod_again_its_executions_are_left_and_adopted(cl
     assert len(log(cluster)) == len(set(log(cluster))) == 6
 
 
+@pytest.mark.newest
 @needs_pyflyte
 def test_an_aborted_search_leaves_nothing_running_though_retries_are_left(cluster):
     execution = run(cluster, "slow.py", "search")
@@ -231,6 +234,7 @@ slow.train.on(remote, image_config=ImageConfig(Image("default", "example.com/ima
 """
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_here_terminates_what_runs_there(cluster, tmp_path, number):
     process = subprocess.Popen(
@@ -270,6 +274,7 @@ def test_a_script_that_is_not_guarded_does_not_start_its_search_in_each_pod(clus
     assert not cluster.running()
 
 
+@pytest.mark.newest
 @needs_pyflyte
 def test_what_a_task_returns_is_judged_in_its_pod(cluster):
     execution = run(cluster, "values.py", "search")
