@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import flytekit as fl
 import optuna
@@ -33,6 +33,21 @@ def sync_step(x: float) -> float:
 @fl.task
 async def reads(kind: Category(["a", "b"]), file: FlyteFile) -> float:
     return 1.0
+
+
+@fl.task
+def names_an_entity(entity: float) -> float:
+    return entity
+
+
+@fl.task
+def returns_an_id(x: float) -> NamedTuple("Found", id=float):
+    return (x,)
+
+
+@fl.workflow
+def one_input(x: float) -> float:
+    return sync_step(x=x)
 
 
 @fl.workflow

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flytekit.core.promise import flyte_entity_call_handler
+from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask
 from optuna.pruners import BasePruner
 
 from optuna_flyte_dsl._option_checks import check_names
@@ -14,6 +15,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
 from optuna_flyte_dsl.engines._flytekit.cluster.laptop import LaptopDeployment
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import checking_outputs
+from optuna_flyte_dsl.engines._flytekit.task_workflows import workflow_around
 from optuna_flyte_dsl.engines._flytekit.types import spell_out_unions
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.remote_trial.handle import using_pruner
@@ -35,9 +37,11 @@ def describe(task: Any) -> TaskDescription:
 
 
 def prepare(task: Any) -> None:
-    """Spell out the bare categories of several types in a task's interface."""
+    """Spell out the bare categories of several types in a task's interface. Make the workflow that launches it."""
     if entities.is_task(task):
         spell_out_unions(task)
+        if not isinstance(task, EagerAsyncPythonFunctionTask):  # flytekit makes the workflow of an eager one
+            workflow_around(task)
 
 
 def check_place(name: str) -> None:

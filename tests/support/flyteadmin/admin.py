@@ -39,7 +39,7 @@ from tests.support.flyteadmin import filters
 from tests.support.flyteadmin.errors import Refused, check_name, invalid, missing
 from tests.support.flyteadmin.executions import PHASES, TERMINAL, Execution, Failed, Succeeded
 from tests.support.flyteadmin.literals import check_inputs
-from tests.support.flyteadmin.propeller import Propeller
+from tests.support.flyteadmin.propeller import Propeller, single_task_node
 
 TRIMMED = 100
 INLINE_BYTES = 10 * 2**20
@@ -69,11 +69,25 @@ class FlyteAdmin:
         latency: Seconds that each RPC takes.
         python_path: Folders with the modules that the image of each container has.
         environment: Variables that each process gets.
-        system_retries: How often an attempt that a signal has ended is tried again, besides the task's own retries.
+        system_retries: How often an attempt that ends without an answer is tried again, besides the task's own retries.
+        abort_seconds: How long a terminated execution is ABORTING, before its pods hear of it.
+        has_login: Whether there are services for logging in, as where flyteadmin asks for credentials.
+        pings: The shortest interval of a client's pings on an idle channel in seconds; `None` for any.
     """
 
     def __init__(
-        self, folder, *, instant=None, latency=0.0, python_path=(), environment=None, system_retries=0, workers=64
+        self,
+        folder,
+        *,
+        instant=None,
+        latency=0.0,
+        python_path=(),
+        environment=None,
+        system_retries=3,
+        abort_seconds=0.0,
+        has_login=False,
+        pings=None,
+        workers=64,
     ):
         self.folder = pathlib.Path(folder)
         self.instant = instant
@@ -91,6 +105,8 @@ class FlyteAdmin:
         self.lock = threading.RLock()
         self.port = 0
         self.propeller = Propeller(self, python_path, dict(environment or {}), system_retries)
+        self.abort_seconds = abort_seconds
+        self._has_login, self._pings = has_login, pings
         self._workers = workers
         self._server = None
         self._uploads = None
@@ -103,14 +119,15 @@ class FlyteAdmin:
             interceptors=[_Gate(self)],
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.max_ping_strikes", 0),  # clients of flytekit ping every 30 seconds
                 ("grpc.max_receive_message_length", 20 * 2**20),
+                *self._ping_options(),
             ],
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(self), server)
         dataproxy_pb2_grpc.add_DataProxyServiceServicer_to_server(_DataProxy(self), server)
-        auth_pb2_grpc.add_AuthMetadataServiceServicer_to_server(_Auth(), server)
-        identity_pb2_grpc.add_IdentityServiceServicer_to_server(_Identity(), server)
+        if self._has_login:
+            auth_pb2_grpc.add_AuthMetadataServiceServicer_to_server(_Auth(), server)
+            identity_pb2_grpc.add_IdentityServiceServicer_to_server(_Identity(), server)
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         assert self.port, "the port is taken"
         server.start()
@@ -118,6 +135,15 @@ class FlyteAdmin:
         if self._uploads is None:
             self._uploads = _Uploads(self.folder / "uploads")
         return self
+
+    def _ping_options(self):
+        if self._pings is None:
+            return [("grpc.http2.max_ping_strikes", 0)]
+        # gRPC-Go closes a connection at the third ping that comes too early.
+        return [
+            ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.http2.min_ping_interval_without_data_ms", int(self._pings * 1000)),
+        ]
 
     def stop(self):
         """Stop answering, as a flyteadmin that is restarted; executions go on."""
@@ -187,6 +213,9 @@ class FlyteAdmin:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "workflow with identical structure already exists")
             if execution.key in self.executions:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"entity execution already exists {execution.key}")
+            parent = request.spec.metadata.parent_node_execution
+            if parent.node_id and not self._has_node(parent):
+                raise missing("node execution", parent)
             self.executions[execution.key] = execution
         if self.instant is not None:
             outcome = self.instant(execution)
@@ -198,6 +227,10 @@ class FlyteAdmin:
         else:
             self.propeller.start(execution)
         return execution
+
+    def _has_node(self, node):
+        parent = self.executions.get((node.execution_id.project, node.execution_id.domain, node.execution_id.name))
+        return parent is not None and node.node_id in nodes_of(self, parent)
 
     def find(self, table, kind, identifier):
         key = key_of(identifier)
@@ -224,6 +257,16 @@ def defaults_of(plan):
         if parameter.WhichOneof("behavior") == "default"
     }
     return given | dict(plan.fixed_inputs.literals)
+
+
+def nodes_of(admin, execution):
+    """Return the names of an execution's nodes, but for its start and its end."""
+    reference = execution.spec.launch_plan
+    if reference.resource_type == identifier_pb2.TASK:
+        return [single_task_node(reference.name).id]
+    plan = admin.find(admin.launch_plans, "launch plan", reference)
+    template = admin.find(admin.workflows, "workflow", plan.workflow_id).template
+    return [node.id for node in template.nodes if not node.id.endswith("-node")]
 
 
 class _Gate(grpc.ServerInterceptor):
@@ -403,7 +446,10 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         rows = []
         for execution in executions:
             execution.refresh()
-            labels = execution.spec.labels.values
+            # Labels are searchable for launch plans only: flyteadmin makes no tags for a task that is launched alone.
+            has_tags = execution.spec.launch_plan.resource_type == identifier_pb2.LAUNCH_PLAN
+            labels = dict(execution.spec.labels.values) if has_tags else {}
+            tags = dict.fromkeys(execution.spec.tags, "") if has_tags else {}
             rows.append(
                 (
                     {
@@ -413,8 +459,8 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
                         "phase": PHASES.Phase.Name(execution.phase),
                         "created_at": execution.created,
                         "updated_at": execution.ended or execution.created,
-                        "execution_tag.key": set(labels),
-                        "execution_tag.value": set(labels.values()),
+                        "execution_tag.key": {*labels, *tags},
+                        "execution_tag.value": {*labels.values(), *tags.values()},
                     },
                     execution,
                 )
@@ -427,10 +473,11 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
             raise invalid("limit must be given")
         found = self._find(request.workflow_execution_id)
         nodes = node_execution_pb2.NodeExecutionList()
-        for name in ("start-node", "n0"):
-            nodes.node_executions.add().id.CopyFrom(
-                identifier_pb2.NodeExecutionIdentifier(node_id=name, execution_id=identifier(found))
-            )
+        phases = flyteidl_execution_pb2.NodeExecution
+        for name in ("start-node", *nodes_of(self._admin, found), *(["end-node"] if found.phase in TERMINAL else [])):
+            node = nodes.node_executions.add()
+            node.id.CopyFrom(identifier_pb2.NodeExecutionIdentifier(node_id=name, execution_id=identifier(found)))
+            node.closure.phase = phases.SUCCEEDED if name.endswith("-node") else phases.RUNNING
         return nodes
 
     def ListTaskExecutions(self, request, context):
@@ -438,14 +485,31 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
             raise invalid("limit must be given")
         found = self._find(request.node_execution_id.execution_id)
         tasks = task_execution_pb2.TaskExecutionList()
-        if request.node_execution_id.node_id != "start-node":
-            phases = flyteidl_execution_pb2.TaskExecution
-            tasks.task_executions.add().closure.phase = phases.QUEUED if found.in_queue else phases.RUNNING
+        phases = flyteidl_execution_pb2.TaskExecution
+        if not request.node_execution_id.node_id.endswith("-node"):
+            for attempt in range(2 if found.is_second_attempt else 1):
+                task = tasks.task_executions.add()
+                task.id.retry_attempt = attempt
+                task.id.node_execution_id.CopyFrom(request.node_execution_id)
+                task.id.task_id.CopyFrom(self._task_of(found, request.node_execution_id.node_id))
+                is_over = found.is_second_attempt and attempt == 0
+                running = phases.QUEUED if found.in_queue else phases.RUNNING
+                task.closure.phase = phases.FAILED if is_over else running
         return tasks
+
+    def _task_of(self, execution, node_id):
+        reference = execution.spec.launch_plan
+        if reference.resource_type == identifier_pb2.TASK:
+            return reference
+        plan = self._admin.find(self._admin.launch_plans, "launch plan", reference)
+        template = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id).template
+        node = next(node for node in template.nodes if node.id == node_id)
+        inner = node.array_node.node if node.WhichOneof("target") == "array_node" else node
+        return inner.task_node.reference_id
 
     def TerminateExecution(self, request, context):
         execution = self._find(request.id)
-        if not execution.terminate(request.cause):
+        if not execution.terminate(request.cause, self._admin.abort_seconds):
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "Cannot abort an already terminate workflow execution")
         return execution_pb2.ExecutionTerminateResponse()
 

@@ -5,7 +5,6 @@ import re
 import grpc
 
 MAX_NAME = 63
-MAX_PAGE = 10_000
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 

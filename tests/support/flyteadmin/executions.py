@@ -49,6 +49,7 @@ class Execution:
     outcome: Outcome | None = None
     abort_cause: str = ""
     outputs_uri: str = ""
+    is_second_attempt: bool = False  # whether its task has failed once, and runs again
     ended: float | None = None
     ends: float | None = None  # when the outcome comes about by itself
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
@@ -62,7 +63,7 @@ class Execution:
     def refresh(self):
         """Let a due outcome come about."""
         with self.lock:
-            if self.ends is not None and self.phase not in TERMINAL:
+            if self.ends is not None and self.phase not in (*TERMINAL, PHASES.ABORTING):
                 if time.monotonic() >= self.ends:
                     self.finish(self.outcome)
                 else:
@@ -77,18 +78,27 @@ class Execution:
             self.ended = time.time()
         self.done.set()
 
-    def terminate(self, cause):
-        """Abort it. Return whether it was running still."""
+    def terminate(self, cause, seconds=0.0):
+        """Abort it, `seconds` after this call. Return whether it was running still."""
         self.refresh()
         with self.lock:
             if self.phase in TERMINAL:
                 return False
+            is_first = self.phase != PHASES.ABORTING
             self.phase = PHASES.ABORTING
             self.abort_cause = cause
+        if seconds == 0:
+            self._abort()
+        elif is_first:
+            timer = threading.Timer(seconds, self._abort)
+            timer.daemon = True
+            timer.start()
+        return True
+
+    def _abort(self):
         if self.abort is not None:
             self.abort()
-        self.finish(Failed(code="", message=cause, phase=PHASES.ABORTED))
-        return True
+        self.finish(Failed(code="", message=self.abort_cause, phase=PHASES.ABORTED))
 
     @property
     def in_queue(self):

@@ -3,15 +3,7 @@
 from flyteidl.core import literals_pb2, types_pb2
 
 from tests.support.flyteadmin.errors import invalid
-
-SIMPLE = {
-    "integer": types_pb2.INTEGER,
-    "float_value": types_pb2.FLOAT,
-    "string_value": types_pb2.STRING,
-    "boolean": types_pb2.BOOLEAN,
-    "datetime": types_pb2.DATETIME,
-    "duration": types_pb2.DURATION,
-}
+from tests.support.flyteadmin.literal_types import is_castable, type_of
 
 
 def check_inputs(given, variables, defaults):
@@ -30,44 +22,13 @@ def check_inputs(given, variables, defaults):
         literal = given.literals[name] if name in given.literals else defaults.get(name)
         if literal is None:
             raise invalid(f"{name} missing expected parameter")
-        if not matches(literal, variable.type):
-            raise invalid(f"invalid {name} input wrong type. Expected {variable.type}, but got {literal}")
+        kind = type_of(literal)
+        if kind is None:
+            raise invalid(f"invalid literal type for {name}: got unknown literal type")
+        if not is_castable(kind, variable.type):
+            raise invalid(f"invalid {name} input wrong type. Expected {variable.type}, but got {kind}")
         inputs.literals[name].CopyFrom(literal)
     return inputs
-
-
-def matches(literal, kind):
-    """Tell whether a literal is of a type."""
-    which = kind.WhichOneof("type")
-    if which == "union_type":
-        if literal.scalar.WhichOneof("value") == "union":
-            return any(matches(literal.scalar.union.value, variant) for variant in kind.union_type.variants)
-        return any(matches(literal, variant) for variant in kind.union_type.variants)
-    if which == "collection_type":
-        return literal.WhichOneof("value") == "collection" and all(
-            matches(each, kind.collection_type) for each in literal.collection.literals
-        )
-    if which == "map_value_type":
-        return literal.WhichOneof("value") == "map" and all(
-            matches(each, kind.map_value_type) for each in literal.map.literals.values()
-        )
-    if literal.WhichOneof("value") != "scalar":
-        return False
-    scalar = literal.scalar.WhichOneof("value")
-    if which == "simple":
-        if kind.simple == types_pb2.NONE:
-            return scalar == "none_type"
-        if kind.simple == types_pb2.STRUCT:
-            return scalar in ("generic", "binary")
-        if scalar == "primitive":
-            return SIMPLE.get(literal.scalar.primitive.WhichOneof("value")) == kind.simple
-        return False
-    return {
-        "blob": "blob",
-        "schema": "schema",
-        "structured_dataset_type": "structured_dataset",
-        "enum_type": "primitive",
-    }.get(which) in (scalar, None)
 
 
 def resolve(binding, values):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2
+from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2, workflow_pb2
 
 from tests.support.flyteadmin.executions import PHASES, Failed, Succeeded
 from tests.support.flyteadmin.literals import as_text, from_text, resolve
@@ -36,16 +36,19 @@ class Propeller:
         admin: The control plane.
         python_path: Folders with the modules that the image of each container has.
         environment: Variables that each process gets.
-        system_retries: How often an attempt that a signal has ended is tried again.
+        system_retries: How often an attempt that ends without an answer, as one that is killed, is tried again.
     """
 
     def __init__(self, admin, python_path, environment, system_retries):
         self.attempts: dict[str, list[float]] = {}  # by execution and node, when each attempt was started
+        self.interruptible: dict[str, bool] = {}  # by execution and node, where it was to run
+        self.grace = 10.0  # seconds that a pod lives after SIGTERM
         self._admin = admin
         self._python_path = [str(path) for path in python_path]
         self._environment = environment
-        self._system_retries = system_retries
+        self.system_retries = system_retries
         self._processes: dict[tuple, dict] = {}
+        self._drained: dict[tuple, threading.Event] = {}
         self._lock = threading.Lock()
         self._threads = []
         self._closed = False
@@ -60,6 +63,12 @@ class Propeller:
         """Return the running processes of an execution."""
         with self._lock:
             return list(self._processes.get(execution.key, {}).values())
+
+    def drain(self, execution):
+        """Take the machines of an execution's pods away: the next attempts start while the pods still end."""
+        with self._lock:
+            drained = self._drained.setdefault(execution.key, threading.Event())
+        drained.set()
 
     def close(self):
         self._closed = True
@@ -81,7 +90,8 @@ class Propeller:
             if reference.resource_type == identifier_pb2.TASK:
                 task = self._admin.find(self._admin.tasks, "task", reference)
                 execution.phase = PHASES.RUNNING
-                outputs = self._task(execution, task.template, execution.inputs, folder / "n0", "n0")
+                node = single_task_node(reference.name)
+                outputs = self._task(execution, task.template, execution.inputs, folder / node.id, node)
             else:
                 plan = self._admin.find(self._admin.launch_plans, "launch plan", reference)
                 spec = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id)
@@ -123,7 +133,7 @@ class Propeller:
         target = node.WhichOneof("target")
         if target == "task_node":
             task = self._admin.find(self._admin.tasks, "task", node.task_node.reference_id)
-            return self._task(execution, task.template, inputs, folder, node.id)
+            return self._task(execution, task.template, inputs, folder, node)
         if target == "workflow_node":
             which = node.workflow_node.WhichOneof("reference")
             if which == "sub_workflow_ref":
@@ -143,38 +153,57 @@ class Propeller:
         outputs = literals_pb2.LiteralMap()
         for index in range(size):
             environment = {"BATCH_JOB_ARRAY_INDEX_VAR_NAME": "FLYTE_INDEX", "FLYTE_INDEX": str(index)}
-            part = self._task(execution, task, inputs, folder / str(index), f"{node.id}-{index}", environment)
+            part = self._task(execution, task, inputs, folder / str(index), node, environment, f"-{index}")
             for name, literal in part.literals.items():
                 outputs.literals[name].collection.literals.append(literal)
         return outputs
 
     # Tasks
 
-    def _task(self, execution, template, inputs, folder, node, environment=None):
-        retries, system_retries = template.metadata.retries.retries, self._system_retries
+    def _task(self, execution, template, inputs, folder, node, environment=None, suffix=""):
+        """Run a task's attempts. The node says how long one may take and where it runs; the task, how many there are.
+
+        As in propeller, a failure without an answer (a killed pod) counts against a budget of its own.
+        """
+        name = f"{execution.name}/{node.id}{suffix}"
+        metadata = node.array_node.node.metadata if node.WhichOneof("target") == "array_node" else node.metadata
+        override = execution.spec.interruptible if execution.spec.HasField("interruptible") else None
+        self.interruptible[name] = override.value if override is not None else metadata.interruptible
+        retries, system_retries = template.metadata.retries.retries, self.system_retries
         attempt, previous = 0, ""
         while True:
             prefix = folder / str(attempt)
             checkpoint = prefix / "raw" / "_flytecheckpoints"
-            self.attempts.setdefault(f"{execution.name}/{node}", []).append(time.time())
+            self.attempts.setdefault(name, []).append(time.time())
             try:
                 return self._attempt(
-                    execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment
+                    execution,
+                    template,
+                    inputs,
+                    prefix,
+                    checkpoint,
+                    previous,
+                    node.id + suffix,
+                    attempt,
+                    environment,
+                    timeout=metadata.timeout.ToTimedelta().total_seconds(),
                 )
             except _Retry as again:
                 if self._closed or execution.phase == PHASES.ABORTING:
                     raise _Error(again.failed) from None
+                left = system_retries if again.system else retries
+                if left <= 0:
+                    allowed = self.system_retries if again.system else template.metadata.retries.retries
+                    raise _Error(_exhausted(again.failed, allowed + 1)) from None
                 if again.system:
                     system_retries -= 1
-                    if system_retries < 0:
-                        raise _Error(again.failed) from None
                 else:
                     retries -= 1
-                    if retries < 0:
-                        raise _Error(_exhausted(again.failed, template.metadata.retries.retries + 1)) from None
             attempt, previous = attempt + 1, str(checkpoint)
 
-    def _attempt(self, execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment):
+    def _attempt(
+        self, execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment, *, timeout
+    ):
         container = template.container
         prefix.mkdir(parents=True)
         work = prefix / "work"
@@ -204,23 +233,49 @@ class Propeller:
                 start_new_session=True,
             )
         with self._lock:
-            self._processes.setdefault(execution.key, {})[node] = process
+            self._processes.setdefault(execution.key, {})[node, attempt] = process
         if self._closed or execution.phase == PHASES.ABORTING:  # it came too late to be signalled
             _kill(process, signal.SIGTERM)
-        timeout = template.metadata.timeout.seconds + template.metadata.timeout.nanos / 1e9
-        try:
-            process.wait(timeout or None)
-        except subprocess.TimeoutExpired:
+        if self._is_drained(execution, process, timeout):
+            thread = threading.Thread(target=self._end_pod, args=(execution, process, (node, attempt)), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+            failed = Failed(code="Interrupted", message="the node is gone", kind=execution_pb2.ExecutionError.SYSTEM)
+            raise _Retry(failed, system=True)
+        with self._lock:
+            del self._processes[execution.key][node, attempt]
+        if process.returncode is None:
             _kill(process, signal.SIGKILL)
             process.wait()
             message = f"task execution timeout [{timeout:g}s] expired"
-            raise _Retry(Failed(code="TimeoutExpired", message=message), system=False) from None
-        finally:
-            with self._lock:
-                del self._processes[execution.key][node]
+            raise _Retry(Failed(code="TimeoutExpired", message=message), system=False)
         if raw and process.returncode == 0:
             return _copilot_after(work, template.interface.outputs.variables)
         return _read_outcome(process.returncode, prefix, bool(template.interface.outputs.variables))
+
+    def _is_drained(self, execution, process, timeout):
+        """Wait for the end of a pod, for its timeout at most. Return whether its machine was taken away before."""
+        deadline = time.monotonic() + timeout if timeout else float("inf")
+        while process.poll() is None and time.monotonic() < deadline:
+            with self._lock:
+                drained = self._drained.get(execution.key)
+                if drained is not None and drained.is_set():
+                    del self._drained[execution.key]
+                    return True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(0.05, max(0.0, deadline - time.monotonic())))
+        return False
+
+    def _end_pod(self, execution, process, key):
+        """End the pod of a drained machine, as Kubernetes does: SIGTERM, the grace period, SIGKILL."""
+        _kill(process, signal.SIGTERM)
+        try:
+            process.wait(self.grace)
+        except subprocess.TimeoutExpired:
+            _kill(process, signal.SIGKILL)
+            process.wait()
+        with self._lock:
+            del self._processes[execution.key][key]
 
     def _pod_environment(self, execution, template, prefix, attempt, environment):
         mine = {name: value for name, value in os.environ.items() if not name.startswith(("FLYTE_", "_F_"))}
@@ -246,10 +301,12 @@ class Propeller:
 
 def _exhausted(failed, attempts):
     """Return what propeller says of a task whose attempts are used up."""
+    kind = execution_pb2.ExecutionError.ErrorKind.Name(failed.kind)
     return dataclasses.replace(
         failed,
+        kind=execution_pb2.ExecutionError.USER,
         code=f"RetriesExhausted|{failed.code}",
-        message=f"[{attempts}/{attempts}] currentAttempt done. Last Error: USER::{failed.message}",
+        message=f"[{attempts}/{attempts}] currentAttempt done. Last Error: {kind}::{failed.message}",
     )
 
 
@@ -263,6 +320,12 @@ class _Retry(Exception):
 def _kill(process, number):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
+
+
+def single_task_node(task):
+    """Return the node that flyteadmin makes around a task that is launched alone: it has a name, and no more."""
+    name = "".join(letter for letter in task[-63:] if letter == "-" or letter.isalnum())
+    return workflow_pb2.Node(id=name, metadata=workflow_pb2.NodeMetadata(name=name))
 
 
 def _needs(node):
@@ -322,6 +385,7 @@ def _read_outcome(code, prefix, has_outputs):
     if code == 0 and not has_outputs:
         return literals_pb2.LiteralMap()
     text = (prefix / "stdout").read_text(errors="replace")[-2000:]
-    by_signal = code < 0
-    kind = execution_pb2.ExecutionError.SYSTEM if by_signal else execution_pb2.ExecutionError.USER
-    raise _Retry(Failed(code="Interrupted" if by_signal else "Error", message=text, kind=kind), system=by_signal)
+    if code == 0:  # flytekit has ended without an answer
+        raise _failed("OutputsNotFound", f"outputs not found at {outputs}. {text}")
+    name = "Interrupted" if code < 0 else f"ExitCode{code}"
+    raise _Retry(Failed(code=name, message=text, kind=execution_pb2.ExecutionError.SYSTEM), system=True)

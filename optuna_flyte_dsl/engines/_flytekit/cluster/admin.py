@@ -106,7 +106,7 @@ class Admin:
             self._answered.set()
             return answer
         except Exception as error:
-            status = _status(error)
+            status = status_of(error)
             if _is_refused_login(error):
                 said = repr(error) if status is None else status.details()
                 raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
@@ -136,7 +136,7 @@ class _Outage:
         return 0.0 if self.started is None else time.monotonic() - self.started
 
     def may_pass(self, error: Exception) -> bool:
-        status = _status(error)
+        status = status_of(error)
         if status is None or _is_final(status, self.answered) or _is_refused_login(error):
             return False
         self.started = self.started or time.monotonic()
@@ -170,7 +170,7 @@ def _is_refused_login(error: BaseException) -> bool:
     return any(isinstance(each, kinds) for each in _causes(error))
 
 
-def _status(error: BaseException) -> Any:
+def status_of(error: BaseException) -> Any:
     """Return the gRPC status among an error's causes: flytekit wraps it in errors without a code."""
     found = (each for each in _causes(error) if isinstance(each, grpc.RpcError) and isinstance(each, grpc.Call))
     return next(found, None)

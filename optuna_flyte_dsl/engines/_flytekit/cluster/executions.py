@@ -15,6 +15,7 @@ from flytekit.models.core.identifier import WorkflowExecutionIdentifier as Execu
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
+from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecution, EagerExecutionReader
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.options import Cluster
 
@@ -30,7 +31,7 @@ class Connection:
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     deck: ExecutionsDeck | None = None  # the Deck that lists executions; `None` if there is none
-    execution: WorkflowExecutionIdentifier | None = None  # the eager workflow's; `None` outside of its pod
+    eager_execution: EagerExecutionReader = field(default_factory=lambda: EagerExecutionReader(None))
     attempt: int = 0  # the number of the eager pod's attempt
 
     @property
@@ -43,6 +44,11 @@ class Connection:
 
 
 _MAX_LENGTH = 63
+_ENTITY_LENGTH = 16
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 @dataclass(eq=False)
@@ -54,7 +60,7 @@ class ExecutionNames:
     study: str | None = None  # the identity of a study that other processes may continue; it replaces the caller's
 
     def name(self, trial: int, entity: str, index: int, collision: int, *, attempt: int = 0) -> str:
-        """Return the name of an execution: words for people, and a hash of what is executed.
+        """Return the name of an execution: for people, the entity and the trial's number; and a hash.
 
         Args:
             attempt: The number of the trial's attempt.
@@ -64,10 +70,11 @@ class ExecutionNames:
             caller, prefix = self.study, "o"
         parts = [caller, self.search, str(trial), entity, str(index), str(collision)]
         digest = hashlib.sha256("\0".join(parts + [str(attempt)] * bool(attempt)).encode()).hexdigest()[:20]
-        words = re.sub(r"[^a-z0-9]+", "-", f"{prefix}-{entity.rsplit('.', 1)[-1][:8]}".lower()).strip("-")
-        if not words or not words[0].isalpha():
-            words = f"e-{words}".strip("-")
-        return f"{words[: _MAX_LENGTH - len(digest) - 1]}-{digest}"
+        end = _words(f"{entity.rsplit('.', 1)[-1][:_ENTITY_LENGTH]}-{trial}")
+        begin = _words(prefix)
+        if not begin or not begin[0].isalpha():
+            begin = f"e-{begin}".strip("-")
+        return f"{begin[: _MAX_LENGTH - len(end) - len(digest) - 2]}-{end}-{digest}"
 
     def identifier(self, name: str) -> WorkflowExecutionIdentifier:
         return WorkflowExecutionIdentifier(project=self.connection.project, domain=self.connection.domain, name=name)
@@ -99,19 +106,19 @@ def create_request(
     inputs: LiteralMap,
     *,
     digest: str,
-    eager: ExecutionSpec,
+    eager: EagerExecution,
 ) -> ExecutionCreateRequest:
     """Build the request that creates an execution, without the execution's name.
 
     Args:
         digest: The digest of the inputs.
-        eager: The specification of the eager workflow's execution. Its service account and its prefix of raw outputs
-            are those of the new execution too, unless `options` name others.
+        eager: The eager workflow's execution. Its service account and its prefix of raw outputs are those of the new
+            execution too, unless `options` name others. Flyte's console shows the new execution under its node.
     """
     env = {**options.env, **connection.env, **env}
     spec = ExecutionSpec(
         launch_plan=target.id,
-        metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL),
+        metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL, parent_node_execution=eager.node),
         labels=Labels(values={**options.labels, **connection.labels}),
         annotations=Annotations(values={**options.annotations, INPUTS_DIGEST: digest}),
         envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
@@ -129,10 +136,10 @@ def create_request(
         spec.execution_cluster_label.value = options.execution_cluster_label
     if options.raw_output_prefix is not None:
         spec.raw_output_data_config.CopyFrom(RawOutputDataConfig(output_location_prefix=options.raw_output_prefix))
-    elif eager.HasField("raw_output_data_config"):
-        spec.raw_output_data_config.CopyFrom(eager.raw_output_data_config)
+    elif eager.spec.HasField("raw_output_data_config"):
+        spec.raw_output_data_config.CopyFrom(eager.spec.raw_output_data_config)
     if options.security_context is not None:
         spec.security_context.CopyFrom(options.security_context.to_flyte_idl())
-    elif eager.HasField("security_context"):
-        spec.security_context.run_as.CopyFrom(eager.security_context.run_as)
+    elif eager.spec.HasField("security_context"):
+        spec.security_context.run_as.CopyFrom(eager.spec.security_context.run_as)
     return ExecutionCreateRequest(project=connection.project, domain=connection.domain, spec=spec, inputs=inputs)

@@ -30,6 +30,7 @@ from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
+from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher, Traffic
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
@@ -288,7 +289,7 @@ def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
         controller.get_labels().values,
         controller.get_env(),
         ExecutionsDeck(controller, context),
-        execution.to_flyte_idl() if execution is not None and in_pod else None,
+        EagerExecutionReader(execution.to_flyte_idl() if execution is not None and in_pod else None),
         attempt,
     )
     store = None

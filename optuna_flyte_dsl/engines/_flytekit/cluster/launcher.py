@@ -14,10 +14,8 @@ from typing import Any
 import grpc
 from flyteidl.admin.execution_pb2 import (
     ExecutionCreateRequest,
-    ExecutionSpec,
     ExecutionTerminateRequest,
     WorkflowExecutionGetDataRequest,
-    WorkflowExecutionGetRequest,
 )
 from flyteidl.core.literals_pb2 import LiteralMap
 from flytekit.core.context_manager import ExecutionState, FlyteContext
@@ -121,8 +119,6 @@ class Launcher:
         self.poller: Poller = self.traffic.enter()
         self._left = False
         self._server: TrialServer | None = None
-        self._spec: ExecutionSpec | None = None
-        self._spec_lock = threading.Lock()
         self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
@@ -154,22 +150,8 @@ class Launcher:
             target,
             inputs,
             digest=self.converter.digest(inputs),
-            eager=self._eager_spec(),
+            eager=self.connection.eager_execution.read(self.admin),
         )
-
-    def _eager_spec(self) -> ExecutionSpec:
-        """Return the specification of the eager workflow's execution; an empty one outside of its pod. It blocks."""
-        identifier = self.connection.execution
-        with self._spec_lock:
-            if self._spec is not None or identifier is None:
-                return self._spec or ExecutionSpec()
-            spec = ExecutionSpec()
-            try:
-                spec = self.admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier)).spec
-            except AdminError as error:
-                logger.warning("The eager workflow's execution could not be read: %s", error)
-            self._spec = spec
-            return spec
 
     def serve(self, trial: Trial) -> TrialHandle:
         """Serve a trial to its pod, and return its handle. It blocks."""

@@ -5,6 +5,7 @@ import functools
 import importlib
 import sys
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,16 @@ from flytekit.core.type_engine import TypeEngine, UnionTransformer
 from flytekit.core.workflow import ReferenceWorkflow, WorkflowBase
 from flytekit.exceptions.user import FlyteEntityNotExistException
 from flytekit.models.interface import TypedInterface
+from flytekit.models.task import TaskSpec
+from flytekit.models.types import LiteralType
 from flytekit.remote import FlyteLaunchPlan, FlyteTask, FlyteWorkflow
+from flytekit.tools.translator import get_serializable
 
 from optuna_flyte_dsl._compat.flytekit import branch_nodes
-from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, status_of
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.engines._flytekit.task_workflows import launch_plan_of, workflow_around
 from optuna_flyte_dsl.errors import RefusedError, UnloadableError
 from optuna_flyte_dsl.space.objective import undecorated
 
@@ -88,23 +94,29 @@ class Registry:
 
     def _fetch(self, entity: Any, settings: SerializationSettings) -> FlyteTask | FlyteLaunchPlan:
         remote = self._admin.remote
-        if isinstance(entity, FlyteTask | FlyteLaunchPlan):
+        if isinstance(entity, FlyteLaunchPlan):
             return entity
         if isinstance(entity, FlyteWorkflow):
             return remote.fetch_launch_plan(entity.id.project, entity.id.domain, entity.id.name, entity.id.version)
+        if isinstance(entity, FlyteTask):
+            return self._fetch_plan_of(entity) or entity
         if isinstance(entity, ReferenceTask | ReferenceWorkflow | ReferenceLaunchPlan):
             reference = entity.reference
-            fetch = remote.fetch_task if isinstance(entity, ReferenceTask) else remote.fetch_launch_plan
-            return fetch(reference.project, reference.domain, reference.name, reference.version)
+            where = (reference.project, reference.domain, reference.name, reference.version)
+            if not isinstance(entity, ReferenceTask):
+                return remote.fetch_launch_plan(*where)
+            task = remote.fetch_task(*where)
+            return self._fetch_plan_of(task) or task
         project = settings.project or remote.default_project
         domain = settings.domain or remote.default_domain
         version = settings.version
         where = (project, domain, entity.name, str(version))
         if isinstance(entity, PythonTask):
             try:
-                return remote.fetch_task(*where)
+                task = remote.fetch_task(*where)
             except FlyteEntityNotExistException:
-                return remote.register_task(entity, settings, version)
+                task = remote.register_task(entity, settings, version)
+            return self._fetch_plan_of(task) or self._register_plan_of(entity, task, settings)
         try:
             return remote.fetch_launch_plan(*where)
         except FlyteEntityNotExistException:
@@ -119,6 +131,48 @@ class Registry:
                 ) from None
             return remote.fetch_launch_plan(*where)
 
+    def _fetch_plan_of(self, task: FlyteTask) -> FlyteLaunchPlan | None:
+        """Return the launch plan of a task: it has the task's name and interface. `None` if there is none."""
+        where = (task.id.project, task.id.domain, task.id.name, task.id.version)
+        try:
+            plan = self._admin.remote.fetch_launch_plan(*where)
+        except FlyteEntityNotExistException:
+            return None
+        return plan if _types(plan.interface) == _types(task.interface) else None
+
+    def _register_plan_of(
+        self, entity: Any, task: FlyteTask, settings: SerializationSettings
+    ) -> FlyteTask | FlyteLaunchPlan:
+        """Register the workflow of one node around a registered task, and the workflow's launch plan."""
+        workflow = workflow_around(entity)
+        if workflow is None:
+            return task
+        remote, specs = self._admin.remote, OrderedDict[Any, Any]()
+        get_serializable(specs, settings, launch_plan_of(workflow))
+        try:
+            for spec in specs.values():
+                # The task itself is registered. Registered again, it might differ, which Flyte refuses.
+                if not (isinstance(spec, TaskSpec) and spec.template.id.name == entity.name):
+                    remote.raw_register(spec, settings, str(settings.version), create_default_launchplan=False)
+        except Exception as error:
+            status = status_of(error)
+            if status is None or status.code() is not grpc.StatusCode.PERMISSION_DENIED:
+                raise
+            logger.warning(
+                "`%s` is launched without a launch plan: its `timeout` and `interruptible` do not hold, and its labels "
+                "are not searchable. This user may not register one. Register it with `pyflyte register`. %s",
+                entity.name,
+                error,
+            )
+            return task
+        return self._fetch_plan_of(task) or task
+
+
+def _types(interface: TypedInterface | None) -> list[dict[str, LiteralType]]:
+    assert interface is not None
+    sides = (interface.inputs, interface.outputs)
+    return [{name: variable.type for name, variable in side.items()} for side in sides]
+
 
 def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable:
     interface: TypedInterface | None = fetched.interface
@@ -127,8 +181,8 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
         inputs={name: TypeEngine.guess_python_type(variable.type) for name, variable in interface.inputs.items()},
         outputs={name: TypeEngine.guess_python_type(variable.type) for name, variable in interface.outputs.items()},
     )
-    if isinstance(fetched, FlyteTask):
-        # Flyte does not store the defaults of a single task.
+    if isinstance(fetched, FlyteTask) or isinstance(entity, PythonTask | FlyteTask):
+        # Flyte does not store the defaults of a task.
         defaults = dict(python.default_inputs_as_kwargs)
         for name, (kind, default) in python.inputs_with_defaults.items():
             if default is None and UnionTransformer.is_optional_type(kind):

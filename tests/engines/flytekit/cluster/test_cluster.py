@@ -3,13 +3,15 @@
 import asyncio
 import collections
 import dataclasses
+import importlib.util
 import itertools
 import math
 import re
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import flytekit as fl
 import grpc
@@ -18,15 +20,19 @@ import objectives
 import optuna
 import pytest
 import quick
-from flyteidl.core import literals_pb2
+from flyteidl.core import identifier_pb2, literals_pb2
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError
 from flytekit.configuration import Image, ImageConfig, SerializationSettings
 from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
+from flytekit.core.task import ReferenceTask
 from flytekit.core.worker_queue import Controller
 from flytekit.exceptions.eager import EagerException
 from flytekit.models.core.identifier import WorkflowExecutionIdentifier
+from flytekit.models.filters import ValueIn
+from flytekit.models.interface import ParameterMap
+from flytekit.models.literals import LiteralMap
 from flytekit.models.security import Identity, SecurityContext
 
 from optuna_flyte_dsl import (
@@ -590,9 +596,85 @@ def test_an_execution_that_the_pod_before_has_terminated_is_launched_again(clust
 
 
 def test_the_race_for_the_workflow_around_a_task_is_waited_out(cluster):
+    remote = cluster.remote()
+    settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+    task = remote.register_task(quick.sync_step, settings, "v1")  # it has no launch plan
     cluster.single_task_races = 5
-    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    study = there(Optimizer(task, 2, 6, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert states(study) == ["COMPLETE"] * 6
     assert len(cluster.executions) == 6
+
+
+def kinds_of(admin):
+    return {each.spec.launch_plan.resource_type for each in executions(admin)}
+
+
+def test_trials_launch_a_launch_plan_so_that_their_labels_are_searchable(cluster):
+    labelled = with_options(quick.train, labels={"team": "a"})
+    there(labelled, cluster).run_sync()
+    there(Optimizer(quick.step, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert kinds_of(cluster) == {identifier_pb2.LAUNCH_PLAN}
+    assert [each.spec.launch_plan.name for each in executions(cluster)] == ["quick.train"] * 6 + ["quick.step"] * 2
+    filters = [ValueIn("execution_tag.key", ["team"]), ValueIn("execution_tag.value", ["a"])]
+    found, _ = cluster.remote().client.list_executions_paginated("project", "development", limit=100, filters=filters)
+    assert len(found) == 6
+
+
+def test_a_reference_to_a_task_launches_its_launch_plan_if_there_is_one(cluster):
+    there(quick.train, cluster).run_sync()
+    (version,) = {version for *_, version in cluster.tasks}
+    inputs = {"x": float, "base": float, "name": Optional[str]}
+    task = ReferenceTask("project", "development", "quick.train", version, inputs, {"o0": float})
+    optimizer = Optimizer(task, 2, 2, progress=False)
+    there(optimizer, cluster).run_sync(x=suggest.float(0, 1), base=1.0, name=None)
+    assert len(executions(cluster)) == 8
+    assert kinds_of(cluster) == {identifier_pb2.LAUNCH_PLAN}
+
+
+def test_a_launch_plan_with_the_tasks_name_that_runs_something_else_is_left_alone(cluster):
+    remote = cluster.remote()
+    settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+    task = remote.register_task(quick.step, settings, "v1")
+    other = fl.LaunchPlan("quick.step", quick.one_input, ParameterMap({}), LiteralMap({}))
+    remote.register_launch_plan(other, "v1", serialization_settings=settings)
+    there(Optimizer(task, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert kinds_of(cluster) == {identifier_pb2.TASK}
+
+
+def test_a_user_who_may_not_register_launch_plans_is_told_what_does_not_hold(cluster, caplog):
+    cluster.fail("CreateWorkflow", Fault(grpc.StatusCode.PERMISSION_DENIED, times=100))
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    assert kinds_of(cluster) == {identifier_pb2.TASK}
+    assert "its `timeout` and `interruptible` do not hold" in caplog.text
+
+
+def test_a_task_of_which_flytekit_makes_no_node_is_launched_alone(cluster):
+    for task in (quick.names_an_entity, quick.returns_an_id):
+        optimizer = Optimizer(task, 1, 1, progress=False)
+        there(optimizer, cluster).run_sync(**{name: suggest.float(0, 1) for name in task.python_interface.inputs})
+    assert kinds_of(cluster) == {identifier_pb2.TASK}
+
+
+def test_a_name_says_which_task_and_which_trial_an_execution_runs(cluster):
+    study = there(quick.train, cluster).run_sync()
+    for trial in study.trials:
+        (entry,) = trial.user_attrs[EXECUTIONS]
+        assert re.fullmatch(rf"o-train-{trial.number}-[0-9a-f]{{20}}", entry["name"])
+
+
+def test_a_task_can_be_redefined_as_in_a_notebook(cluster, tmp_path, monkeypatch):
+    for names in ("x", "xy"):
+        signature = ", ".join(f"{name}: float" for name in names)
+        path = tmp_path / f"{names}.py"
+        path.write_text(f"import flytekit as fl\n\n\n@fl.task\ndef again({signature}) -> float:\n    return x\n")
+        spec = importlib.util.spec_from_file_location("cell", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "cell", module)
+        spec.loader.exec_module(module)
+        optimizer = Optimizer(module.again, 1, 1, progress=False)
+        there(optimizer, cluster).run_sync(**{name: suggest.float(0, 1) for name in names})
+    assert [len(each.inputs.literals) for each in executions(cluster)] == [1, 2]
+    assert kinds_of(cluster) == {identifier_pb2.LAUNCH_PLAN}
 
 
 @pytest.mark.parametrize(("queued", "at_once"), [(0, 50), (49, 50), (50, 1), (500, 1)])
@@ -856,6 +938,7 @@ def test_trials_inherit_the_account_and_the_output_prefix_of_their_workflow(clus
     monkeypatch.setenv("FLYTE_INTERNAL_EXECUTION_ID", "eager")
     monkeypatch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
     monkeypatch.setenv("FLYTE_PLATFORM_URL", cluster.endpoint)
+    monkeypatch.setenv("FLYTE_INTERNAL_TASK_NAME", "quick.train")
     there(Optimizer(quick.train.task, 1, 1, progress=False), cluster).run_sync()
     (eager,) = executions(cluster)
     eager.name = "eager"
@@ -870,6 +953,8 @@ def test_trials_inherit_the_account_and_the_output_prefix_of_their_workflow(clus
 
     Pod(cluster, tmp_path, 0).run(workflow)
     specs = [each.spec for each in executions(cluster) if each.name != "eager"][-12:]
+    assert {spec.metadata.parent_node_execution.node_id for spec in specs} == {"n0"}
+    assert cluster.counts["ListNodeExecutions"] < 12
     assert {spec.security_context.run_as.k8s_service_account for spec in specs} == {"trainer"}
     assert [spec.raw_output_data_config.output_location_prefix for spec in specs] == [str(tmp_path / "raw")] * 6 + [
         str(tmp_path / "own")

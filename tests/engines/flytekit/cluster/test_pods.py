@@ -1,14 +1,17 @@
 """Searches on a cluster whose pods are real processes, against a real control plane on loopback."""
 
 import asyncio
+import collections
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+from flyteidl.core import identifier_pb2
 from flytekit.configuration import Image, ImageConfig
 
 from tests.support import wait_until
@@ -69,7 +72,7 @@ def test_the_whole_journey_of_a_users_file(cluster):
         assert dict(trial.spec.labels.values) == {"eager-exec": "eager", "eager-root-exec": "eager"}
         assert {pair.key: pair.value for pair in trial.spec.envs.values} == {"_F_EE_ROOT": "eager"}
         assert trial.inputs.literals["dataset"].scalar.primitive.string_value == "digits"
-    deck = next(cluster.folder.glob("executions/eager/n0/0/outputs/deck.html")).read_text()
+    deck = next(cluster.folder.glob("executions/eager/*/0/outputs/deck.html")).read_text()
     for trial in trials:
         assert f"/executions/{trial.name}" in deck
 
@@ -80,7 +83,11 @@ def test_a_registered_and_a_packaged_file_hold_both_entities(cluster, tmp_path):
     pyflyte(
         cluster, "--pkgs", "wine", "package", *image, "--output", str(tmp_path / "package.tgz"), "--source", str(PODS)
     )
-    assert (tmp_path / "package.tgz").stat().st_size
+    with tarfile.open(tmp_path / "package.tgz") as package:
+        names = [name.split("_", 1)[1] for name in package.getnames()]
+    # The numbers are Flyte's: 1 is a task, 2 a workflow, 3 a launch plan.
+    assert {f"wine.{name}_{kind}.pb" for name in ("train", "search") for kind in (1, 2, 3)} <= set(names)
+    assert len(names) == len(set(names))
     pyflyte(cluster, "register", *image, "-p", "project", "-d", "development", "--version", "1", "wine.py")
     assert {name for _, _, name, _ in cluster.tasks} >= {"wine.train", "wine.search"}
     remote = cluster.remote()
@@ -88,7 +95,20 @@ def test_a_registered_and_a_packaged_file_hold_both_entities(cluster, tmp_path):
     started = remote.execute(task, inputs={"dataset": "x"}, execution_name="eager")
     assert end_of(cluster.executions["project", "development", started.id.name]).scalar.primitive.float_value > 0
     assert len(trials_of(cluster)) == 4
-    assert {trial.spec.launch_plan.version for trial in trials_of(cluster)} == {"1"}
+    plans = {(trial.spec.launch_plan.resource_type, trial.spec.launch_plan.version) for trial in trials_of(cluster)}
+    assert plans == {(identifier_pb2.LAUNCH_PLAN, "1")}
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_a_tasks_timeout_and_interruptible_hold_for_its_trials(cluster):
+    execution = run(cluster, "limited.py", "search")
+    found = end_of(execution).scalar.primitive.string_value
+    assert len(re.findall(r"task execution timeout \[3s\] expired", found)) >= 4, found
+    trials = [node for node in cluster.propeller.interruptible if not node.startswith("eager/")]
+    assert [cluster.propeller.interruptible[node] for node in trials] == [True] * 4
+    parents = {trial.spec.metadata.parent_node_execution.node_id for trial in trials_of(cluster)}
+    assert parents == {"limitedsearch"}
 
 
 @needs_pyflyte
@@ -120,6 +140,11 @@ def log(admin):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def attempts_of(admin, name="eager"):
+    """Return the times at which the attempts of an execution's only node were started."""
+    return next((times for node, times in admin.propeller.attempts.items() if node.startswith(f"{name}/")), [])
+
+
 def pod_of(admin, execution):
     return next(iter(admin.propeller.processes(execution)), None)
 
@@ -130,9 +155,9 @@ def test_a_search_survives_two_kills_of_its_pod_in_a_row(cluster, tmp_path):
     execution = run(cluster, "slow.py", "search")
     for _ in range(2):
         wait_until(lambda: len(log(cluster)) == 2, 60)
-        attempts = len(cluster.propeller.attempts["eager/n0"])
+        attempts = len(attempts_of(cluster))
         os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
-        wait_until(lambda now=attempts: len(cluster.propeller.attempts["eager/n0"]) > now, 60)
+        wait_until(lambda now=attempts: len(attempts_of(cluster)) > now, 60)
         reads = cluster.counts["GetExecution"]
         # It has read its own execution, and has found the first trial's again.
         wait_until(lambda now=reads: cluster.counts["GetExecution"] > now + 1, 60)
@@ -148,7 +173,7 @@ def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(clu
     execution = run(cluster, "slow.py", "search")
     wait_until(lambda: len(log(cluster)) == 2, 60)
     for attempts in (1, 2):  # the second time as soon as it is there
-        wait_until(lambda now=attempts: len(cluster.propeller.attempts["eager/n0"]) == now, 60)
+        wait_until(lambda now=attempts: len(attempts_of(cluster)) == now, 60)
         wait_until(lambda: pod_of(cluster, execution) is not None, 60)
         os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
     (tmp_path / "go").touch()
@@ -178,6 +203,7 @@ def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluste
 @needs_pyflyte
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
+    cluster.propeller.system_retries = 0
     execution = run(cluster, "slow.py", "search_once")
     wait_until(lambda: len(log(cluster)) == 2, 60)
     os.killpg(pod_of(cluster, execution).pid, number)  # fast registration passes only SIGTERM on
@@ -189,11 +215,25 @@ def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
 
 @pytest.mark.newest
 @needs_pyflyte
+def test_terminated_trials_are_replaced_if_flyte_starts_the_pod_again_of_itself(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search_once")  # which has no retries of its own
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    pod_of(cluster, execution).send_signal(signal.SIGTERM)
+    wait_until(lambda: len(attempts_of(cluster)) == 2, 60)
+    (tmp_path / "go").touch()
+    # The two terminated trials are lost, and two others replace them.
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["FAIL"] * 2 + ["COMPLETE"] * 6)
+    phases = collections.Counter(trial.phase for trial in trials_of(cluster))
+    assert phases == {PHASES.ABORTED: 2, PHASES.SUCCEEDED: 6}
+
+
+@pytest.mark.newest
+@needs_pyflyte
 def test_where_flyte_starts_the_pod_again_its_executions_are_left_and_adopted(cluster, tmp_path):
     execution = run(cluster, "slow.py", "search")
     wait_until(lambda: len(log(cluster)) == 2, 60)
     pod_of(cluster, execution).send_signal(signal.SIGTERM)
-    wait_until(lambda: len(cluster.propeller.attempts["eager/n0"]) == 2, 60)
+    wait_until(lambda: len(attempts_of(cluster)) == 2, 60)
     assert len(cluster.running()) == 3
     (tmp_path / "go").touch()
     assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
