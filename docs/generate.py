@@ -12,7 +12,8 @@ import sys
 import textwrap
 import tomllib
 
-from optuna_flyte_dsl.options import Cluster, Options
+from optuna_flyte_dsl.cluster_options import Cluster
+from optuna_flyte_dsl.options import Options
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs/reference/optimize.md"

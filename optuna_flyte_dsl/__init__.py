@@ -1,5 +1,6 @@
 """Hyperparameter search on Flyte with Optuna: the search space in the signature, the search in the call."""
 
+from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.decorator import Optimized, optimize
 from optuna_flyte_dsl.engines.engine import register_types as _register_types
 from optuna_flyte_dsl.errors import (
@@ -29,7 +30,6 @@ from optuna_flyte_dsl.errors import (
     WorkerDiedError,
 )
 from optuna_flyte_dsl.optimizer import Optimizer
-from optuna_flyte_dsl.options import Cluster
 from optuna_flyte_dsl.space.markers import (
     Category,
     Fixed,

@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl import _option_checks as check
+from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.directions import Direction, read_directions
 from optuna_flyte_dsl.space.objective import Objective
@@ -24,119 +25,8 @@ from optuna_flyte_dsl.space.objective import Objective
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
 Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
 StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
-OnSigterm: TypeAlias = Literal["auto", "terminate", "leave"]
 
 _FEW_TRIALS = 10  # "auto" lets a search of so few trials run to its end; it is the usual limit of failures too
-
-
-def _must(rule: str, accepts: Callable[[Any], bool]) -> check.Check:
-    """Return a check of an option of `Cluster`; its error message names `Cluster`."""
-    return lambda name, value: check.must(rule, accepts)(f"{name}` of `Cluster", value)
-
-
-_COUNT = _must("be an integer above 0", check.is_integer)
-_FLAG = _must("be True, False or None", lambda value: value in (None, True, False))
-_SECONDS = _must("be a number above 0", lambda value: check.is_seconds(value) and value > 0)
-_STRING = _must("be a string or None", lambda value: value is None or isinstance(value, str))
-_STRINGS = _must(
-    "be strings, such as ('nightly',)",
-    lambda value: isinstance(value, tuple | list) and all(isinstance(each, str) for each in value),
-)
-_STRING_MAP = _must("map strings to strings", check.is_string_map)
-_PORT = _must("be a port from 0 to 65535", lambda value: check.is_integer(value, 0, 2**16 - 1))
-_ON_SIGTERM = _must(
-    f"be one of {', '.join(map(repr, get_args(OnSigterm)))}", lambda value: value in get_args(OnSigterm)
-)
-_SECURITY_CONTEXT = _must(
-    "be a flytekit.models.security.SecurityContext, such as "
-    "SecurityContext(run_as=Identity(k8s_service_account='name'))",
-    lambda value: value is None or hasattr(value, "to_flyte_idl"),
-)
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Cluster(check.CheckedOptions):
-    """How the trials of a search run on a Flyte cluster. On one machine these options have no effect.
-
-    Raises:
-        InvalidOptionError: If an option breaks its rule.
-
-    >>> Cluster(interruptible=True, labels={"team": "vision"}).labels
-    {'team': 'vision'}
-    """
-
-    launches_per_second: Annotated[float, _SECONDS] = 10.0
-    """The largest number of executions launched in a second, after a burst. Flyte by default starts about 10."""
-
-    launch_burst: Annotated[int, _COUNT] = 50
-    """The largest number of executions that are launched at once, before `launches_per_second` holds. While as many
-    wait to be run in Flyte, there is no burst."""
-
-    launches_at_once: Annotated[int, _COUNT] = 16
-    """The largest number of launches, and of reads of outputs, that go on at the same time."""
-
-    patience: Annotated[float, _SECONDS] = 600.0
-    """The seconds for which an outage of flyteadmin is waited out."""
-
-    on_sigterm: Annotated[OnSigterm, _ON_SIGTERM] = "auto"
-    """What happens to running executions when the pod of the eager workflow gets SIGTERM. "terminate" terminates them.
-    "leave" leaves them running, so that the pod's next attempt can adopt them. "auto" leaves them running if the study
-    outlives the pod, the eager workflow's execution has not been aborted, and its task has retries left; otherwise it
-    terminates them."""
-
-    grace: Annotated[float, _SECONDS] = 20.0
-    """The seconds after SIGTERM within which the search ends. It must be less than the pod's grace period, which is 30
-    seconds by default in Kubernetes."""
-
-    interruptible: Annotated[bool | None, _FLAG] = None
-    """Whether executions may run on machines that can be taken away, such as spot instances. `None` leaves it to the
-    task."""
-
-    overwrite_cache: Annotated[bool | None, _FLAG] = None
-    """Whether cached outputs are computed anew."""
-
-    labels: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
-    """Kubernetes labels of the executions, besides those that flytekit sets."""
-
-    annotations: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
-    """Kubernetes annotations of the executions."""
-
-    env: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
-    """Environment variables of the executions, besides those that flytekit sets."""
-
-    tags: Annotated[tuple[str, ...], _STRINGS] = ()
-    """Tags of the executions."""
-
-    cluster_pool: Annotated[str | None, _STRING] = None
-    """The pool of clusters on which the executions run."""
-
-    execution_cluster_label: Annotated[str | None, _STRING] = None
-    """The label of the clusters on which the executions run."""
-
-    raw_output_prefix: Annotated[str | None, _STRING] = None
-    """The prefix under which files and other large outputs are stored, such as "s3://bucket/folder"."""
-
-    security_context: Annotated[Any, _SECURITY_CONTEXT] = None
-    """A `flytekit.models.security.SecurityContext`. It can name a service account."""
-
-    trials_host: Annotated[str | None, _STRING] = None
-    """The address at which pods reach this process, if a task takes `trial: optuna.Trial`. By default the address from
-    which this process reaches Flyte. The connection is not encrypted."""
-
-    trials_port: Annotated[int, _PORT] = 0
-    """The port of that address; 0 for any free port."""
-
-    trials_token_env: Annotated[str | None, _STRING] = None
-    """The environment variable, here and in the pods, that holds the secret of which each trial's token is made. By
-    default the search sets each trial's own token in its execution, as `OPTUNA_FLYTE_DSL_TOKEN`: everyone who may read
-    the execution's specification can read it there."""
-
-    trials_storage_env: Annotated[str | None, _STRING] = None
-    """The environment variable, in the pods, that holds the URL of the study's storage. Pods then open the storage
-    themselves, and this process serves no trials."""
-
-    max_parallelism: Annotated[int | None, check.optional(_COUNT)] = None
-    """The largest number of nodes of one execution that run at the same time."""
 
 
 _Seconds: TypeAlias = Annotated[float | timedelta | None, check.seconds]

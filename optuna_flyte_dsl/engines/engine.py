@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.options import Cluster
+from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.runner import Runner
 from optuna_flyte_dsl.space.objective import Objective, TaskDescription

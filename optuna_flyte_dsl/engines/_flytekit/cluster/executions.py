@@ -14,10 +14,10 @@ from flytekit.configuration import SerializationSettings
 from flytekit.models.core.identifier import WorkflowExecutionIdentifier as ExecutionIdentifier
 from flytekit.remote import FlyteRemote
 
+from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecution, EagerExecutionReader
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
-from optuna_flyte_dsl.options import Cluster
 
 
 @dataclass(frozen=True)

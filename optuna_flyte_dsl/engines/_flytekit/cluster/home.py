@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial
 from optuna_flyte_dsl._compat.flytekit import controller_thread, set_stop_handler
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._threads import Threads, finish
+from optuna_flyte_dsl.cluster_options import Cluster, OnSigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
@@ -38,7 +39,6 @@ from optuna_flyte_dsl.engines._flytekit.cluster.sigterm import SigtermHandler
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import ClusterRunner, TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import outlive_exit
 from optuna_flyte_dsl.errors import RefusedError
-from optuna_flyte_dsl.options import Cluster, OnSigterm
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace

@@ -25,6 +25,7 @@ from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection, ExecutionNames, create_request
@@ -34,7 +35,6 @@ from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import RefusedError
-from optuna_flyte_dsl.options import Cluster
 
 
 class Traffic:
