@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from optuna_flyte_dsl import _option_checks as check
+from optuna_flyte_dsl.errors import InvalidOptionError
 
 OnSigterm: TypeAlias = Literal["auto", "terminate", "leave"]
 
@@ -18,6 +19,10 @@ _COUNT = _must("be an integer above 0", check.is_integer)
 _FLAG = _must("be True, False or None", lambda value: value in (None, True, False))
 _SECONDS = _must("be a number above 0", lambda value: check.is_seconds(value) and value > 0)
 _STRING = _must("be a string or None", lambda value: value is None or isinstance(value, str))
+_URL = _must(
+    "be an address, such as 'https://flyte.example.com/console', or None",
+    lambda value: value is None or (isinstance(value, str) and value.startswith(("http://", "https://"))),
+)
 _STRINGS = _must(
     "be strings, such as ('nightly',)",
     lambda value: isinstance(value, tuple | list) and all(isinstance(each, str) for each in value),
@@ -106,6 +111,16 @@ class Cluster(check.CheckedOptions):
     trials_port: Annotated[int, _PORT] = 0
     """The port of that address; 0 for any free port."""
 
+    trials_certificate: Annotated[str | None, _STRING] = None
+    """The file of a certificate for `trials_host`, with its chain, in PEM format. Only this process reads it, and sends
+    it to the pods, which trust this certificate alone. Needs `trials_key`."""
+
+    trials_key: Annotated[str | None, _STRING] = None
+    """The file of the certificate's private key, in PEM format. It stays in this process."""
+
+    trials_certificate_name: Annotated[str | None, _STRING] = None
+    """The name for which the certificate is valid, if it is not `trials_host`."""
+
     trials_token_env: Annotated[str | None, _STRING] = None
     """The environment variable, here and in the pods, that holds the secret of which each trial's token is made. By
     default the search sets each trial's own token in its execution, as `OPTUNA_FLYTE_DSL_TOKEN`: everyone who may read
@@ -117,3 +132,21 @@ class Cluster(check.CheckedOptions):
 
     max_parallelism: Annotated[int | None, check.optional(_COUNT)] = None
     """The largest number of nodes of one execution that run at the same time."""
+
+    console_url: Annotated[str | None, _URL] = None
+    """The address of Flyte's console, for links to executions, such as "https://flyte.example.com/console". By default
+    Flyte gives it to the pod, if its operator has set it; else links begin with the address of flyteadmin."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.trials_certificate is None) != (self.trials_key is None):
+            given, missing = ("trials_certificate", "trials_key")[:: 1 if self.trials_key is None else -1]
+            raise InvalidOptionError(
+                f"`{given}` of `Cluster` needs `{missing}` too: a certificate and its private key, each in a file. "
+                f"Write `Cluster({given}=..., {missing}=...)`."
+            )
+        if self.trials_certificate_name is not None and self.trials_certificate is None:
+            raise InvalidOptionError(
+                "`trials_certificate_name` of `Cluster` needs `trials_certificate`: it is a name in the certificate. "
+                "Write `Cluster(trials_certificate=..., trials_key=..., trials_certificate_name=...)`."
+            )

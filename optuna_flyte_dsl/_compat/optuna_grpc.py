@@ -1,7 +1,5 @@
 """Private names of Optuna's gRPC storage proxy. In a module of its own, because it loads grpc and protobuf."""
 
-from collections.abc import Callable
-
 import grpc
 from optuna.storages import BaseStorage, GrpcStorageProxy
 from optuna.storages._grpc import client as _client
@@ -15,15 +13,19 @@ def serve_storage(storage: BaseStorage, server: grpc.Server) -> None:
 
 
 class StorageProxyClient(GrpcStorageProxy):
-    """Optuna's client of a storage proxy, over a channel of ours, which sends a token."""
+    """Optuna's client of a storage proxy, over a channel of ours.
 
-    def __init__(self, host: str, port: int, secure: Callable[[grpc.Channel], grpc.Channel]) -> None:
-        self._secure = secure
-        super().__init__(host=host, port=port)
+    Args:
+        interceptor: It adds a token to each call.
+    """
+
+    def __init__(self, channel: grpc.Channel, interceptor: grpc.UnaryUnaryClientInterceptor) -> None:
+        self._plain_channel = channel
+        self.channel: grpc.Channel = grpc.intercept_channel(channel, interceptor)
+        super().__init__()
 
     def _setup(self) -> None:
-        self._plain_channel = _client.create_insecure_channel(self._host, self._port)
-        self.channel = self._channel = self._secure(self._plain_channel)
+        self._channel = self.channel
         self._stub = api_pb2_grpc.StorageServiceStub(self._channel)
         self._cache = _client.GrpcClientCache(self._stub)
 

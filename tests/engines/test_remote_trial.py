@@ -1,24 +1,31 @@
 """Trials elsewhere: what goes there, who is answered to, and what is refused."""
 
+import dataclasses
 import json
 import logging
 import os
+import pathlib
 import pickle
+import socket
 import threading
+import types
 
 import conformance
 import flytekit as fl
 import grpc
 import optuna
 import pytest
+import trustme
 from flytekit.configuration import Image, ImageConfig
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
 
 from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, OptunaFlyteError, RefusedError, optimize
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.engines.remote_trial import server as server_module
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA
+from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle, using_pruner
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTIONS, LOST, OUTCOME, OWNER
@@ -249,7 +256,8 @@ def test_what_flyte_carries_holds_no_secret(server, study):
     context = FlyteContextManager.current_context()
     kind = TypeEngine.to_literal_type(optuna.Trial)
     text = TypeEngine.to_literal(context, handle, optuna.Trial, kind).scalar.primitive.string_value
-    assert set(json.loads(text)) == {"address", "trial", "study", "token", "search", "shares_secret"}
+    public = {"address", "trial", "study", "token", "search", "shares_secret", "certificate", "certificate_name"}
+    assert set(json.loads(text)) == public
     assert server.token_of(handle.trial) not in text + repr(handle) + str(pickle.dumps(handle))
     assert json.loads(text)["token"] == TOKEN_ENV, "the name of the variable"
 
@@ -353,6 +361,79 @@ def test_pods_report_to_the_process_that_searches(admin, caplog):
         grpc.channel_ready_future(channel).result(timeout=0.5)  # it is closed with the search
 
 
+@pytest.fixture
+def certificate(tmp_path):
+    """Make a certificate for the name "search.example.com"; return the paths of it, of its key, and of another one."""
+    authority = trustme.CA()
+    made = authority.issue_cert("search.example.com")
+    made.private_key_pem.write_to_path(tmp_path / "key.pem")
+    with (tmp_path / "certificate.pem").open("wb") as file:
+        file.writelines(blob.bytes() for blob in made.cert_chain_pems)
+    authority.issue_cert("search.example.com").private_key_pem.write_to_path(tmp_path / "other.pem")
+    return {name: str(tmp_path / f"{name}.pem") for name in ("certificate", "key", "other")}
+
+
+def test_with_a_certificate_what_a_trial_sends_is_encrypted(admin, certificate, caplog):
+    caplog.set_level(logging.DEBUG, logger="optuna_flyte_dsl")
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    options = {"trials_certificate": certificate["certificate"], "trials_key": certificate["key"]}
+    study = run_on(admin, takes, **options, trials_certificate_name="search.example.com")
+    assert states(study) == ["COMPLETE"] * 3
+    assert [trial.intermediate_values for trial in study.trials] == [{0: number} for number in range(3)]
+    assert "what is sent is encrypted" in "".join(record.getMessage() for record in caplog.records)
+
+
+def test_a_trial_trusts_the_searchs_certificate_alone(study, certificate, monkeypatch, pauses):
+    pauses.server_reach = 1.0
+    files = {name: pathlib.Path(path).read_bytes() for name, path in certificate.items()}
+    encrypted = Endpoint(certificate=files["certificate"], key=files["key"], certificate_name="search.example.com")
+    server = TrialServer(storage_of(study), study.study_name, endpoint=encrypted)
+    trial = study.ask()
+    handle = server.serve(trial)
+    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
+    assert handle.open().number == 0
+    other = trustme.CA().issue_cert("search.example.com").cert_chain_pems[0].bytes().decode()
+    for wrong in ({"certificate": ""}, {"certificate": other}, {"certificate_name": "other.example.com"}):
+        with pytest.raises(OptunaFlyteError, match=r"cannot reach its search.*certificate must be valid"):
+            dataclasses.replace(handle, **wrong).open()
+    server.close()
+
+
+def test_wrong_certificates_are_named(admin, certificate, tmp_path):
+    options = {"trials_certificate": str(tmp_path / "missing.pem"), "trials_key": certificate["key"]}
+    with pytest.raises(RefusedError, match=r"`trials_certificate` of `Cluster` must be a file that this process can"):
+        run_on(admin, takes, **options)
+    options = {"trials_certificate": certificate["certificate"], "trials_key": certificate["other"]}
+    with pytest.raises(RefusedError, match="check that `trials_key` is the key of `trials_certificate`"):
+        run_on(admin, takes, **options)
+
+
+def test_a_server_listens_only_where_pods_reach_it(study, monkeypatch):
+    assert listening(TrialServer(storage_of(study), study.study_name)) == {"127.0.0.1"}
+    launcher = types.SimpleNamespace(options=Cluster(), _own_address=lambda: "127.0.0.2", _read=Launcher._read)
+    assert Launcher._endpoint(launcher) == Endpoint("127.0.0.2", interface="127.0.0.2")
+    assert listening(TrialServer(storage_of(study), study.study_name, endpoint=Launcher._endpoint(launcher))) == {
+        "127.0.0.2"
+    }
+    launcher.options = Cluster(trials_host="vpn.example.com", trials_port=13000)
+    assert Launcher._endpoint(launcher) == Endpoint("vpn.example.com", 13000, "0.0.0.0")
+
+
+def listening(server):
+    """Return the addresses at which a server takes connections, and close it."""
+    port = int(server.address.rpartition(":")[2])
+    try:
+        return {each for each in ("127.0.0.1", "127.0.0.2", "127.0.0.3") if takes_connections(each, port)}
+    finally:
+        server.close()
+
+
+def takes_connections(host, port):
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex((host, port)) == 0
+
+
 def run_on(admin, objective, **options):
     return with_options(objective, **options).on(admin.remote(), image_config=IMAGES).run_sync()
 
@@ -380,6 +461,10 @@ def test_a_bare_tasks_pruning_shows_as_pruned_in_the_study(admin):
     [
         ({"trials_port": 70000}, "a port from 0 to 65535"),
         ({"trials_host": 3}, "`trials_host` of `Cluster` must be a string"),
+        ({"trials_key": "a"}, r"`trials_key` of `Cluster` needs `trials_certificate` too: .* Write `Cluster\("),
+        ({"trials_certificate": "a"}, "`trials_certificate` of `Cluster` needs `trials_key` too"),
+        ({"trials_certificate_name": "a"}, "`trials_certificate_name` of `Cluster` needs `trials_certificate`"),
+        ({"console_url": "flyte.example.com"}, "`console_url` of `Cluster` must be an address, such as 'https://"),
     ],
 )
 def test_wrong_options_are_named(options, message):

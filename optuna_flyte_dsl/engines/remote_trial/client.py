@@ -31,23 +31,24 @@ def token_of_trial(secret: str, trial: int) -> str:
     return hmac.new(secret.encode(), str(trial).encode(), "sha256").hexdigest()
 
 
-def connect(host: str, port: int, trial: int, token: str) -> tuple[StorageProxyClient, BaseSampler, BasePruner]:
+def connect(
+    channel: grpc.Channel, address: str, trial: int, token: str
+) -> tuple[StorageProxyClient, BaseSampler, BasePruner]:
     """Connect to a trial server.
 
     Returns:
         The storage, sampler and pruner of a study that is used by one trial.
     """
-    client = StorageProxyClient(
-        host, port, lambda channel: grpc.intercept_channel(channel, _TokenSender(f"{trial}:{token}"))
-    )
     try:
-        client.wait_server_ready(pauses.server_reach)
-    except ConnectionError as error:
-        client.close()
+        grpc.channel_ready_future(channel).result(pauses.server_reach)
+    except grpc.FutureTimeoutError as error:
+        channel.close()
         raise OptunaFlyteError(
-            f"This trial cannot reach its search at {host}:{port}. Let a network policy allow it, or give an address "
-            "that pods reach, by `Cluster(trials_host=..., trials_port=...)`."
+            f"This trial cannot reach its search at {address}. Let a network policy allow it, or give an address that "
+            "pods reach, by `Cluster(trials_host=..., trials_port=...)`. With TLS, the certificate must be valid for "
+            "that address, or for `Cluster(trials_certificate_name=...)`."
         ) from error
+    client = StorageProxyClient(channel, _TokenSender(f"{trial}:{token}"))
     return client, _RemoteSampler(client.channel), _RemotePruner(client.channel)
 
 

@@ -19,6 +19,7 @@ from optuna.trial import BaseTrial, Trial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.engines.remote_trial.client import connect, token_of_trial
+from optuna_flyte_dsl.engines.remote_trial.endpoint import open_channel
 from optuna_flyte_dsl.errors import OptunaFlyteError
 from optuna_flyte_dsl.study.attributes import PRUNED
 
@@ -36,6 +37,8 @@ class TrialHandle:
     token: str = TOKEN_ENV
     search: str = ""  # a unique id of the server, so that no two trials have the same key in Flyte's cache
     shares_secret: bool = False  # whether the variable `token` holds the secret of the search instead of the token
+    certificate: str = ""  # the server's certificate, which is public; empty if the connection is not encrypted
+    certificate_name: str = ""
 
     def to_text(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -49,13 +52,13 @@ class TrialHandle:
             storage = optuna.storages.get_storage(_variable(self.address.removeprefix("env:"), "the storage's URL"))
             study = optuna.load_study(study_name=self.study, storage=storage, pruner=_make_pruner.get()())
             return Trial(study, self.trial)
-        host, _, port = self.address.rpartition(":")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             token = _variable(self.token, "the token of the trial")
             if self.shares_secret:
                 token = token_of_trial(token, self.trial)
-            client, sampler, pruner = connect(host, int(port), self.trial, token)
+            channel = open_channel(self.address, self.certificate.encode(), self.certificate_name)
+            client, sampler, pruner = connect(channel, self.address, self.trial, token)
         study = optuna.load_study(study_name=self.study, storage=client, sampler=sampler, pruner=pruner)
         trial = Trial(study, self.trial)
         weakref.finalize(trial, client.close)

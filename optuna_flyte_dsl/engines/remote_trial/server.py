@@ -2,7 +2,7 @@
 
 A call is judged by its metadata before its message is read, so who has no token holds up nobody. A token allows the
 parameters, reports and attributes of its own trial. Sampling and pruning need the other trials, so they are done here.
-Nothing is encrypted.
+The connection is encrypted if the endpoint has a certificate.
 """
 
 import collections
@@ -26,6 +26,7 @@ from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import serve_storage
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE, token_of_trial
+from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.study.attributes import PREFIX, PRUNED
@@ -67,6 +68,7 @@ class TrialServer:
     Besides the storage proxy it answers two calls of our own, by which a trial asks its study's sampler and pruner.
 
     Args:
+        endpoint: The server's address; by default on this machine alone.
         secret: The secret from which the token of each trial is made; by default a new one.
         token_env: The environment variable in which a trial's process finds its token.
         shares_secret: Whether that variable holds the secret instead: it comes from the user.
@@ -77,8 +79,7 @@ class TrialServer:
         storage: BaseStorage,
         study: str,
         *,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        endpoint: Endpoint | None = None,
         secret: str | None = None,
         token_env: str = TOKEN_ENV,
         shares_secret: bool = False,
@@ -96,9 +97,8 @@ class TrialServer:
         methods = {"Suggest": self._suggest, "Prune": self._prune}
         handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(TRIALS_SERVICE, handlers),))
-        bind = "127.0.0.1" if host in ("127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104 - pods are elsewhere
-        bound = self._server.add_insecure_port(f"{bind}:{port}")
-        self.address: str = f"{host}:{bound}"
+        self.endpoint: Endpoint = endpoint or Endpoint()
+        self.address: str = self.endpoint.listen(self._server)
         self._server.start()
         self._closed = threading.Event()
         threading.Thread(
@@ -112,7 +112,14 @@ class TrialServer:
     def serve(self, trial: Trial) -> TrialHandle:
         self._trials[trial_id(trial)] = trial
         return TrialHandle(
-            self.address, trial_id(trial), self._study, self._token_env, self._search, self._shares_secret
+            self.address,
+            trial_id(trial),
+            self._study,
+            self._token_env,
+            self._search,
+            self._shares_secret,
+            self.endpoint.certificate.decode(),
+            self.endpoint.certificate_name,
         )
 
     def forget(self, trial: Trial) -> None:

@@ -57,6 +57,7 @@ class ExecutionNames:
 
     connection: Connection
     search: str
+    console: str = ""  # the address of Flyte's console; empty if the user gives none
     study: str | None = None  # the identity of a study that other processes may continue; it replaces the caller's
 
     def name(self, trial: int, entity: str, index: int, collision: int, *, attempt: int = 0) -> str:
@@ -84,8 +85,9 @@ class ExecutionNames:
 
         In a pod, Flyte gives the address of the pod's own page. The remote's endpoint may be one inside the cluster.
         """
-        console, is_known, _ = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/projects/")
-        if is_known:
+        console, _, rest = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/projects/")
+        console = self.console or (console if rest else "")
+        if console:
             return f"{console}/projects/{self.connection.project}/domains/{self.connection.domain}/executions/{name}"
         identifier = ExecutionIdentifier(self.connection.project, self.connection.domain, name)
         return str(self.connection.remote.generate_console_url(identifier))

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import pathlib
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection, Ex
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable, Registry
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import RefusedError
@@ -113,7 +115,7 @@ class Launcher:
 
     def __post_init__(self) -> None:
         connection, options, context = self.connection, self.options, self.outer_context
-        self.names: ExecutionNames = ExecutionNames(connection, self.search)
+        self.names: ExecutionNames = ExecutionNames(connection, self.search, (options.console_url or "").rstrip("/"))
         self.admin: Admin = Admin(connection.remote, options.patience)
         self.registry: Registry = Registry(self.admin, connection.settings)
         self.poller: Poller = self.traffic.enter()
@@ -162,8 +164,9 @@ class Launcher:
             if self._server is None:
                 self._server = self._start_server(trial)
                 logger.info(
-                    "Trials report to %s. The token keeps others out; what is sent is not encrypted.",
+                    "Trials report to %s. The token keeps others out; what is sent is %s.",
                     self._server.address,
+                    "encrypted" if self._server.endpoint.certificate else "not encrypted",
                 )
         return self._server.serve(trial)
 
@@ -178,12 +181,38 @@ class Launcher:
         return TrialServer(
             trial.storage,
             trial.study.study_name,
-            host=self.options.trials_host or self._own_address(),
-            port=self.options.trials_port,
+            endpoint=self._endpoint(),
             secret=token,
             token_env=name or TOKEN_ENV,
             shares_secret=name is not None,
         )
+
+    def _endpoint(self) -> Endpoint:
+        options = self.options
+        host = interface = options.trials_host or self._own_address()
+        if options.trials_host is not None and host not in ("127.0.0.1", "localhost"):
+            interface = "0.0.0.0"  # noqa: S104 - the name may be that of a gateway in front of this machine
+        certificate, key = (
+            self._read(name, path)
+            for name, path in (
+                ("trials_certificate", options.trials_certificate),
+                ("trials_key", options.trials_key),
+            )
+        )
+        name = options.trials_certificate_name or ""
+        return Endpoint(host, options.trials_port, interface, certificate, key, name)
+
+    @staticmethod
+    def _read(option: str, path: str | None) -> bytes:
+        if path is None:
+            return b""
+        try:
+            return pathlib.Path(path).read_bytes()
+        except OSError as error:
+            raise RefusedError(
+                f"`{option}` of `Cluster` must be a file that this process can read: {error}. Mount it into the eager "
+                "workflow's pod, as a secret."
+            ) from error
 
     def _own_address(self) -> str:
         """Return this machine's address on the route to Flyte."""

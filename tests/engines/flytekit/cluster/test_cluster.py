@@ -577,6 +577,14 @@ def test_links_open_in_the_console_whose_address_the_pod_knows(cluster, monkeypa
     )
 
 
+def test_links_open_in_the_console_that_the_user_names(cluster, monkeypatch):
+    monkeypatch.setenv("FLYTE_EXECUTION_URL", "https://inner.example.com/projects/project/domains/development")
+    study = there(with_options(quick.train, console_url="https://flyte.example.com/console/"), cluster).run_sync()
+    (entry,) = study.trials[0].user_attrs[EXECUTIONS]
+    start = "https://flyte.example.com/console/projects/project/domains/development/executions/"
+    assert entry["url"] == f"{start}{entry['name']}"
+
+
 def test_an_execution_that_the_pod_before_has_terminated_is_launched_again(cluster):
     """A pod that is replaced may still be ending, and terminate what its successor has adopted."""
     aborted = []
