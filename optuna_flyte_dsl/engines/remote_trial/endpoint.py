@@ -41,7 +41,7 @@ class Endpoint:
 
 def open_channel(address: str, certificate: bytes, certificate_name: str) -> grpc.Channel:
     """Return a channel to a trial server. With a certificate it is encrypted, and trusts this certificate alone."""
-    options = [("grpc.max_receive_message_length", -1)]
+    options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
     if not certificate:
         return grpc.insecure_channel(address, options)
     if certificate_name:

@@ -192,13 +192,8 @@ class Launcher:
         host = interface = options.trials_host or self._own_address()
         if options.trials_host is not None and host not in ("127.0.0.1", "localhost"):
             interface = "0.0.0.0"  # noqa: S104 - the name may be that of a gateway in front of this machine
-        certificate, key = (
-            self._read(name, path)
-            for name, path in (
-                ("trials_certificate", options.trials_certificate),
-                ("trials_key", options.trials_key),
-            )
-        )
+        certificate = self._read("trials_certificate", options.trials_certificate)
+        key = self._read("trials_key", options.trials_key)
         name = options.trials_certificate_name or ""
         return Endpoint(host, options.trials_port, interface, certificate, key, name)
 
