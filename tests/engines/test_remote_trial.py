@@ -1,5 +1,6 @@
 """Trials elsewhere: what goes there, who is answered to, and what is refused."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,6 +24,7 @@ from flytekit.core.type_engine import TypeEngine
 from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, OptunaFlyteError, RefusedError, optimize
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
+from optuna_flyte_dsl.engines.remote_trial import connections as connections_module
 from optuna_flyte_dsl.engines.remote_trial import server as server_module
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA
 from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
@@ -361,6 +363,68 @@ def test_pods_report_to_the_process_that_searches(admin, caplog):
         grpc.channel_ready_future(channel).result(timeout=0.5)  # it is closed with the search
 
 
+def open_connections(address, count):
+    host, _, port = address.rpartition(":")
+    return [socket.create_connection((host, int(port)), timeout=10) for _ in range(count)]
+
+
+def is_closed(connection):
+    connection.settimeout(10)
+    with contextlib.suppress(ConnectionResetError):
+        while connection.recv(4096):  # gRPC's greeting may come first
+            pass
+    return True
+
+
+def test_connections_without_a_token_use_a_bounded_number_of_files(study, server, monkeypatch):
+    trial = server.serve(study.ask()).open()
+    limit = server._guard._limit = 20
+    before = len(os.listdir("/proc/self/fd"))
+    connections = open_connections(server.address, 100)
+    wait_until(lambda: len(server._guard._strangers) == limit)
+    trial.report(0.5, 0)
+    # Each has an end here, one to the guard, and two between the guard and gRPC.
+    assert len(os.listdir("/proc/self/fd")) <= before + 100 + 3 * limit + 10
+    other = server.serve(study.ask()).open()
+    other.report(0.5, 0)
+    trial.report(0.5, 1)
+    assert [list(each.intermediate_values) for each in study.trials] == [[0, 1], [0]]
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: len(server._guard._clients) <= 2)
+
+
+def test_a_connection_that_shows_no_token_is_closed_in_time(study, server, monkeypatch):
+    monkeypatch.setattr(connections_module, "_SECONDS_OF_A_STRANGER", 0.5)
+    (connection,) = open_connections(server.address, 1)
+    trial = server.serve(study.ask()).open()
+    trial.report(0.5, 0)
+    assert is_closed(connection)
+    connection.close()
+    wait_until(lambda: not server._guard._strangers)
+    wait_until(lambda: len(server._guard._clients) == 1)  # the trial's own
+    trial.report(0.5, 1)
+
+
+def test_the_guard_passes_on_what_is_larger_than_a_sockets_buffer(study, server):
+    trial = server.serve(study.ask()).open()
+    note = "x" * 3_000_000
+    trial.set_user_attr("note", note)
+    assert study.trials[0].user_attrs["note"] == note
+    assert trial.user_attrs["note"] == note
+
+
+def test_the_guard_closes_all_connections_with_the_server(study):
+    server = TrialServer(storage_of(study), study.study_name)
+    connections = open_connections(server.address, 3)
+    wait_until(lambda: len(server._guard._clients) == 3)
+    server.close()
+    server.close()
+    assert all(is_closed(connection) for connection in connections)
+    for connection in connections:
+        connection.close()
+
+
 @pytest.fixture
 def certificate(tmp_path):
     """Make a certificate for the name "search.example.com"; return the paths of it, of its key, and of another one."""
@@ -399,12 +463,14 @@ def test_a_trial_trusts_the_searchs_certificate_alone(study, certificate, monkey
     server.close()
 
 
-def test_wrong_certificates_are_named(admin, certificate, tmp_path):
+def test_wrong_certificates_and_taken_ports_are_named(admin, certificate, tmp_path):
     options = {"trials_certificate": str(tmp_path / "missing.pem"), "trials_key": certificate["key"]}
     with pytest.raises(RefusedError, match=r"`trials_certificate` of `Cluster` must be a file that this process can"):
         run_on(admin, takes, **options)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RefusedError, match="Choose another `Cluster"):
+        run_on(admin, takes, trials_host="127.0.0.1", trials_port=taken.getsockname()[1])
     options = {"trials_certificate": certificate["certificate"], "trials_key": certificate["other"]}
-    with pytest.raises(RefusedError, match="check that `trials_key` is the key of `trials_certificate`"):
+    with pytest.raises(RefusedError, match=r"cannot use its certificate\. Check that `trials_key` is the key"):
         run_on(admin, takes, **options)
 
 

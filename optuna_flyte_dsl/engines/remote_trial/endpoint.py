@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
 
@@ -18,25 +19,36 @@ class Endpoint:
     key: bytes = b""  # PEM, the private key of the certificate
     certificate_name: str = ""  # the name for which the certificate is valid, if it is not `host`
 
-    def listen(self, server: grpc.Server) -> str:
-        """Let a server listen, and return the address by which trials reach it, as `host:port`.
+    def listen(self, server: grpc.Server) -> int:
+        """Let a server listen on the loopback address, and return the port there.
 
         Raises:
-            RefusedError: If the address is taken, or gRPC cannot use the certificate.
+            RefusedError: If gRPC cannot use the certificate.
         """
-        at = f"{self.interface}:{self.port}"
+        if not self.certificate:
+            return int(server.add_insecure_port("127.0.0.1:0"))
         try:
-            if self.certificate:
-                credentials = grpc.ssl_server_credentials([(self.key, self.certificate)])
-                port = server.add_secure_port(at, credentials)
-            else:
-                port = server.add_insecure_port(at)
+            credentials = grpc.ssl_server_credentials([(self.key, self.certificate)])
+            return int(server.add_secure_port("127.0.0.1:0", credentials))
         except RuntimeError as error:
             raise RefusedError(
-                f"The search cannot listen at {at} for its trials: {error}. Choose another `Cluster(trials_port=...)`; "
-                "with TLS, check that `trials_key` is the key of `trials_certificate`."
+                "The search cannot use its certificate. Check that `trials_key` is the key of "
+                "`trials_certificate`, and that both files are in PEM format."
             ) from error
-        return f"{self.host}:{port}"
+
+    def guard(self, port: int) -> ConnectionGuard:
+        """Let clients connect to a server that listens at a port of the loopback address.
+
+        Raises:
+            RefusedError: If the endpoint's own address is taken.
+        """
+        try:
+            return ConnectionGuard(self.interface, self.port, port)
+        except OSError as error:
+            raise RefusedError(
+                f"The search cannot listen at {self.interface}:{self.port} for its trials: {error}. Choose another "
+                "`Cluster(trials_port=...)`."
+            ) from error
 
 
 def open_channel(address: str, certificate: bytes, certificate_name: str) -> grpc.Channel:

@@ -91,14 +91,16 @@ class TrialServer:
         self._search = uuid.uuid4().hex
         self._trials: dict[int, Trial] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="optuna-flyte-serve")
-        gate = _Gate(self._trials, self.token_of, storage.get_study_id_from_name(study), study)
+        gate = _Gate(self._trials, self.token_of, self._admit, storage.get_study_id_from_name(study), study)
         self._server = grpc.server(self._pool, interceptors=[gate], options=_OPTIONS)
         serve_storage(storage, self._server)
         methods = {"Suggest": self._suggest, "Prune": self._prune}
         handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(TRIALS_SERVICE, handlers),))
         self.endpoint: Endpoint = endpoint or Endpoint()
-        self.address: str = self.endpoint.listen(self._server)
+        port = self.endpoint.listen(self._server)
+        self._guard = self.endpoint.guard(port)
+        self.address: str = f"{self.endpoint.host}:{self._guard.port}"
         self._server.start()
         self._closed = threading.Event()
         threading.Thread(
@@ -125,6 +127,9 @@ class TrialServer:
     def forget(self, trial: Trial) -> None:
         self._trials.pop(trial_id(trial), None)
 
+    def _admit(self, peer: str) -> None:
+        self._guard.admit(peer)
+
     def _find(self, request: dict[str, Any], context: grpc.ServicerContext) -> Trial:
         trial = self._trials.get(request["trial"])
         if trial is None:
@@ -146,18 +151,29 @@ class TrialServer:
 
     def close(self) -> None:
         self._closed.set()
+        self._guard.close()
         self._server.stop(grace=0).wait(pauses.server_close)
         self._pool.shutdown(wait=False)
 
 
 class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Lets a trial's calls pass that are about this trial, and refuses all others."""
+    """Lets a trial's calls pass that are about this trial, and refuses all others.
+
+    Args:
+        admit: Called with the address of each client that has shown a token.
+    """
 
     def __init__(
-        self, trials: dict[int, Trial], token_of: Callable[[int], str], study_id: int, study_name: str
+        self,
+        trials: dict[int, Trial],
+        token_of: Callable[[int], str],
+        admit: Callable[[str], None],
+        study_id: int,
+        study_name: str,
     ) -> None:
         self._trials = trials
         self._token_of = token_of
+        self._admit = admit
         self._study = {"study_id": study_id, "study_name": study_name}
         self._refusals = threading.BoundedSemaphore(_REFUSALS_AT_ONCE)
         self._lock = threading.Lock()
@@ -196,6 +212,7 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         """
 
         def serve(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
+            self._admit(context.peer())
             with self._counted(trial, context):
                 self._silent[context] = time.monotonic()
                 try:

@@ -1,0 +1,160 @@
+"""`ConnectionGuard`: stands before a gRPC server, and bounds the connections that have not shown a token.
+
+gRPC for Python has no such bound. Without one, idle connections use up the process's file descriptors.
+"""
+
+import asyncio
+import contextlib
+import errno
+import random
+import resource
+import socket
+import threading
+from collections.abc import Callable
+
+_STRANGERS = 512
+"""The largest number of connections without a token, where the process may open enough files."""
+_FILES_OF_A_CONNECTION = 3  # one to the client, and two between the guard and gRPC
+_SECONDS_OF_A_STRANGER = 10.0
+_BUFFER = 64 * 1024
+
+
+class ConnectionGuard:
+    """Passes bytes on between clients and a gRPC server of this process, in a thread of its own.
+
+    If too many connections have not shown a token, a new one replaces one of these, chosen at random. So strangers
+    cannot keep a client with a token out for long. A connection with a token is never closed here.
+
+    Args:
+        interface: The address at which clients connect.
+        port: The port there; 0 for any free port.
+        server: The port of the gRPC server on the loopback address.
+
+    Raises:
+        OSError: If the address is taken.
+    """
+
+    def __init__(self, interface: str, port: int, server: int) -> None:
+        self._server = server
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = max(16, min(_STRANGERS, files // (4 * _FILES_OF_A_CONNECTION)))
+        self._strangers: dict[int, _Pipe] = {}  # by the port from which the guard has connected to gRPC
+        self._clients: set[_Pipe] = set()
+        self._listener = socket.create_server((interface, port), backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="optuna-flyte-guard", daemon=True)
+        self._thread.start()
+
+    def admit(self, peer: str) -> None:
+        """Note that a connection has shown a token.
+
+        Args:
+            peer: The client's address as gRPC gives it, such as "ipv4:127.0.0.1:4711".
+        """
+        # Without a lock: it is one step of a dictionary, and later calls of the same connection find nothing.
+        self._strangers.pop(int(peer.rpartition(":")[2]), None)
+
+    def close(self) -> None:
+        """Close all connections, and end the thread."""
+        with contextlib.suppress(RuntimeError):  # it is closed already
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.closing(self._loop), self._listener:
+            self._listener.setblocking(False)
+            self._loop.add_reader(self._listener, self._accept)
+            self._loop.run_forever()
+            self._loop.remove_reader(self._listener)
+            for pipe in list(self._clients):
+                pipe.close()
+            self._loop.run_until_complete(asyncio.sleep(0))  # transports close in the next step
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except OSError as error:  # the client has gone, or there are too many open files
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room(len(self._strangers) - 1)
+            return
+        try:
+            inner = socket.create_connection(("127.0.0.1", self._server), timeout=1)
+        except OSError:
+            client.close()
+            return
+        self._make_room(self._limit - 1)
+        key = inner.getsockname()[1]
+        pipe = _Pipe(self._loop, client, inner, lambda: self._forget(key, pipe))
+        self._strangers[key] = pipe
+        self._clients.add(pipe)
+        self._loop.call_later(_SECONDS_OF_A_STRANGER, self._end_stranger, key, pipe)
+
+    def _make_room(self, most: int) -> None:
+        """Close strangers' connections, so that at most so many are left."""
+        while len(self._strangers) > max(0, most):
+            pipe = self._strangers.pop(random.choice(list(self._strangers)), None)  # noqa: S311 - it need not be secret
+            if pipe is not None:
+                pipe.close()
+
+    def _end_stranger(self, key: int, pipe: "_Pipe") -> None:
+        if self._strangers.get(key) is pipe:
+            pipe.close()
+
+    def _forget(self, key: int, pipe: "_Pipe") -> None:
+        if self._strangers.get(key) is pipe:
+            self._strangers.pop(key, None)
+        self._clients.discard(pipe)
+
+
+class _Pipe:
+    """Two sockets between which bytes are passed on, until one of them closes."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, client: socket.socket, inner: socket.socket, ended: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._sockets = (client, inner)
+        self._ended = ended
+        for each, other in ((client, inner), (inner, client)):
+            each.setblocking(False)
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            loop.add_reader(each, self._pass_on, each, other)
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            data = source.recv(_BUFFER)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._send(data, source, target)
+
+    def _send(self, data: bytes, source: socket.socket, target: socket.socket) -> None:
+        try:
+            sent = target.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < len(data):  # read no more until the target has taken it
+            self._loop.remove_reader(source)
+            self._loop.add_writer(target, self._go_on, data[sent:], source, target)
+
+    def _go_on(self, data: bytes, source: socket.socket, target: socket.socket) -> None:
+        self._loop.remove_writer(target)
+        self._loop.add_reader(source, self._pass_on, source, target)
+        self._send(data, source, target)
+
+    def close(self) -> None:
+        """Close both sockets. A second call changes nothing."""
+        for each in self._sockets:
+            if each.fileno() >= 0:
+                self._loop.remove_reader(each)
+                self._loop.remove_writer(each)
+                each.close()
+        self._ended()
