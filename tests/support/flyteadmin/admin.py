@@ -72,7 +72,6 @@ class FlyteAdmin:
         system_retries: How often an attempt that ends without an answer is tried again, besides the task's own retries.
         abort_seconds: How long a terminated execution is ABORTING, before its pods hear of it.
         has_login: Whether there are services for logging in, as where flyteadmin asks for credentials.
-        pings: The shortest interval of a client's pings on an idle channel in seconds; `None` for any.
     """
 
     def __init__(
@@ -86,13 +85,13 @@ class FlyteAdmin:
         system_retries=3,
         abort_seconds=0.0,
         has_login=False,
-        pings=None,
         workers=64,
     ):
         self.folder = pathlib.Path(folder)
         self.instant = instant
         self.latency = latency
         self.counts = collections.Counter()
+        self.peers: set[str] = set()  # the addresses of the clients' connections
         self.faults = collections.defaultdict(list)
         self.executions: dict[tuple[str, str, str], Execution] = {}
         self.tasks: dict[tuple, task_pb2.TaskSpec] = {}
@@ -106,7 +105,7 @@ class FlyteAdmin:
         self.port = 0
         self.propeller = Propeller(self, python_path, dict(environment or {}), system_retries)
         self.abort_seconds = abort_seconds
-        self._has_login, self._pings = has_login, pings
+        self._has_login = has_login
         self._workers = workers
         self._server = None
         self._uploads = None
@@ -120,7 +119,9 @@ class FlyteAdmin:
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", 20 * 2**20),
-                *self._ping_options(),
+                # As gRPC-Go by default: the third ping that comes too early on an idle connection closes it.
+                ("grpc.http2.max_ping_strikes", 2),
+                ("grpc.http2.min_ping_interval_without_data_ms", 300_000),
             ],
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(_Admin(self), server)
@@ -135,15 +136,6 @@ class FlyteAdmin:
         if self._uploads is None:
             self._uploads = _Uploads(self.folder / "uploads")
         return self
-
-    def _ping_options(self):
-        if self._pings is None:
-            return [("grpc.http2.max_ping_strikes", 0)]
-        # gRPC-Go closes a connection at the third ping that comes too early.
-        return [
-            ("grpc.http2.max_ping_strikes", 2),
-            ("grpc.http2.min_ping_interval_without_data_ms", int(self._pings * 1000)),
-        ]
 
     def stop(self):
         """Stop answering, as a flyteadmin that is restarted; executions go on."""
@@ -285,6 +277,7 @@ class _Gate(grpc.ServerInterceptor):
         def behave(request, context):
             with admin.lock:
                 admin.counts[rpc] += 1
+                admin.peers.add(context.peer())
                 admin.times.append((rpc, time.monotonic()))
                 fault = None
                 waiting = admin.faults.get(rpc) or admin.faults.get("*")

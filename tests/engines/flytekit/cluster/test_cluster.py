@@ -685,6 +685,39 @@ def test_a_task_can_be_redefined_as_in_a_notebook(cluster, tmp_path, monkeypatch
     assert kinds_of(cluster) == {identifier_pb2.LAUNCH_PLAN}
 
 
+@pytest.mark.newest
+def test_a_flyteadmin_that_closes_connections_for_too_many_pings_is_called_again(tmp_path, monkeypatch, pauses):
+    """gRPC-Go allows one ping in five minutes on an idle connection; flytekit sends one in 30 seconds, here in one."""
+    insecure_channel = grpc.insecure_channel
+
+    def impatient_channel(target, options=(), compression=None):
+        options = [(name, 1000 if name == "grpc.keepalive_time_ms" else value) for name, value in options]
+        return insecure_channel(target, options, compression)
+
+    monkeypatch.setattr(grpc, "insecure_channel", impatient_channel)
+    pauses.poll_shortest = pauses.poll_longest = 5.0
+    with FlyteAdmin(tmp_path / "strict", instant=echo(seconds=1.0)) as admin:
+        study = there(Optimizer(quick.train.task, 1, 1, progress=False), admin).run_sync()
+        assert states(study) == ["COMPLETE"]
+        assert len(admin.executions) == 1
+        assert len(admin.peers) > 1, "no connection was closed"
+
+
+def test_a_search_does_not_wait_for_pods_that_are_told_to_end(cluster):
+    cluster.abort_seconds = 30.0
+    cluster.instant = echo(seconds=60.0)
+
+    async def search():
+        task = asyncio.ensure_future(quick.train.on(cluster.remote(), image_config=IMAGES)())
+        await asyncio.to_thread(wait_until, lambda: len(cluster.executions) == 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(search())
+    assert {each.phase for each in executions(cluster)} == {PHASES.ABORTING}
+
+
 @pytest.mark.parametrize(("queued", "at_once"), [(0, 50), (49, 50), (50, 1), (500, 1)])
 def test_launches_come_in_a_burst_and_then_at_their_pace_unless_many_are_queued(cluster, monkeypatch, queued, at_once):
     now = [1000.0]

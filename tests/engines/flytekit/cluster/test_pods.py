@@ -242,6 +242,18 @@ def test_where_flyte_starts_the_pod_again_its_executions_are_left_and_adopted(cl
 
 @pytest.mark.newest
 @needs_pyflyte
+def test_a_pod_that_still_ends_beside_its_successor_disturbs_nothing(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    cluster.propeller.drain(execution)
+    wait_until(lambda: len(cluster.propeller.processes(execution)) == 2, 60)  # the old pod and the new one
+    (tmp_path / "go").touch()
+    assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
+    assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 6
+
+
+@pytest.mark.newest
+@needs_pyflyte
 def test_an_aborted_search_leaves_nothing_running_though_retries_are_left(cluster):
     execution = run(cluster, "slow.py", "search")
     wait_until(lambda: len(log(cluster)) == 2, 60)
