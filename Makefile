@@ -12,6 +12,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format unit coverage oldest next docs bench soak clean
 KILLS := 200
+STRIDE := 1
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -77,8 +78,9 @@ docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
 	$(VENV)/bench/bin/python -m benchmarks
 
-soak: $(VENV)/dev/.made ## Cancel searches at every step, kill them at random moments, and look what is left
+soak: $(VENV)/dev/.made ## Cut, cancel and kill searches at every step and at random moments, and look what is left
 	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/search/test_cancellation.py
+	$(VENV)/dev/bin/python -W ignore -m tests.sweeps --stride $(STRIDE)
 	$(VENV)/dev/bin/python -W ignore -m tests.soak --kills $(KILLS)
 
 clean: ## Remove all environments and caches

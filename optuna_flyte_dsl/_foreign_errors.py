@@ -34,11 +34,18 @@ def is_storage_outage(error: BaseException) -> bool:
         return is_storage_outage(error.__cause__)
     if isinstance(error, StorageInternalError | OSError):
         return not isinstance(error, FileNotFoundError)
-    from sqlalchemy.exc import DBAPIError  # loaded late: only a database needs it
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError  # loaded late: only a database needs it
     from sqlalchemy.exc import TimeoutError as PoolTimeout
 
     is_passing = isinstance(error, DBAPIError) and type(error).__name__ in _PASSING_DATABASE_ERRORS
-    return is_passing or isinstance(error, PoolTimeout)
+    # A PendingRollbackError follows an outage: Optuna uses the broken transaction once more before it closes it.
+    return is_passing or isinstance(error, PoolTimeout | PendingRollbackError)
+
+
+def is_opening_outage(error: BaseException) -> bool:
+    """Tell the same of an error while a storage is opened. A wrong path, or one without permission, stays wrong."""
+    is_wrong = isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError)
+    return is_storage_outage(error) and not is_wrong
 
 
 def is_too_large(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -28,7 +29,7 @@ from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import resuming
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
-from optuna_flyte_dsl.study.opening import StudySource, check_study_options, make_sampler
+from optuna_flyte_dsl.study.opening import StudySource, check_study_options, make_sampler, wait_until_open
 from optuna_flyte_dsl.study.storages import is_kept, preload_database
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.view import view_of
@@ -180,21 +181,30 @@ class _Assembly:
                 None,
             ) from None
 
+    async def _open_in_time(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that opens or reads the storage before it is a `DurableStorage`; wait out a short outage."""
+        given_up = threading.Event()
+        opening = functools.partial(wait_until_open, function, *args, of=self.objective.name, given_up=given_up)
+        try:
+            return await self._in_time(opening)
+        finally:
+            given_up.set()
+
     async def run_here(self) -> optuna.Study:
         """Search with the trials on this machine."""
-        study: optuna.Study = await self._in_time(self.source.get)
+        study: optuna.Study = await self._open_in_time(self.source.get)
         await self._resume_and_run(study, None)
         return study
 
     async def run_remotely(self, remote: RemoteSearch) -> optuna.Study:
         """Search with the trials on a cluster, and continue what the pod's attempt before has left."""
         await remote.check(self.objective)
-        study: optuna.Study = await self._in_time(self.source.get, remote.open_storage)
+        study: optuna.Study = await self._open_in_time(self.source.get, remote.open_storage)
         remote.is_checkpointed = self.source.is_checkpointed and remote.open_storage is not None
         resumes = self.options.resume and is_kept(storage_of(study))
         remote.is_durable = remote.is_checkpointed or resumes
         if resumes and not remote.is_checkpointed:
-            remote.use_study_in_names(await self.thread.run(resuming.identity_of, study))
+            remote.use_study_in_names(await self._open_in_time(resuming.identity_of, study))
         await self._resume_and_run(study, remote)
         return study
 
@@ -202,7 +212,7 @@ class _Assembly:
         options, thread, n_trials = self.options, self.thread, self.options.n_trials
         is_checkpointed = remote is not None and remote.is_checkpointed
         if not self.objective.suggests_itself and not is_checkpointed:
-            await self._in_time(resuming.check_space, study, self.space)
+            await self._open_in_time(resuming.check_space, study, self.space)
         storage = storage_of(study)
         if not is_kept(storage):
             finished = await thread.run(resuming.finished_in, study) if options.resume else ()
@@ -212,7 +222,7 @@ class _Assembly:
         durable: DurableStorage | None = None
         owner = Owner(storage, remote.evidence, remote.life) if remote is not None else Owner(storage)
         try:
-            await self._in_time(owner.open)
+            await self._open_in_time(owner.open)
             durable = DurableStorage(storage, owner, self.objective.name)
             left = resuming.Resumption(n_trials)
             resume = functools.partial(

@@ -101,7 +101,12 @@ class AdvisoryLock:
         self.server: str = ""
         self._closed = threading.Event()
         self._connection: Any = None
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            self._drop()
+            engine.dispose()
+            raise
         self._thread = threading.Thread(target=self._keep, name="optuna-flyte-lock", daemon=True)
         self._thread.start()
 

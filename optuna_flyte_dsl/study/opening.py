@@ -5,9 +5,10 @@ import contextlib
 import inspect
 import itertools
 import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -16,12 +17,15 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
-from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError
+from optuna_flyte_dsl._foreign_errors import is_opening_outage
+from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.study.storages import open_storage
 
+T = TypeVar("T")
 _OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
 
 
@@ -36,10 +40,13 @@ def check_study_options(options: Options, objective: Objective) -> None:
         _check_study(options, objective, options.study)
 
 
-def open_study(options: Options, objective: Objective, storage: BaseStorage | None = None) -> optuna.Study:
+def open_study(
+    options: Options, objective: Objective, new_name: str, storage: BaseStorage | None = None
+) -> optuna.Study:
     """Return the study of a search. It may block.
 
     Args:
+        new_name: The name of a study that the options do not name.
         storage: The storage of a study that the options do not give. By default the study is in memory.
     """
     if options.study is None:
@@ -47,8 +54,8 @@ def open_study(options: Options, objective: Objective, storage: BaseStorage | No
         is_kept = storage is not None or options.resume
         study = optuna.create_study(
             storage=storage if storage is not None or options.storage is None else open_storage(options.storage),
-            study_name=options.study_name or (objective.name if is_kept else None),
-            load_if_exists=is_kept or options.study_name is not None,
+            study_name=options.study_name or (objective.name if is_kept else new_name),
+            load_if_exists=True,
             directions=list(directions),
         )
         _check_study(options, objective, study)
@@ -100,6 +107,35 @@ def pruner_in_pod(options: Options) -> BasePruner:
     return options.study.pruner if isinstance(options.study, optuna.Study) else make_pruner(options)
 
 
+def wait_until_open(function: Callable[..., T], *args: Any, of: str, given_up: threading.Event) -> T:
+    """Call a function that opens or reads a search's storage, and wait out an outage for a moment.
+
+    Args:
+        of: The objective's name, for messages.
+        given_up: Set when nobody waits for the storage any longer.
+
+    Raises:
+        StorageUnavailableError: If the storage does not answer.
+    """
+
+    def patience() -> float:
+        return 0.0 if given_up.is_set() else pauses.storage_opening
+
+    waits = backoff(pauses.storage_first, pauses.storage_longest, patience)
+    try:
+        return retry(lambda: function(*args), waits, may_pass=is_opening_outage, wait=given_up.wait)
+    except Exception as error:
+        if not is_opening_outage(error):
+            raise
+        said = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        raise StorageUnavailableError(
+            f"The storage of `{of}` does not answer: {type(error).__name__}: {said}. No trial was run. Check the "
+            "address and the credentials in `storage`, or start the storage.",
+            (),
+            None,
+        ) from error
+
+
 class StudySource:
     """One study, made when it is first needed."""
 
@@ -107,6 +143,8 @@ class StudySource:
         self._options = options
         self._objective = objective
         self._lock = threading.Lock()
+        # If a new study is stored and the response is lost, the next attempt finds it by this name.
+        self._new_name = f"no-name-{uuid.uuid4()}"
         self.opening: asyncio.Lock = asyncio.Lock()  # held while the trials of an earlier process are looked for
         self.is_checkpointed: bool = False  # whether the study is kept in Flyte's checkpoint
         self.key: str | None = None  # the study's key in the checkpoint
@@ -127,7 +165,7 @@ class StudySource:
         with self._lock:
             if self._study is None:
                 opened = storage() if storage is not None and not self.is_given else None
-                self._study = open_study(self._options, self._objective, opened)
+                self._study = open_study(self._options, self._objective, self._new_name, opened)
                 self.is_checkpointed = opened is not None
             else:
                 _name_metrics(self._study, self._objective.returns.names)

@@ -926,7 +926,8 @@ def test_a_resumed_study_with_other_arguments_is_warned_of(tmp_path, warned):
     assert any("base=2.0, but its trials so far had 1.0" in line for line in warned())
 
 
-def test_no_password_is_shown_anywhere(server, caplog, name, tmp_path):
+def test_no_password_is_shown_anywhere(server, caplog, name, pauses):
+    pauses.storage_opening = 0.2
     caplog.set_level(logging.DEBUG)
     search = objective(storage=server.url, study_name=name, resume=True)
     study = search.run_sync()
@@ -934,9 +935,31 @@ def test_no_password_is_shown_anywhere(server, caplog, name, tmp_path):
     shown += [str(trial) for trial in study.trials] + [record.getMessage() for record in caplog.records]
     assert server.password not in "".join(shown)
     wrong = server.url.replace(server.password, "another-secret").replace(str(server.port), "1")
-    with pytest.raises(Exception) as error:
+    with pytest.raises(StorageUnavailableError, match=r"not answer: OperationalError: .*No trial was run") as error:
         objective(storage=wrong).run_sync()
     assert "another-secret" not in str(error.value)
+
+
+def test_an_outage_while_the_storage_is_opened_is_waited_out(tmp_path, pauses):
+    pauses.storage_first = 0.01
+    calls = []
+
+    def storage():
+        calls.append(1)
+        if len(calls) < 4:
+            raise sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("the server is starting"))
+        return str(tmp_path / "study.journal")
+
+    assert states(objective(storage=storage, resume=True, n_trials=2).run_sync()) == {"COMPLETE": 2}
+    assert len(calls) == 4
+
+
+def test_a_path_without_permission_is_an_error_at_once(tmp_path):
+    def storage():
+        raise PermissionError("not yours")
+
+    with pytest.raises(PermissionError):
+        objective(storage=storage).run_sync()
 
 
 def test_a_half_written_line_is_cut_off(tmp_path):

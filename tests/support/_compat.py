@@ -1,6 +1,7 @@
 """Private names of other packages that only tests touch. `optuna_flyte_dsl._compat` has those of the library."""
 
 import contextlib
+import pathlib
 from pathlib import Path
 
 import optuna
@@ -47,3 +48,8 @@ def cached_trials(study: optuna.Study, *states: optuna.trial.TrialState) -> list
 def counts_running_trials(sampler: optuna.samplers.TPESampler) -> bool:
     """Return whether a TPE sampler keeps away from the points of running trials."""
     return sampler._constant_liar
+
+
+def journal_path(backend):
+    """Return the path of a journal's file."""
+    return pathlib.Path(backend._file_path)

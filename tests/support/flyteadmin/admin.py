@@ -91,6 +91,8 @@ class FlyteAdmin:
         self.instant = instant
         self.latency = latency
         self.counts = collections.Counter()
+        self.faulty: str | None = None  # the RPC at which the fault of `fault_at` came
+        self._fault_at = (0, "")
         self.peers: set[str] = set()  # the addresses of the clients' connections
         self.faults = collections.defaultdict(list)
         self.executions: dict[tuple[str, str, str], Execution] = {}
@@ -176,6 +178,14 @@ class FlyteAdmin:
         """Let the next calls of an RPC fail."""
         with self.lock:
             self.faults[rpc].extend(faults)
+
+    def fault_at(self, step, how):
+        """Lose one request, counted from 1 over all RPCs, or its answer, or handle it twice.
+
+        Args:
+            how: "request", "answer" or "doubled".
+        """
+        self._fault_at, self.faulty = (step, how), None
 
     # Entities
 
@@ -267,6 +277,15 @@ class _Gate(grpc.ServerInterceptor):
     def __init__(self, admin):
         self._admin = admin
 
+    def _fault_of(self, rpc):
+        """Return the fault of `fault_at` if this is its request, and whether the request is to be handled twice."""
+        admin = self._admin
+        step, how = admin._fault_at
+        if sum(admin.counts.values()) != step:
+            return None, False
+        admin.faulty = rpc
+        return (None, True) if how == "doubled" else (Fault(done=how == "answer"), False)
+
     def intercept_service(self, continuation, details):
         handler = continuation(details)
         if handler is None or handler.unary_unary is None:
@@ -279,9 +298,9 @@ class _Gate(grpc.ServerInterceptor):
                 admin.counts[rpc] += 1
                 admin.peers.add(context.peer())
                 admin.times.append((rpc, time.monotonic()))
-                fault = None
+                fault, is_doubled = self._fault_of(rpc)
                 waiting = admin.faults.get(rpc) or admin.faults.get("*")
-                if waiting:
+                if fault is None and waiting:
                     fault = waiting[0]
                     fault.times -= 1
                     if fault.times <= 0:
@@ -292,6 +311,8 @@ class _Gate(grpc.ServerInterceptor):
                 context.abort(fault.code, "a fault of the test")
             try:
                 answer = handler.unary_unary(request, context)
+                if is_doubled:
+                    answer = handler.unary_unary(request, context)
             except Refused as refused:
                 context.abort(refused.code, str(refused))
             if fault is not None:

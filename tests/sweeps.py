@@ -1,0 +1,334 @@
+"""Cuts a search of ten trials at every single step, and looks what is left: `python -m tests.sweeps`.
+
+A step is a statement of PostgreSQL, a statement of SQLite, a write of a journal, or a request to flyteadmin. At each
+step, in a search of its own, the step fails before or after it has taken effect; or the process is killed there, and
+the search is started again. Each time the study must hold just ten trials that count, and none that runs.
+
+The tests run every so many steps of the same sweeps: see `tests/test_sweeps.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import OperationalError
+
+from optuna_flyte_dsl import Float, Minimize, OptunaFlyteError, optimize
+from optuna_flyte_dsl._retry import pauses
+from tests.support._compat import journal_path
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.postgres import Postgres
+
+N_TRIALS = 10
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def objective(x: Float(0, 1)) -> Minimize:
+    return x
+
+
+def search(storage: str, name: str, searches: int = 1) -> list[Any]:
+    """Run searches of one study at the same time. Return their studies, and their errors."""
+    made = [
+        optimize(
+            concurrency=2,
+            n_trials=N_TRIALS,
+            storage=storage,
+            study_name=name,
+            resume=True,
+            progress=False,
+            initial_points=[{"x": 0.5}],
+        )(objective)
+        for _ in range(searches)
+    ]
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(each() for each in made), return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def check(storage: Any, name: str, found: list[Any], step: object) -> None:
+    """Check what a search has left."""
+    errors = [each for each in found if isinstance(each, BaseException)]
+    assert not [error for error in errors if not isinstance(error, OptunaFlyteError)], (step, errors)
+    assert not errors, (step, errors)
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+    counted = [trial for trial in trials if not trial.user_attrs.get("optuna_flyte_dsl:lost")]
+    states = collections.Counter(trial.state.name for trial in trials)
+    assert states["RUNNING"] == 0, (step, states)
+    finished = [trial.state.name for trial in counted if trial.state.is_finished()]
+    assert finished == ["COMPLETE"] * N_TRIALS, (step, states)
+    assert 0.5 in [trial.params["x"] for trial in trials if "x" in trial.params], step
+
+
+@contextlib.contextmanager
+def quick() -> Iterator[None]:
+    """Shorten the library's pauses."""
+    before = dataclasses.replace(pauses)
+    pauses.storage_first, pauses.storage_longest = 0.01, 0.1
+    pauses.lock_patience, pauses.lock_check, pauses.other_processes = 1.0, 0.2, 0.1
+    pauses.admin_first, pauses.admin_longest = 0.01, 0.05
+    pauses.poll_shortest = pauses.list_call = 0.02
+    try:
+        yield
+    finally:
+        vars(pauses).update(vars(before))
+
+
+def sweep_postgresql(server: Postgres, searches: int, *, stride: int = 1, first: int = 1) -> int:
+    """Cut the connection before, and after, each statement of PostgreSQL's protocol. Return the number of cuts."""
+    with contextlib.closing(CuttingProxy(server.port)) as proxy:
+        url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
+        direct = optuna.storages.RDBStorage(server.url)
+        cuts = 0
+        for after in (False, True):
+            for step in range(first, 100_000, stride):
+                name = f"{searches} {after} {step} {time.monotonic_ns()}"
+                proxy.cut(step, after=after)
+                found = search(url, name, searches)
+                check(direct, name, found, ("after" if after else "before", step))
+                if not proxy.cuts:
+                    break
+                cuts += 1
+        direct.remove_session()
+        direct.engine.dispose()
+        return cuts
+
+
+# Faults of a file or a database in this process.
+
+
+class Fault:
+    """Fails, or kills the process, at one step.
+
+    Args:
+        how: "before", "torn" or "after"; with "kill " in front, the process is killed there.
+    """
+
+    def __init__(self, step: int, how: str) -> None:
+        self.steps = 0
+        self._step, self._how = step, how
+
+    def hit(self, moment: str, error: Callable[[], Exception]) -> None:
+        """Fail if this is the step and the moment."""
+        if moment == "before":
+            self.steps += 1
+        if self.steps != self._step or moment != self._how.rpartition(" ")[2]:
+            return
+        self._step = 0
+        if self._how.startswith("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise error()
+
+
+@contextlib.contextmanager
+def journal_fault(fault: Fault) -> Iterator[None]:
+    """Let a write of a journal fail: before, in the middle of a line, or after."""
+    append = JournalFileBackend.append_logs
+
+    def failing(self: Any, logs: list[dict[str, Any]]) -> None:
+        def error() -> OSError:
+            return OSError(5, "Input/output error")
+
+        fault.hit("before", error)
+        path = journal_path(self)
+        size = path.stat().st_size
+        append(self, logs)
+        try:
+            fault.hit("torn", error)
+        except OSError:
+            with path.open("r+b") as file:
+                file.truncate((size + path.stat().st_size) // 2)
+            raise
+        fault.hit("after", error)
+
+    JournalFileBackend.append_logs = failing
+    try:
+        yield
+    finally:
+        JournalFileBackend.append_logs = append
+
+
+@contextlib.contextmanager
+def sqlite_fault(fault: Fault) -> Iterator[None]:
+    """Let a statement of SQLite fail, before or after it; a commit counts as one."""
+
+    def error() -> OperationalError:
+        return OperationalError("a statement", {}, sqlite3.OperationalError("disk I/O error"))
+
+    def before(*_: Any) -> None:
+        fault.hit("before", error)
+
+    def after(*_: Any) -> None:
+        fault.hit("after", error)
+
+    events = {"before_cursor_execute": before, "after_cursor_execute": after, "commit": before}
+    for name, function in events.items():
+        sqlalchemy.event.listen(sqlalchemy.Engine, name, function)
+    try:
+        yield
+    finally:
+        for name, function in events.items():
+            sqlalchemy.event.remove(sqlalchemy.Engine, name, function)
+
+
+FAULTS = {"journal": journal_fault, "sqlite": sqlite_fault}
+HOW = {"journal": ("before", "torn", "after"), "sqlite": ("before", "after")}
+
+
+def storage_in(kind: str, folder: pathlib.Path) -> str:
+    return str(folder / "study.journal") if kind == "journal" else f"sqlite:///{folder}/study.db"
+
+
+def sweep_file(kind: str, *, stride: int = 1, first: int = 1) -> int:
+    """Let each write of a journal, or each statement of SQLite, fail. Return the number of failures."""
+    failures = 0
+    for how in HOW[kind]:
+        for step in range(first, 100_000, stride):
+            with tempfile.TemporaryDirectory() as folder:
+                storage, fault = storage_in(kind, pathlib.Path(folder)), Fault(step, how)
+                with FAULTS[kind](fault):
+                    found = search(storage, "study")
+                check_file(kind, storage, found, (how, step))
+                if fault.steps < step:
+                    break
+                failures += 1
+    return failures
+
+
+def sweep_kills(kind: str, *, stride: int = 1, first: int = 1) -> int:
+    """Kill the process at each write of a journal, or at each statement of SQLite, and start the search again.
+
+    The searches run in children that are forked from a process without threads.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "tests.sweeps", "kills-of", kind, str(stride), str(first)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _kills_of(kind: str, stride: int, first: int) -> int:
+    kills = 0
+    for how in HOW[kind]:
+        for step in range(first, 100_000, stride):
+            with tempfile.TemporaryDirectory() as folder:
+                storage = storage_in(kind, pathlib.Path(folder))
+                with FAULTS[kind](Fault(step, f"kill {how}")):
+                    was_killed = _in_child(storage) == -signal.SIGKILL
+                assert _in_child(storage) == 0, (how, step)
+                check_file(kind, storage, [], (how, step))
+                if not was_killed:
+                    break
+                kills += 1
+    return kills
+
+
+def _in_child(storage: str) -> int:
+    """Run the search in a forked child. Return its exit code; below 0, the signal that has ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            errors = [each for each in search(storage, "study") if isinstance(each, BaseException)]
+            for error in errors:
+                print(repr(error), file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(len(errors))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def check_file(kind: str, storage: str, found: list[Any], step: object) -> None:
+    """Check what a search has left in a file."""
+    if kind == "journal":
+        check(optuna.storages.JournalStorage(JournalFileBackend(storage)), "study", found, step)
+        return
+    database = optuna.storages.RDBStorage(storage)
+    check(database, "study", found, step)
+    database.engine.dispose()
+
+
+# Requests to flyteadmin.
+
+
+def sweep_requests(*, stride: int = 1, first: int = 1) -> int:
+    """Lose each request to flyteadmin, lose its answer, or send it twice. Return the number of faults."""
+    from flyteidl.core import literals_pb2
+    from flytekit.configuration import Image, ImageConfig
+
+    from tests.support.flyteadmin import FlyteAdmin, Succeeded
+
+    sys.path.insert(0, str(ROOT / "tests" / "pods"))
+    import quick
+
+    def outcome(execution: Any) -> Succeeded:
+        outputs = literals_pb2.LiteralMap()
+        outputs.literals["o0"].CopyFrom(execution.inputs.literals["x"])
+        return Succeeded(outputs, 0.05)
+
+    images = ImageConfig(Image("default", "example.com/image", "1"))
+    faults = 0
+    for how in ("request", "answer", "doubled"):
+        for step in range(first, 100_000, stride):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                FlyteAdmin(pathlib.Path(folder) / "flyte", instant=outcome) as admin,
+            ):
+                admin.fault_at(step, how)
+                study = quick.train.on(admin.remote(), image_config=images).run_sync()
+                states = [trial.state.name for trial in study.trials]
+                assert states == ["COMPLETE"] * 6, (how, step, admin.faulty, states)
+                assert len(admin.executions) == 6, (how, step, admin.faulty)
+                assert not admin.running(), (how, step, admin.faulty)
+                if admin.faulty is None:
+                    break
+                faults += 1
+    return faults
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stride", type=int, default=1, help="sweep every so many steps")
+    parser.add_argument("internal", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with quick():
+        if options.internal:
+            _, kind, stride, first = options.internal
+            print(_kills_of(kind, int(stride), int(first)))
+            return
+        stride = options.stride
+        with contextlib.closing(Postgres()) as server:
+            for searches in (1, 2):
+                cuts = sweep_postgresql(server, searches, stride=stride)
+                print(f"PostgreSQL, {searches} at once: {cuts} cuts", flush=True)
+        for kind in FAULTS:
+            print(f"{kind}: {sweep_file(kind, stride=stride)} failures", flush=True)
+            print(f"{kind}: {sweep_kills(kind, stride=stride)} kills", flush=True)
+        print(f"flyteadmin: {sweep_requests(stride=stride)} lost or doubled requests", flush=True)
+        print(f"Each search ended with {N_TRIALS} trials that count, and none running.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Every so many steps of the sweeps; `make soak` takes all steps."""
+
+import contextlib
+
+import pytest
+
+from tests import sweeps
+from tests.support.postgres import Postgres
+
+
+@pytest.fixture(autouse=True)
+def _quick():
+    with sweeps.quick():
+        yield
+
+
+@pytest.fixture(scope="module")
+def server():
+    with contextlib.closing(Postgres()) as server:
+        yield server
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(("searches", "stride"), [(1, 101), (2, 199)])
+def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, stride):
+    assert sweeps.sweep_postgresql(server, searches, stride=stride, first=9) >= 8
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), ("sqlite", 151)])
+def test_a_write_that_fails_loses_no_trial(kind, stride):
+    assert sweeps.sweep_file(kind, stride=stride) >= 4
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 199)])
+def test_a_kill_at_a_write_loses_no_trial(kind, stride):
+    assert sweeps.sweep_kills(kind, stride=stride) >= 4
+
+
+@pytest.mark.newest
+def test_a_request_that_is_lost_or_doubled_loses_no_trial_and_runs_none_twice():
+    assert sweeps.sweep_requests(stride=11) >= 6
