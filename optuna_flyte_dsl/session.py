@@ -254,6 +254,11 @@ class _Assembly:
                 await finish(functools.partial(self._close_spares, durable))
             owner.close()
 
+    async def _close_strays(self, storage: DurableStorage, study: optuna.Study) -> None:
+        storage.hurry()
+        with contextlib.suppress(Exception):  # the storage fails still; the next run of the study closes them
+            await self.thread.run(storage.close_strays, study.study_name)
+
     async def _close_spares(self, storage: DurableStorage) -> None:
         if storage.spares:
             with contextlib.suppress(Exception):  # the storage is gone; the next run of the study closes them
@@ -306,7 +311,14 @@ class _Assembly:
                 )
                 if remote is not None:
                     remote.attach(loop)
-                await loop.run()
+                try:
+                    await loop.run()
+                except (StorageUnavailableError, asyncio.CancelledError):
+                    raise  # nothing can be told now; a cancelled search has told its trials, or leaves them on purpose
+                except BaseException:
+                    if storage is not None:
+                        await finish(functools.partial(self._close_strays, storage, study))
+                    raise
         finally:
             await finish(runner.close)
 

@@ -66,12 +66,11 @@ def search(storage: str, name: str, searches: int = 1) -> list[Any]:
     return asyncio.run(run())
 
 
-def check(storage: Any, name: str, found: list[Any], step: object) -> None:
+def check(trials: list[optuna.trial.FrozenTrial], found: list[Any], step: object) -> None:
     """Check what a search has left."""
     errors = [each for each in found if isinstance(each, BaseException)]
     assert not [error for error in errors if not isinstance(error, OptunaFlyteError)], (step, errors)
     assert not errors, (step, errors)
-    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
     counted = [trial for trial in trials if not trial.user_attrs.get("optuna_flyte_dsl:lost")]
     states = collections.Counter(trial.state.name for trial in trials)
     assert states["RUNNING"] == 0, (step, states)
@@ -105,7 +104,8 @@ def sweep_postgresql(server: Postgres, searches: int, *, stride: int = 1, first:
                 name = f"{searches} {after} {step} {time.monotonic_ns()}"
                 proxy.cut(step, after=after)
                 found = search(url, name, searches)
-                check(direct, name, found, ("after" if after else "before", step))
+                trials = optuna.load_study(study_name=name, storage=direct).get_trials()
+                check(trials, found, ("after" if after else "before", step))
                 if not proxy.cuts:
                     break
                 cuts += 1
@@ -122,11 +122,12 @@ class Fault:
 
     Args:
         how: "before", "torn" or "after"; with "kill " in front, the process is killed there.
+        is_final: Whether the error is one that does not pass.
     """
 
-    def __init__(self, step: int, how: str) -> None:
+    def __init__(self, step: int, how: str, *, is_final: bool = False) -> None:
         self.steps = 0
-        self._step, self._how = step, how
+        self._step, self._how, self._is_final = step, how, is_final
 
     def hit(self, moment: str, error: Callable[[], Exception]) -> None:
         """Fail if this is the step and the moment."""
@@ -137,7 +138,7 @@ class Fault:
         self._step = 0
         if self._how.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        raise error()
+        raise ValueError("a fault that does not pass") if self._is_final else error()
 
 
 @contextlib.contextmanager
@@ -208,10 +209,31 @@ def sweep_file(kind: str, *, stride: int = 1, first: int = 1) -> int:
                 storage, fault = storage_in(kind, pathlib.Path(folder)), Fault(step, how)
                 with FAULTS[kind](fault):
                     found = search(storage, "study")
-                check_file(kind, storage, found, (how, step))
+                check(trials_in(kind, storage), found, (how, step))
                 if fault.steps < step:
                     break
                 failures += 1
+    return failures
+
+
+def sweep_final_errors(kind: str, *, stride: int = 1, first: int = 1) -> int:
+    """Let each write of a journal, or each statement of SQLite, fail for good. Return the number of failures.
+
+    Such an error ends a search, unless it comes where Optuna makes another one of it. No trial may be left running.
+    """
+    failures = 0
+    for how in ("before", "after"):
+        for step in range(first, 100_000, stride):
+            with tempfile.TemporaryDirectory() as folder:
+                storage, fault = storage_in(kind, pathlib.Path(folder)), Fault(step, how, is_final=True)
+                with FAULTS[kind](fault):
+                    found = search(storage, "study")
+                if fault.steps < step:
+                    break
+                failures += 1
+                with contextlib.suppress(KeyError):  # the study was not stored
+                    states = [trial.state.name for trial in trials_in(kind, storage)]
+                    assert "RUNNING" not in states, (how, step, found, states)
     return failures
 
 
@@ -235,7 +257,7 @@ def _kills_of(kind: str, stride: int, first: int) -> int:
                 with FAULTS[kind](Fault(step, f"kill {how}")):
                     was_killed = _in_child(storage) == -signal.SIGKILL
                 assert _in_child(storage) == 0, (how, step)
-                check_file(kind, storage, [], (how, step))
+                check(trials_in(kind, storage), [], (how, step))
                 if not was_killed:
                     break
                 kills += 1
@@ -259,14 +281,15 @@ def _in_child(storage: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def check_file(kind: str, storage: str, found: list[Any], step: object) -> None:
-    """Check what a search has left in a file."""
+def trials_in(kind: str, storage: str) -> list[optuna.trial.FrozenTrial]:
     if kind == "journal":
-        check(optuna.storages.JournalStorage(JournalFileBackend(storage)), "study", found, step)
-        return
-    database = optuna.storages.RDBStorage(storage)
-    check(database, "study", found, step)
-    database.engine.dispose()
+        opened: Any = optuna.storages.JournalStorage(JournalFileBackend(storage))
+        return optuna.load_study(study_name="study", storage=opened).get_trials()
+    opened = optuna.storages.RDBStorage(storage)
+    try:
+        return optuna.load_study(study_name="study", storage=opened).get_trials()
+    finally:
+        opened.engine.dispose()
 
 
 # Requests to flyteadmin.
@@ -325,6 +348,7 @@ def main() -> None:
                 print(f"PostgreSQL, {searches} at once: {cuts} cuts", flush=True)
         for kind in FAULTS:
             print(f"{kind}: {sweep_file(kind, stride=stride)} failures", flush=True)
+            print(f"{kind}: {sweep_final_errors(kind, stride=stride)} final errors", flush=True)
             print(f"{kind}: {sweep_kills(kind, stride=stride)} kills", flush=True)
         print(f"flyteadmin: {sweep_requests(stride=stride)} lost or doubled requests", flush=True)
         print(f"Each search ended with {N_TRIALS} trials that count, and none running.")

@@ -151,10 +151,20 @@ class DurableStorage(Proxy):
         self._self_close(self.spares)
         self.spares.clear()
 
+    def close_strays(self, study: str) -> None:
+        """Close the running trials of this search in a study, after an error of the storage while one was asked for.
+
+        A failed call may have taken effect. All trials that were asked for with success are told before.
+        """
+        study_id = self.get_study_id_from_name(study)
+        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        self._self_close([trial_id(trial) for trial in running if self._self_owner.owns(trial)])
+        self.spares.clear()
+
     def _self_close(self, trials: Sequence[int]) -> None:
         for each in trials:
             self.set_trial_user_attr(each, LOST, True)
-            self.set_trial_user_attr(each, ERROR, "The storage had made this trial twice.")
+            self.set_trial_user_attr(each, ERROR, "The storage made this trial twice, or failed when it had made it.")
             self.set_trial_state_values(each, TrialState.FAIL)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
