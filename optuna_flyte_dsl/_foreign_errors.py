@@ -17,7 +17,10 @@ _PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError
 _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
 _SIGNALS = {"SIGSEGV": "a segmentation fault", "SIGKILL": "it was killed, perhaps for want of memory"}
 _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
-"""Propeller's message of a task that has no attempt left. Attempts that the system has spoilt are counted apart."""
+"""Propeller's message of a task that has no attempt left.
+
+Attempts that the system has spoilt, such as by a lost machine, are counted apart from the user's.
+"""
 
 
 def is_storage_outage(error: BaseException) -> bool:
@@ -43,13 +46,16 @@ def is_storage_outage(error: BaseException) -> bool:
 
 
 def is_opening_outage(error: BaseException) -> bool:
-    """Tell the same of an error while a storage is opened. A wrong path, or one without permission, stays wrong."""
+    """Tell whether a storage's error may pass by itself, while the storage is opened.
+
+    A path that is wrong, or that may not be read, stays wrong, so its error does not pass.
+    """
     is_wrong = isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError)
     return is_storage_outage(error) and not is_wrong
 
 
 def is_too_large(error: BaseException) -> bool:
-    """Tell whether gRPC has refused a message for its size. The text has the size and the limit."""
+    """Tell whether gRPC has refused a message for its size. The error's text has the size and the limit."""
     return "message larger than max" in str(error)
 
 

@@ -1,4 +1,7 @@
-"""The library's logger, `optuna_flyte_dsl`. It obeys `optuna.logging.set_verbosity` and Python's own configuration."""
+"""The library's logger, `optuna_flyte_dsl`.
+
+The logger obeys `optuna.logging.set_verbosity` and Python's own configuration of logging.
+"""
 
 import logging
 
@@ -6,7 +9,7 @@ import optuna
 
 
 def _passes_verbosity(record: logging.LogRecord) -> bool:
-    """Drop a record that Optuna's verbosity silences. A verbosity below Optuna's default, INFO, changes nothing."""
+    """Drop a record that Optuna's verbosity silences. A verbosity below Optuna's default, INFO, silences nothing."""
     verbosity = optuna.logging.get_verbosity()
     return verbosity <= optuna.logging.INFO or record.levelno >= verbosity
 

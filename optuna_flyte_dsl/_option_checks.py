@@ -46,7 +46,10 @@ class CheckedOptions:
     @classmethod
     @functools.cache
     def documentation(cls) -> dict[str, str]:
-        """Return the docstring of each field, by name, on one line. It is empty where Python has no source code."""
+        """Return the docstring of each field, by name, on one line.
+
+        The mapping is empty where Python has no source code, as in an interactive session.
+        """
         try:
             source = inspect.getsource(cls)
         except (OSError, TypeError):
@@ -91,7 +94,10 @@ class CheckedOptions:
 
 
 def check_names(caller: str, names: Iterable[str], known: Collection[str], cure: str = "") -> None:
-    """Check that a call names known options only. The error names the nearest one."""
+    """Check that a call names known options only.
+
+    The error names the known option whose name is nearest to the misspelt one.
+    """
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -7,7 +7,10 @@ import wrapt
 if TYPE_CHECKING:
 
     class Proxy:
-        """An object that has all attributes of what it wraps. State of its own has the prefix `_self_`."""
+        """An object that has all attributes of what it wraps.
+
+        The proxy's own attributes have the prefix `_self_`; all other attributes are those of the wrapped object.
+        """
 
         __wrapped__: Any
 

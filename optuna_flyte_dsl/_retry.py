@@ -64,7 +64,8 @@ def backoff(first: float, longest: float, patience: Callable[[], float], *, jitt
     """Yield pauses in seconds that double from `first` to `longest`, until the time of `patience` is over.
 
     Args:
-        patience: Returns the seconds that may pass since the first failure. It is asked before each pause.
+        patience: Returns the seconds for which failures are waited out, counted from the first one. It is asked before
+            each pause.
         jitter: The fraction of each pause that is random, from 0 to 1: callers that failed together spread out.
     """
     started, pause = time.monotonic(), first
@@ -84,8 +85,8 @@ def retry(
 
     Args:
         pauses: The seconds to wait after each failure. The first one is asked for after the first failure.
-        may_pass: Tells whether an error may pass by itself. It hears of each failure, so it may also log.
-        wait: Waits for a number of seconds. Its error ends the loop.
+        may_pass: Tells whether an error may pass by itself. `may_pass` hears of each failure, so it may also log. Waits
+            for a number of seconds. An error that `wait` raises ends the retries.
     """
     while True:
         try:

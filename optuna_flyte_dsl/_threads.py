@@ -45,12 +45,13 @@ _this_thread = threading.local()
 class Threads:
     """Runs functions in daemon threads, for any event loop.
 
-    The standard library's pool does not serve. Its size is fixed, so nested searches deadlock. It joins its threads at
-    Python's exit, so one hanging trial hangs the program. The standard pool does not reuse thread names.
+    The thread pool of the standard library would not do, for three reasons. The pool's size is fixed, so nested
+    searches deadlock. The pool joins its threads at Python's exit, so one hanging trial hangs the program. The standard
+    pool does not reuse thread names.
 
     Args:
-        limit: The largest number of threads; `None` for one per concurrent job. With 1, jobs run in their order.
-        at_exit: Called in each thread when it ends, with the thread's name.
+        limit: The largest number of threads; `None` for one per concurrent job. With 1, jobs run in the order in which
+            they were started. Called in each thread when it ends, with the thread's name.
     """
 
     def __init__(self, limit: int | None = None, at_exit: Callable[[str], None] | None = None) -> None:
@@ -127,7 +128,7 @@ class Threads:
             threads = set(self._threads)
             for _ in threads:
                 self._jobs.put(None)
-        # Polled, because a thread cannot signal anything after its very last step.
+        # Poll for the thread's end, because a thread cannot signal anything after its very last step.
         while any(thread.is_alive() and thread not in self._busy for thread in threads):  # noqa: ASYNC110
             await asyncio.sleep(0.0005)
 
@@ -170,7 +171,10 @@ def in_own_thread() -> bool:
 
 
 async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """Await `closing()` to its end, even if the caller is cancelled. Call it anew if it is itself cancelled."""
+    """Await `closing()` to its end, even if the caller is cancelled.
+
+    If the caller is cancelled meanwhile, call `closing` anew and raise the cancellation afterwards.
+    """
     while True:
         task = asyncio.ensure_future(closing())
         while not task.done():
@@ -183,7 +187,10 @@ async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
 
 
 def _settable(error: BaseException) -> BaseException:
-    """Return an error that a future accepts. It refuses StopIteration; GeneratorExit would close the awaiting side."""
+    """Return an error that an asyncio future accepts as its exception, in place of one that it refuses.
+
+    A future refuses StopIteration, and GeneratorExit would close the coroutine that awaits the future.
+    """
     if not isinstance(error, StopIteration | GeneratorExit):
         return error
     substitute = RuntimeError(f"The function raised {error!r}.")

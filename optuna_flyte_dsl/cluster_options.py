@@ -51,11 +51,16 @@ class Cluster(check.CheckedOptions):
     """
 
     launches_per_second: Annotated[float, _SECONDS] = 10.0
-    """The largest number of executions launched in a second, after a burst. Flyte by default starts about 10."""
+    """The largest number of executions launched in a second, after a burst.
+
+    Flyte's control plane starts about 10 executions a second by default.
+    """
 
     launch_burst: Annotated[int, _COUNT] = 50
-    """The largest number of executions that are launched at once, before `launches_per_second` holds. While as many
-    wait to be run in Flyte, there is no burst."""
+    """The largest number of executions that are launched at once, before `launches_per_second` holds.
+
+    No burst is allowed while as many executions wait in Flyte to be run.
+    """
 
     launches_at_once: Annotated[int, _COUNT] = 16
     """The largest number of launches, and of reads of outputs, that go on at the same time."""
@@ -70,12 +75,16 @@ class Cluster(check.CheckedOptions):
     terminates them."""
 
     grace: Annotated[float, _SECONDS] = 20.0
-    """The seconds after SIGTERM within which the search ends. It must be less than the pod's grace period, which is 30
-    seconds by default in Kubernetes."""
+    """The seconds after SIGTERM within which the search ends.
+
+    The grace must be less than the pod's grace period, which is 30 seconds by default in Kubernetes.
+    """
 
     interruptible: Annotated[bool | None, _FLAG] = None
-    """Whether executions may run on machines that can be taken away, such as spot instances. `None` leaves it to the
-    task."""
+    """Whether executions may run on machines that can be taken away, such as spot instances.
+
+    With `None`, the task's own `interruptible` holds.
+    """
 
     overwrite_cache: Annotated[bool | None, _FLAG] = None
     """Whether cached outputs are computed anew."""
@@ -102,21 +111,27 @@ class Cluster(check.CheckedOptions):
     """The prefix under which files and other large outputs are stored, such as "s3://bucket/folder"."""
 
     security_context: Annotated[Any, _SECURITY_CONTEXT] = None
-    """A `flytekit.models.security.SecurityContext`. It can name a service account."""
+    """A `flytekit.models.security.SecurityContext`.
+
+    A SecurityContext can name the service account of the executions' pods.
+    """
 
     trials_host: Annotated[str | None, _STRING] = None
     """The address at which pods reach this process, if a task takes `trial: optuna.Trial`. By default the address from
-    which this process reaches Flyte. The connection is not encrypted."""
+    which this process reaches Flyte. The connection is encrypted if there is a `trials_certificate`."""
 
     trials_port: Annotated[int, _PORT] = 0
     """The port of that address; 0 for any free port."""
 
     trials_certificate: Annotated[str | None, _STRING] = None
-    """The file of a certificate for `trials_host`, with its chain, in PEM format. Only this process reads it, and sends
-    it to the pods, which trust this certificate alone. Needs `trials_key`."""
+    """The file of a certificate for `trials_host`, with its chain, in PEM format.
+
+    Only the searching process reads the file, and sends the certificate to the pods, which trust this certificate
+    alone. Needs `trials_key`.
+    """
 
     trials_key: Annotated[str | None, _STRING] = None
-    """The file of the certificate's private key, in PEM format. It stays in this process."""
+    """The file of the certificate's private key, in PEM format. The private key stays in the searching process."""
 
     trials_certificate_name: Annotated[str | None, _STRING] = None
     """The name for which the certificate is valid, if it is not `trials_host`."""
@@ -134,8 +149,11 @@ class Cluster(check.CheckedOptions):
     """The largest number of nodes of one execution that run at the same time."""
 
     console_url: Annotated[str | None, _URL] = None
-    """The address of Flyte's console, for links to executions, such as "https://flyte.example.com/console". By default
-    Flyte gives it to the pod, if its operator has set it; else links begin with the address of flyteadmin."""
+    """The address of Flyte's console, for links to executions, such as "https://flyte.example.com/console".
+
+    By default, links begin with the console's address that Flyte gives to the pod, if its operator has set it; else
+    with the address of flyteadmin.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,10 @@ R = TypeVar("R")
 
 
 class _Annotations(dict[str, Any]):
-    """The annotations of a proxy. The class has none; an instance has those of what it wraps."""
+    """The annotations of a proxy.
+
+    The class of the proxy has no annotations; an instance shows the annotations of the wrapped objective.
+    """
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self if instance is None else getattr(instance.__wrapped__, "__annotations__", {})
@@ -40,12 +43,12 @@ class _Annotations(dict[str, Any]):
 class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     """A task or function under `@optimize`: in everything but its call, it is the task or function itself.
 
-    It is an instance of its task's class. It has the task's name, signature and docstring. A trial's pod can load it,
-    and `map_task` and `create_node` accept it as the task. Awaiting its call runs a search.
+    A decorated task is an instance of the task's class. A decorated task has the task's name, signature and docstring.
+    A trial's pod can load it, and `map_task` and `create_node` accept it as the task. Awaiting its call runs a search.
 
     Attributes:
-        task: The task or function. `train.task(...)` is one plain call of it.
-        space: The search space that the signature declares.
+        task: The task or function. `train.task(...)` runs the task or function once, without a search. The search space
+            that the signature declares.
         study: The study of the latest call.
         n_trials: The number of trials that a call runs. It can be assigned while no search runs.
         concurrency: The largest number of trials that run at the same time. It can be assigned while no search runs.
@@ -114,7 +117,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
                 unpacks it. `copy_all`: whether all files are packaged, instead of the loaded modules only.
 
         Returns:
-            A new objective. This one is not changed.
+            A new objective. The objective on which `on` is called is not changed.
 
         Raises:
             InvalidOptionError: If `remote` is not a FlyteRemote with a default project and domain.
@@ -123,7 +126,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     @property
     def task(self) -> Callable[Q, R]:
-        """The task or function. Its call is one plain call."""
+        """The task or function. A call of `train.task` runs the objective once, without a search."""
         return self.__wrapped__  # type: ignore[no-any-return]
 
     @property
@@ -170,7 +173,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # If this claimed to be a function, cloudpickle would pickle the function that is decorated.
+        # If the proxy claimed to be a function, cloudpickle would pickle the wrapped function in its place.
         wrapped: type = type(self.__wrapped__)
         return Optimized if issubclass(wrapped, types.FunctionType) else wrapped
 

@@ -88,7 +88,7 @@ class UnloadableError(ClusterError, InvalidObjectiveError):
 
 
 class TooManyFailuresError(OptunaFlyteError, RuntimeError):
-    """Raised when `max_consecutive_failures` trials have failed in a row. Its cause is the last trial's error.
+    """Raised when `max_consecutive_failures` trials have failed in a row. The error's cause is the last trial's error.
 
     Attributes:
         study: The study, with all finished trials.
@@ -160,7 +160,7 @@ class ExecutionFailedError(OptunaFlyteError):
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
         """Tell whether the pod raised an exception of one of these classes, judged by the class's name.
 
-        The option `catch` asks for it.
+        The option `catch` uses it for trials whose error happened in a pod.
         """
         names = re.findall(r"^\s*(?:[\w]+\.)*([A-Za-z_]\w*)(?::|$)", self.message, flags=re.MULTILINE)
         raised = names[-1] if names else ""

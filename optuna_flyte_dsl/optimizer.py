@@ -126,7 +126,10 @@ Optimizer.__init__.__signature__ = OptimizerArguments.signature(_self)  # type: 
 
 
 def __getattr__(name: str) -> Any:
-    """Find `optimize` here too, as in flytekitplugins.optuna. The decorator's module imports this one."""
+    """Find `optimize` here too, as in flytekitplugins.optuna.
+
+    The import is late because the decorator's module imports this one.
+    """
     if name == "optimize":
         return importlib.import_module("optuna_flyte_dsl.decorator").optimize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

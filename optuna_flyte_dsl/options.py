@@ -26,7 +26,7 @@ Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
 Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
 StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
 
-_FEW_TRIALS = 10  # "auto" lets a search of so few trials run to its end; it is the usual limit of failures too
+_FEW_TRIALS = 10  # with "auto", a search of so few trials runs to its end
 
 
 _Seconds: TypeAlias = Annotated[float | timedelta | None, check.seconds]
@@ -92,7 +92,7 @@ class Options(check.CheckedOptions):
 
     resume: _Flag = False
     """Whether `n_trials` is the total of the study over all calls, kills and machines, instead of the number that each
-    call adds. The default of `study_name` is then the objective's name."""
+    call adds. With `resume`, `study_name` is by default the objective's name."""
 
     takeover: _Flag = False
     """With `resume`: whether to close, and to try again, RUNNING trials whose process cannot be checked from here, such

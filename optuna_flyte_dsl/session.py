@@ -112,7 +112,10 @@ class Session:
         return self._search(source, space, points, taken)
 
     def open_study(self, source: StudySource) -> optuna.Study:
-        """Return the study of a `StudySource`. If a search would keep it in a checkpoint, it is kept there at once."""
+        """Return the study of a `StudySource`.
+
+        If a search would keep the study in a checkpoint, the study is kept there at once.
+        """
         site = self._current_site() if self.deployment is None else None
         if site is None or not site.keeps_studies or source.is_given:
             return source.get()
@@ -256,12 +259,12 @@ class _Assembly:
 
     async def _close_strays(self, storage: DurableStorage, study: optuna.Study) -> None:
         storage.hurry()
-        with contextlib.suppress(Exception):  # the storage fails still; the next run of the study closes them
+        with contextlib.suppress(Exception):  # the storage still fails; the next run of the study closes these trials
             await self.thread.run(storage.close_strays, study.study_name)
 
     async def _close_spares(self, storage: DurableStorage) -> None:
         if storage.spares:
-            with contextlib.suppress(Exception):  # the storage is gone; the next run of the study closes them
+            with contextlib.suppress(Exception):  # the storage is gone; the next run of the study closes these trials
                 await self.thread.run(storage.close_spares)
 
     async def _run(

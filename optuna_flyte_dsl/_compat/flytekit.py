@@ -73,20 +73,23 @@ def project_root(path: str) -> str:
 
 def wrap_literal_cache(wrap: Callable[[MutableMapping[Any, Any]], Any], kind: type) -> None:
     """Wrap the one cache of literals that all threads share, unless it is an instance of `kind` already."""
-    cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of flytekit 1.16 have none
+    cache = getattr(TypeEngine, "_LITERAL_CACHE", None)  # the first releases of flytekit 1.16 have no `_LITERAL_CACHE`
     if cache is not None and not isinstance(cache, kind):
         TypeEngine._LITERAL_CACHE = wrap(cache)
 
 
 def open_local_cache() -> None:
-    """Open the local cache of task outputs: threads would race in its lazy import and in its initialization."""
+    """Open flytekit's local cache of task outputs now: threads would race in its lazy import and its initialization."""
     if not local_cache.LocalTaskCache._initialized:
         local_cache.joblib.hash(b"")
         local_cache.LocalTaskCache.initialize()
 
 
 def close_cache_connection() -> None:
-    """Close this thread's connection to the local cache. It is opened anew when it is needed."""
+    """Close this thread's connection to the local cache.
+
+    Flytekit opens the connection anew when this thread needs the cache again.
+    """
     if local_cache.LocalTaskCache._initialized and hasattr(local_cache.LocalTaskCache._cache, "close"):
         local_cache.LocalTaskCache._cache.close()
 
@@ -95,17 +98,17 @@ def close_cache_connection() -> None:
 
 
 def runner_of(thread_name: str) -> Any:
-    """Return the runner of a thread; `None` if it has none yet."""
+    """Return the runner of flytekit's coroutines in a thread; `None` if the thread has none yet."""
     return loop_manager._runner_map.get(_runner_key(thread_name))
 
 
 def set_runner(thread_name: str, runner: Any) -> None:
-    """Make flytekit use another runner for a thread."""
+    """Make flytekit use another runner of coroutines for a thread."""
     loop_manager._runner_map[_runner_key(thread_name)] = runner
 
 
 def new_runner() -> Any:
-    """Return a runner of flytekit's own kind, with a thread of its own."""
+    """Return a new runner of coroutines of flytekit's own class, with a thread of its own."""
     return _TaskRunner()
 
 
@@ -117,7 +120,10 @@ def pop_runners(thread_name: str) -> list[Any]:
 
 
 def stop_runner(runner: Any) -> None:
-    """Stop a runner of flytekit's own kind, which flytekit never does. Its thread closes the event loop."""
+    """Stop a runner of flytekit's own class: flytekit itself never stops one.
+
+    The runner's thread closes its event loop.
+    """
     atexit.unregister(runner._close)
     loop = runner._TaskRunner__loop
     thread = runner._TaskRunner__runner_thread
@@ -154,10 +160,13 @@ def admin_method(client: Any, rpc: str) -> Callable[..., Any]:
 
 
 def set_upload_location(file_access: Any, get_signed_url: Callable[..., Any]) -> None:
-    """Make uploads use signed URLs, as `FlyteRemote` does before a launch. A laptop needs it."""
+    """Make uploads use signed URLs, as `FlyteRemote` does before a launch.
+
+    A search that runs on a laptop needs signed URLs to upload its inputs.
+    """
     file_access._get_upload_signed_url_fn = get_signed_url
 
 
 def set_deck_html(deck: Any, html: str) -> None:
-    """Set the page of a Deck. Its public method appends."""
+    """Set the page of a Deck. The Deck's public method only appends to the page."""
     deck._html = html

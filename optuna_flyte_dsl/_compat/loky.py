@@ -6,7 +6,10 @@ from loky import ProcessPoolExecutor, process_executor
 
 
 def python_is_exiting() -> bool:
-    """Tell whether loky has begun to end its workers because Python is exiting. Its errors do not say so."""
+    """Tell whether loky has begun to end its workers because Python is exiting.
+
+    Loky's errors do not say that Python is exiting.
+    """
     return bool(process_executor._global_shutdown)
 
 

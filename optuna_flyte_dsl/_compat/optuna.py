@@ -10,7 +10,10 @@ from optuna.trial import FrozenTrial, Trial
 
 
 def trial_id(trial: Trial | FrozenTrial) -> int:
-    """Return a trial's id in its storage, by which storages are asked. It is not the trial's number."""
+    """Return a trial's id in its storage, by which storages are asked.
+
+    A trial's id is unique in its storage; its number is unique in its study only.
+    """
     return trial._trial_id
 
 
@@ -60,8 +63,8 @@ def detached_trial(study: optuna.Study, trial: Trial) -> Trial:
 class _SharedCache:
     """Replaces the attributes that a study keeps for each thread.
 
-    Optuna clears a study's cache of trials in the thread that asks and tells. In another thread, a suggestion would see
-    an old history.
+    Optuna clears a study's cache of trials only in the thread that asks and tells. In another thread, a suggestion
+    would see an old history.
     """
 
     in_optimize_loop = False

@@ -1,4 +1,7 @@
-"""Private names of Optuna's gRPC storage proxy. In a module of its own, because it loads grpc and protobuf."""
+"""Private names of Optuna's gRPC storage proxy.
+
+It is a module of its own because it loads grpc and protobuf, which few searches need.
+"""
 
 import grpc
 from optuna.storages import BaseStorage, GrpcStorageProxy
@@ -16,7 +19,7 @@ class StorageProxyClient(GrpcStorageProxy):
     """Optuna's client of a storage proxy, over a channel of ours.
 
     Args:
-        interceptor: It adds a token to each call.
+        interceptor: The interceptor adds a token to each call.
     """
 
     def __init__(self, channel: grpc.Channel, interceptor: grpc.UnaryUnaryClientInterceptor) -> None:

@@ -87,7 +87,10 @@ class Site(Protocol):
         ...
 
     def key(self, search: str) -> str:
-        """Return a unique key of a search, the same in the pod's next attempt. Order tells equal searches apart."""
+        """Return a unique key of a search, the same in the pod's next attempt.
+
+        The order of the calls tells equal searches apart.
+        """
         ...
 
     def open_storage(self, key: str) -> BaseStorage:
@@ -149,7 +152,10 @@ class Engine(Protocol):
 
 
 _PACKAGES = {"flytekit": "optuna_flyte_dsl.engines._flytekit"}
-"""SDK -> package of its engine. It has a module `types` with `register`, and a module `<sdk>_engine`: an `Engine`."""
+"""SDK -> package of its engine.
+
+The package has a module `types` with `register`, and a module `<sdk>_engine` that is an `Engine`.
+"""
 
 
 def register_types() -> None:

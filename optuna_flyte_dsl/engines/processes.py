@@ -199,7 +199,10 @@ def _load() -> int:
 
 
 def _run(arguments: dict[str, Any], handle: TrialHandle | None, token: str) -> tuple[bytes, bool]:
-    """Return the pickled result, and whether a thread is still running. Only the end of this process stops it."""
+    """Return the pickled result, and whether a thread is still running.
+
+    Only the end of this process stops a thread that still runs the objective.
+    """
     if _loaded is None:
         _load()
     assert _loaded is not None
@@ -223,7 +226,7 @@ def _run(arguments: dict[str, Any], handle: TrialHandle | None, token: str) -> t
 
 
 def _pickle_result(value: Any, raised: BaseException | None) -> bytes:
-    """Pickle a result. What cannot be pickled is replaced by an error that describes it."""
+    """Pickle a result. An error or a result that cannot be pickled is replaced by an error that describes it."""
     with contextlib.suppress(Exception):
         data = bytes(cloudpickle.dumps((value, raised)))
         cloudpickle.loads(data)  # some errors can be pickled, but not unpickled

@@ -1,1 +1,1 @@
-"""The search loop: ask, run, tell, inside the limits. It knows asyncio and Optuna, and no engine."""
+"""The search loop: ask, run, tell, inside the limits. The loop knows asyncio and Optuna, and no engine."""

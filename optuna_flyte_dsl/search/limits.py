@@ -26,7 +26,7 @@ class TrialClock:
         return None if math.isinf(self._until) else self._until
 
     def begin(self, scope: asyncio.Timeout) -> None:
-        """Start the clock, and set the timeout of the running attempt. Only the first call has an effect."""
+        """Start the clock, and set the timeout of the running attempt. Only the first call starts the clock."""
         if not self._has_begun and self.seconds is not None:
             self._has_begun = True
             self._until = min(self._until, asyncio.get_running_loop().time() + self.seconds)

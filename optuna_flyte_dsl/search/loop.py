@@ -1,7 +1,6 @@
 """The search loop: asks for trials, runs them at the same time, and tells them, until a limit is reached.
 
-Trials are asked for and told in a single thread, in order, and callbacks run there too: none of it blocks the event
-loop.
+A single thread asks for trials and tells them in order, and callbacks run in it: none of it blocks the event loop.
 """
 
 import asyncio
@@ -251,7 +250,10 @@ class SearchLoop:
         return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
 
     def _closes_coroutine(self, error: BaseException) -> bool:
-        """Tell whether an error closes this coroutine because its event loop is gone. An objective may raise it too."""
+        """Tell whether an error closes this coroutine because its event loop is gone.
+
+        An objective may raise GeneratorExit too.
+        """
         return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is None
 
     async def _wait_until(self, moment: float) -> None:
@@ -281,7 +283,7 @@ class SearchLoop:
         closing.result()
 
     def _close_in_this_thread(self) -> None:
-        """Tell the trials that are still open, because a second interrupt broke off `_abandon`, or the event loop."""
+        """Tell the trials that are still open because `_abandon` was broken off: by an interrupt, or with its loop."""
         if not self._suspended:
             self.trials.stopped = True
             self.trials.close_open("The search was interrupted while this trial ran.")

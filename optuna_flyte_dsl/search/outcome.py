@@ -65,7 +65,7 @@ class Judge:
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
         if self.n_objectives > 1 and is_report_of_several_objectives(error):
             error = self._report_of_several_objectives(error)
-        # The next trial would meet a ClusterError or an ObjectiveValueError too.
+        # The next trial would meet a ClusterError or an ObjectiveValueError too, so it ends the search.
         elif not isinstance(error, ClusterError | ObjectiveValueError) and self._is_caught(error):
             logger.debug("A trial of `%s` failed.", self.name, exc_info=error)
             return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
@@ -80,7 +80,7 @@ class Judge:
         return refused
 
     def _is_caught(self, error: BaseException) -> bool:
-        # The last three need no `catch`: they are not errors of the objective's code.
+        # The last three classes need no `catch`: they are not errors of the objective's code.
         if isinstance(error, (*self.caught, asyncio.CancelledError, WorkerDiedError, TrialTimeoutError)):
             return True
         stands_for = _attribute(error, "stands_for")  # the error of another process
@@ -117,7 +117,10 @@ def retries_are_used(error: BaseException) -> bool:
 
 
 def _attribute(error: BaseException, name: str) -> Any:
-    """Return an attribute of an error; `None` if it has none. A user's `__getattr__` may raise anything."""
+    """Return an attribute of an error; `None` if it has none.
+
+    An error class of a user may have a `__getattr__` that raises anything.
+    """
     with contextlib.suppress(Exception):
         return getattr(error, name, None)
     return None

@@ -149,7 +149,7 @@ class Lines:
 
 
 def _on_terminal() -> bool:
-    """Tell whether standard error is a terminal. Rich would also answer yes if FORCE_COLOR is set."""
+    """Tell whether standard error is a terminal. Rich would also say yes if FORCE_COLOR is set."""
     return sys.stderr.isatty()
 
 

@@ -35,4 +35,4 @@ class Runner(Protocol):
         """Return what the objective returned, or raise what it raised. Cancelling this gives up the trial."""
 
     async def close(self) -> None:
-        """Free what the runner holds. Called once, after the last trial."""
+        """Free what the runner holds. `close` is called once, after the last trial."""

@@ -87,12 +87,12 @@ class AskTell:
         return self.storage.silence if self.storage is not None else 0.0
 
     def hurry(self) -> None:
-        """Wait out outages only for a moment from now on. Any thread may call this."""
+        """From now on, wait out outages of the storage only for a moment. Any thread may call this."""
         if self.storage is not None:
             self.storage.hurry()
 
     def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Enqueue the parameters of the first trials. A point that the study has already is left out."""
+        """Enqueue the parameters of the first trials. A point that the study already has is left out."""
         if self.storage is not None:
             self._study_name = self.study.study_name  # read now, while the storage answers
         if not points:
@@ -141,7 +141,8 @@ class AskTell:
         number = trial.number
         self._open[number] = trial
         if self.is_quick is None:
-            # A change of thread would take as long as all the rest. Exact types: a subclass may do anything.
+            # A change of thread would take as long as all the rest. Exact types are compared, because a subclass may do
+            # anything.
             in_memory = type(trial.storage) is InMemoryStorage
             self.is_quick = in_memory and type(self._sampler) is RandomSampler and not self.options.callbacks
         if self.sampler_of_trial is not None:
@@ -149,7 +150,8 @@ class AskTell:
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
             trial.study = snapshot_of(self.study, ended, self.sampler_of_trial(number))
         if self.objective.suggests_itself and not self.is_quick:
-            # Sample now: Optuna would sample at the first suggestion, which an async objective makes in the event loop.
+            # Sample now: Otherwise Optuna would sample at the first suggestion, which an async objective makes in the
+            # event loop.
             _ = trial.relative_params
         try:
             if self.points is None:
@@ -235,7 +237,7 @@ class AskTell:
                 raise TimeoutError
 
         with contextlib.suppress(TimeoutError):
-            # A durable storage has waited itself.
+            # A durable storage has waited out the outage itself.
             waits = iter(pauses.at_last if self.storage is None else ())
             retry(tell_all, waits, may_pass=lambda error: isinstance(error, TimeoutError))
         self._open.clear()
@@ -248,7 +250,10 @@ class AskTell:
             raise untold_error(self.objective.name, self._study_name, finished)
 
     def give_up(self) -> StorageUnavailableError:
-        """Save what is not told, and return the error. Called in another thread: the study's waits for the storage."""
+        """Save what is not told, and return the error.
+
+        `give_up` is called in another thread, because the study's thread waits for the storage.
+        """
         trials, untold = self._open.copy(), self._untold.copy()  # a silent storage may answer at any moment
         left = {number: (trial, untold[number]) for number, trial in trials.items() if number in untold}
         self._open.clear()

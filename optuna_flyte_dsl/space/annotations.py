@@ -75,7 +75,7 @@ def _only_marker(where: str, found: list[Suggestion]) -> Suggestion | None:
 def type_clash(marker: Suggestion, base: Any) -> str | None:
     """Describe how a marker's values contradict the type beside it; `None` if they do not.
 
-    Only plain types are compared. An int is accepted where the type is float.
+    Only plain types are compared. An int is accepted for a parameter of type float.
     """
     allowed = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
     if not _PLAIN_TYPES.issuperset(allowed):

@@ -18,7 +18,10 @@ def value_types(marker: Suggestion) -> tuple[type, ...]:
 
 
 def to_float(base: Any, value: Any) -> Any:
-    """Return a real number as a float if its declared type is float: flytekit converts no int. Return others as is."""
+    """Return a real number as a float if its declared type is float: flytekit converts no int.
+
+    Other values are returned unchanged.
+    """
     if base is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     return value

@@ -115,7 +115,8 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
     """Read a return annotation.
 
     Args:
-        strict: Whether an annotation of an unknown type is an error. It is for a task: Flyte would refuse it too.
+        strict: Whether an annotation of an unknown type is an error. It is an error for a task, because Flyte would
+            refuse that type too. Flyte would refuse it too.
     """
     if annotation is inspect.Signature.empty or annotation is Any:
         return ReturnAnnotation()

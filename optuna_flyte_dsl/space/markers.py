@@ -29,8 +29,8 @@ class Suggestion:
     """Base of the markers. A marker is a frozen value that describes the values that a parameter may take.
 
     In a signature, a marker is the annotation itself, `x: Float(0, 1)`, or its metadata,
-    `x: Annotated[float, Float(0, 1)]`. At a call, it replaces a value: `x=suggest.float(0, 1)`. There it may also be an
-    item of a dict, a list or a tuple.
+    `x: Annotated[float, Float(0, 1)]`. At a call, a marker takes the place of a value: `x=suggest.float(0, 1)`. In a
+    call, a marker may also be an item of a dict, a list or a tuple.
     """
 
     __slots__ = ()
@@ -166,8 +166,8 @@ class Category(Suggestion):
     """A searched value that is one of several choices.
 
     Args:
-        choices: The choices: any ordered iterable except a string. They are kept as a tuple. Optuna can store `None`,
-            `bool`, `int`, `float` and `str` in every storage. It warns of other types.
+        choices: The choices: any ordered iterable except a string. The choices are kept as a tuple. Optuna can store
+            `None`, `bool`, `int`, `float` and `str` in every storage. Optuna warns of choices of other types.
 
     Raises:
         InvalidMarkerError: If there is no choice, or two choices are equal (as `1`, `1.0` and `True` are).
@@ -232,7 +232,7 @@ class Fixed:
     accepted.
 
     Args:
-        value: The value. Every trial gets it unchanged.
+        value: The value. Every trial gets the fixed value unchanged.
     """
 
     value: Any

@@ -46,7 +46,8 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
 
     Args:
         n_objectives: The number of objectives of the task's return annotation.
-        refused_by_sdk: Whether the SDK has already refused the value. If not, it may accept an int for a float.
+        refused_by_sdk: Whether the SDK has already refused the value. If the SDK has not refused the value, the SDK may
+            accept an int for a float.
     """
     try:
         read_values(name, returned, n_objectives)

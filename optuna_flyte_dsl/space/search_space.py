@@ -241,7 +241,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         """Check that every argument has a value or a marker.
 
         Raises:
-            ArgumentError: If one has neither.
+            ArgumentError: If a parameter has neither a value nor a marker.
         """
         if self.missing:
             raise ArgumentError(
@@ -289,8 +289,8 @@ class SearchSpace(Mapping[str, Suggestion]):
     def contains(self, kwargs: Mapping[str, Any]) -> bool:
         """Tell whether keyword arguments are a point of this space.
 
-        They are if each searched parameter lies within its marker (and on the grid of its step), each fixed argument
-        has its value, and there is no other argument.
+        Keyword arguments are a point if each searched parameter lies within its marker (and on the grid of its step),
+        each fixed argument has its value, and there is no other argument.
 
         Args:
             kwargs: The keyword arguments of one trial.

@@ -79,8 +79,8 @@ class DurableStorage(Proxy):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Store a trial. A running trial names its owner from its first moment on, in the same transaction.
 
-        Where the response of the storage is lost, the trial may be there although the call has failed. The storage may
-        also have made the call again by itself, as Optuna's does for a database, so that there are two. Both are found.
+        If the storage's response is lost, the trial may be stored although the call has failed. Optuna's storage of a
+        database may also have made the call again by itself, so that there are two trials. Both are found.
         """
         if template_trial is not None:
             return self._self_create_template(study_id, template_trial)
@@ -110,12 +110,13 @@ class DurableStorage(Proxy):
         self._self_owner.running.update(self._self_spares)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial. Optuna reads each trial once when it is new: a gap in their numbers is noticed then."""
+        """Return a trial. Optuna reads each new trial once: a gap in the trials' numbers is noticed then."""
         trial: FrozenTrial = self._self_durably(lambda: self.__wrapped__.get_trial(trial_id))
         study_id, created = self._self_unchecked
         if created == trial_id:
             self._self_unchecked = (-1, -1)
-            # At a gap, another search has made a trial, or the storage has made one more of ours.
+            # A gap in the numbers means that another search has made a trial, or that the storage has made a second one
+            # of ours.
             if trial.number != self._self_next_number:
                 self._self_durably(lambda: self._self_find_spares(study_id))
             self._self_next_number = trial.number + 1
@@ -147,14 +148,17 @@ class DurableStorage(Proxy):
         self.set_trial_system_attr(trial_id, self._self_owner.key, self._self_owner.evidence)
 
     def close_spares(self) -> None:
-        """Close the trials that were made by mistake and that no ask has taken. They do not count."""
+        """Close the running trials that the storage made by mistake and that no ask has taken.
+
+        The closed trials do not count towards `n_trials`.
+        """
         self._self_close(self.spares)
         self.spares.clear()
 
     def close_strays(self, study: str) -> None:
         """Close the running trials of this search in a study, after an error of the storage while one was asked for.
 
-        A failed call may have taken effect. All trials that were asked for with success are told before.
+        A failed call may have taken effect. All trials for which an ask has succeeded are told before this call.
         """
         study_id = self.get_study_id_from_name(study)
         running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
@@ -192,7 +196,7 @@ class DurableStorage(Proxy):
         elif done:
             self._self_mine.add(trial_id)
             owner.running.add(trial_id)
-        else:  # another search was faster
+        else:  # another search has acquired the trial
             with contextlib.suppress(UpdateFinishedTrialError):
                 self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, None))
         return done

@@ -2,7 +2,7 @@
 
 The evidence is: in a Flyte pod, the pod's execution; a file that the process holds locked, on its machine or beside the
 file of its storage; on a shared PostgreSQL, an advisory lock that the process holds. About other processes nothing is
-known.
+known, so they count as neither alive nor dead.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class Owner:
         _living_sessions.add(self.session)
 
     def open(self) -> Owner:
-        """Take the locks by which other processes see that this one is alive. It blocks. `close` may come meanwhile."""
+        """Take the locks by which other processes see that this one is alive.
+
+        It blocks. Another thread may call `close` meanwhile.
+        """
         self._files.open()
         self._evidence.update(self._files.evidence)
         self._lock = AdvisoryLock.of(self._storage, self.session)
@@ -101,7 +104,7 @@ class Owner:
             yield
 
     def owns(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial is this owner's."""
+        """Tell whether this owner owns a trial."""
         return bool(trial.system_attrs.get(self.key))
 
     def life(self, trial: FrozenTrial) -> Life:
@@ -125,7 +128,10 @@ class Owner:
         return life
 
     def _life_by_lock(self, lock: AdvisoryLock, evidence: Evidence) -> Life:
-        """Tell by its lock whether an owner is alive. It is dead if the lock was free at each check for long enough."""
+        """Tell by its lock whether an owner is alive.
+
+        The owner is dead if its lock was free at each check for long enough.
+        """
         session, now = str(evidence["session"]), time.monotonic()
         is_held = lock.is_held(evidence["lock"], evidence.get("server"))
         if is_held is not False:
@@ -147,7 +153,10 @@ class Owner:
 
 
 def owner_keys(trial: FrozenTrial) -> tuple[str, ...]:
-    """Return the keys of the attributes that name a trial's owners. Two searches that race leave two for a moment."""
+    """Return the keys of the attributes that name a trial's owners.
+
+    Two searches that race for a trial leave two owners for a moment.
+    """
     return tuple(key for key, evidence in trial.system_attrs.items() if key.startswith(OWNER) and evidence)
 
 

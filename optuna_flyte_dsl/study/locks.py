@@ -26,10 +26,13 @@ except ImportError:  # Windows
 
 
 class FileLock:
-    """A lock of a journal file, held while lines are appended. Optuna takes it as a `lock_obj`.
+    """A lock of a journal file, held while lines are appended.
 
-    Optuna's own lock files stay behind when their process is killed; this lock does not. A line that a killed process
-    has written in part is removed: it was never acknowledged, and the next line would be appended to it.
+    Optuna takes this lock as a `lock_obj` of its journal file.
+
+    Optuna's own lock files stay behind when their process is killed; the operating system frees this lock. A line that
+    a killed process has written in part is removed: it was never acknowledged, and the next line would be appended to
+    it.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
@@ -62,7 +65,7 @@ class FileLock:
     def exclusive(self, _name: str) -> Iterator[None]:
         """Hold a lock that excludes other searches on this journal while several lines are read and written.
 
-        The lock is on a second file beside the journal.
+        This lock is on a second file beside the journal.
         """
         with self.path.with_name(f"{self.path.name}.claims").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -90,9 +93,11 @@ def _remove_partial_line(file: Any) -> None:
 
 
 class AdvisoryLock:
-    """An advisory lock of PostgreSQL, held for as long as a search runs. The server frees it with its connection.
+    """An advisory lock of PostgreSQL, held for as long as a search runs.
 
-    A thread keeps the connection: if it was cut off, the thread connects and locks again.
+    The server frees the lock when its connection ends.
+
+    A thread keeps the connection open: if the connection was cut, the thread connects and locks again.
     """
 
     def __init__(self, engine: Any, name: str) -> None:
@@ -118,7 +123,8 @@ class AdvisoryLock:
             return None
         from sqlalchemy import create_engine
 
-        # A pool of its own: searches that shared one with their storage would wait for each other's connections.
+        # The lock has a connection pool of its own: searches that shared one with their storage would wait for each
+        # other's connections.
         return cls(create_engine(engine.url, pool=engine.pool.recreate()), name)
 
     def _connect(self) -> None:

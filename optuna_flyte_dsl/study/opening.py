@@ -75,7 +75,8 @@ def make_sampler(options: Options, n_trials: int) -> BaseSampler:
     """Return the sampler of a search.
 
     Args:
-        n_trials: The number of trials that the study has. It changes the seed, for the same one would repeat points.
+        n_trials: The number of trials that the study has. The number of trials changes the seed, because the same seed
+            would repeat the first points.
     """
     seed = None if options.seed is None else (options.seed + n_trials) % 2**32
     if isinstance(options.sampler, BaseSampler):
@@ -88,7 +89,8 @@ def make_sampler(options: Options, n_trials: int) -> BaseSampler:
     if not _OPTUNA_4:
         return TPESampler(seed=seed)
     with _without_experimental_warnings():
-        # It takes running trials into account. Optuna 5 does so by default.
+        # With this option, TPE takes running trials into account. Optuna 5 takes running trials into account by
+        # default.
         return TPESampler(seed=seed, constant_liar=True)
 
 

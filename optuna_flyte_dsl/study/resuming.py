@@ -1,7 +1,7 @@
 """What a search does with the trials that earlier or other processes have left in its study. The one resumption.
 
-A trial left RUNNING by a dead process is adopted if it can be continued. Otherwise it is closed as lost. A lost trial
-does not count, and its parameters are tried again once.
+A trial left RUNNING by a dead process is adopted if it can be continued. A RUNNING trial of a dead process that cannot
+be continued is closed as lost. A lost trial does not count, and its parameters are tried again once.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def resume(
         takeover: Whether a process about which nothing is known counts as dead.
         adopts: Tells whether a running trial can be continued.
         call: The number of this call of the search in its process, from 0, if each call has a goal of its own, as in
-            Flyte's checkpoint. `None` if `n_trials` is the total of the study.
+            Flyte's checkpoint. `None` if `n_trials` is the total of the study over all calls.
     """
     with storage.exclusive(study.study_name):
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
@@ -64,7 +64,7 @@ def resume(
         if call == len(goals):
             goals.append((goals[-1] if goals else len(finished)) + n_trials)
             study.set_user_attr(attributes.GOALS, goals)
-        # What is missing to the goal of the call before is that call's to do.
+        # Trials that the call before has not finished are that call's to run.
         done = max(len(finished), goals[call - 1]) if call else len(finished)
         return Resumption(max(goals[call] - done, len(adopted)), tuple(adopted), finished)
     if len(finished) >= n_trials and not adopted and all(trial.state is TrialState.FAIL for trial in finished):

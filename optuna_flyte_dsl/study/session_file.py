@@ -1,6 +1,7 @@
 """Files that a search holds locked while it lives. The operating system frees the locks when the process ends.
 
-A lock is evidence across containers and look-alike hosts. A host name, the id of a boot and a pid are not.
+A lock is evidence across containers and look-alike hosts. A host name, the id of a boot and a pid are no evidence:
+cloned machines and restarted containers have them in common.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class SessionFiles:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """What other processes need to find the files; empty where there are none."""
+        """The keys and values by which other processes find the files; empty if there are no files."""
         return {"file": self._name, "folder": str(_local_folder())} if self._files else {}
 
     def is_held(self, evidence: Mapping[str, Any]) -> bool | None:
@@ -77,7 +78,8 @@ class SessionFiles:
         """Release the locks. Another thread may be in `open` or `close`: each file is released once.
 
         Args:
-            is_clean: Whether the search has left no trial running. Otherwise the files stay, as evidence.
+            is_clean: Whether the search has left no trial running. Otherwise the files stay, as evidence that the
+                search is dead.
         """
         while self._files:
             try:

@@ -32,8 +32,8 @@ def is_kept(storage: BaseStorage) -> bool:
 def preload_database(storage: StorageOption) -> None:
     """Load the database driver of a storage's URL, so that an event loop need not stand still for it later.
 
-    What takes long is not the imports themselves, but the full garbage collection that they cause: it walks over all
-    objects, those of flytekit among them. A pod and a worker process load nothing, because they may not need it.
+    The imports themselves are quick; the full garbage collection that they cause is slow, because it walks over all
+    objects. A pod and a worker process load nothing, because they may not need it.
     """
     in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
     if isinstance(storage, str) and "://" in storage and not in_pod and multiprocessing.parent_process() is None:

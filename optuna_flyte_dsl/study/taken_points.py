@@ -25,7 +25,10 @@ _TRIES = 30
 """How often a sampler is asked for a new point before one is drawn without it."""
 
 _Key = tuple[Hashable, ...]
-"""A point as one key for each parameter; see `domain.key_of`. `None` in it stands for a value outside of the space."""
+"""A point as one key for each parameter; see `domain.key_of`.
+
+A key of `None` stands for a value outside of the space.
+"""
 
 
 class TakenPoints:

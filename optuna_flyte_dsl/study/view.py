@@ -38,7 +38,9 @@ def view_of(
     storage: Any = None,
     pruner: BasePruner | None = None,
 ) -> optuna.Study:
-    """Return a view of a study, for a search and its callbacks. Pickling or copying the view gives the study itself.
+    """Return a view of a study, for a search and its callbacks.
+
+    Pickling or copying the view gives the study itself, without the view.
 
     Args:
         announce: Called with the number of each trial that an ask has stored.

@@ -24,7 +24,8 @@ class Place(enum.Enum):
 def place_of_call(depth: int) -> Place:
     """Return the place of a decorated task's call, from the module of the caller.
 
-    Flytekit gives no other sign: `create_node(train, ...)`, `pyflyte run` and a user's own call reach the same method.
+    Only the module of the caller tells one kind of call from another: `create_node(train, ...)`, `pyflyte run` and a
+    user's own call reach the same method.
 
     Args:
         depth: The number of frames between this function and the caller.
@@ -45,7 +46,10 @@ def in_a_workflow() -> bool:
 
 
 def is_imported_by_a_pod() -> bool:
-    """Tell whether a pod is importing a module to find its task. A search at the module's top would run in each pod."""
+    """Tell whether a pod is importing a module to find its task.
+
+    A search that is called at the top of the module would start anew in each pod.
+    """
     if "FLYTE_INTERNAL_EXECUTION_ID" not in os.environ:
         return False
     frame: types.FrameType | None = sys._getframe(1)

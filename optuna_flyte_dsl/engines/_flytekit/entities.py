@@ -51,7 +51,7 @@ def _is_launch_plan(entity: Any) -> bool:
 
 
 def _defaults(entity: Any) -> Mapping[str, Any]:
-    """Return the defaults of an entity's inputs. The interface alone cannot tell a default of None from none."""
+    """Return the defaults of an entity's inputs. An interface alone cannot tell a default of None from no default."""
     if _is_launch_plan(entity):
         optional = {name: p for name, p in entity.parameters.parameters.items() if not p.required}
         given = {**_defaults(entity.workflow), **entity.saved_inputs}

@@ -1,7 +1,7 @@
 """Event loops of threads: flytekit's coroutines run in the thread that waits for them, and its loops are closed.
 
 By itself, flytekit runs the coroutines of a thread in an event loop in another thread, which it keeps for the thread's
-name for ever. That takes three changes of thread for each call of a task, and leaves a thread and a loop behind.
+name for ever. Such a call takes three changes of thread, and leaves a thread and an event loop behind.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from optuna_flyte_dsl._compat import flytekit as compat
 
 
 class _OwnLoop:
-    """Replaces flytekit's runner of a thread. It runs coroutines in the thread itself."""
+    """Replaces flytekit's runner of a thread. The replacement runs coroutines in the calling thread itself."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)

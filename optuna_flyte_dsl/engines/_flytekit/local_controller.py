@@ -38,7 +38,7 @@ class LocalController:
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Run an entity in a thread, and return its outputs as Python values; flytekit calls this."""
-        # A plain task without a cache uses none; in other entities, there may be a task that does.
+        # A plain task without a cache needs no cache; any other entity may contain a cached task.
         is_plain = isinstance(entity, PythonFunctionTask) and entity.execution_mode is entity.ExecutionBehavior.DEFAULT
         if not is_plain or entity.metadata.cache:
             with _lock:
@@ -84,8 +84,8 @@ _lock = threading.Lock()
 class LockedLiteralCache:
     """Flytekit's cache of literals, for many threads.
 
-    Flytekit tests whether a key is in the cache, and then reads it. Between the two, another thread may evict the
-    entry. So the test keeps the entry for the thread, and the read returns what was kept.
+    Flytekit tests whether a key is in the cache, and then reads it. Between that test and that read, another thread may
+    evict the entry from the cache. So the test keeps the entry for the thread, and the read returns what was kept.
     """
 
     def __init__(self, cache: MutableMapping[Any, Any]) -> None:

@@ -33,12 +33,13 @@ def checking_outputs(task: Any, objective: Objective) -> Any:
     """Return a copy of a task that fails, with the cure in its error, if it returns values that no study can take.
 
     If the task takes its trial and raises `TrialPruned`, the copy marks the trial as pruned and returns a stand-in,
-    which nobody reads. Flyte's cache never gives it to another trial, because the trial is part of the cache key.
+    which nobody reads. Flyte's cache never gives this stand-in to another trial, because the trial is part of the cache
+    key.
     """
 
     def check(value: Any) -> None:
         if (wrong := objective.refusal(value)) is not None:
-            # As an error of the user's code, which another attempt would raise too.
+            # Raise it as an error of the user's code, because another attempt would raise the same.
             raise FlyteUserRuntimeException(wrong) from wrong
 
     checked = observing_outputs(task, check)

@@ -1,7 +1,7 @@
 """A task's own `retries` and `timeout` in local runs, which flytekit ignores on this machine.
 
-Each local call of a task goes through `Task.sandbox_execute`, also inside a workflow. During a search, and only
-then, the limits of the task are applied there.
+Each local call of a task goes through `Task.sandbox_execute`, also inside a workflow. During a search, and only then,
+that method applies the limits of the task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _patching = threading.Lock()
 
 @dataclasses.dataclass(eq=False)
 class EntityCall:
-    """One awaited call of an entity. It is put into the Flyte context as the worker queue."""
+    """One awaited call of an entity. The call is put into the Flyte context as the worker queue of what it awaits."""
 
     threads: Threads
     outer: EntityCall | None = None
@@ -92,7 +92,10 @@ class EntityCall:
 
 
 class _LimitedElement(Proxy):
-    """The task that a map task runs for each element. The retries and the timeout hold for each, as on a cluster."""
+    """The task that a map task runs for each element.
+
+    The task's retries and timeout hold for each element, as on a cluster.
+    """
 
     def __init__(self, task: Any, run_attempts: Callable[[Callable[[EntityCall], Any]], Any]) -> None:
         super().__init__(task)
@@ -103,7 +106,7 @@ class _LimitedElement(Proxy):
 
 
 def apply_task_limits() -> None:
-    """Wrap `Task.sandbox_execute`. It is changed in searches only; a second call changes nothing."""
+    """Wrap `Task.sandbox_execute`. The map task is changed in searches only; a second change has no effect."""
     with _patching:
         if not isinstance(vars(Task)["sandbox_execute"], wrapt.FunctionWrapper):
             wrapt.wrap_function_wrapper(Task, "sandbox_execute", _sandbox_execute)

@@ -52,7 +52,8 @@ def _make_workflow(task: Any) -> WorkflowBase:
 def launch_plan_of(workflow: WorkflowBase) -> LaunchPlan:
     """Return the launch plan that has a workflow's name.
 
-    Flytekit keeps its default launch plans by name, so in a notebook it would return that of an earlier definition.
+    Flytekit keeps its default launch plans by name, so in a notebook it would return the launch plan of an earlier
+    definition.
     """
     parameters = transform_inputs_to_parameters(FlyteContext.current_context(), workflow.python_interface)
     return LaunchPlan(workflow.name, workflow, parameters, LiteralMap({}))

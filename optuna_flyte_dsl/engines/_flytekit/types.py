@@ -47,8 +47,8 @@ def native_type(marker: Suggestion) -> Any:
 def spell_out_unions(task: Any) -> None:
     """Replace a bare `Category` of several types in a task's interface by `Annotated[str | None, Category(...)]`.
 
-    `pyflyte run` reads the members of a union from the annotation's arguments, and a bare marker has none. One such
-    task would break the command for its whole file.
+    `pyflyte run` reads the members of a union from the annotation's arguments, and a bare marker has none. One task
+    with a bare category would break `pyflyte run` for its whole file.
     """
     inputs = interface_inputs(task)
     for name, (annotation, default) in inputs.items():
@@ -60,7 +60,8 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
     """Converts a marker's values as flytekit converts values of the marker's native type."""
 
     def __init__(self, marker: type[Suggestion]) -> None:
-        # Without type assertions: flytekit's `isinstance(value, annotation)` fails, because a marker is not a class.
+        # The transformer makes no type assertions, because `isinstance(value, annotation)` fails: a marker is not a
+        # class.
         super().__init__(f"optuna_flyte_dsl {marker.__name__}", marker, enable_type_assertions=False)
 
     def get_literal_type(self, t: Any) -> LiteralType:

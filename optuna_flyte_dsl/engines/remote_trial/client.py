@@ -27,7 +27,7 @@ _CALL_SECONDS = 120.0
 
 
 def token_of_trial(secret: str, trial: int) -> str:
-    """Return the token of a trial: an HMAC of its id. Nobody can make another trial's token from it."""
+    """Return the token of a trial: an HMAC of its id. A trial's token does not help to make another trial's token."""
     return hmac.new(secret.encode(), str(trial).encode(), "sha256").hexdigest()
 
 

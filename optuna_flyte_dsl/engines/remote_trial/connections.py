@@ -1,6 +1,7 @@
 """`ConnectionGuard`: stands before a gRPC server, and bounds the connections that have not shown a token.
 
-gRPC for Python has no such bound. Without one, idle connections use up the process's file descriptors.
+gRPC for Python has no bound on the number of connections. Without a bound, idle connections use up the process's file
+descriptors.
 """
 
 import asyncio
@@ -22,8 +23,9 @@ _BUFFER = 64 * 1024
 class ConnectionGuard:
     """Passes bytes on between clients and a gRPC server of this process, in a thread of its own.
 
-    If too many connections have not shown a token, a new one replaces one of these, chosen at random. So strangers
-    cannot keep a client with a token out for long. A connection with a token is never closed here.
+    If too many connections have not shown a token, a new one replaces one of these, chosen at random. So connections
+    without a token cannot keep a client with a token out for long. The guard never closes a connection that has shown a
+    token.
 
     Args:
         interface: The address at which clients connect.
@@ -52,7 +54,8 @@ class ConnectionGuard:
         Args:
             peer: The client's address as gRPC gives it, such as "ipv4:127.0.0.1:4711".
         """
-        # Without a lock: it is one step of a dictionary, and later calls of the same connection find nothing.
+        # No lock is needed: removing the key is one step of a dictionary, and later calls of the same connection find
+        # nothing.
         self._strangers.pop(int(peer.rpartition(":")[2]), None)
 
     def close(self) -> None:
@@ -91,7 +94,7 @@ class ConnectionGuard:
         self._loop.call_later(_SECONDS_OF_A_STRANGER, self._end_stranger, key, pipe)
 
     def _make_room(self, most: int) -> None:
-        """Close strangers' connections, so that at most so many are left."""
+        """Close some of the connections that have shown no token, so that at most `most` of them are left."""
         while len(self._strangers) > max(0, most):
             pipe = self._strangers.pop(random.choice(list(self._strangers)), None)  # noqa: S311 - it need not be secret
             if pipe is not None:

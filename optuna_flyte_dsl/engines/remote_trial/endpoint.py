@@ -1,4 +1,7 @@
-"""`Endpoint`: where a trial server listens, with TLS if it has a certificate. The channel by which trials reach it."""
+"""`Endpoint`: where a trial server listens, with TLS if it has a certificate.
+
+Also the channel by which trials reach the server.
+"""
 
 from dataclasses import dataclass
 
@@ -52,7 +55,10 @@ class Endpoint:
 
 
 def open_channel(address: str, certificate: bytes, certificate_name: str) -> grpc.Channel:
-    """Return a channel to a trial server. With a certificate it is encrypted, and trusts this certificate alone."""
+    """Return a channel to a trial server.
+
+    With a certificate, the channel is encrypted and trusts this certificate alone.
+    """
     options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
     if not certificate:
         return grpc.insecure_channel(address, options)

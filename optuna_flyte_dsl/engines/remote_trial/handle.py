@@ -1,4 +1,4 @@
-"""`TrialHandle`: the text by which another process or a pod finds its trial. It contains no secret."""
+"""`TrialHandle`: the text by which another process or a pod finds its trial. The handle contains no secret."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN_ENV = "OPTUNA_FLYTE_DSL_TOKEN"  # noqa: S105 - the name of the variable
 
 @dataclass(frozen=True)
 class TrialHandle:
-    """The address of a trial. Flyte shows it among a task's inputs, so the token is not in it."""
+    """The address of a trial. Flyte shows the handle among a task's inputs, so the token is not in it."""
 
     address: str  # the server's `host:port`; or `env:NAME`, if the variable NAME holds the URL of the study's storage
     trial: int

@@ -1,8 +1,8 @@
 """`TrialServer`: serves a search's trials, by Optuna's gRPC storage proxy. Each trial has a token of its own.
 
-A call is judged by its metadata before its message is read, so who has no token holds up nobody. A token allows the
-parameters, reports and attributes of its own trial. Sampling and pruning need the other trials, so they are done here.
-The connection is encrypted if the endpoint has a certificate.
+The server judges a call by its metadata before it reads the message, so a caller without a token holds up nobody. A
+token allows the parameters, reports and attributes of its own trial. Sampling and pruning need the study's other
+trials, so the server does both. The connection is encrypted if the endpoint has a certificate.
 """
 
 import collections
@@ -36,7 +36,10 @@ _MAX_WORKERS = 32
 _CALLS_OF_A_TRIAL = 8
 """The largest number of calls of one trial that are served at the same time."""
 _REFUSALS_AT_ONCE = 8
-"""The largest number of refusals with a reason at the same time. Further callers hear that there is no such method."""
+"""The largest number of refusals with a reason at the same time.
+
+Further callers without a token hear that there is no such method.
+"""
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 2 * _CALLS_OF_A_TRIAL),  # of one connection
@@ -45,7 +48,7 @@ _OPTIONS = (
     ("grpc.max_connection_idle_ms", 60_000),  # a trial connects again when it has something to say
 )
 
-# The calls of the storage proxy that a trial needs. None of them creates or ends a trial or a study.
+# The calls of the storage proxy that a trial needs. None of these calls creates or ends a trial or a study.
 _ALLOWED = frozenset(
     {
         "GetStudyIdFromName",
@@ -108,7 +111,7 @@ class TrialServer:
         ).start()
 
     def token_of(self, trial: int) -> str:
-        """Return the token of the trial with an id. It is good for this trial alone."""
+        """Return the token of the trial with an id. The token is good for this trial alone."""
         return token_of_trial(self._secret, trial)
 
     def serve(self, trial: Trial) -> TrialHandle:
@@ -145,7 +148,8 @@ class TrialServer:
 
     def _prune(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         trial = self._find(json.loads(data), context)
-        # `trial.should_prune()` would not do: the trial's reports are in the storage, and not in this object.
+        # `trial.should_prune()` would not do: the trial's reports are in the storage, and not in the local trial
+        # object.
         stored = trial.storage.get_trial(trial_id(trial))
         return json.dumps(bool(trial.study.pruner.prune(trial.study, stored))).encode()
 
@@ -208,7 +212,8 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
     def _checked(self, handler: Any, method: str, trial: int) -> Any:
         """Return a handler that serves a call if its message is about the trial.
 
-        It takes a stream, so that it runs before the message is there, and can give up waiting for it.
+        The handler takes a stream, so that it runs before the message is there, and can give up waiting for the
+        message.
         """
 
         def serve(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:

@@ -30,7 +30,10 @@ _FINAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-"""Statuses that the same request would get again. All other statuses may pass, but not a message that is too large."""
+"""Statuses of flyteadmin that the same request would get again.
+
+All other statuses may pass by themselves, unless the message is too large.
+"""
 
 _CURES = {
     grpc.StatusCode.INVALID_ARGUMENT: "Correct what it names: the inputs, a name, or a label.",
@@ -153,7 +156,7 @@ class _Outage:
 
 def _is_final(status: Any, answered: threading.Event) -> bool:
     if status.code() is grpc.StatusCode.UNIMPLEMENTED and answered.is_set():
-        return False  # an ingress says so while flyteadmin is rolled out anew
+        return False  # an ingress answers UNIMPLEMENTED while a new release of flyteadmin is rolled out
     return status.code() in _FINAL or is_too_large(status)
 
 

@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 _NAME = "optuna_flyte_dsl-{:06d}-{}.jsonl"
 _SEGMENT_BYTES = 256 * 1024
-"""The size, in bytes, from which a new file of the journal is begun. A write uploads changed files only."""
+"""The size, in bytes, from which a new file of the journal is begun.
+
+A write of the journal uploads the files that have changed, and no others.
+"""
 
 _threads = itertools.count()
 """Numbers for thread names. A thread that ends closes the event loops that flytekit keeps for the thread's name."""
@@ -40,7 +43,8 @@ def _start_thread(work: Callable[[], None]) -> threading.Thread:
 class CheckpointStore:
     """The journals of all searches of one eager workflow, in the workflow's checkpoint.
 
-    Lines are appended in memory. A thread uploads them: while one upload goes on, new lines wait for the next one.
+    The lines of a journal are appended in memory. A thread uploads the lines: while one upload goes on, new lines wait
+    for the next upload.
     """
 
     def __init__(self, checkpoint: Checkpoint, context: FlyteContext, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
@@ -96,7 +100,7 @@ class CheckpointStore:
         await asyncio.wrap_future(future)
 
     def _restore(self) -> None:
-        """Read what the attempt before has left, and write it again: each attempt's checkpoint starts empty."""
+        """Read the journal of the attempt before, and write it again: each attempt's checkpoint starts empty."""
         flyte_context_Var.set([self._context])
         use_own_loop()
         try:
@@ -116,7 +120,7 @@ class CheckpointStore:
                 segments[number] = lines
         for key, line in itertools.chain.from_iterable(segments.values()):
             self._journals.setdefault(key, []).append(line)
-            # All in one file: where writes are atomic, it is written whole or not at all.
+            # Write the whole journal as one file: where writes are atomic, the file is written whole or not at all.
             self._segments[0] += _text(key, line)
         if self._segments[0]:
             self._segments.append(bytearray())
@@ -131,14 +135,15 @@ class CheckpointStore:
             close_loops(threading.current_thread().name)
 
     def _write(self) -> bool:
-        """Wait for a commit and write it. Return whether the thread goes on."""
+        """Wait for a commit and write it. Return whether the writing thread is to go on."""
         with self._lock:
             if not self._lock.wait_for(lambda: self._waiting, timeout=pauses.checkpoint_idle):
                 self._thread = None
                 return False
             waiting, self._waiting = self._waiting, []
             first, last = self._clean, len(self._segments) - 1
-            # Two file names take turns. Where a write is not atomic, a kill during one leaves the other file whole.
+            # Two file names take turns, so that the file of the last write stays while the next one is written. Where a
+            # write is not atomic, a kill during one leaves the other file whole.
             turn = "ab"[self._turn]
             files = {_NAME.format(number, turn): bytes(self._segments[number]) for number in range(first, last + 1)}
         try:
@@ -165,7 +170,7 @@ def _text(key: str, line: dict[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Return a NumPy number as a Python number: an attribute may hold one."""
+    """Return a NumPy number as a Python number, because JSON knows no NumPy numbers and an attribute may hold one."""
     if callable(item := getattr(value, "item", None)):
         return item()
     raise TypeError(f"{value!r}, of type {type(value).__name__}, cannot be kept: use what JSON has.")
@@ -184,7 +189,7 @@ def _retry_access(access: Callable[[], T]) -> T:
 
 
 def _lines(data: bytes) -> list[tuple[str, Any]]:
-    """Return the whole lines of a file. A kill during a write has cut the file short."""
+    """Return the whole lines of a file. A kill during a write may have cut the last line of the file short."""
     lines = []
     for text in data.splitlines():
         try:

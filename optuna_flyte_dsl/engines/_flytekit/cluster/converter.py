@@ -1,4 +1,4 @@
-"""Converts inputs and outputs between Python and Flyte, and hashes inputs. All of it blocks."""
+"""Converts inputs and outputs between Python and Flyte, and hashes inputs. All methods block."""
 
 import functools
 import hashlib
@@ -38,7 +38,10 @@ class Converter:
         return self._context
 
     def inputs(self, name: str, target: Launchable, given: Mapping[str, Any]) -> literals_pb2.LiteralMap:
-        """Convert the arguments of a call to the inputs of an execution. Local files in them are uploaded."""
+        """Convert the arguments of a call to the inputs of an execution.
+
+        Local files among the arguments are uploaded.
+        """
         context = self._enter()
         values = {**target.defaults, **given}
         literals = literals_pb2.LiteralMap()
@@ -65,8 +68,8 @@ class Converter:
         """Convert the outputs of an execution.
 
         Args:
-            uri: Returns the address of the outputs. It is asked for if the response has none of the declared outputs:
-                flyteadmin leaves them out where they are larger than its `maxDownloadMBs`.
+            uri: Returns the address of the outputs. The address is asked for if the response lacks the declared
+                outputs: flyteadmin leaves out outputs that are larger than its `maxDownloadMBs`.
         """
         context = self._enter()
         blob = data.outputs

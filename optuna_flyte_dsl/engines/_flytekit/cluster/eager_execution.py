@@ -21,7 +21,7 @@ _NODES = 100
 class EagerExecution:
     """The execution of an eager workflow: its specification, and the node that runs the workflow.
 
-    Both are empty where they are not known, as for a search that a laptop starts.
+    The specification and the node are empty where they are not known, as for a search that a laptop starts.
     """
 
     spec: ExecutionSpec = field(default_factory=ExecutionSpec)
@@ -29,7 +29,9 @@ class EagerExecution:
 
 
 class EagerExecutionReader:
-    """Reads the execution once. All searches of the eager workflow use what was read.
+    """Reads the eager workflow's execution from flyteadmin once.
+
+    All searches of the eager workflow use what the first one has read.
 
     Args:
         identifier: The execution; `None` outside of an eager workflow's pod.
@@ -55,7 +57,7 @@ class EagerExecutionReader:
 
 
 def _own_node(admin: Admin, execution: WorkflowExecutionIdentifier) -> NodeExecutionIdentifier | None:
-    """Return the node whose pod this is; `None` if several nodes could be."""
+    """Return the node execution whose pod this process is; `None` if several nodes could be."""
     request = NodeExecutionListRequest(workflow_execution_id=execution, limit=_NODES)
     nodes = [
         node.id

@@ -53,7 +53,10 @@ def _words(text: str) -> str:
 
 @dataclass(eq=False)
 class ExecutionNames:
-    """Names executions of one search. The same call of the same trial has the same name in each process."""
+    """Names executions of one search.
+
+    The same call in the same trial has the same name in each process that continues the search.
+    """
 
     connection: Connection
     search: str
@@ -83,7 +86,8 @@ class ExecutionNames:
     def url(self, name: str) -> str:
         """Return the address of an execution's page in the console.
 
-        In a pod, Flyte gives the address of the pod's own page. The remote's endpoint may be one inside the cluster.
+        In a pod, Flyte gives the address of the pod's own page. The remote's endpoint would not do: it may be an
+        address inside the cluster.
         """
         console, _, rest = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/projects/")
         console = self.console or (console if rest else "")
@@ -94,9 +98,12 @@ class ExecutionNames:
 
 
 INPUTS_DIGEST = "optuna-flyte-dsl/inputs"
-"""The annotation with the digest of an execution's inputs. It is stored in the database row of the execution.
+"""The annotation with the digest of an execution's inputs.
 
-The inputs that Flyte returns would not do: a request that is refused because its name is taken overwrites them.
+Flyte stores the annotation in the database row of the execution, which nothing overwrites.
+
+The inputs that Flyte returns cannot be compared instead: a request that is refused because its name is taken overwrites
+them.
 """
 
 
@@ -114,8 +121,9 @@ def create_request(
 
     Args:
         digest: The digest of the inputs.
-        eager: The eager workflow's execution. Its service account and its prefix of raw outputs are those of the new
-            execution too, unless `options` name others. Flyte's console shows the new execution under its node.
+        eager: The eager workflow's execution. The eager execution's service account and prefix of raw outputs are those
+            of the new execution too, unless `options` name others. Flyte's console shows the new execution under the
+            eager execution's node.
     """
     env = {**options.env, **connection.env, **env}
     spec = ExecutionSpec(

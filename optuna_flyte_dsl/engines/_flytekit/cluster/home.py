@@ -1,4 +1,7 @@
-"""Where a search runs: on the cluster of the eager workflow that calls it, or of a remote. Its end at SIGTERM."""
+"""Where a search runs: on the cluster of the eager workflow that calls it, or of a remote.
+
+What happens to a search when its pod gets SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ from optuna_flyte_dsl.study.liveness import Life
 
 
 class ClusterSearch:
-    """One search on a cluster; see `RemoteSearch`. While it is entered as a context manager, SIGTERM ends it.
+    """One search on a cluster; see `RemoteSearch`. While the search is entered as a context manager, SIGTERM ends it.
 
     Args:
         thread: The single thread in which the study is used.
@@ -74,7 +77,8 @@ class ClusterSearch:
         if self._sigterm is not None:
             self._sigterm.searches.add(self)
         elif threading.current_thread() is threading.main_thread():
-            # SIGTERM cancels the search, as Ctrl-C does. Otherwise it would end the process and leave executions.
+            # SIGTERM cancels the search, as Ctrl-C does. Without a handler, SIGTERM would end the process and leave
+            # executions running.
             self._handles_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             if self._handles_sigterm:
                 self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
@@ -123,8 +127,8 @@ class ClusterSearch:
     async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
         """Enqueue the trials of the attempt before, found in Flyte, if its checkpoint is missing.
 
-        An attempt that is killed before its first write leaves no checkpoint. But its trials have executions, whose
-        names are known and whose inputs are the parameters.
+        An attempt that is killed before its first write leaves no checkpoint. But the attempt's trials have executions,
+        whose names are known and whose inputs are the parameters.
         """
         is_retry = self._sigterm is not None and self._sigterm.attempt > 0
         if not (self._is_new and is_retry and objective.kind is Kind.TASK):
@@ -142,8 +146,9 @@ class ClusterSearch:
     def adopts(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial of a dead process can be run again, so that it finds its executions.
 
-        In the checkpoint every running trial of a task can: its execution's name is known. Elsewhere, and for a
-        function, a trial that has launched nothing may have done other things.
+        Every running trial of a task that is kept in the checkpoint can be continued, because its execution's name is
+        known. In another storage, or for a function, a trial that has launched no execution may have had other effects,
+        so it is not repeated.
         """
         return (self.is_checkpointed and self._is_task) or EXECUTIONS in trial.user_attrs
 
@@ -172,7 +177,7 @@ class ClusterSearch:
             return None
         own = self.evidence
         if execution == own.get("execution"):
-            # An attempt begins when the one before has ended.
+            # An attempt of a pod begins when the attempt before has ended.
             return Life.DEAD if evidence["attempt"] < own["attempt"] else Life.ALIVE
         project, domain, name = execution
         request = WorkflowExecutionGetRequest(id=WorkflowExecutionIdentifier(project=project, domain=domain, name=name))
@@ -249,7 +254,7 @@ _lock = threading.Lock()
 def current_home() -> Home | None:
     """Return the home of a search that is called here; `None` if its trials run on this machine.
 
-    A worker queue of an unknown class runs the awaited entities itself.
+    A worker queue of an unknown class is left alone: it runs the awaited entities by itself.
     """
     context = FlyteContextManager.current_context()
     state, queue = context.execution_state, context.worker_queue

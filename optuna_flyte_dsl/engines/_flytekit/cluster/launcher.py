@@ -56,7 +56,7 @@ class Traffic:
         self._poller: Poller | None = None
 
     def enter(self) -> Poller:
-        """Return the poller of executions. Each user calls `leave` once."""
+        """Return the poller of executions. Each user of the poller calls `leave` once."""
         with self._lock:
             self._users += 1
             if self._poller is None:
@@ -77,7 +77,7 @@ class Traffic:
     def wait_to_launch(self, options: Cluster, given_up: threading.Event) -> None:
         """Wait for a token of a token bucket: it holds a burst, and fills at the rate of launches.
 
-        While Flyte has not begun to run as many executions as a burst has, there is no burst.
+        While Flyte has not begun to run as many executions as a burst has, launches keep to the rate.
         """
         with self._lock:
             now, rate = time.monotonic(), options.launches_per_second
@@ -131,7 +131,7 @@ class Launcher:
 
     @property
     def converter(self) -> Converter:
-        """Converts inputs and outputs. It is made in a worker thread, because it connects to the cluster."""
+        """Converts inputs and outputs. The converter is made in a worker thread, because it connects to the cluster."""
         with self._lock:
             if self._converter is None:
                 self._converter = Converter(self.connection.remote)
@@ -225,7 +225,8 @@ class Launcher:
         """Read the inputs with which the trials of this search have launched an entity. It blocks.
 
         Returns:
-            The inputs of each trial, by number, up to the last trial with an execution. `None` for one without.
+            The inputs of each trial, by number, up to the last trial with an execution. An item is `None` if the trial
+            has no execution.
         """
         target = self.registry.find(entity, threading.Event())
         found: list[dict[str, Any] | None] = []
@@ -246,7 +247,10 @@ class Launcher:
         return found
 
     def terminate(self, name: str, cause: str) -> None:
-        """Terminate an execution if it still runs. It blocks, for the grace period at most. Failures are logged."""
+        """Terminate an execution if it still runs.
+
+        The call blocks for the grace period at most. Failures are logged.
+        """
         request = ExecutionTerminateRequest(id=self.names.identifier(name), cause=f"{CAUSE}{cause}")
         try:
             self.admin.call("TerminateExecution", request, patience=self.options.grace, seconds=pauses.launch_rpc)

@@ -31,7 +31,7 @@ _LATENESS = 0.05
 """How late the end of an execution may be seen, as a fraction of the usual duration of executions."""
 
 _REMEMBERED = 32
-"""The number of durations of which the median is the usual one."""
+"""The number of recent executions whose median duration is the usual duration."""
 
 _MISSED = 5
 """An execution that this many polls did not list is asked for by its name."""
@@ -50,7 +50,7 @@ class Poller:
     """Polls executions until they end, in a thread of its own, which sleeps while there are none.
 
     Args:
-        after_poll: Called after each poll. It must not raise.
+        after_poll: Called after each poll. The function must not raise.
     """
 
     def __init__(self, admin: Admin, project: str, domain: str, after_poll: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ class Poller:
         return future
 
     def forget(self, name: str) -> None:
-        """Poll an execution no longer. Its future is cancelled."""
+        """Poll an execution no longer. The future of that execution is cancelled."""
         with self._lock:
             future = self._waiting.pop(name, None)
             self._since.pop(name, None)
@@ -94,7 +94,10 @@ class Poller:
             future.cancel()
 
     async def close(self) -> None:
-        """End the thread, and wait for it a moment. A call that flyteadmin does not answer may hold it longer."""
+        """End the thread, and wait for it a moment.
+
+        A call that flyteadmin does not answer may hold the thread longer.
+        """
         self._closed.set()
         self._news.set()
         patience = time.monotonic() + pauses.poller_close
@@ -112,7 +115,8 @@ class Poller:
             count = len(self._waiting)
             usual = statistics.median(self._durations) if self._durations else None
             if usual is None:
-                # None has ended yet. The oldest takes at least this long.
+                # No execution has ended yet, so the age of the oldest one is a lower bound of the usual duration. The
+                # oldest execution takes at least this long.
                 usual = time.monotonic() - min(self._since.values(), default=time.monotonic())
         calls = -(-count // _NAMES_A_CALL)
         wanted = min(max(usual * _LATENESS, pauses.poll_shortest), pauses.poll_longest)
@@ -210,7 +214,7 @@ class Poller:
             request.token = page.token
 
     def _miss(self, name: str) -> None:
-        """Count that a poll did not list an execution. After several such polls, ask for it by its name."""
+        """Count that a poll did not list an execution. After several such polls, ask for the execution by its name."""
         self._missed[name] += 1
         if self._missed[name] % _MISSED:
             return

@@ -84,7 +84,7 @@ class Registry:
             return self._found[key][1]
 
     def enter(self) -> None:
-        """Set a fresh Flyte context in this thread: in the eager workflow's, compiling would launch the tasks."""
+        """Set a fresh Flyte context in this thread: in an eager workflow's, compiling would launch tasks."""
         use_own_loop()
         flyte_context_Var.set([self._admin.remote.context])
 
@@ -151,7 +151,8 @@ class Registry:
         get_serializable(specs, settings, launch_plan_of(workflow))
         try:
             for spec in specs.values():
-                # The task itself is registered. Registered again, it might differ, which Flyte refuses.
+                # The task itself is registered already. A second registration of the task might differ from the first,
+                # which Flyte refuses.
                 if not (isinstance(spec, TaskSpec) and spec.template.id.name == entity.name):
                     remote.raw_register(spec, settings, str(settings.version), create_default_launchplan=False)
         except Exception as error:

@@ -26,7 +26,8 @@ class SigtermHandler:
         self._remote = remote
         self._params = context.user_space_params
         self.attempt = attempt
-        # Every `ClusterSearch` that runs. It has no lock: a signal handler could interrupt the lock's holder, and hang.
+        # Every `ClusterSearch` that runs. The set has no lock: a signal handler could interrupt the lock's holder, and
+        # hang.
         self.searches: set[Any] = set()
 
     @property
@@ -55,8 +56,8 @@ class SigtermHandler:
     def _will_restart(self, seconds: float) -> bool:
         """Tell whether Flyte will start another attempt of this pod: it has not been aborted, and retries are left.
 
-        An execution that is aborted is ABORTING before its pod gets SIGTERM. The retries are those of the task. Flyte
-        may add retries of its own, which are not relied upon.
+        An execution that is aborted is ABORTING before its pod gets SIGTERM. The retries that count are those of the
+        eager task. Flyte may add retries of its own for system failures; they are not relied upon.
         """
         params = self._params
         if params is None or params.execution_id is None or params.task_id is None:

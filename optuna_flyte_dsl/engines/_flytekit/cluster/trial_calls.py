@@ -1,7 +1,7 @@
 """Runs the calls of one trial on a Flyte cluster: each call of a task, workflow or launch plan is an execution.
 
 In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(entity, input_kwargs)`. A search puts a
-`TrialCalls` there, in the contexts of its trials only. Flytekit handles the workflow's other calls.
+`TrialCalls` into the contexts of its own trials as that worker queue. Flytekit handles the workflow's other calls.
 """
 
 import asyncio
@@ -72,7 +72,10 @@ class Launch:
 
 @dataclass(eq=False)
 class TrialCalls:
-    """The worker queue of one trial. As a context manager, it terminates what the trial leaves running."""
+    """The worker queue of one trial.
+
+    As a context manager, `TrialCalls` terminates the executions that the trial leaves running.
+    """
 
     launcher: Launcher
     trial: Trial
@@ -85,7 +88,8 @@ class TrialCalls:
         self._lock = threading.Lock()
         self._launches: list[Launch] = []
         self._closed = False
-        # Executions that an earlier process has launched for this trial. Those not asked for again are terminated.
+        # Executions that an earlier process has launched for this trial. Earlier executions that the trial does not ask
+        # for again are terminated.
         earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts else ()
         self._earlier = {entry["name"] for entry in earlier}
 
@@ -145,7 +149,8 @@ class TrialCalls:
                 end = await asyncio.wrap_future(self.launcher.poller.wait_for(launch.name, on_running))
                 if not end.closure.abort_metadata.cause.startswith(CAUSE):
                     break
-                # A pod that this one has replaced has terminated it while it ended: it is launched under another name.
+                # A replaced pod has terminated the execution while that pod ended, so the execution is launched again,
+                # under another name.
             launch.over = True
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 value = await self._run(launch, self._outputs)
@@ -177,7 +182,10 @@ class TrialCalls:
         return await self.launcher.workers.run(self.launcher.serve, value)
 
     def _on_running(self) -> Callable[[], None] | None:
-        """Return a callback that calls `on_begin` in the event loop. Only the trial's first execution gets one."""
+        """Return a callback that calls `on_begin` in the event loop.
+
+        Only the trial's first execution gets such a callback.
+        """
         on_begin, self.on_begin = self.on_begin, None
         if on_begin is None:
             return None
@@ -213,7 +221,7 @@ class TrialCalls:
             with self._lock:
                 names = [launch.name for launch in self._launches if launch.name]
             executions = [{"name": name, "url": self.launcher.names.url(name)} for name in names]
-            # Stored before the launch: if this process dies, another one must find the execution.
+            # The names are stored before the launch: if this process dies, another one must find the execution.
             await self.launcher.store_attributes(self.trial, {EXECUTIONS: executions})
             if await self._run(launch, self._create):
                 break
@@ -229,7 +237,7 @@ class TrialCalls:
         launcher, request = self.launcher, launch.request
         assert request is not None
         request.name = launch.name
-        # Looked up first where an earlier attempt may have used the name: even a refused request has effects.
+        # Look the name up first where an earlier attempt may have used it: even a refused CreateExecution has effects.
         may_be_taken = launch.name in self._earlier or (launcher.adopts and launcher.connection.attempt > 0)
         there = self._find(launch) if may_be_taken else None
         if there is not None:
@@ -278,11 +286,11 @@ class TrialCalls:
         assert launch.request is not None
         ours, theirs = launch.request.spec, there.spec
         same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]
-        # What has this cause was terminated with the process that had launched it.
+        # An execution with this cause was terminated by the process that had launched it.
         is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
         launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_aborted
         if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
-            # An earlier process of this search has launched it, and that process is gone.
+            # An earlier process of this search has launched the execution, and that process is gone.
             self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now")
         return launch.submitted
 
@@ -302,7 +310,10 @@ class TrialCalls:
         return self.launcher.converter.outputs(launch.target, self._data(launch), uri)
 
     def _failure(self, launch: Launch, seen: Execution) -> EagerExecutionFailedError:
-        """Return the error of a failed execution. It is read anew, because `ListExecutions` cuts messages short."""
+        """Return the error of a failed execution.
+
+        The error is read from flyteadmin anew, because `ListExecutions` cuts messages short.
+        """
         closure = seen.closure
         try:
             identifier = self.launcher.names.identifier(launch.name)
@@ -354,7 +365,7 @@ class ClusterRunner(FlytekitRunner):
         self._launcher = launcher
 
     async def run(self, run: TrialRun) -> Any:
-        """Run one trial; see `Runner`. A task begins to run when its pod does."""
+        """Run one trial; see `Runner`. A trial of a task counts as running when its pod runs."""
         in_pod = self._objective.kind is Kind.TASK
         async with TrialCalls(self._launcher, run.trial, run.attempt, run.on_begin if in_pod else None) as calls:
             flyte_context_Var.set([*self._stack, self._launcher.context(calls)])
