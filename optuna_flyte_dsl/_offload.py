@@ -1,9 +1,9 @@
 """Lets an async function call blocking functions while the event loop goes on.
 
 `trial.report` and its like are plain functions that may block, on a database for example. Called by an async objective
-in the event loop, `trial.report` would hold up all other trials. So the objective's coroutine runs in a greenlet.
-`offload(call)` switches out of that greenlet, runs `call` in a thread while the objective's asyncio task awaits it, and
-switches back with the result. SQLAlchemy's asyncio extension uses the same method:
+in the event loop, `trial.report` would hold up all other trials. So the coroutine of an async objective runs in a
+greenlet. `offload(call)` switches out of that greenlet, runs `call` in a thread while the objective's asyncio task
+awaits it, and switches back with the result. SQLAlchemy's asyncio extension uses the same method:
 https://docs.sqlalchemy.org/en/20/orm/extensions/asyncio.html
 """
 

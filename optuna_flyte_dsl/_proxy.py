@@ -7,7 +7,7 @@ import wrapt
 if TYPE_CHECKING:
 
     class Proxy:
-        """An object that has all attributes of what it wraps.
+        """An object that has all attributes of the object that it wraps.
 
         The proxy's own attributes have the prefix `_self_`; all other attributes are those of the wrapped object.
         """

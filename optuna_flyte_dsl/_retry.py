@@ -17,7 +17,7 @@ class Pauses:
     storage_patience_at_end: float = 2.5  # the same while a search is ending, because somebody waits for its end
     storage_warning: float = 1.0  # the duration of an outage after which it is logged
     storage_first: float = 0.05  # the first pause between two attempts of a call; each next one is twice as long
-    storage_longest: float = 5.0  # the longest of these pauses
+    storage_longest: float = 5.0  # the longest pause between two attempts of a call
     storage_silence: float = 30.0  # how long a call may be left without any answer when the search ends
     silence_check: float = 0.25  # between two checks for such a silence
     at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
@@ -40,7 +40,7 @@ class Pauses:
     rpc: float = 30.0  # the time limit of a request
     launch_rpc: float = 10.0  # the time limit of a launch, or of a termination, of an execution
     admin_first: float = 0.2  # the first pause between two attempts of a request; each next one is twice as long
-    admin_longest: float = 15.0  # the longest of these pauses
+    admin_longest: float = 15.0  # the longest pause between two attempts of a request
     admin_warning: float = 5.0  # the duration of an outage after which it is logged
     poll_shortest: float = 0.2  # the shortest time between two polls of the running executions
     poll_longest: float = 5.0  # the longest time between two polls
@@ -64,8 +64,8 @@ def backoff(first: float, longest: float, patience: Callable[[], float], *, jitt
     """Yield pauses in seconds that double from `first` to `longest`, until the time of `patience` is over.
 
     Args:
-        patience: Returns the seconds for which failures are waited out, counted from the first one. It is asked before
-            each pause.
+        patience: Returns the seconds for which failures are waited out, counted from the first one. `patience` is asked
+            before each pause.
         jitter: The fraction of each pause that is random, from 0 to 1: callers that failed together spread out.
     """
     started, pause = time.monotonic(), first

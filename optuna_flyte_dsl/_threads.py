@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _Job = Callable[[], Callable[[], None]]
-"""A job. It returns a callback that delivers the result once the thread is idle."""
+"""A job. The job returns a callback that delivers the result once the thread is idle."""
 
 
 class StillRunningError(Exception):

@@ -137,9 +137,11 @@ class Cluster(check.CheckedOptions):
     """The name for which the certificate is valid, if it is not `trials_host`."""
 
     trials_token_env: Annotated[str | None, _STRING] = None
-    """The environment variable, here and in the pods, that holds the secret of which each trial's token is made. By
-    default the search sets each trial's own token in its execution, as `OPTUNA_FLYTE_DSL_TOKEN`: everyone who may read
-    the execution's specification can read it there."""
+    """The environment variable, here and in the pods, that holds the secret of which each trial's token is made.
+
+    By default the search sets the token of each trial in the trial's execution, as `OPTUNA_FLYTE_DSL_TOKEN`: everyone
+    who may read an execution's specification can read its token.
+    """
 
     trials_storage_env: Annotated[str | None, _STRING] = None
     """The environment variable, in the pods, that holds the URL of the study's storage. Pods then open the storage

@@ -158,7 +158,7 @@ class ExecutionFailedError(OptunaFlyteError):
         return f"{ExecutionFailedError.__name__}: {self}"
 
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
-        """Tell whether the pod raised an exception of one of these classes, judged by the class's name.
+        """Tell whether the pod raised an exception of one of the given classes, judged by the exception's name.
 
         The option `catch` uses it for trials whose error happened in a pod.
         """

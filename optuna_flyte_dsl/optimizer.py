@@ -53,7 +53,7 @@ class Optimizer(SessionAttributes):
         {options}
 
     Raises:
-        InvalidObjectiveError: If the objective is none of these.
+        InvalidObjectiveError: If the objective is neither a Flyte entity nor such a function.
         InvalidOptionError: If an option breaks its rule, or contradicts another option.
         DirectionError: If the number of objectives, or a direction, contradicts the study.
 
@@ -96,7 +96,7 @@ class Optimizer(SessionAttributes):
 
         Args:
             remote: A `flytekit.remote.FlyteRemote`.
-            **options: How the code gets there.
+            **options: How the code of the search gets to the cluster.
         """
         moved = copy.copy(self)
         moved._own_session = self._session.on(remote, options)

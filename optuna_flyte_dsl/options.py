@@ -80,8 +80,10 @@ class Options(check.CheckedOptions):
     pruner: Annotated[
         BasePruner | Callable[[], BasePruner] | None, check.maker_of(BasePruner, "optuna.pruners.HyperbandPruner()")
     ] = None
-    """A pruner of Optuna's, or something that makes one for each search. Only for a single objective. By default
-    Optuna's MedianPruner."""
+    """A pruner of Optuna's, or something that makes one for each search.
+
+    Pruning is possible for a single objective only. By default Optuna's MedianPruner.
+    """
 
     storage: Annotated[StorageOption, check.storage] = None
     """The place where the study is kept: a URL of Optuna's, the path of a journal file, a storage object, or a function
@@ -124,7 +126,10 @@ class Options(check.CheckedOptions):
     stopped."""
 
     gpus: Annotated[Sequence[int | str] | None, check.gpus] = None
-    """With `executor="process"`: the devices. Each running trial has one of them as its `CUDA_VISIBLE_DEVICES`."""
+    """With `executor="process"`: the devices.
+
+    Each running trial has one of these devices as its `CUDA_VISIBLE_DEVICES`.
+    """
 
     deterministic: _Flag = False
     """Whether a concurrent search with a seed repeats exactly, in whatever order its trials end."""

@@ -1,4 +1,4 @@
-"""Private names of flytekit. Only the room `engines._flytekit` imports this module."""
+"""Private names of flytekit. Of the whole library, only the room `engines._flytekit` imports this module."""
 
 import atexit
 import copy

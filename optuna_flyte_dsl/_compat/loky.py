@@ -14,7 +14,7 @@ def python_is_exiting() -> bool:
 
 
 def keep_grown_workers() -> None:
-    """Keep a worker process alive, whatever memory it uses: the next trials may need what it has loaded."""
+    """Keep a worker process alive whatever memory it uses: the next trials may need what the worker has loaded."""
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 

@@ -1,6 +1,6 @@
 """Private names of Optuna's gRPC storage proxy.
 
-It is a module of its own because it loads grpc and protobuf, which few searches need.
+The module stands alone because it loads grpc and protobuf, which few searches need.
 """
 
 import grpc

@@ -44,7 +44,7 @@ class RemoteSearch(Protocol):
 
     @property
     def open_storage(self) -> Callable[[], BaseStorage] | None:
-        """Opens a storage that the pod's next attempt can read; `None` if there is no such place."""
+        """Opens a storage that the pod's next attempt can read; `None` if the pod has no checkpoint."""
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Site(Protocol):
         ...
 
     def start_search(self, options: Cluster, key: str, thread: Threads) -> RemoteSearch:
-        """Return a new search. Its study is used in the single thread `thread`."""
+        """Return a new search. The search uses its study in the single thread `thread`."""
         ...
 
 

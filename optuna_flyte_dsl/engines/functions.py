@@ -19,7 +19,7 @@ class FunctionRunner:
     """Runs the trials of one search whose objective is a function; see `Runner`.
 
     Args:
-        threads: The threads for sync functions and for blocking calls; by default new ones.
+        threads: The threads for sync functions and for blocking calls; by default new threads.
     """
 
     def __init__(self, objective: Objective, threads: Threads | None = None) -> None:

@@ -50,7 +50,7 @@ class _Worker:
         self.pid: int | None = None  # the process's, and its group's; `None` until it has loaded the objective
 
     def kill(self) -> None:
-        """Kill the process and what it has started, which outlives it if the system has killed the process."""
+        """Kill a worker process and its children, which would outlive the worker if the system has killed it."""
         self.pool.shutdown(wait=True, kill_workers=True)
         if self.pid is not None and hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -63,7 +63,7 @@ class ProcessRunner:
     A worker that crashes, or whose trial is given up, is killed. The next trial gets a new one.
 
     Args:
-        make_runner: Makes the runner of the objective inside a worker. It must be picklable.
+        make_runner: Makes the runner of the objective inside a worker. The maker must be picklable.
         gpus: The devices, one for each running trial; `None` if trials see all devices.
     """
 
@@ -255,5 +255,5 @@ class SubstituteError(RuntimeError):
         return self.reason_of_trial
 
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
-        """Tell whether this error stands for one of these classes; the option `catch` asks for it."""
+        """Tell whether this error stands for an error of one of the given classes; the option `catch` asks for it."""
         return any(_qualified_name(kind) in self._names for kind in kinds)

@@ -43,7 +43,7 @@ class SearchLoop:
     n_trials: int  # the number of trials to run; in a resumed search, it is smaller than that of the options
     initial_points: Sequence[Mapping[str, Any]] = ()
     started: float | None = None  # when the search was called, in the event loop's time; by default when it is run
-    # Awaited after each trial. It makes durable what was told, if the study is kept in a checkpoint.
+    # Awaited after each trial. If the study is kept in a checkpoint, `commit` makes durable what was told.
     commit: Callable[[], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:

@@ -45,12 +45,12 @@ def read_directions(
 def merge_directions(
     name: str, annotated: Sequence[StudyDirection | None] | None, given: Sequence[StudyDirection] | None
 ) -> tuple[StudyDirection, ...] | None:
-    """Return the directions of a search from the two places that may name them.
+    """Return the directions of a search from the return annotation and from the options, which may both name them.
 
     Args:
         annotated: One item for each objective of the return annotation, `None` where the annotation names no
-            direction. `None` as a whole if the annotation does not say how many objectives there are.
-        given: The directions of the options, or of a study; `None` if there are none.
+            direction. The value is `None` if the annotation does not say how many objectives the task or function has.
+        given: The directions of the options, or of a study; `None` if neither gives directions.
 
     Returns:
         One direction for each objective, or `None` if the number of objectives is not known.
@@ -105,8 +105,8 @@ def _read_direction(direction: Direction) -> StudyDirection:
 class ReturnAnnotation:
     """What a return annotation tells about an objective's values."""
 
-    # One item for each objective, `None` where the annotation names no direction. `None` as a whole if the annotation
-    # does not tell how many objectives there are.
+    # One item for each objective, `None` where the annotation names no direction. The value is `None` if the annotation
+    # does not tell how many objectives the task or function has.
     directions: tuple[StudyDirection | None, ...] | None = None
     names: tuple[str, ...] | None = None
 
@@ -115,8 +115,8 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
     """Read a return annotation.
 
     Args:
-        strict: Whether an annotation of an unknown type is an error. It is an error for a task, because Flyte would
-            refuse that type too. Flyte would refuse it too.
+        strict: Whether an annotation of an unknown type is an error. A return annotation of an unknown type is an error
+            for a task, because Flyte would refuse that type too.
     """
     if annotation is inspect.Signature.empty or annotation is Any:
         return ReturnAnnotation()

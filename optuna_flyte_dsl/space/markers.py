@@ -75,7 +75,7 @@ class Suggestion:
 
 
 class Number(Suggestion):
-    """Base of the markers of a number. They have `low` and `high`, both inclusive, `step` and `log`."""
+    """Base of the markers of a number. Numeric markers have `low` and `high`, both inclusive, `step` and `log`."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""An objective of any kind: its name, its search space, how it is run, and whether what it returns is right."""
+"""An objective of any kind: its name, its search space, how it is run, and a check of the values that it returns."""
 
 from __future__ import annotations
 

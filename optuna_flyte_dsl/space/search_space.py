@@ -37,9 +37,9 @@ class _Declared:
     """One parameter of the objective, as its signature declares it."""
 
     marker: Suggestion | None
-    base: Any  # the type beside the marker; NO_TYPE if there is none
+    base: Any  # the type beside the marker; NO_TYPE if the annotation names no type
     optional: bool  # whether None is accepted
-    default: Any  # _EMPTY if there is none
+    default: Any  # the parameter's default; _EMPTY without a default
 
 
 _UNDECLARED = _Declared(None, NO_TYPE, False, _EMPTY)
@@ -51,7 +51,7 @@ class SearchSpace(Mapping[str, Suggestion]):
     """A mapping from the name of each searched parameter to its marker, in the order of the signature.
 
     The name of a parameter inside a container is its path: `params.lr`, `params.layers.0`. A space also holds the fixed
-    arguments. It is immutable: `bind` returns a new space.
+    arguments. A search space is immutable: `bind` returns a new space.
 
     >>> from optuna_flyte_dsl import Float, Integer
     >>> def train(lr: Float(1e-5, 1e-1, log=True), depth: Integer(2, 12), dataset: str = "wine") -> float: ...
@@ -270,7 +270,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         return {name: marker.to_distribution() for name, marker in self.items()}
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        """Return the keyword arguments of one trial: the fixed ones, and those that the trial suggests.
+        """Return the keyword arguments of one trial: the fixed arguments, and those that the trial suggests.
 
         Each trial gets its own copies of containers.
 
@@ -290,7 +290,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         """Tell whether keyword arguments are a point of this space.
 
         Keyword arguments are a point if each searched parameter lies within its marker (and on the grid of its step),
-        each fixed argument has its value, and there is no other argument.
+        each fixed argument has its value, and no further argument is given.
 
         Args:
             kwargs: The keyword arguments of one trial.

@@ -19,7 +19,7 @@ EXECUTION_ERROR = f"{PREFIX}execution_error"  # Flyte's error: see `ExecutionFai
 # System attributes of a trial.
 OWNER = f"{PREFIX}owner:"  # the prefix of the attribute that names the trial's process; a session id follows
 REQUEST = f"{PREFIX}request"  # an id of the request that stored an enqueued trial, so that none is stored twice
-PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` elsewhere, where only outputs come back
+PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` in another process or in a pod
 
 # User attributes of a study.
 GOALS = f"{PREFIX}goals"  # for each call of the search, the finished trials when the call ends: a list of ints

@@ -93,7 +93,7 @@ class Owner:
 
     @property
     def excludes(self) -> bool:
-        """Whether `exclusive` really keeps out the other searches."""
+        """Whether the lock of `exclusive` really keeps other searches out."""
         return self._lock is not None or self._file is not None
 
     @contextlib.contextmanager

@@ -27,7 +27,7 @@ from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 class Resumption:
     """How many trials a search still has to run, and which trials it found in its study."""
 
-    n_trials: int  # the number of trials that are still to end, including the adopted ones
+    n_trials: int  # the number of trials that are still to end, including the adopted trials
     adopted: tuple[FrozenTrial, ...] = ()
     finished: tuple[FrozenTrial, ...] = ()
 
@@ -101,7 +101,8 @@ def release(
         adopts: Tells whether a running trial can be continued.
 
     Returns:
-        The adopted trials, which this search owns now; and the other trials, by whether their process is alive.
+        The adopted trials, which this search owns now; and the trials that are not adopted, by whether their process is
+        alive.
     """
     adopted: list[FrozenTrial] = []
     lives: dict[Life, list[FrozenTrial]] = {life: [] for life in Life}

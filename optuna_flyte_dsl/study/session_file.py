@@ -78,8 +78,8 @@ class SessionFiles:
         """Release the locks. Another thread may be in `open` or `close`: each file is released once.
 
         Args:
-            is_clean: Whether the search has left no trial running. Otherwise the files stay, as evidence that the
-                search is dead.
+            is_clean: Whether the search has left no trial running. If the search has left a trial running, the files
+                stay, as evidence that the search is dead.
         """
         while self._files:
             try:
@@ -141,7 +141,7 @@ def _is_held(path: pathlib.Path) -> bool | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, AttributeError):  # it is not there, or this system has no flock
+    except (OSError, AttributeError):  # the file is not there, or this system has no flock
         return None
     return None if _is_remote(path) else False
 

@@ -1,1 +1,1 @@
-"""The engine of flytekit. Only this room imports flytekit."""
+"""The engine of flytekit. Of the library's rooms, only `engines._flytekit` imports flytekit."""

@@ -1,7 +1,7 @@
 """Event loops of threads: flytekit's coroutines run in the thread that waits for them, and its loops are closed.
 
 By itself, flytekit runs the coroutines of a thread in an event loop in another thread, which it keeps for the thread's
-name for ever. Such a call takes three changes of thread, and leaves a thread and an event loop behind.
+name for ever. A call in another thread takes three changes of thread, and leaves a thread and an event loop behind.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The engine of flytekit. This module has the functions that `Engine` asks for."""
+"""The engine of flytekit. This module has the functions that the protocol `Engine` asks for."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

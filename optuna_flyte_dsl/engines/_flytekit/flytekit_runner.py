@@ -34,7 +34,7 @@ class FlytekitRunner:
             state = context.execution_state
             is_eager = state is not None and state.mode is ExecutionState.Mode.EAGER_EXECUTION
             if is_eager and context.worker_queue is not None:
-                self._stack.append(context)  # a worker queue is there already
+                self._stack.append(context)  # the context has a worker queue already
             else:
                 self._stack.append(LocalController(self._threads, context).context())
 

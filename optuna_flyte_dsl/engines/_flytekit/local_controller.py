@@ -2,7 +2,8 @@
 
 In a local eager workflow, flytekit runs awaited entities one at a time, and blocks the caller's event loop. In an eager
 workflow on a cluster, it awaits `context.worker_queue.add(entity, input_kwargs)` instead. During a search, the
-`LocalController` is that worker queue. It runs each entity in a thread, under a context stack of its own.
+`LocalController` is that worker queue. The local controller runs each entity in a thread, under a context stack of its
+own.
 """
 
 import functools
@@ -85,7 +86,8 @@ class LockedLiteralCache:
     """Flytekit's cache of literals, for many threads.
 
     Flytekit tests whether a key is in the cache, and then reads it. Between that test and that read, another thread may
-    evict the entry from the cache. So the test keeps the entry for the thread, and the read returns what was kept.
+    evict the entry from the cache. So `in` keeps the entry that it has found for the thread, and the read returns the
+    kept entry.
     """
 
     def __init__(self, cache: MutableMapping[Any, Any]) -> None:

@@ -37,7 +37,10 @@ _patching = threading.Lock()
 
 @dataclasses.dataclass(eq=False)
 class EntityCall:
-    """One awaited call of an entity. The call is put into the Flyte context as the worker queue of what it awaits."""
+    """One awaited call of an entity.
+
+    The call is put into the Flyte context as the worker queue of the entities that it awaits.
+    """
 
     threads: Threads
     outer: EntityCall | None = None

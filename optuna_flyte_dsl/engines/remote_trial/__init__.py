@@ -1,1 +1,1 @@
-"""A trial in another process or in a pod: a handle goes there, and a server here answers it."""
+"""A trial in another process or in a pod: it gets a handle, and a server in the searching process answers."""

@@ -61,7 +61,7 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
         details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or _CALL_SECONDS)
-        return continuation(details, request)  # grpc keeps the other details
+        return continuation(details, request)  # grpc keeps the details of the call that are not given here
 
 
 class _RemoteSampler(BaseSampler):

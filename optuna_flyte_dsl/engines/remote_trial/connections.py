@@ -23,13 +23,13 @@ _BUFFER = 64 * 1024
 class ConnectionGuard:
     """Passes bytes on between clients and a gRPC server of this process, in a thread of its own.
 
-    If too many connections have not shown a token, a new one replaces one of these, chosen at random. So connections
-    without a token cannot keep a client with a token out for long. The guard never closes a connection that has shown a
-    token.
+    If too many connections have not shown a token, a new connection replaces one of them, chosen at random. So
+    connections without a token cannot keep a client with a token out for long. The guard never closes a connection that
+    has shown a token.
 
     Args:
         interface: The address at which clients connect.
-        port: The port there; 0 for any free port.
+        port: The port of that address; 0 for any free port.
         server: The port of the gRPC server on the loopback address.
 
     Raises:
@@ -94,7 +94,7 @@ class ConnectionGuard:
         self._loop.call_later(_SECONDS_OF_A_STRANGER, self._end_stranger, key, pipe)
 
     def _make_room(self, most: int) -> None:
-        """Close some of the connections that have shown no token, so that at most `most` of them are left."""
+        """Close connections that have shown no token, until at most `most` such connections are left."""
         while len(self._strangers) > max(0, most):
             pipe = self._strangers.pop(random.choice(list(self._strangers)), None)  # noqa: S311 - it need not be secret
             if pipe is not None:

@@ -143,7 +143,7 @@ class CheckpointStore:
             waiting, self._waiting = self._waiting, []
             first, last = self._clean, len(self._segments) - 1
             # Two file names take turns, so that the file of the last write stays while the next one is written. Where a
-            # write is not atomic, a kill during one leaves the other file whole.
+            # write is not atomic, a kill during a write leaves the other file whole.
             turn = "ab"[self._turn]
             files = {_NAME.format(number, turn): bytes(self._segments[number]) for number in range(first, last + 1)}
         try:

@@ -62,7 +62,7 @@ class Poller:
         self._since: dict[str, float] = {}
         self._on_running: dict[str, Callable[[], None]] = {}
         self._missed: collections.Counter[str] = collections.Counter()
-        self._begun: set[str] = set()  # those of the waiting ones that have left the queue
+        self._begun: set[str] = set()  # the awaited executions that have left Flyte's queue
         self._durations: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
         self._thread: threading.Thread | None = None
         self._news = threading.Event()

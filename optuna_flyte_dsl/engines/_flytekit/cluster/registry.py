@@ -132,7 +132,10 @@ class Registry:
             return remote.fetch_launch_plan(*where)
 
     def _fetch_plan_of(self, task: FlyteTask) -> FlyteLaunchPlan | None:
-        """Return the launch plan of a task: it has the task's name and interface. `None` if there is none."""
+        """Return the launch plan of a task: it has the task's name and interface.
+
+        `None` if the task has no launch plan.
+        """
         where = (task.id.project, task.id.domain, task.id.name, task.id.version)
         try:
             plan = self._admin.remote.fetch_launch_plan(*where)

@@ -256,7 +256,8 @@ class TrialCalls:
             return True
 
         def may_pass(error: Exception) -> bool:
-            # flyteadmin makes a workflow around a task at its first executions, and refuses all but one of these.
+            # At the first executions of a task, flyteadmin makes a workflow around it; of several such requests at once
+            # it refuses all but one.
             return isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
 
         def wait(seconds: float) -> None:
@@ -271,7 +272,7 @@ class TrialCalls:
             raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
 
     def _find(self, launch: Launch) -> Execution | None:
-        """Return the execution that has the name; `None` if there is none."""
+        """Return the execution that has a launch's name; `None` if no execution has it."""
         request = WorkflowExecutionGetRequest(id=self.launcher.names.identifier(launch.name))
         try:
             found: Execution = self.launcher.admin.call("GetExecution", request, given_up=launch.given_up)
