@@ -41,7 +41,7 @@ def names_an_entity(entity: float) -> float:
 
 
 @fl.task
-def returns_an_id(x: float) -> NamedTuple("Found", id=float):
+def returns_an_id(x: float) -> NamedTuple("Found", [("id", float)]):
     return (x,)
 
 
