@@ -91,6 +91,8 @@ class Traffic:
 
 
 _TERMINATIONS_AT_ONCE = 32
+_LAST_ATTEMPT = 1.0
+"""The time limit, in seconds, of a termination that is attempted after the grace period."""
 _TRIALS_A_LOOKUP = 100
 CAUSE = "optuna_flyte_dsl: "
 """The prefix of the cause of each termination by this library."""
@@ -246,14 +248,18 @@ class Launcher:
             found.pop()
         return found
 
-    def terminate(self, name: str, cause: str) -> None:
-        """Terminate an execution if it still runs.
+    def terminate(self, name: str, cause: str, deadline: float) -> None:
+        """Terminate an execution if it still runs. The call blocks, and logs failures.
 
-        The call blocks for the grace period at most. Failures are logged.
+        Args:
+            deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
+                short attempt.
         """
         request = ExecutionTerminateRequest(id=self.names.identifier(name), cause=f"{CAUSE}{cause}")
+        left = deadline - time.monotonic()
+        attempt = max(_LAST_ATTEMPT, min(pauses.launch_rpc, left / 2))
         try:
-            self.admin.call("TerminateExecution", request, patience=self.options.grace, seconds=pauses.launch_rpc)
+            self.admin.call("TerminateExecution", request, patience=max(0.0, left - attempt), seconds=attempt)
         except AdminError as error:
             if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
                 logger.error("The execution %s could not be terminated: %s", name, error)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -116,23 +117,28 @@ class TrialCalls:
             await self.launcher.terminators.run(refresh, self.trial)
 
     async def _end_all(self, launches: list[Launch], orphans: set[str]) -> None:
+        deadline = time.monotonic() + self.launcher.options.grace
         await asyncio.gather(
-            *(self._end(launch) for launch in launches), *(self._terminate(name, "does without it") for name in orphans)
+            *(self._end(launch) for launch in launches),
+            *(self._terminate(name, "does without it", deadline) for name in orphans),
         )
 
     async def _end(self, launch: Launch) -> None:
         """Terminate an execution that nobody waits for any longer."""
+        deadline = time.monotonic() + self.launcher.options.grace
         self.launcher.poller.forget(launch.name)
         launch.given_up.set()
-        await self.launcher.terminators.run(launch.idle.wait, pauses.launch_rpc)  # the time limit of a request
+        # A request that is under way may launch the execution. It ends at the time limit of a launch.
+        patience = min(pauses.launch_rpc, self.launcher.options.grace / 2)
+        await self.launcher.terminators.run(launch.idle.wait, patience)
         if launch.submitted and not launch.over and not self.launcher.leaves_executions:
-            await self._terminate(launch.name, "was given up")
+            await self._terminate(launch.name, "was given up", deadline)
             launch.over = True
 
-    async def _terminate(self, name: str, why: str) -> None:
+    async def _terminate(self, name: str, why: str, deadline: float) -> None:
         self.launcher.terminated += 1
         cause = f"trial {self.trial.number} {why}"
-        await self.launcher.terminators.run(self.launcher.terminate, name, cause)
+        await self.launcher.terminators.run(self.launcher.terminate, name, cause, deadline)
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
@@ -292,7 +298,8 @@ class TrialCalls:
         launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_aborted
         if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
             # An earlier process of this search has launched the execution, and that process is gone.
-            self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now")
+            deadline = time.monotonic() + self.launcher.options.grace
+            self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now", deadline)
         return launch.submitted
 
     def _data(self, launch: Launch) -> Any:

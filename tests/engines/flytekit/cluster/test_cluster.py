@@ -703,6 +703,27 @@ def test_a_flyteadmin_that_closes_connections_for_too_many_pings_is_called_again
         assert len(admin.peers) > 1, "no connection was closed"
 
 
+def test_a_search_that_is_cancelled_while_flyteadmin_is_frozen_ends_within_its_grace_period(cluster, caplog):
+    cluster.instant = echo(seconds=60.0)
+    search = there(with_options(quick.train, grace=2.0), cluster)
+
+    async def run():
+        task = asyncio.ensure_future(search())
+        await asyncio.to_thread(wait_until, lambda: len(cluster.executions) == 2)
+        await asyncio.sleep(0.2)
+        cluster.latency = 30.0
+        started = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return time.monotonic() - started
+
+    seconds = asyncio.run(run())
+    cluster.latency = 0.0
+    assert seconds < 9, "the time limit of one request would be 10 s"
+    assert "could not be terminated" in caplog.text
+
+
 def test_a_search_does_not_wait_for_pods_that_are_told_to_end(cluster):
     cluster.abort_seconds = 30.0
     cluster.instant = echo(seconds=60.0)
