@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import operator
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -44,7 +46,7 @@ class _Worker:
         env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
         # An initializer, so that every process which loky starts has the objective.
         self.pool = ProcessPoolExecutor(
-            max_workers=1, env=env, initializer=_start_worker, initargs=(os.getpid(), payload)
+            max_workers=1, env=env, initializer=_WatchedInitializer(os.getpid()), initargs=(os.getpid(), payload)
         )
         kill_workers_at_exit(self.pool)
         self.pid: int | None = None  # the process's, and its group's; `None` until it has loaded the objective
@@ -159,6 +161,46 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
         ) from error
 
 
+_EARLY_WATCH = """
+import os, threading, time
+
+def watch():
+    while os.getppid() == {parent}:
+        if any(thread.name == "{successor}" for thread in threading.enumerate()):
+            return
+        time.sleep(0.1)
+    os._exit(1)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
+_WATCH = "optuna-flyte-parent"  # the name of the thread that watches the parent when all is imported
+
+
+@dataclass(frozen=True)
+class _WatchedInitializer:
+    """Unpickles to `_start_worker`, and watches the parent process while that function's imports are under way.
+
+    The imports take seconds. A parent process that is killed meanwhile would leave its worker behind for as long.
+    """
+
+    parent: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled in this order: the early watch, which needs the standard library only; then what is to be imported.
+        return operator.itemgetter(1), ((_EarlyWatch(self.parent), _start_worker),)
+
+    def __call__(self, *_: Any) -> None:
+        raise NotImplementedError("it is for a worker process, in which it is `_start_worker`")
+
+
+@dataclass(frozen=True)
+class _EarlyWatch:
+    parent: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, (_EARLY_WATCH.format(parent=self.parent, successor=_WATCH), {})
+
+
 # The rest of this module runs in a worker process.
 
 _payload = b""
@@ -182,7 +224,7 @@ def _start_worker(parent: int, payload: bytes) -> None:
         os.setpgrp()  # the searching process ends the whole group
     keep_grown_workers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the searching process handles Ctrl-C, and ends its workers
-    threading.Thread(target=watch_parent, name="optuna-flyte-parent", daemon=True).start()
+    threading.Thread(target=watch_parent, name=_WATCH, daemon=True).start()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

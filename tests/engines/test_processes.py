@@ -1,0 +1,35 @@
+"""Worker processes: what is left of them when their parent is killed."""
+
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+
+from optuna_flyte_dsl.engines.processes import _start_worker, _WatchedInitializer
+
+
+class TakesAMinute:
+    """Takes a minute to be unpickled, as imports may."""
+
+    def __reduce__(self):
+        return time.sleep, (60,)
+
+
+def test_a_worker_ends_with_its_parent_while_it_imports():
+    gone = 2**22 + 1  # no process has this id
+    data = pickle.dumps((_WatchedInitializer(gone), TakesAMinute()))
+    program = "import pickle, sys; pickle.load(sys.stdin.buffer)"
+    done = subprocess.run([sys.executable, "-c", program], input=data, timeout=45)
+    assert done.returncode == 1
+
+
+def test_the_initializer_is_that_of_a_worker_once_it_is_unpickled():
+    initializer = _WatchedInitializer(0)
+    with pytest.raises(NotImplementedError):
+        initializer()
+    program = "import pickle, sys; print(pickle.load(sys.stdin.buffer).__name__)"
+    data = pickle.dumps(initializer).replace(b"os.getppid() == 0", b"os.getppid() != 0")  # its parent is alive
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, timeout=45)
+    assert done.stdout.decode().strip() == _start_worker.__name__, done.stderr
