@@ -110,6 +110,7 @@ class FlyteAdmin:
         self._has_login = has_login
         self._workers = workers
         self._server = None
+        self._is_stopped = threading.Event()
         self._uploads = None
 
     # Life
@@ -133,6 +134,7 @@ class FlyteAdmin:
             identity_pb2_grpc.add_IdentityServiceServicer_to_server(_Identity(), server)
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
         assert self.port, "the port is taken"
+        self._is_stopped.clear()
         server.start()
         self._server = server
         if self._uploads is None:
@@ -141,6 +143,7 @@ class FlyteAdmin:
 
     def stop(self):
         """Stop answering, as a flyteadmin that is restarted; executions go on."""
+        self._is_stopped.set()
         self._server.stop(grace=None).wait()
         self._server = None
 
@@ -305,8 +308,8 @@ class _Gate(grpc.ServerInterceptor):
                     fault.times -= 1
                     if fault.times <= 0:
                         waiting.pop(0)
-            if admin.latency:
-                time.sleep(admin.latency)
+            if admin.latency and admin._is_stopped.wait(admin.latency):
+                context.abort(grpc.StatusCode.UNAVAILABLE, "flyteadmin is stopped")
             if fault is not None and not fault.done:
                 context.abort(fault.code, "a fault of the test")
             try:
