@@ -21,25 +21,25 @@ def server():
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("searches", "stride"), [(1, 191), pytest.param(2, 331, marks=pytest.mark.newest)])
+@pytest.mark.parametrize(("searches", "stride"), [(1, 397), (2, 571)])
 def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, stride):
-    assert sweeps.sweep_postgresql(server, searches, stride=stride, first=9) >= 6
+    assert sweeps.sweep_postgresql(server, searches, stride=stride, first=9) >= 4
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), pytest.param("sqlite", 211, marks=pytest.mark.newest)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 3), pytest.param("sqlite", 521, marks=pytest.mark.newest)])
 def test_a_write_that_fails_loses_no_trial(kind, stride):
-    assert sweeps.sweep_file(kind, stride=stride) >= 4
+    assert sweeps.sweep_file(kind, stride=stride) >= 2
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), pytest.param("sqlite", 149, marks=pytest.mark.newest)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 3), pytest.param("sqlite", 661, marks=pytest.mark.newest)])
 def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
-    assert sweeps.sweep_final_errors(kind, stride=stride) >= 4
+    assert sweeps.sweep_final_errors(kind, stride=stride) >= 2
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), pytest.param("sqlite", 331, marks=pytest.mark.newest)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 877)])
 def test_a_kill_at_a_write_loses_no_trial(kind, stride):
-    assert sweeps.sweep_kills(kind, stride=stride) >= 4
+    assert sweeps.sweep_kills(kind, stride=stride) >= 2
 
 
 @pytest.mark.newest

@@ -78,6 +78,7 @@ def test_the_whole_journey_of_a_users_file(cluster):
 
 
 @needs_pyflyte
+@pytest.mark.newest
 def test_a_registered_and_a_packaged_file_hold_both_entities(cluster, tmp_path):
     image = ["--image", "example.com/image:1"]
     pyflyte(
@@ -112,6 +113,7 @@ def test_a_tasks_timeout_and_interruptible_hold_for_its_trials(cluster):
 
 
 @needs_pyflyte
+@pytest.mark.newest
 def test_every_kind_of_objective_runs_on_a_cluster(cluster, tmp_path):
     (tmp_path / "data.txt").write_text("12345")
     execution = run(cluster, "objectives.py", "everything", "--data", str(tmp_path / "data.txt"))
@@ -308,6 +310,7 @@ def test_an_interrupt_here_terminates_what_runs_there(cluster, tmp_path, number)
     assert not cluster.running()
 
 
+@pytest.mark.newest
 def test_a_script_that_is_not_guarded_does_not_start_its_search_in_each_pod(cluster, tmp_path):
     done = subprocess.run(
         [sys.executable, "unguarded.py", cluster.endpoint, str(tmp_path / "raw")],
