@@ -21,25 +21,25 @@ def server():
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("searches", "stride"), [(1, 397), (2, 571)])
+@pytest.mark.parametrize(("searches", "stride"), [(1, 397), (2, 431)])
 def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, stride):
-    assert sweeps.sweep_postgresql(server, searches, stride=stride, first=9) >= 4
+    assert sweeps.sweep_postgresql(server, searches, stride=stride, first=9) >= 6
 
 
 @pytest.mark.parametrize(("kind", "stride"), [("journal", 3), pytest.param("sqlite", 521, marks=pytest.mark.newest)])
 def test_a_write_that_fails_loses_no_trial(kind, stride):
-    assert sweeps.sweep_file(kind, stride=stride) >= 2
+    assert sweeps.sweep_file(kind, stride=stride) >= 4
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 3), pytest.param("sqlite", 661, marks=pytest.mark.newest)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 3), pytest.param("sqlite", 331, marks=pytest.mark.newest)])
 def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
-    assert sweeps.sweep_final_errors(kind, stride=stride) >= 2
+    assert sweeps.sweep_final_errors(kind, stride=stride) >= 4
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 877)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 653)])
 def test_a_kill_at_a_write_loses_no_trial(kind, stride):
-    assert sweeps.sweep_kills(kind, stride=stride) >= 2
+    assert sweeps.sweep_kills(kind, stride=stride) >= 4
 
 
 @pytest.mark.newest

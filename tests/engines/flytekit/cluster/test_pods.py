@@ -78,7 +78,6 @@ def test_the_whole_journey_of_a_users_file(cluster):
 
 
 @needs_pyflyte
-@pytest.mark.newest
 def test_a_registered_and_a_packaged_file_hold_both_entities(cluster, tmp_path):
     image = ["--image", "example.com/image:1"]
     pyflyte(
