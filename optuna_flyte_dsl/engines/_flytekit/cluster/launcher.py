@@ -248,6 +248,10 @@ class Launcher:
             found.pop()
         return found
 
+    def end_of_grace(self) -> float:
+        """Return the time of the monotonic clock at which a grace period that begins now is over."""
+        return time.monotonic() + self.options.grace
+
     def terminate(self, name: str, cause: str, deadline: float) -> None:
         """Terminate an execution if it still runs. The call blocks, and logs failures.
 

@@ -115,8 +115,7 @@ class Poller:
             count = len(self._waiting)
             usual = statistics.median(self._durations) if self._durations else None
             if usual is None:
-                # No execution has ended yet, so the age of the oldest one is a lower bound of the usual duration. The
-                # oldest execution takes at least this long.
+                # No execution has ended yet, so the age of the oldest one is a lower bound of the usual duration.
                 usual = time.monotonic() - min(self._since.values(), default=time.monotonic())
         calls = -(-count // _NAMES_A_CALL)
         wanted = min(max(usual * _LATENESS, pauses.poll_shortest), pauses.poll_longest)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -117,7 +116,7 @@ class TrialCalls:
             await self.launcher.terminators.run(refresh, self.trial)
 
     async def _end_all(self, launches: list[Launch], orphans: set[str]) -> None:
-        deadline = time.monotonic() + self.launcher.options.grace
+        deadline = self.launcher.end_of_grace()
         await asyncio.gather(
             *(self._end(launch) for launch in launches),
             *(self._terminate(name, "does without it", deadline) for name in orphans),
@@ -125,7 +124,7 @@ class TrialCalls:
 
     async def _end(self, launch: Launch) -> None:
         """Terminate an execution that nobody waits for any longer."""
-        deadline = time.monotonic() + self.launcher.options.grace
+        deadline = self.launcher.end_of_grace()
         self.launcher.poller.forget(launch.name)
         launch.given_up.set()
         # A request that is under way may launch the execution. It ends at the time limit of a launch.
@@ -298,7 +297,7 @@ class TrialCalls:
         launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_aborted
         if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
             # An earlier process of this search has launched the execution, and that process is gone.
-            deadline = time.monotonic() + self.launcher.options.grace
+            deadline = self.launcher.end_of_grace()
             self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now", deadline)
         return launch.submitted
 
