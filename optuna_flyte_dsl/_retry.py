@@ -85,8 +85,8 @@ def retry(
 
     Args:
         pauses: The seconds to wait after each failure. The first one is asked for after the first failure.
-        may_pass: Tells whether an error may pass by itself. `may_pass` hears of each failure, so it may also log. Waits
-            for a number of seconds. An error that `wait` raises ends the retries.
+        may_pass: Tells whether an error may pass by itself. `may_pass` hears of each failure, so it may also log.
+        wait: Waits for a number of seconds. An error that `wait` raises ends the retries.
     """
     while True:
         try:

@@ -51,7 +51,8 @@ class Threads:
 
     Args:
         limit: The largest number of threads; `None` for one per concurrent job. With 1, jobs run in the order in which
-            they were started. Called in each thread when it ends, with the thread's name.
+            they were started.
+        at_exit: Called in each thread when it ends, with the thread's name.
     """
 
     def __init__(self, limit: int | None = None, at_exit: Callable[[str], None] | None = None) -> None:
@@ -173,7 +174,7 @@ def in_own_thread() -> bool:
 async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     """Await `closing()` to its end, even if the caller is cancelled.
 
-    If the caller is cancelled meanwhile, call `closing` anew and raise the cancellation afterwards.
+    Cancelling the caller has no effect meanwhile. If `closing()` is itself cancelled, it is called anew.
     """
     while True:
         task = asyncio.ensure_future(closing())

@@ -47,8 +47,8 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     A trial's pod can load it, and `map_task` and `create_node` accept it as the task. Awaiting its call runs a search.
 
     Attributes:
-        task: The task or function. `train.task(...)` runs the task or function once, without a search. The search space
-            that the signature declares.
+        task: The task or function. `train.task(...)` runs the task or function once, without a search.
+        space: The search space that the signature declares.
         study: The study of the latest call.
         n_trials: The number of trials that a call runs. It can be assigned while no search runs.
         concurrency: The largest number of trials that run at the same time. It can be assigned while no search runs.

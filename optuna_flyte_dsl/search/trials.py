@@ -150,7 +150,7 @@ class AskTell:
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
             trial.study = snapshot_of(self.study, ended, self.sampler_of_trial(number))
         if self.objective.suggests_itself and not self.is_quick:
-            # Sample now: Otherwise Optuna would sample at the first suggestion, which an async objective makes in the
+            # Sample now: otherwise Optuna would sample at the first suggestion, which an async objective makes in the
             # event loop.
             _ = trial.relative_params
         try:

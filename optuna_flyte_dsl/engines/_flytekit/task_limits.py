@@ -39,7 +39,7 @@ _patching = threading.Lock()
 class EntityCall:
     """One awaited call of an entity.
 
-    The call is put into the Flyte context as the worker queue of the entities that it awaits.
+    The call is put into the Flyte context as the worker queue.
     """
 
     threads: Threads
@@ -109,7 +109,7 @@ class _LimitedElement(Proxy):
 
 
 def apply_task_limits() -> None:
-    """Wrap `Task.sandbox_execute`. The map task is changed in searches only; a second change has no effect."""
+    """Wrap `Task.sandbox_execute`. The limits apply in searches only; a second call changes nothing."""
     with _patching:
         if not isinstance(vars(Task)["sandbox_execute"], wrapt.FunctionWrapper):
             wrapt.wrap_function_wrapper(Task, "sandbox_execute", _sandbox_execute)
