@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit coverage oldest next docs bench soak clean
+.PHONY: help demo environments test lint format unit coverage oldest next docs bench soak clean
 KILLS := 200
 STRIDE := 1
 
@@ -38,6 +38,8 @@ $(VENV)/oldest/.made: requirements/dev.txt requirements/oldest.txt
 
 $(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
+
+environments: $(VENV)/dev/.made $(VENV)/oldest/.made
 
 demo: $(VENV)/demo/.made ## Run a search on real data, kill it, and resume it
 	@$(VENV)/demo/bin/python examples/demo.py

@@ -23,6 +23,7 @@ from typing import Annotated, Any, get_args, get_origin
 import optuna
 from optuna.storages import BaseStorage
 
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 Check = Callable[[str, Any], Any]
@@ -121,7 +122,7 @@ def must(
 
     def check(name: str, value: Any) -> Any:
         if not accepts(value):
-            raise InvalidOptionError(f"`{name}` must {rule}, but got {value!r}.{cure and ' '}{cure}")
+            raise InvalidOptionError(f"`{name}` must {rule}, but got {shown(value)}.{cure and ' '}{cure}")
         return convert(value)
 
     return check
@@ -146,7 +147,7 @@ def maker_of(kind: type, example: str) -> Check:
 
     def check(name: str, value: Any) -> Any:
         if isinstance(value, type) and not issubclass(value, kind):
-            raise InvalidOptionError(f"`{name}` must be a {name} of Optuna's, but got the class {value!r}.")
+            raise InvalidOptionError(f"`{name}` must be a {name} of Optuna's, but got the class {shown(value)}.")
         rule, cure = f"be a {name} of Optuna's, or a function that makes one", f"Write `{name}={example}`."
         return must(rule, lambda value: isinstance(value, kind) or callable(value), cure=cure)(name, value)
 
@@ -246,7 +247,7 @@ def callbacks(name: str, value: Any) -> tuple[Any, ...]:
     for function in functions:
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             raise InvalidOptionError(
-                f"Each of `{name}` must be a sync function, but {function!r} is async, and nobody would await it. "
+                f"Each of `{name}` must be a sync function, but {shown(function)} is async, and nobody would await it. "
                 "Make it a plain `def`: callbacks run in a thread, and may block."
             )
     return functions

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from optuna_flyte_dsl._text import shown
+
 T = TypeVar("T")
 _Job = Callable[[], Callable[[], None]]
 """A job. The job returns a callback that delivers the result once the thread is idle."""
@@ -194,7 +196,7 @@ def _settable(error: BaseException) -> BaseException:
     """
     if not isinstance(error, StopIteration | GeneratorExit):
         return error
-    substitute = RuntimeError(f"The function raised {error!r}.")
+    substitute = RuntimeError(f"The function raised {shown(error)}.")
     substitute.__cause__ = error
     return substitute
 

@@ -15,6 +15,7 @@ import optuna
 
 from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl._run_sync import wait_for
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, RemoteSearch, Site, host_engine
 from optuna_flyte_dsl.engines.functions import FunctionRunner
@@ -59,7 +60,7 @@ class Session:
         engine = host_engine(self.objective.target)
         if engine is None:
             raise InvalidOptionError(
-                f"`on` takes a FlyteRemote, but got {remote!r}. Write `on(FlyteRemote.auto(default_project=..., "
+                f"`on` takes a FlyteRemote, but got {shown(remote)}. Write `on(FlyteRemote.auto(default_project=..., "
                 "default_domain=...))`."
             )
         return Session(self.objective, self.options, engine.deploy(remote, options))
@@ -83,7 +84,7 @@ class Session:
                 "Await the search first."
             )
         if not isinstance(study, optuna.Study):
-            raise InvalidOptionError(f"`study` must be an optuna.Study, but got {study!r}.")
+            raise InvalidOptionError(f"`study` must be an optuna.Study, but got {shown(study)}.")
         options = dataclasses.replace(self.options, study=study, sampler=None, seed=None)
         check_study_options(options, self.objective)
         self.options = options

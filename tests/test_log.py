@@ -3,7 +3,7 @@
 import pytest
 
 from optuna_flyte_dsl import Float, TooManyFailuresError, optimize
-from optuna_flyte_dsl._log import printable
+from optuna_flyte_dsl._text import printable
 
 
 def test_control_characters_of_an_errors_text_do_not_reach_the_terminal(caplog):

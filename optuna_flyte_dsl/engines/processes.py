@@ -24,6 +24,7 @@ from optuna_flyte_dsl._compat.loky import keep_grown_workers, kill_workers_at_ex
 from optuna_flyte_dsl._compat.optuna import refresh
 from optuna_flyte_dsl._foreign_errors import is_interpreter_shutdown, worker_death
 from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.functions import never_warn_of_running_threads
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
@@ -156,7 +157,7 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
         return bytes(cloudpickle.dumps((objective, make_runner)))
     except Exception as error:
         raise InvalidObjectiveError(
-            f'`executor="process"`: `{objective.name}` cannot be sent to another process: {error!r}. Make what it '
+            f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. Make what it '
             "needs inside it: open files, locks and connections cannot be sent."
         ) from error
 
@@ -235,7 +236,7 @@ def _load() -> int:
     try:
         objective, make_runner = cloudpickle.loads(_payload)
     except Exception as error:  # noqa: BLE001 - the user's module may raise anything
-        raise UnloadableError(f"A worker process cannot load the objective: {error!r}.") from None
+        raise UnloadableError(f"A worker process cannot load the objective: {shown(error)}.") from None
     _loaded = (asyncio.Runner(), functools.partial(make_runner, objective))
     return os.getpid()
 
@@ -274,7 +275,7 @@ def _pickle_result(value: Any, raised: BaseException | None) -> bytes:
         cloudpickle.loads(data)  # some errors can be pickled, but not unpickled
         return data
     if raised is None:
-        return bytes(cloudpickle.dumps((None, RuntimeError(f"It returned {value!r}, which cannot be sent."))))
+        return bytes(cloudpickle.dumps((None, RuntimeError(f"It returned {shown(value)}, which cannot be sent."))))
     names = tuple(map(_qualified_name, type(raised).__mro__))
     substitute = SubstituteError(f"{type(raised).__name__}: {raised}", names)
     mark_retries_used(substitute, used=retries_are_used(raised))

@@ -10,7 +10,8 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl._foreign_errors import is_report_of_several_objectives
-from optuna_flyte_dsl._log import logger, printable
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._text import printable, shown
 from optuna_flyte_dsl.errors import (
     ClusterError,
     InvalidObjectiveError,
@@ -54,7 +55,7 @@ class Judge:
         except ObjectiveValueError as wrong:
             return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong)
         if any(map(math.isnan, values)):
-            return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {returned!r}")
+            return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {shown(returned)}")
         return Outcome(TrialState.COMPLETE, values)
 
     def raised(self, error: BaseException) -> Outcome:

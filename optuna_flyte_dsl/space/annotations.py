@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
@@ -83,11 +84,11 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
     if isinstance(marker, Category):
         wrong = [choice for choice in marker.choices if type(choice) in _PLAIN_TYPES and type(choice) not in allowed]
         if wrong and not (float in allowed and all(type(choice) is int for choice in wrong)):
-            return f"says {_type_name(base)}, but {marker!r} holds {wrong[0]!r}"
+            return f"says {_type_name(base)}, but {shown(marker)} holds {shown(wrong[0])}"
         return None
     (kind,) = conversion.value_types(marker)
     article = "a" if kind is float else "an"
-    return None if kind in allowed else f"says {_type_name(base)}, but {marker!r} gives {article} {kind.__name__}"
+    return None if kind in allowed else f"says {_type_name(base)}, but {shown(marker)} gives {article} {kind.__name__}"
 
 
 def is_of_type(base: Any, value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from optuna.study import StudyDirection
 
+from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.space.signatures import read_hints
 
@@ -22,13 +23,13 @@ def read_directions(
     """Return the directions that the options `direction` and `directions` give; `None` if neither is given."""
     if direction is not None and directions is not None:
         raise InvalidOptionError(
-            f"Give `direction` or `directions`, not both: got {direction!r} and {directions!r}. "
+            f"Give `direction` or `directions`, not both: got {shown(direction)} and {shown(directions)}. "
             "`direction` is for one objective, `directions` for several."
         )
     if direction is not None:
         if not isinstance(direction, str | StudyDirection):
             raise InvalidOptionError(
-                f'`direction` must be "minimize" or "maximize", but got {direction!r}. '
+                f'`direction` must be "minimize" or "maximize", but got {shown(direction)}. '
                 "For several objectives, write `directions=[...]`."
             )
         return (_read_direction(direction),)
@@ -36,7 +37,7 @@ def read_directions(
         return None
     if isinstance(directions, str) or not isinstance(directions, Sequence) or not directions:
         raise InvalidOptionError(
-            f"`directions` must be a list with a direction for each objective, but got {directions!r}. "
+            f"`directions` must be a list with a direction for each objective, but got {shown(directions)}. "
             'Write `directions=["maximize", "minimize"]`.'
         )
     return tuple(_read_direction(each) for each in directions)
@@ -86,18 +87,13 @@ def direction_names(directions: Sequence[StudyDirection]) -> str:
     return ", ".join(direction.name.lower() for direction in directions)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where needed: "2 objectives"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _read_direction(direction: Direction) -> StudyDirection:
     if direction in (StudyDirection.MINIMIZE, "minimize"):
         return StudyDirection.MINIMIZE
     if direction in (StudyDirection.MAXIMIZE, "maximize"):
         return StudyDirection.MAXIMIZE
     raise InvalidOptionError(
-        f'`direction`, and each of `directions`, must be "minimize" or "maximize", but got {direction!r}.'
+        f'`direction`, and each of `directions`, must be "minimize" or "maximize", but got {shown(direction)}.'
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias, Union
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.grid import Grid
 
@@ -70,7 +71,7 @@ class Suggestion:
                 return Category(distribution.choices)
         raise InvalidMarkerTypeError(
             f"`distribution` must be a FloatDistribution, an IntDistribution or a CategoricalDistribution, "
-            f"but got {distribution!r}."
+            f"but got {shown(distribution)}."
         )
 
 
@@ -136,6 +137,8 @@ class Integer(Number):
         step: The distance between two values, 1 or more. A whole number of steps must lead from `low` to `high`.
         log: Whether to sample uniformly in the logarithm of the value. Needs `low >= 1` and a `step` of 1.
 
+    Optuna stores an integer as a float, so values beyond 2**53 are rounded.
+
     Raises:
         InvalidMarkerError: If a rule is broken, such as `low < high`.
         InvalidMarkerTypeError: If a bound or the step is not an integer, or `log` is not a bool.
@@ -152,9 +155,15 @@ class Integer(Number):
     def __post_init__(self) -> None:
         for name in ("low", "high", "step"):
             object.__setattr__(self, name, _integer("Integer", name, getattr(self, name)))
+            _check_fits_float(name, getattr(self, name))
         _check_bool("Integer", "log", self.log)
         _check_range("Integer", self.low, self.high, self.step)
         _check_log("Integer", self)
+        if float(self.low) == float(self.high):
+            raise InvalidMarkerError(
+                f"Integer: `low` and `high` must differ as floats, which is how Optuna stores integers, but got "
+                f"(low={self.low}, high={self.high}). Search the distance from `low`, and add `low` in the objective."
+            )
 
     def to_distribution(self) -> IntDistribution:
         """Return the Optuna distribution with the same values."""
@@ -182,28 +191,27 @@ class Category(Suggestion):
     def __init__(self, choices: Iterable[Any]) -> None:
         if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Iterable):
             raise InvalidMarkerTypeError(
-                f'Category: `choices` must be a list of values, but got {choices!r}. Write `Category(["a", "b"])`.'
+                f'Category: `choices` must be a list of values, but got {shown(choices)}. Write `Category(["a", "b"])`.'
             )
         if isinstance(choices, AbstractSet):
             raise InvalidMarkerTypeError(
                 f"Category: `choices` must stand in an order, which a {type(choices).__name__} has anew in each "
-                f"process, but got {choices!r}. Write a list."
+                f"process, but got {shown(choices)}. Write a list."
             )
         object.__setattr__(self, "choices", tuple(choices))
         if not self.choices:
             raise InvalidMarkerError("Category: `choices` must hold at least one value, but got none.")
-        for index, choice in enumerate(self.choices):
+        for choice in self.choices:
             if isinstance(choice, Suggestion):
                 raise InvalidMarkerTypeError(
-                    f"Category: a choice must be a value, but got the marker {choice!r}. For a space that depends on "
-                    "a choice, write a function that takes `trial: optuna.Trial`."
+                    f"Category: a choice must be a value, but got the marker {shown(choice)}. For a space that depends "
+                    "on a choice, write a function that takes `trial: optuna.Trial`."
                 )
-            for earlier in self.choices[:index]:
-                if same(choice, earlier):
-                    raise InvalidMarkerError(
-                        f"Category: each of the `choices` must stand once, but got both {earlier!r} and {choice!r}, "
-                        "which are equal in Python. Drop one, or write them as strings."
-                    )
+        if repeated := _repetition(self.choices):
+            raise InvalidMarkerError(
+                f"Category: each of the `choices` must stand once, but got both {shown(repeated[0])} and "
+                f"{shown(repeated[1])}, which are equal in Python. Drop one, or write them as strings."
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Category):
@@ -240,7 +248,7 @@ class Fixed:
     def __post_init__(self) -> None:
         if isinstance(self.value, Suggestion):
             raise InvalidMarkerTypeError(
-                f"Fixed: `value` must be a value, but got the marker {self.value!r}. Give the marker itself."
+                f"Fixed: `value` must be a value, but got the marker {shown(self.value)}. Give the marker itself."
             )
 
 
@@ -260,8 +268,24 @@ def same(left: Any, right: Any) -> bool:
         return True
     try:
         return bool(left == right)
-    except ValueError:  # comparing arrays gives an array
+    except Exception:  # noqa: BLE001 - comparing arrays gives an array, and a user's `__eq__` may raise anything
         return False
+
+
+def _repetition(choices: Sequence[Any]) -> tuple[Any, Any] | None:
+    """Return the first two choices that are the same one, if any. The time is linear if all choices have a hash."""
+    hashed: dict[Any, Any] = {}
+    for index, choice in enumerate(choices):
+        key = "NaN" if isinstance(choice, float) and math.isnan(choice) else (choice,)
+        try:
+            if key in hashed:
+                return hashed[key], choice
+            hashed[key] = choice
+        except TypeError:  # the choice has no hash
+            for earlier in choices[:index]:
+                if same(choice, earlier):
+                    return earlier, choice
+    return None
 
 
 def _plain(number: float | None) -> str:
@@ -273,14 +297,14 @@ def _float(marker: str, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         cure = " The third argument is `step`: write `log=True`." if name == "step" and value is True else ""
         raise InvalidMarkerTypeError(
-            f"{marker}: `{name}` must be a number, but got {value!r}, of type {type(value).__name__}.{cure}"
+            f"{marker}: `{name}` must be a number, but got {shown(value)}, of type {type(value).__name__}.{cure}"
         )
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {number!r}.")
+        raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {shown(number)}.")
     return number
 
 
@@ -288,15 +312,25 @@ def _integer(marker: str, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         cure = "Write it without a fraction, or use Float." if isinstance(value, Real) else "Write an int."
         raise InvalidMarkerTypeError(
-            f"{marker}: `{name}` must be an integer, but got {value!r}, of type {type(value).__name__}. {cure}"
+            f"{marker}: `{name}` must be an integer, but got {shown(value)}, of type {type(value).__name__}. {cure}"
         )
     return operator.index(value)
+
+
+def _check_fits_float(name: str, value: int) -> None:
+    try:
+        float(value)
+    except OverflowError:
+        raise InvalidMarkerError(
+            f"Integer: `{name}` must be less than 10**308, because Optuna stores integers as floats, but got "
+            f"{shown(value)}. Narrow the range."
+        ) from None
 
 
 def _check_bool(marker: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise InvalidMarkerTypeError(
-            f"{marker}: `{name}` must be True or False, but got {value!r}, of type {type(value).__name__}."
+            f"{marker}: `{name}` must be True or False, but got {shown(value)}, of type {type(value).__name__}."
         )
 
 

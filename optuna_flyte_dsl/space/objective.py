@@ -12,8 +12,9 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 
+from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import InvalidObjectiveError, ObjectiveValueError
-from optuna_flyte_dsl.space.directions import ReturnAnnotation, counted, merge_directions, read_return_annotation
+from optuna_flyte_dsl.space.directions import ReturnAnnotation, merge_directions, read_return_annotation
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.space.signatures import read_signature
 
@@ -31,11 +32,11 @@ def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...
     if None in numbers:
         raise ObjectiveValueError(
             f"`{name}` must return {'a number' if n_objectives == 1 else f'a tuple of {n_objectives} numbers'}, but it "
-            f"returned {returned!r}, of type {type(returned).__name__}. Return a float for each objective."
+            f"returned {shown(returned)}, of type {type(returned).__name__}. Return a float for each objective."
         )
     if len(numbers) != n_objectives:
         raise ObjectiveValueError(
-            f"`{name}` returned {counted(len(numbers), 'value')}, {returned!r}, but the study has "
+            f"`{name}` returned {counted(len(numbers), 'value')}, {shown(returned)}, but the study has "
             f"{counted(n_objectives, 'direction')}. Return one value for each direction, or give as many directions."
         )
     return numbers  # type: ignore[return-value]
@@ -57,9 +58,11 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
     if all(type(value) in accepted for value in (returned if n_objectives > 1 else (returned,))):
         return None
     several = isinstance(returned, tuple | list)
-    shown = ", ".join(f"{value!r}, of type {type(value).__name__}" for value in (returned if several else (returned,)))
+    described = ", ".join(
+        f"{shown(value)}, of type {type(value).__name__}" for value in (returned if several else (returned,))
+    )
     return TypeError(
-        f"`{name}` returned {shown}, which Flyte does not take for what its annotation says. Write `float(...)` "
+        f"`{name}` returned {described}, which Flyte does not take for what its annotation says. Write `float(...)` "
         "around it."
     )
 
@@ -120,7 +123,7 @@ class Objective:
             takes_trial = TRIAL in signature.parameters
         else:
             raise InvalidObjectiveError(
-                f"`objective` must be a Flyte task, workflow or launch plan, or a function, but got {target!r}. "
+                f"`objective` must be a Flyte task, workflow or launch plan, or a function, but got {shown(target)}. "
                 "Put `@optimize` over `@fl.task`, or over a function."
             )
         for parameter in signature.parameters.values():

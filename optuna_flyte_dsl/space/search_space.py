@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import (
     ArgumentError,
     EmptySpaceError,
@@ -167,7 +168,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             if self._strict and not is_of_type(declared.base, value):
                 raise ArgumentError(
                     f"`{self.name}`: `{name}` must be of type {declared.base.__name__}, as the signature says, but got "
-                    f"{value!r}, of type {type(value).__name__}. Give another value, or change the annotation."
+                    f"{shown(value)}, of type {type(value).__name__}. Give another value, or change the annotation."
                 )
             # The containers are copied, so that the caller cannot change them during the search.
             return conversion.to_float(declared.base, replace_markers(name, value, lambda _, marker: marker))
@@ -176,9 +177,10 @@ class SearchSpace(Mapping[str, Suggestion]):
         if not domain.contains(declared.marker, value):
             cure = "Give another value"
             if is_of_type(declared.base, value):
-                cure += f", or `{name}=Fixed({value!r})` to pass it all the same"
+                cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
             raise OutOfRangeError(
-                f"`{self.name}`: `{name}` must lie within its marker {declared.marker!r}, but got {value!r}. {cure}."
+                f"`{self.name}`: `{name}` must lie within its marker {shown(declared.marker)}, but got "
+                f"{shown(value)}. {cure}."
             )
         return conversion.convert(declared.marker, value)
 
@@ -351,8 +353,8 @@ class SearchSpace(Mapping[str, Suggestion]):
                 )
             if not domain.contains(markers[name], value):
                 raise OutOfRangeError(
-                    f"`{self.name}`: `{name}` of an initial point must lie within {markers[name]!r}, but got "
-                    f"{value!r}. Give another value, or leave it out of the point."
+                    f"`{self.name}`: `{name}` of an initial point must lie within {shown(markers[name])}, but got "
+                    f"{shown(value)}. Give another value, or leave it out of the point."
                 )
         return {name: conversion.convert(markers[name], value) for name, value in point.items()}
 
@@ -383,7 +385,7 @@ def _declare(objective: str, parameter: inspect.Parameter) -> _Declared:
     accepted = parameter.default is _EMPTY or (parameter.default is None and optional)
     if marker is not None and not accepted and not domain.contains(marker, parameter.default):
         raise InvalidMarkerError(
-            f"`{objective}`: the default of `{parameter.name}` must lie within its marker {marker!r}, "
-            f"but got {parameter.default!r}. Change the default, or widen the marker."
+            f"`{objective}`: the default of `{parameter.name}` must lie within its marker {shown(marker)}, "
+            f"but got {shown(parameter.default)}. Change the default, or widen the marker."
         )
     return _Declared(marker, base, optional, parameter.default)

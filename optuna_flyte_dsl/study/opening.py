@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._foreign_errors import is_opening_outage
 from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.space.directions import direction_names
@@ -65,7 +66,7 @@ def open_study(
     else:
         study = options.study if isinstance(options.study, optuna.Study) else options.study()
         if not isinstance(study, optuna.Study):
-            raise InvalidOptionError(f"`study` must make an optuna.Study, but it made {study!r}.")
+            raise InvalidOptionError(f"`study` must make an optuna.Study, but it made {shown(study)}.")
         _check_study(options, objective, study)
     _name_metrics(study, objective.returns.names)
     return study
@@ -84,7 +85,7 @@ def make_sampler(options: Options, n_trials: int) -> BaseSampler:
     if options.sampler is not None:
         sampler = options.sampler(**_seed_argument(options.sampler, options.seed, seed))
         if not isinstance(sampler, BaseSampler):
-            raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {sampler!r}.")
+            raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {shown(sampler)}.")
         return sampler
     if not _OPTUNA_4:
         return TPESampler(seed=seed)
@@ -100,7 +101,7 @@ def make_pruner(options: Options) -> BasePruner:
         return NopPruner() if options.deterministic else MedianPruner()
     made = options.pruner if isinstance(options.pruner, BasePruner) else options.pruner()
     if not isinstance(made, BasePruner):
-        raise InvalidOptionError(f"`pruner` must make a pruner of Optuna's, but it made {made!r}.")
+        raise InvalidOptionError(f"`pruner` must make a pruner of Optuna's, but it made {shown(made)}.")
     return made
 
 
@@ -203,7 +204,7 @@ def _seed_argument(factory: Callable[..., Any], given: int | None, seed: int | N
         return {}
     if "seed" not in inspect.signature(factory).parameters:
         raise InvalidOptionError(
-            f"`seed={given}` was given, but `sampler={factory!r}` takes no `seed`. Let it take one, or drop it."
+            f"`seed={given}` was given, but `sampler={shown(factory)}` takes no `seed`. Let it take one, or drop it."
         )
     return {"seed": seed}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines.engine import space_of
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 from optuna_flyte_dsl.space import domain
@@ -65,7 +66,7 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
             return _orders(marker).map(round) | st.sampled_from([marker.low, marker.high])
         case Float() | Integer():
             return st.integers(0, int(domain.count(marker)) - 1).map(lambda index: domain.value_at(marker, index))
-    raise InvalidMarkerTypeError(f"`marker` must be a Float, an Integer or a Category, but got {marker!r}.")
+    raise InvalidMarkerTypeError(f"`marker` must be a Float, an Integer or a Category, but got {shown(marker)}.")
 
 
 def _orders(marker: Float | Integer) -> st.SearchStrategy[float]:

@@ -122,6 +122,17 @@ def test_a_marker_goes_into_a_union():
             lambda: Float(-1e308, 1e308),
             "Float: `high - low` must be finite, but got (low=-1e+308, high=1e+308). Narrow the range.",
         ),
+        (
+            lambda: Integer(0, 10**309 - 1),
+            "Integer: `high` must be less than 10**308, because Optuna stores integers as floats, but got "
+            f"{'9' * 300}... (309 characters). Narrow the range.",
+        ),
+        (
+            lambda: Integer(2**60, 2**60 + 3),
+            "Integer: `low` and `high` must differ as floats, which is how Optuna stores integers, but got "
+            "(low=1152921504606846976, high=1152921504606846979). Search the distance from `low`, and add `low` in the "
+            "objective.",
+        ),
         (lambda: Float(0, 1, step=0), "Float: `step > 0` must hold, but got step=0."),
         (lambda: Integer(0, 5, step=-1), "Integer: `step > 0` must hold, but got step=-1."),
         (
@@ -215,6 +226,33 @@ def test_a_wrong_type_is_named(make, message):
         make()
     assert str(caught.value) == message
     assert isinstance(caught.value, TypeError)
+
+
+def test_many_choices_are_checked_in_linear_time():
+    compared = 0
+
+    class Choice:
+        def __init__(self, number):
+            self.number = number
+
+        def __hash__(self):
+            return hash(self.number)
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return self.number == other.number
+
+    Category([Choice(number) for number in range(1_000)])
+    assert compared <= 1_000
+    with pytest.raises(InvalidMarkerError, match="must stand once"):
+        Category([Choice(1), Choice(2), Choice(1)])
+
+
+@pytest.mark.parametrize("choices", [[[1], [2], [1]], [float("nan"), 0.0, float("nan")], ["a", None, "a"]])
+def test_a_repeated_choice_is_found_with_a_hash_or_without(choices):
+    with pytest.raises(InvalidMarkerError, match="must stand once"):
+        Category(choices)
 
 
 def test_steps_are_counted_in_base_ten():

@@ -15,6 +15,7 @@ from flytekit.models.types import LiteralType, SimpleType
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_flyte_dsl._compat.flytekit import interface_inputs
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError, OptunaFlyteError
 from optuna_flyte_dsl.space.conversion import to_float, value_types
@@ -36,8 +37,8 @@ def native_type(marker: Suggestion) -> Any:
             assert isinstance(marker, Category)
             choice = next(choice for choice in marker.choices if type(choice) is kind)
             raise InvalidMarkerTypeError(
-                f"{marker!r} as an annotation: each choice must be None, a bool, an int, a float or a str, but got "
-                f"{choice!r}, of type {kind.__name__}. Use names for the choices, and map them in the task."
+                f"{shown(marker)} as an annotation: each choice must be None, a bool, an int, a float or a str, but "
+                f"got {shown(choice)}, of type {kind.__name__}. Use names for the choices, and map them in the task."
             )
     if kinds == (type(None),):
         kinds = (type(None), str)  # flytekit accepts None in a union only
@@ -122,7 +123,7 @@ class TrialTransformer(AsyncTypeTransformer[Any]):
             text = f"{_LOCAL}{uuid.uuid4().hex}"
             _trials_here[text] = python_val
         else:
-            raise TypeError(f"An `optuna.Trial` is needed, but got {python_val!r}.")
+            raise TypeError(f"An `optuna.Trial` is needed, but got {shown(python_val)}.")
         return Literal(scalar=Scalar(primitive=Primitive(string_value=text)))
 
     async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:  # noqa: ARG002

@@ -19,6 +19,7 @@ from optuna.storages.journal import BaseJournalBackend
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import pauses, retry
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops, use_own_loop
 
 T = TypeVar("T")
@@ -173,7 +174,7 @@ def _plain(value: Any) -> Any:
     """Return a NumPy number as a Python number, because JSON knows no NumPy numbers and an attribute may hold one."""
     if callable(item := getattr(value, "item", None)):
         return item()
-    raise TypeError(f"{value!r}, of type {type(value).__name__}, cannot be kept: use what JSON has.")
+    raise TypeError(f"{shown(value)}, of type {type(value).__name__}, cannot be kept: use what JSON has.")
 
 
 def _retry_access(access: Callable[[], T]) -> T:

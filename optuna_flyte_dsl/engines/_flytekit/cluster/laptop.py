@@ -22,6 +22,7 @@ from flytekit.remote.remote_callable import RemoteEntity
 from flytekit.tools.fast_registration import FastPackageOptions
 
 from optuna_flyte_dsl._compat.flytekit import project_root, workflow_function
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
@@ -45,7 +46,7 @@ class LaptopDeployment:
         remote, version, image_config, source = self.remote, self.version, self.image_config, self.source
         if not isinstance(remote, FlyteRemote):
             raise InvalidOptionError(
-                f"`on` takes a FlyteRemote, but got {remote!r}. Write `on(FlyteRemote.auto(default_project=..., "
+                f"`on` takes a FlyteRemote, but got {shown(remote)}. Write `on(FlyteRemote.auto(default_project=..., "
                 "default_domain=...))`."
             )
         if not remote.default_project or not remote.default_domain:
@@ -54,14 +55,14 @@ class LaptopDeployment:
                 "`FlyteRemote(..., default_project=..., default_domain=...)`."
             )
         if version is not None and not isinstance(version, str):
-            raise InvalidOptionError(f"`version` must be a string, but got {version!r}.")
+            raise InvalidOptionError(f"`version` must be a string, but got {shown(version)}.")
         if image_config is not None and not isinstance(image_config, ImageConfig):
             raise InvalidOptionError(
-                f"`image_config` must be a flytekit ImageConfig, but got {image_config!r}. Write "
+                f"`image_config` must be a flytekit ImageConfig, but got {shown(image_config)}. Write "
                 "`ImageConfig.auto(img_name=...)`."
             )
         if source is not None and not pathlib.Path(source).is_dir():
-            raise InvalidOptionError(f"`source` must be a folder, but got {source!r}.")
+            raise InvalidOptionError(f"`source` must be a folder, but got {shown(source)}.")
 
     def site(self, target: Any, patience: float) -> Home:
         """Return the home of the objective's searches. The first call packages and uploads the code. It blocks."""

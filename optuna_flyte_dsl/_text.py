@@ -1,0 +1,25 @@
+"""Text for messages: a user's value, a number with its noun, and text that is safe for a terminal."""
+
+_SHOWN_LIMIT = 300  # characters
+
+
+def shown(value: object) -> str:
+    """Return a user's value as an error message shows it.
+
+    The text is the value's repr, cut after 300 characters. If the repr raises, the text is the value's class.
+    """
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - a user's `__repr__` may raise anything
+        return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    return text if len(text) <= _SHOWN_LIMIT else f"{text[:_SHOWN_LIMIT]}... ({len(text)} characters)"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where needed: "2 objectives"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return a text in which control characters are escaped: an error's text may hold sequences for a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
