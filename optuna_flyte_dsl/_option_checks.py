@@ -23,7 +23,7 @@ from typing import Annotated, Any, get_args, get_origin
 import optuna
 from optuna.storages import BaseStorage
 
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 Check = Callable[[str, Any], Any]
@@ -201,7 +201,9 @@ study = optional(
         cure="Write `study=optuna.create_study(...)`.",
     )
 )
-study_name = optional(must("be a string", lambda value: isinstance(value, str) and value != ""))
+_string = must("be a string", lambda value: isinstance(value, str))
+_storable = must("have 1 to 512 characters, none of them NUL or a lone surrogate", is_storable_name)
+study_name = optional(lambda name, value: _storable(name, _string(name, value)))
 catch = must(
     "be an exception class, or a tuple of them",
     lambda value: _is_list(

@@ -1,6 +1,7 @@
 """Text for messages: a user's value, a number with its noun, and text that is safe for a terminal."""
 
 _SHOWN_LIMIT = 300  # characters
+_NAME_LIMIT = 512  # characters: the width of the columns of names in Optuna's databases
 
 
 def shown(value: object) -> str:
@@ -18,6 +19,11 @@ def shown(value: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where needed: "2 objectives"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def is_storable_name(name: str) -> bool:
+    """Tell whether each of Optuna's storages takes a name: 1 to 512 characters, without NUL and lone surrogates."""
+    return 1 <= len(name) <= _NAME_LIMIT and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
 
 
 def printable(text: str) -> str:

@@ -46,6 +46,14 @@ def test_an_optimizer_has_one_study_and_a_second_call_adds_to_it():
     assert len(first.trials) == 6
 
 
+def test_an_optimizer_needs_an_objective_only():
+    assert len(Optimizer(marked).run_sync().trials) == 1
+    with pytest.raises(TypeError, match=r"Optimizer\(\) missing 1 required positional argument: 'objective'"):
+        Optimizer()
+    with pytest.raises(TypeError, match=r"optimize\(\) takes from 1 to 5 positional arguments"):
+        optimize(1, 2, 3, 4, 5, 6)
+
+
 def test_its_study_is_made_on_first_use():
     made = []
 

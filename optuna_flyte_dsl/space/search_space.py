@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import (
     ArgumentError,
     EmptySpaceError,
@@ -260,6 +260,11 @@ class SearchSpace(Mapping[str, Suggestion]):
                 raise ArgumentError(
                     f"`{self.name}`: two suggestions have the name `{name}`. The names inside a container are joined "
                     "by `.`; rename a key."
+                )
+            if not is_storable_name(name):
+                raise ArgumentError(
+                    f"`{self.name}`: the name of a parameter must have at most 512 characters, without NUL and lone "
+                    f"surrogates, but got {shown(name)}. Rename a key of the container."
                 )
             markers[name] = marker
 

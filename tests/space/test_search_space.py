@@ -136,6 +136,16 @@ def test_later_changes_to_a_callers_container_are_not_seen():
     assert sample(space)["params"]["fixed"] == [1]
 
 
+@pytest.mark.parametrize("key", ["k" * 512, "a\0b", "\ud800"])
+def test_a_name_that_a_database_cannot_keep_is_refused(key):
+    def objective(params: dict):
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective).bind(params={key: suggest.float(0, 1)})
+    with pytest.raises(ArgumentError, match=r"the name of a parameter must have at most 512.*Rename a key"):
+        list(space)
+
+
 def test_two_suggestions_of_one_name_are_refused():
     def objective(params: dict):
         raise NotImplementedError
