@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl._threads import Threads, finish
-from optuna_flyte_dsl.errors import InvalidObjectiveError, SearchRunningError, TrialTimeoutError
+from optuna_flyte_dsl.errors import InvalidObjectiveError, TrialTimeoutError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.limits import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.ordering import TrialOrder
@@ -181,11 +181,6 @@ class SearchLoop:
             )
             if asked is not ASK_LATER:
                 return asked
-            if self._order is not None:
-                raise SearchRunningError(
-                    f"`deterministic=True`: another search works on the study of `{self.objective.name}` at the same "
-                    "time, and what it finds depends on time. Wait for its end, or drop `deterministic`."
-                )
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None
 

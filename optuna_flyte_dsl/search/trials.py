@@ -16,7 +16,7 @@ from optuna_flyte_dsl._compat.optuna import enqueued_params, storage_of, trial_i
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import pauses, retry
-from optuna_flyte_dsl.errors import StorageUnavailableError
+from optuna_flyte_dsl.errors import SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.search.limits import FailureLimit
 from optuna_flyte_dsl.search.outcome import Outcome, one_line, reason_of
@@ -25,7 +25,8 @@ from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OUTCOME, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
-from optuna_flyte_dsl.study.quota import AskLater, Quota
+from optuna_flyte_dsl.study.liveness import owner_keys
+from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater, Quota
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.view import snapshot_of, view_of
 
@@ -77,6 +78,7 @@ class AskTell:
         self.has_quota: bool = self._quota is not None  # if so, only an ask tells how many trials are missing
         self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
+        self._before: int | None = None  # the number of the study's trials before the first ask
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
         self._open: dict[int, Trial] = {}  # trials that are asked for and not told
         self._untold: dict[int, Outcome] = {}  # outcomes of open trials that the storage has not yet accepted
@@ -114,8 +116,15 @@ class AskTell:
         if self.stopped:
             return None
         try:
+            self._check_alone()
             trial = self._next_trial()
-            return self._sample(trial) if isinstance(trial, Trial) else trial
+            if isinstance(trial, Trial):
+                self._open[trial.number] = trial
+                self._check_alone()
+                return self._sample(trial)
+            if trial is ASK_LATER and self.options.deterministic:
+                raise self._another_search()
+            return trial
         except Exception:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
             raise
@@ -137,9 +146,26 @@ class AskTell:
                 self.study.tell(self._stored, state=TrialState.FAIL)
             raise
 
+    def _check_alone(self) -> None:
+        """Refuse another search beside a deterministic one, by the owners of its trials."""
+        if self.storage is None or not self.options.deterministic:
+            return
+        trials = self.study.get_trials(deepcopy=False)
+        if self._before is None:
+            self._before = len(trials)
+        for trial in trials:
+            is_new = trial.number >= self._before or trial.state is TrialState.RUNNING
+            if is_new and owner_keys(trial) and not self.storage.owner.owns(trial):
+                raise self._another_search()
+
+    def _another_search(self) -> SearchRunningError:
+        return SearchRunningError(
+            f"`deterministic=True`: another search works on the study of `{self.objective.name}` at the same time, and "
+            "what it finds depends on time. Wait for its end, or drop `deterministic`."
+        )
+
     def _sample(self, trial: Trial) -> AskedTrial:
         number = trial.number
-        self._open[number] = trial
         if self.is_quick is None:
             # A change of thread would take as long as all the rest. Exact types are compared, because a subclass may do
             # anything.

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl.study.attributes import OWNER
-from optuna_flyte_dsl.study.locks import AdvisoryLock, lock_of_journal
+from optuna_flyte_dsl.study.locks import AdvisoryLock, ClaimsFile, file_of
 from optuna_flyte_dsl.study.session_file import SessionFiles, folder_beside
 
 Evidence = Mapping[str, Any]
@@ -59,7 +59,7 @@ class Owner:
         self._storage = storage
         self._lock: AdvisoryLock | None = None
         self._closed = False
-        self._file = lock_of_journal(storage)
+        self._claims: ClaimsFile | None = None
         self._files = SessionFiles(self.session, folder_beside(storage))
         self._evidence = {
             "host": socket.gethostname(),  # the host and the pid are for messages only
@@ -80,6 +80,10 @@ class Owner:
         self._files.open()
         self._evidence.update(self._files.evidence)
         self._lock = AdvisoryLock.of(self._storage, self.session)
+        path = file_of(self._storage)
+        if path is not None:
+            with contextlib.suppress(OSError):  # the file system has no locks
+                self._claims = ClaimsFile(path)
         if self._closed:
             self._release()
         return self
@@ -94,12 +98,12 @@ class Owner:
     @property
     def excludes(self) -> bool:
         """Whether the lock of `exclusive` really keeps other searches out."""
-        return self._lock is not None or self._file is not None
+        return self._lock is not None or self._claims is not None
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         """Hold a lock that excludes other searches on a study, if its storage has such a lock."""
-        lock = self._lock or self._file
+        lock = self._lock or self._claims
         with lock.exclusive(name) if lock is not None else contextlib.nullcontext():
             yield
 

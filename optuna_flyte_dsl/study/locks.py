@@ -1,4 +1,4 @@
-"""Locks that the operating system or the database frees when their process ends: of a journal file, on PostgreSQL."""
+"""Locks that the operating system or the database frees when their process ends: of files, and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -61,15 +61,44 @@ class FileLock:
         finally:
             self._thread.release()
 
-    @contextlib.contextmanager
-    def exclusive(self, _name: str) -> Iterator[None]:
-        """Hold a lock that excludes other searches on this journal while several lines are read and written.
 
-        This lock is on a second file beside the journal.
-        """
-        with self.path.with_name(f"{self.path.name}.claims").open("ab") as file:
+class ClaimsFile:
+    """A lock that excludes other searches on a file's studies while a search looks at a study and asks for a trial.
+
+    The lock is on an empty file beside the storage's file: Optuna and SQLite lock the storage's file themselves.
+
+    Args:
+        path: The file of a journal or of a SQLite database.
+
+    Raises:
+        OSError: If the file system has no such locks.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        if fcntl is None:
+            raise OSError("this system has no flock")
+        self._path = path.with_name(f"{path.name}.claims")
+        with self._path.open("ab") as file, contextlib.suppress(BlockingIOError):  # another search holds the lock
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @contextlib.contextmanager
+    def exclusive(self, _name: str = "") -> Iterator[None]:
+        """Wait for the lock, and hold it."""
+        with self._path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def file_of(storage: BaseStorage) -> pathlib.Path | None:
+    """Return the absolute path of a journal file or a SQLite database; `None` for other storages."""
+    journal = lock_of_journal(storage)
+    if journal is not None:
+        return journal.path.absolute()
+    url = getattr(engine_of(storage), "url", None)
+    path = str(getattr(url, "database", None) or "")
+    if url is None or url.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
+        return None
+    return pathlib.Path(path).absolute()
 
 
 def lock_of_journal(storage: BaseStorage) -> FileLock | None:

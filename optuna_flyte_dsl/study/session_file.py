@@ -16,9 +16,8 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from optuna_flyte_dsl._compat.optuna import engine_of
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl.study.locks import fcntl, lock_of_journal
+from optuna_flyte_dsl.study.locks import fcntl, file_of
 
 _KEPT = 30 * 24 * 3600.0
 """The seconds for which the file of a killed search is kept at least: it proves the death of that search."""
@@ -96,14 +95,8 @@ class SessionFiles:
 
 def folder_beside(storage: BaseStorage) -> pathlib.Path | None:
     """Return the folder for session files beside the file of a storage; `None` if the storage is not in a file."""
-    journal = lock_of_journal(storage)
-    if journal is not None:
-        return pathlib.Path(f"{journal.path.absolute()}.sessions")
-    url = getattr(engine_of(storage), "url", None)
-    path = str(getattr(url, "database", None) or "")
-    if url is None or url.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
-        return None
-    return pathlib.Path(f"{os.path.abspath(path)}.sessions")
+    path = file_of(storage)
+    return path.with_name(f"{path.name}.sessions") if path is not None else None
 
 
 def _local_folder() -> pathlib.Path:

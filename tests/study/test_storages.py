@@ -185,7 +185,7 @@ def test_calls_total_what_was_asked_for(storage, name):
     assert search.run_sync().trials[9].params == {"x": 0.125}, "an enqueued trial is honoured, and counts"
 
 
-@on(*SHARED)
+@on(*ALL)
 def test_two_searches_at_the_same_time_split_the_total(storage, name):
     searches = [objective(storage=storage, study_name=name, resume=True, n_trials=15, concurrency=3) for _ in range(2)]
 
@@ -196,6 +196,7 @@ def test_two_searches_at_the_same_time_split_the_total(storage, name):
     for study in studies:
         assert sum(trial.state is TrialState.COMPLETE for trial in study.trials) == 15
         assert not any(trial.state is TrialState.RUNNING for trial in study.trials)
+        assert callable(storage) or len(study.trials) == 15, "only Optuna's proxy has no lock"
     owners = {next(key for key in t.system_attrs if key.startswith(OWNER)) for t in study.trials}
     assert len(owners) == 2, "one has done all of it"
 
@@ -908,18 +909,55 @@ def test_enqueued_parameters_that_do_not_fit_are_a_failed_trial(tmp_path):
     assert "were enqueued, and do not fit the search space: {'x': 'high'}" in study.trials[0].user_attrs[ERROR]
 
 
-def test_two_deterministic_searches_on_one_study_do_not_wait_for_each_other(tmp_path):
-    def search():
-        return objective(
-            storage=tmp_path / "study.journal", study_name="s", resume=True, n_trials=8, deterministic=True, seed=1
+@on("journal", "sqlite")
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_search_that_another_one_disturbs_is_not_deterministic_and_ends(storage, name, deterministic):
+    """The second search is deterministic; the first one may be, and may not."""
+    begun, second_ended = threading.Event(), threading.Event()
+
+    def search(is_deterministic):
+        @optimize(
+            concurrency=2,
+            n_trials=8,
+            storage=storage,
+            study_name=name,
+            resume=True,
+            deterministic=is_deterministic,
+            seed=1,
+            progress=False,
         )
+        def objective(x: Float(0, 1)):
+            begun.set()
+            second_ended.wait(60)
+            return x
+
+        return objective
 
     async def both():
-        return await asyncio.gather(search()(), search()(), return_exceptions=True)
+        first = asyncio.create_task(search(deterministic)())
+        await asyncio.to_thread(begun.wait)
+        with pytest.raises(SearchRunningError, match=r"another search works on the study of `objective`.*Wait for"):
+            await search(True)()
+        second_ended.set()
+        return await first
 
-    ends = asyncio.run(both())
-    assert any(isinstance(end, SearchRunningError) for end in ends)
-    assert "RUNNING" not in states(optuna.load_study(study_name="s", storage=open_storage(tmp_path / "study.journal")))
+    study = asyncio.run(both())
+    assert states(study) == {"COMPLETE": 8}, "the refused search has asked for nothing"
+
+
+@on("journal")
+def test_a_deterministic_search_ends_when_another_one_begins_beside_it(storage, name):
+    def join(study, trial):
+        if trial.number == 2:
+            objective(storage=storage, study_name=name, n_trials=1).run_sync()
+
+    with pytest.raises(SearchRunningError, match="another search works on the study"):
+        objective(
+            storage=storage, study_name=name, n_trials=8, deterministic=True, seed=1, resume=True, callbacks=[join]
+        ).run_sync()
+    study = optuna.load_study(study_name=name, storage=open_storage(storage))
+    assert "RUNNING" not in states(study)
+    assert len(study.trials) < 8
 
 
 def test_a_resumed_study_with_other_arguments_is_warned_of(tmp_path, warned):
