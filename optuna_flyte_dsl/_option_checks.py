@@ -244,9 +244,18 @@ def failures(name: str, value: Any) -> Any:
 
 
 def callbacks(name: str, value: Any) -> tuple[Any, ...]:
-    """Check for `None`, or a list of sync functions."""
+    """Check for `None`, or a list of sync functions of a study and a trial."""
     functions: tuple[Any, ...] = _functions(name, value)
     for function in functions:
+        try:
+            inspect.signature(function).bind("study", "trial")
+        except TypeError as error:
+            raise InvalidOptionError(
+                f"Each of `{name}` must take a study and a trial, but {shown(function)} does not: {error}. Write "
+                "`def callback(study, trial)`."
+            ) from None
+        except ValueError:  # the signature of a function in C may be unknown
+            pass
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             raise InvalidOptionError(
                 f"Each of `{name}` must be a sync function, but {shown(function)} is async, and nobody would await it. "

@@ -477,6 +477,7 @@ def test_a_task_that_leaves_its_trial_out_of_its_cache_is_refused_with_the_cure(
     ("options", "message"),
     [
         ({"callbacks": [async_callback_of_trials]}, "must be a sync function, but .* is async"),
+        ({"callbacks": [lambda study: None]}, "must take a study and a trial, but .*lambda.* does not: too many"),
         ({"callbacks": print}, r"Write `callbacks=\[function\]`"),
         ({"initial_points": [{"lrr": 0.1}]}, "has no parameter `lrr`, named in an initial point; it has `lr`"),
     ],

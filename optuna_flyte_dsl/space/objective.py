@@ -67,6 +67,10 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
     )
 
 
+def _is_generator(function: Any) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, str | bytes | bytearray):
         return None
@@ -121,6 +125,11 @@ class Objective:
             is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
             kind = Kind.ASYNC_FUNCTION if is_async else Kind.FUNCTION
             takes_trial = TRIAL in signature.parameters
+            if any(map(_is_generator, (function, type(function).__call__))):
+                raise InvalidObjectiveError(
+                    f"`{name}` must return its value, but it is a generator. Write `return` instead of `yield`; to "
+                    "report a value on the way, take `trial: optuna.Trial` and call `trial.report(value, step)`."
+                )
         else:
             raise InvalidObjectiveError(
                 f"`objective` must be a Flyte task, workflow or launch plan, or a function, but got {shown(target)}. "

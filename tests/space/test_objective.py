@@ -167,6 +167,22 @@ def test_a_function_needs_a_trial_or_a_marker():
     )
 
 
+def test_a_generator_is_refused():
+    def function(x: Float(0, 1)):
+        yield x
+
+    async def coroutine(x: Float(0, 1)):
+        yield x
+
+    class Callable:
+        def __call__(self, x: Float(0, 1)):
+            yield x
+
+    for objective in (function, coroutine, Callable(), functools.partial(function)):
+        with pytest.raises(InvalidObjectiveError, match=r"it is a generator. Write `return`"):
+            optimize(objective)
+
+
 def test_the_trial_is_called_trial():
     def takes_t(t: optuna.Trial, x: Float(0, 1)) -> float:
         return x
