@@ -80,6 +80,23 @@ def test_a_trial_elsewhere_samples_reports_and_is_pruned_as_here(study, server):
     assert there.study.direction is study.direction
 
 
+def test_an_attribute_that_is_too_large_to_be_sent_is_refused_with_its_size_and_the_cure(study, server):
+    there = server.serve(study.ask()).open()
+    with pytest.raises(OptunaFlyteError, match=r"too large to be sent.*5000\d\d\d vs. 4194304.*store the file's path"):
+        there.set_user_attr("weights", "x" * 5_000_000)
+    there.set_user_attr("weights", "x")
+
+    @optimize(n_trials=2, executor="process", progress=False)
+    def train(trial: optuna.Trial, x: Float(0, 1)):
+        if trial.number == 0:
+            trial.set_user_attr("weights", "x" * 5_000_000)
+        return x
+
+    failed, complete = train.run_sync().trials
+    assert "Write it to a file" in failed.user_attrs[ERROR]
+    assert complete.state.name == "COMPLETE"
+
+
 def test_enqueued_parameters_hold_elsewhere_too(study, server):
     study.enqueue_trial({"x": 0.125})
     assert server.serve(study.ask()).open().suggest_float("x", 0, 1) == 0.125

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import StorageProxyClient
+from optuna_flyte_dsl._foreign_errors import is_too_large
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl.errors import OptunaFlyteError
 
@@ -53,7 +54,7 @@ def connect(
 
 
 class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    """Adds the token to the metadata of each call."""
+    """Adds the token to the metadata of each call, and says what to do with a message that is too large."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -61,7 +62,14 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
         details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or _CALL_SECONDS)
-        return continuation(details, request)  # grpc keeps the details of the call that are not given here
+        call = continuation(details, request)  # grpc keeps the details of the call that are not given here
+        error = call.exception()
+        if error is not None and is_too_large(error):
+            raise OptunaFlyteError(
+                f"A trial's attribute or value is too large to be sent to its search: {error.details()}. Write it to a "
+                "file, and store the file's path."
+            ) from error
+        return call
 
 
 class _RemoteSampler(BaseSampler):
