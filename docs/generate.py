@@ -5,6 +5,7 @@ python docs/generate.py --check   fails if one is not up to date
 """
 
 import ast
+import functools
 import html
 import pathlib
 import re
@@ -61,11 +62,12 @@ def picture() -> str:
     """Return the layers of the import contract, top to bottom, as an SVG."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = [[room.strip() for room in layer.split("|")] for layer in contracts[0]["layers"]]
-    width, gap, parts, y = 960, 14, [], 52
+    width, gap, parts, y = 560, 12, [], 68  # narrow, so that a telephone shows it in a size that can be read
     for layer in layers:
         each = (width - 40 - gap * (len(layer) - 1)) / len(layer)
-        blocks = [(module, textwrap.wrap(describe(module), int(each / 6.7)), contents(module)) for module in layer]
-        height = 34 + 17 * max(len(lines) + bool(inside) for _, lines, inside in blocks)
+        fit = functools.partial(textwrap.wrap, width=int(each / 6.8))
+        blocks = [(module, fit(describe(module)), fit(contents(module))) for module in layer]
+        height = 34 + 17 * max(len(lines) + len(inside) for _, lines, inside in blocks)
         for index, (module, lines, inside) in enumerate(blocks):
             x = 20 + index * (each + gap)
             name = module.removeprefix("optuna_flyte_dsl.") + ("/" if inside else ".py")
@@ -74,7 +76,7 @@ def picture() -> str:
                 'stroke="#4a78a8"/>'
                 f'<text x="{x + 14:.0f}" y="{y + 22}" font-weight="bold">{html.escape(name)}</text>'
             )
-            texts = [(line, "#1c2733") for line in lines] + [(inside, "#4a6078")] * bool(inside)
+            texts = [(line, "#1c2733") for line in lines] + [(line, "#4a6078") for line in inside]
             for number, (text, color) in enumerate(texts):
                 parts.append(
                     f'<text x="{x + 14:.0f}" y="{y + 41 + 17 * number}" font-size="13" fill="{color}">'
@@ -84,8 +86,10 @@ def picture() -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 6}" font-family="sans-serif" '
         f'font-size="15" fill="#1c2733">\n<rect width="{width}" height="{y + 6}" fill="#ffffff"/>\n'
-        '<text x="20" y="32">Each room may import the rooms below it, and none above it. '
-        "Every room may import the modules whose names begin with _.</text>\n" + "\n".join(parts) + "\n</svg>\n"
+        '<text x="20" y="32">Each room may import the rooms below it, and none above it.</text>\n'
+        '<text x="20" y="52">Every room may import the modules whose names begin with _.</text>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 

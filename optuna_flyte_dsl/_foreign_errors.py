@@ -15,6 +15,7 @@ _PASSING_STATUSES = (
 )
 _PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError")
 _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
+_SHUTDOWN_TEXTS = ("after interpreter shutdown", "at interpreter shutdown", "register atexit after shutdown")
 _SIGNALS = {"SIGSEGV": "a segmentation fault", "SIGKILL": "it was killed, perhaps for want of memory"}
 _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
 """Propeller's message of a task that has no attempt left.
@@ -71,8 +72,11 @@ def is_report_of_several_objectives(error: BaseException) -> bool:
 
 
 def is_interpreter_shutdown(error: BaseException) -> bool:
-    """Tell whether Python has refused to start a thread or a process because it is exiting."""
-    return "after interpreter shutdown" in str(error)
+    """Tell whether Python has refused to start a thread or a process because it is exiting.
+
+    Python 3.12 and newer refuse more than Python 3.11 does, with other texts.
+    """
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SHUTDOWN_TEXTS)
 
 
 def worker_death(error: BaseException) -> str:

@@ -119,7 +119,10 @@ class TrialTimeoutError(OptunaFlyteError, TimeoutError):
 
 
 class PythonExitError(OptunaFlyteError, RuntimeError):
-    """The error of a trial that was running when Python began to exit: its worker process can no longer be reached."""
+    """The error of a trial that was running when Python began to exit.
+
+    Python then starts no thread and no process any more, and worker processes can no longer be reached.
+    """
 
 
 class WorkerDiedError(OptunaFlyteError, RuntimeError):

@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
@@ -289,7 +289,10 @@ class _ObjectiveArgument:
 
 @dataclass(frozen=True, repr=False)
 class OptimizerArguments(Options, _ObjectiveArgument):
-    """The parameters of `Optimizer`: the objective, then the options."""
+    """The parameters of `Optimizer`: the objective, then the options, two of which are required."""
+
+    concurrency: Annotated[int, check.count] = field()
+    n_trials: Annotated[int, check.count] = field()
 
 
 # Python's errors about parameters name the function that the user has called.

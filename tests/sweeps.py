@@ -254,18 +254,28 @@ def _kills_of(kind: str, stride: int, first: int) -> int:
         for step in range(first, 100_000, stride):
             with tempfile.TemporaryDirectory() as folder:
                 storage = storage_in(kind, pathlib.Path(folder))
-                with FAULTS[kind](Fault(step, f"kill {how}")):
-                    was_killed = _in_child(storage) == -signal.SIGKILL
-                assert _in_child(storage) == 0, (how, step)
+                fault = Fault(step, f"kill {how}")
+                with FAULTS[kind](fault):
+                    code, steps = _in_child(storage, fault)
+                if code != -signal.SIGKILL:  # the step has no such moment, or there are fewer steps
+                    assert code == 0, (how, step)
+                    if steps < step:
+                        break
+                    continue
+                assert _in_child(storage)[0] == 0, (how, step)
                 check(trials_in(kind, storage), [], (how, step))
-                if not was_killed:
-                    break
                 kills += 1
     return kills
 
 
-def _in_child(storage: str) -> int:
-    """Run the search in a forked child. Return its exit code; below 0, the signal that has ended it."""
+def _in_child(storage: str, fault: Fault | None = None) -> tuple[int, int]:
+    """Run the search in a forked child.
+
+    Returns:
+        The child's exit code; below 0, the signal that has ended the child. The number of the fault's steps in a child
+        that was not killed.
+    """
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
@@ -273,12 +283,16 @@ def _in_child(storage: str) -> int:
             for error in errors:
                 print(repr(error), file=sys.stderr)
             sys.stderr.flush()
+            os.write(writer, str(fault.steps if fault is not None else 0).encode())
             os._exit(len(errors))
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             sys.stderr.flush()
             os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(writer)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(reader) as pipe:
+        return code, int(pipe.read() or 0)
 
 
 def trials_in(kind: str, storage: str) -> list[optuna.trial.FrozenTrial]:

@@ -46,10 +46,9 @@ def test_an_optimizer_has_one_study_and_a_second_call_adds_to_it():
     assert len(first.trials) == 6
 
 
-def test_an_optimizer_needs_an_objective_only():
-    assert len(Optimizer(marked).run_sync().trials) == 1
-    with pytest.raises(TypeError, match=r"Optimizer\(\) missing 1 required positional argument: 'objective'"):
-        Optimizer()
+def test_a_parameter_too_few_or_too_many_is_named():
+    with pytest.raises(TypeError, match=r"Optimizer\(\) missing 2 required positional arguments: 'concurrency' and"):
+        Optimizer(marked)
     with pytest.raises(TypeError, match=r"optimize\(\) takes from 1 to 5 positional arguments"):
         optimize(1, 2, 3, 4, 5, 6)
 

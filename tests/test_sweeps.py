@@ -37,7 +37,7 @@ def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 653)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 251)])
 def test_a_kill_at_a_write_loses_no_trial(kind, stride):
     assert sweeps.sweep_kills(kind, stride=stride) >= 4
 

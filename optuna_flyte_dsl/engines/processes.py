@@ -22,7 +22,7 @@ from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.loky import keep_grown_workers, kill_workers_at_exit, python_is_exiting
 from optuna_flyte_dsl._compat.optuna import refresh
-from optuna_flyte_dsl._foreign_errors import is_interpreter_shutdown, worker_death
+from optuna_flyte_dsl._foreign_errors import worker_death
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
@@ -93,7 +93,7 @@ class ProcessRunner:
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
             result, must_kill = await self._call(worker, _run, dict(run.arguments), handle, token)
         except (BrokenProcessPool, RuntimeError) as error:
-            if python_is_exiting() or isinstance(error, ShutdownExecutorError) or is_interpreter_shutdown(error):
+            if python_is_exiting() or isinstance(error, ShutdownExecutorError):
                 raise PythonExitError("Python exits while this trial runs.") from error
             if not isinstance(error, BrokenProcessPool):
                 raise

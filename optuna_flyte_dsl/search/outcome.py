@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl._foreign_errors import is_report_of_several_objectives
+from optuna_flyte_dsl._foreign_errors import is_interpreter_shutdown, is_report_of_several_objectives
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._text import printable, shown
 from optuna_flyte_dsl.errors import (
@@ -62,6 +62,9 @@ class Judge:
         """Return the outcome of a run that raised an exception."""
         if isinstance(error, optuna.TrialPruned):
             return Outcome(TrialState.PRUNED)
+        if is_interpreter_shutdown(error):
+            error, cause = PythonExitError("Python exits while this trial runs."), error
+            error.__cause__ = cause
         if isinstance(error, PythonExitError):
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
         if self.n_objectives > 1 and is_report_of_several_objectives(error):

@@ -25,8 +25,10 @@ from optuna_flyte_dsl import (
     InvalidObjectiveError,
     ObjectiveValueError,
     Optimizer,
+    PythonExitError,
     SearchSpace,
     StorageUnavailableError,
+    optimize,
     suggest,
 )
 from optuna_flyte_dsl._compat.optuna import storage_of
@@ -537,6 +539,25 @@ def test_an_error_in_a_callback_ends_the_search():
     with pytest.raises(LookupError, match="callback"):
         asyncio.run(run_search(objective, study=study, concurrency=3, callbacks=[callback]))
     assert states(study)["RUNNING"] == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot schedule new futures after interpreter shutdown",
+        "can't create new thread at interpreter shutdown",
+        "can't register atexit after shutdown",
+    ],
+)
+def test_a_trial_that_python_starts_no_thread_for_at_its_exit_is_lost(text, tmp_path):
+    def train(x: Float(0, 1)):
+        raise RuntimeError(text)
+
+    search = optimize(train, n_trials=5, storage=tmp_path / "s.journal", progress=False)
+    with pytest.raises(PythonExitError):
+        search.run_sync()
+    (trial,) = search.study.trials
+    assert (trial.state, trial.user_attrs["optuna_flyte_dsl:lost"]) == (TrialState.FAIL, True)
 
 
 def test_a_sampler_that_raises_ends_the_search_and_leaves_no_trial_running():
