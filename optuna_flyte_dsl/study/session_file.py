@@ -55,7 +55,7 @@ class SessionFiles:
 
     def open(self) -> None:
         """Create and lock the files. A folder in which that is not possible gives no evidence."""
-        for folder in {_local_folder(), *([self._beside] if self._beside is not None else [])}:
+        for folder in {each for each in (_local_folder(), self._beside) if each is not None}:
             try:
                 self._files[folder / self._name] = _create_locked(folder, self._name)
             except OSError as error:
@@ -64,7 +64,7 @@ class SessionFiles:
     @property
     def evidence(self) -> dict[str, Any]:
         """The keys and values by which other processes find the files; empty if there are no files."""
-        return {"file": self._name, "folder": str(_local_folder())} if self._files else {}
+        return {"file": self._name, "folder": str(_local_folder() or "")} if self._files else {}
 
     def is_held(self, evidence: Mapping[str, Any]) -> bool | None:
         """Tell whether a process holds the files of another search; `None` if that cannot be known from here."""
@@ -99,11 +99,17 @@ def folder_beside(storage: BaseStorage) -> pathlib.Path | None:
     return path.with_name(f"{path.name}.sessions") if path is not None else None
 
 
-def _local_folder() -> pathlib.Path:
-    """Return a folder of this machine and user, which outlives a restart of the machine where that is possible."""
+def _local_folder() -> pathlib.Path | None:
+    """Return a folder of this machine and user, which outlives a restart of the machine where that is possible.
+
+    Where no folder is to be had, as in a container with a file system that cannot be written, return `None`.
+    """
     root = pathlib.Path("/var/tmp")  # noqa: S108 - file names in it are unique, and are created by O_EXCL
-    if not os.access(root, os.W_OK):
-        root = pathlib.Path(tempfile.gettempdir())
+    try:
+        if not os.access(root, os.W_OK):
+            root = pathlib.Path(tempfile.gettempdir())
+    except OSError:
+        return None
     return root / f"optuna-flyte-dsl-{os.getuid() if hasattr(os, 'getuid') else 'sessions'}"
 
 

@@ -89,6 +89,7 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
                 f"`storage`: the file {str(path)!r} is there, and is no journal of Optuna's. Give the path of a new "
                 "file; or, for a SQLite database, its URL, as in 'sqlite:///study.db'."
             )
+    path = path.absolute()  # a trial may change the working directory
     lock = FileLock(path) if fcntl is not None else JournalFileOpenLock(str(path))
     return JournalStorage(_Journal(str(path), lock_obj=lock))
 

@@ -14,6 +14,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 
 import grpc
@@ -303,6 +304,43 @@ def test_a_search_leaves_no_session_file(tmp_path, name):
     search.run_sync()
     assert len(seen[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.journal", "study.journal.claims"]
+
+
+def test_a_search_needs_no_folder_for_its_session(tmp_path, name, monkeypatch):
+    """As in a container whose file systems cannot be written."""
+
+    def no_folder():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(session_file.tempfile, "gettempdir", no_folder)
+    monkeypatch.setattr(session_file.os, "access", lambda *_: False)
+    storage = optuna.storages.InMemoryStorage()
+    owner = Owner(storage).open()
+    assert "file" not in owner.evidence
+    owner.close()
+    assert states(objective(storage=tmp_path / "s.journal", study_name=name, resume=True).run_sync()) == {"COMPLETE": 6}
+
+
+@on("journal", "sqlite")
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_trial_may_change_the_working_directory(storage, name, tmp_path, monkeypatch, executor):
+    monkeypatch.chdir(tmp_path)
+
+    @optimize(
+        concurrency=2,
+        n_trials=6,
+        storage=storage.replace(f"{tmp_path}/", ""),
+        study_name=name,
+        resume=True,
+        progress=False,
+        executor=executor,
+    )
+    def train(x: Float(0, 1)):
+        os.chdir(tempfile.gettempdir())
+        return x
+
+    assert states(train.run_sync()) == {"COMPLETE": 6}
+    assert len(optuna.load_study(study_name=name, storage=open_storage(storage)).trials) == 6
 
 
 def test_what_was_taken_for_dead_and_lives_keeps_its_value(tmp_path):
