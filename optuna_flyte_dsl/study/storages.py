@@ -81,6 +81,11 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
             "Make the folder first. A URL has '://' in it, as in 'sqlite:///study.db'."
         )
     if path.exists():
+        if not path.is_file():
+            raise InvalidOptionError(
+                f"`storage` must be the path of a journal file, but {str(path)!r} is a device or a pipe. Give the path "
+                "of a new file."
+            )
         with path.open("rb") as file:
             first = file.readline()
         if first and not first.startswith(b'{"op_code":'):

@@ -778,6 +778,13 @@ def test_a_folder_is_no_journal(tmp_path):
         objective(storage=tmp_path).run_sync()
 
 
+def test_a_device_or_a_pipe_is_no_journal(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(InvalidOptionError, match=r"is a device or a pipe. Give the path of a new file"):
+            objective(storage=path).run_sync()
+
+
 def test_a_search_that_has_failed_already_says_why_it_runs_nothing(tmp_path, name, warned):
     def breaks(x: Float(0, 1)) -> float:
         raise ValueError("a bug")
