@@ -38,7 +38,10 @@ def is_storage_outage(error: BaseException) -> bool:
         return is_storage_outage(error.__cause__)
     if isinstance(error, StorageInternalError | OSError):
         return not isinstance(error, FileNotFoundError)
-    from sqlalchemy.exc import DBAPIError, PendingRollbackError  # loaded late: only a database needs it
+    from sqlalchemy.exc import (
+        DBAPIError,
+        PendingRollbackError,
+    )  # imported late, because only a database needs SQLAlchemy
     from sqlalchemy.exc import TimeoutError as PoolTimeout
 
     is_passing = isinstance(error, DBAPIError) and type(error).__name__ in _PASSING_DATABASE_ERRORS

@@ -50,9 +50,9 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         task: The task or function. `train.task(...)` runs the task or function once, without a search.
         space: The search space that the signature declares.
         study: The study of the latest call.
-        n_trials: The number of trials that a call runs. It can be assigned while no search runs.
-        concurrency: The largest number of trials that run at the same time. It can be assigned while no search runs.
-        delay: The least time between the starts of two trials, in seconds. It can be assigned while no search runs.
+        n_trials: The number of trials that a call runs. `n_trials` can be assigned while no search runs.
+        concurrency: The largest number of trials that run at the same time. Can be assigned as `n_trials` can.
+        delay: The least time between the starts of two trials, in seconds. Can be assigned as `n_trials` can.
     """
 
     def __init__(self, wrapped: Any, session: Session) -> None:
@@ -187,7 +187,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         if isinstance(self.__wrapped__, types.FunctionType):
             module, name = self.__wrapped__.__module__, self.__wrapped__.__qualname__
             if module != "__main__" and getattr(sys.modules.get(module), name, None) is self:
-                return name  # by reference, as functions are pickled
+                return name  # pickle it by reference, as functions are pickled
         return _rebuild, (self.__wrapped__, self._session.objective, self._session.options)
 
     def __reduce__(self) -> str | tuple[Any, ...]:

@@ -163,7 +163,7 @@ class ExecutionFailedError(OptunaFlyteError):
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
         """Tell whether the pod raised an exception of one of the given classes, judged by the exception's name.
 
-        The option `catch` uses it for trials whose error happened in a pod.
+        The option `catch` uses this method for trials whose error happened in a pod.
         """
         names = re.findall(r"^\s*(?:[\w]+\.)*([A-Za-z_]\w*)(?::|$)", self.message, flags=re.MULTILINE)
         raised = names[-1] if names else ""

@@ -243,7 +243,7 @@ class _Assembly:
                     if call == 0:
                         await remote.recover(study, self.objective, self.space)
                     left = await thread.run(functools.partial(resume, call=call))
-                    await remote.commit()  # now: each attempt's checkpoint starts empty
+                    await remote.commit()  # at once, because each attempt's checkpoint starts empty
                 await self._run(study, left, remote, durable)
                 await thread.run(resuming.settle, study, call)
                 return

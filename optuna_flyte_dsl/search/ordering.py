@@ -18,7 +18,7 @@ class TrialOrder:
     _waiting: set[asyncio.Future[None]] = field(default_factory=set)
 
     async def turn_to_ask(self) -> int:
-        """Wait until a trial may be asked for. Return its place in the order."""
+        """Wait until a trial may be asked for. Return the trial's place in the order."""
         turn, self._given = self._given, self._given + 1
         await self._until(lambda: self._asked == turn and self._told > turn - self.concurrency)
         return turn

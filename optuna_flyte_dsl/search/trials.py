@@ -111,7 +111,7 @@ class AskTell:
         """Ask for the next trial.
 
         Returns:
-            The trial; `None` if no more is wanted; `ASK_LATER` if other processes run all missing trials.
+            The trial; `None` if no more trials are wanted; `ASK_LATER` if other processes run all missing trials.
         """
         if self.stopped:
             return None
@@ -276,7 +276,7 @@ class AskTell:
             raise untold_error(self.objective.name, self._study_name, finished)
 
     def give_up(self) -> StorageUnavailableError:
-        """Save what is not told, and return the error.
+        """Save the outcomes that the storage has not accepted, and return the error that names the file.
 
         `give_up` is called in another thread, because the study's thread waits for the storage.
         """

@@ -36,7 +36,7 @@ class Life(enum.Enum):
 
 
 _living_sessions: set[str] = set()
-_process = [uuid.uuid4().hex]  # an id of this process: all its sessions that live are known
+_process = [uuid.uuid4().hex]  # an id of this process, which knows whether each of its own sessions is alive
 
 
 class Owner:

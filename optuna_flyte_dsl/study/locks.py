@@ -178,7 +178,7 @@ class AdvisoryLock:
         connection, self._connection = self._connection, None
         with contextlib.suppress(Exception):
             if connection is not None:
-                connection.invalidate()  # closes it, which frees its locks, instead of giving it back to the pool
+                connection.invalidate()  # close the connection, which frees its locks, instead of pooling it
                 connection.close()
 
     @contextlib.contextmanager

@@ -79,8 +79,8 @@ class Quota:
         if retried is not None and self._close_second_retry(trial, retried):
             return ASK_LATER
         if not self.storage.owner.excludes and self._missing(self._trials()) < 0:
-            # Another search asked at the same time. Both searches see one trial too many and give theirs back; the
-            # first search to ask again wins.
+            # Another search has asked for a trial at the same time. Both searches see one trial too many and give their
+            # trials back; the first search to ask again wins.
             self.storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
             self.storage.set_trial_system_attr(trial_id(trial), self.storage.owner.key, None)
             time.sleep(random.uniform(0.0, 0.1))  # noqa: S311 - not a secret

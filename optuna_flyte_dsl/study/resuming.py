@@ -64,7 +64,7 @@ def resume(
         if call == len(goals):
             goals.append((goals[-1] if goals else len(finished)) + n_trials)
             study.set_user_attr(attributes.GOALS, goals)
-        # Trials that the call before has not finished are that call's to run.
+        # Trials that the call before has not finished belong to the call before, not to this call.
         done = max(len(finished), goals[call - 1]) if call else len(finished)
         return Resumption(max(goals[call] - done, len(adopted)), tuple(adopted), finished)
     if len(finished) >= n_trials and not adopted and all(trial.state is TrialState.FAIL for trial in finished):
@@ -131,7 +131,7 @@ def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
     if outcome is not None:
         study.tell(trial.number, outcome["values"], state=TrialState[outcome["state"]], skip_if_finished=True)
         return
-    with contextlib.suppress(UpdateFinishedTrialError):  # another process has just closed it
+    with contextlib.suppress(UpdateFinishedTrialError):  # another process has just closed the trial
         lost = Trial(study, trial_id(trial))
         lost.set_user_attr(attributes.LOST, True)
         lost.set_user_attr(attributes.ERROR, "The process that ran this trial has died.")
@@ -175,7 +175,7 @@ def identity_of(study: optuna.Study) -> str:
     identity = study.user_attrs.get(attributes.IDENTITY)
     if identity is None:
         study.set_user_attr(attributes.IDENTITY, uuid.uuid4().hex)
-        identity = study.user_attrs[attributes.IDENTITY]  # another process may have been faster
+        identity = study.user_attrs[attributes.IDENTITY]  # another process may have set an id later
     return str(identity)
 
 

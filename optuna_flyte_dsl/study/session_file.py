@@ -38,7 +38,7 @@ _REMOTE_FILE_SYSTEMS = (
 )
 """Beginnings of the names of file systems on which a lock that seems free may be held on another machine."""
 
-_open: set[int] = set()  # file descriptors of this process's sessions
+_open: set[int] = set()  # descriptors of the locked files of this process's searches
 
 
 class SessionFiles:
@@ -89,7 +89,7 @@ class SessionFiles:
                 path.unlink(missing_ok=True)
             _open.discard(file)
             os.close(file)
-            with contextlib.suppress(OSError):  # another search has a file in it
+            with contextlib.suppress(OSError):  # the folder has a file of another search
                 path.parent.rmdir()
 
 

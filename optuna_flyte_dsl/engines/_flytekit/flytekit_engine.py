@@ -37,10 +37,10 @@ def describe(task: Any) -> TaskDescription:
 
 
 def prepare(task: Any) -> None:
-    """Spell out the bare categories of several types in a task's interface. Make the workflow that launches it."""
+    """Spell out the bare categories of several types in a task's interface, and make its workflow of one node."""
     if entities.is_task(task):
         spell_out_unions(task)
-        if not isinstance(task, EagerAsyncPythonFunctionTask):  # flytekit makes the workflow of an eager one
+        if not isinstance(task, EagerAsyncPythonFunctionTask):  # flytekit itself makes the workflow of an eager task
             workflow_around(task)
 
 

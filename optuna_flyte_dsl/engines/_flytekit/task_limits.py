@@ -1,7 +1,7 @@
 """A task's own `retries` and `timeout` in local runs, which flytekit ignores on this machine.
 
 Each local call of a task goes through `Task.sandbox_execute`, also inside a workflow. During a search, and only then,
-that method applies the limits of the task.
+`Task.sandbox_execute` applies the limits of the task.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 
 
 class _RemoteSampler(BaseSampler):
-    """Asks the sampler of the searching process. The arguments' names are Optuna's."""
+    """Asks the sampler of the searching process. Optuna prescribes the names of the arguments."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._suggest = channel.unary_unary(f"/{TRIALS_SERVICE}/Suggest")
@@ -102,7 +102,7 @@ class _RemoteSampler(BaseSampler):
 
 
 class _RemotePruner(BasePruner):
-    """Asks the pruner of the searching process. The arguments' names are Optuna's."""
+    """Asks the pruner of the searching process. Optuna prescribes the names of the arguments."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._prune = channel.unary_unary(f"/{TRIALS_SERVICE}/Prune")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 _STRANGERS = 512
 """The largest number of connections without a token, where the process may open enough files."""
-_FILES_OF_A_CONNECTION = 3  # one to the client, and two between the guard and gRPC
+_FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
 _SECONDS_OF_A_STRANGER = 10.0
 _BUFFER = 64 * 1024
 
@@ -40,7 +40,7 @@ class ConnectionGuard:
         self._server = server
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = max(16, min(_STRANGERS, files // (4 * _FILES_OF_A_CONNECTION)))
-        self._strangers: dict[int, _Pipe] = {}  # by the port from which the guard has connected to gRPC
+        self._strangers: dict[int, _Pipe] = {}  # the guard's port on its connection to gRPC -> the pipe
         self._clients: set[_Pipe] = set()
         self._listener = socket.create_server((interface, port), backlog=128)
         self.port: int = self._listener.getsockname()[1]

@@ -203,7 +203,7 @@ def _lines(data: bytes) -> list[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class _CheckpointJournal(BaseJournalBackend):
-    """The journal of one search. The arguments' names are Optuna's."""
+    """The journal of one search. Optuna prescribes the names of the arguments."""
 
     store: CheckpointStore
     key: str

@@ -43,7 +43,7 @@ class ExecutionsDeck:
             page = self._page(render(own) if own is not None else "")
             params = context.user_space_params
             with self._lock:
-                if params is not None:  # Flytekit adds a page every two seconds, and shows the last one
+                if params is not None:  # the new page replaces an earlier one of the same title
                     params.decks[:] = [deck for deck in params.decks if deck.name != _TITLE]
                 self._deck = None
             return page

@@ -190,7 +190,7 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
         defaults = dict(python.default_inputs_as_kwargs)
         for name, (kind, default) in python.inputs_with_defaults.items():
             if default is None and UnionTransformer.is_optional_type(kind):
-                defaults[name] = None  # as flytekit does it for an input without a default
+                defaults[name] = None  # flytekit too gives None to an optional input without a default
         return Launchable(fetched.id.to_flyte_idl(), interface, python, defaults, frozenset(interface.inputs))
     fixed = set(fetched.fixed_inputs.literals)
     optional = {name for name, parameter in fetched.default_inputs.parameters.items() if not parameter.required}
@@ -215,7 +215,7 @@ def check_loadable(entity: Any) -> None:
     elif isinstance(entity, PythonAutoContainerTask) and isinstance(entity.task_resolver, DefaultTaskResolver):
         _, module_name, name, _ = extract_task_module(entity)
         if not module_name:
-            return  # defined in a notebook: flytekit pickles it
+            return  # the task is defined in a notebook: flytekit pickles it
         own = getattr(getattr(entity, "task_function", None), "__module__", None) or module_name
         module = sys.modules[own] if own in sys.modules else importlib.import_module(module_name)
         found = undecorated(getattr(module, name, None))
