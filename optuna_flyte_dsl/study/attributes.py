@@ -19,6 +19,7 @@ EXECUTION_ERROR = f"{PREFIX}execution_error"  # Flyte's error: see `ExecutionFai
 # System attributes of a trial.
 OWNER = f"{PREFIX}owner:"  # the prefix of the attribute that names the trial's process; a session id follows
 REQUEST = f"{PREFIX}request"  # an id of the request that stored an enqueued trial, so that none is stored twice
+GIVEN_BACK = f"{PREFIX}given_back"  # True if a search has asked for the trial, and has given it back as one too many
 PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` in another process or in a pod
 
 # User attributes of a study.

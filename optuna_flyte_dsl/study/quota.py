@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl.study.attributes import ERROR, LOST, RETRY_OF
+from optuna_flyte_dsl.study.attributes import ERROR, GIVEN_BACK, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, describe_owner
 from optuna_flyte_dsl.study.resuming import counts, left_running, release
@@ -58,6 +58,7 @@ class Quota:
                 return self._ask(ask, trials)
         others = [t for t in trials if t.state is TrialState.RUNNING and not self.storage.owner.owns(t)]
         if not others:
+            self._close_given_back(trials)
             return None
         _, lives = release(self.study, self.storage, others)
         if lives[Life.DEAD]:
@@ -81,11 +82,22 @@ class Quota:
         if not self.storage.owner.excludes and self._missing(self._trials()) < 0:
             # Another search has asked for a trial at the same time. Both searches see one trial too many and give their
             # trials back; the first search to ask again wins.
+            self.storage.set_trial_system_attr(trial_id(trial), GIVEN_BACK, True)
             self.storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
             self.storage.set_trial_system_attr(trial_id(trial), self.storage.owner.key, None)
             time.sleep(random.uniform(0.0, 0.1))  # noqa: S311 - not a secret
             return ASK_LATER
         return trial
+
+    def _close_given_back(self, trials: Sequence[FrozenTrial]) -> None:
+        """Close the trials that were given back and are not needed. Trials that somebody has enqueued stay WAITING."""
+        for trial in trials:
+            given_back, enqueued = (name in trial.system_attrs for name in (GIVEN_BACK, "fixed_params"))
+            if trial.state is TrialState.WAITING and given_back and not enqueued:
+                with contextlib.suppress(UpdateFinishedTrialError):  # another search has closed the trial
+                    self.storage.set_trial_user_attr(trial_id(trial), LOST, True)
+                    self.storage.set_trial_user_attr(trial_id(trial), ERROR, "Other searches have run enough trials.")
+                    self.storage.set_trial_state_values(trial_id(trial), TrialState.FAIL)
 
     def _close_second_retry(self, trial: Trial, retried: int) -> bool:
         """Close a trial that retries the same lost trial as an earlier one: two processes enqueued it at once."""

@@ -196,8 +196,10 @@ def test_two_searches_at_the_same_time_split_the_total(storage, name):
     studies = asyncio.run(both())
     for study in studies:
         assert sum(trial.state is TrialState.COMPLETE for trial in study.trials) == 15
-        assert not any(trial.state is TrialState.RUNNING for trial in study.trials)
         assert callable(storage) or len(study.trials) == 15, "only Optuna's proxy has no lock"
+    trials = optuna.load_study(study_name=name, storage=open_storage(storage)).trials
+    assert all(trial.state.is_finished() for trial in trials)
+    assert sum(LOST not in trial.user_attrs for trial in trials) == 15
     owners = {next(key for key in t.system_attrs if key.startswith(OWNER)) for t in study.trials}
     assert len(owners) == 2, "one has done all of it"
 
@@ -456,6 +458,14 @@ def test_where_nothing_keeps_others_out_nobody_asks_for_too_many():
 
     assert first._ask(ask, []) is not ASK_LATER
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING, TrialState.WAITING]
+    study.enqueue_trial({"x": 0.5})
+    study.tell(0, 1.0)
+    assert first.ask(ask) is None
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING]
+    assert (study.trials[1].user_attrs[LOST], study.trials[1].user_attrs[ERROR]) == (
+        True,
+        "Other searches have run enough trials.",
+    )
     for owner in owners:
         owner.close()
 
