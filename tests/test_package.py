@@ -4,6 +4,7 @@ import importlib.metadata
 import inspect
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_every_error_has_one_root_and_is_public():
 
 def test_the_version_is_the_packages():
     assert optuna_flyte_dsl.__version__ == importlib.metadata.version("optuna-flyte-dsl")
+
+
+def test_each_environment_has_what_the_tests_import():
+    def names(file):
+        lines = (ROOT / "requirements" / file).read_text().splitlines()
+        return {re.split(r"[=<>\[]", line)[0] for line in lines if line and not line.startswith("#")}
+
+    measuring = {"pytest-cov"}  # for `make coverage` only
+    assert names("oldest.in") - measuring <= names("next.in")
+    assert names("next.in") - {"cloudpickle", "flyteidl", "grpcio", "loky", "psutil"} <= names("dev.in")
 
 
 def test_the_wheel_holds_the_package_and_its_type_marker(installed_wheel):
