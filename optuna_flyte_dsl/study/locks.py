@@ -90,15 +90,15 @@ class ClaimsFile:
 
 
 def file_of(storage: BaseStorage) -> pathlib.Path | None:
-    """Return the absolute path of a journal file or a SQLite database; `None` for other storages."""
+    """Return the path of a journal file or a SQLite database, without symbolic links; `None` for other storages."""
     journal = lock_of_journal(storage)
     if journal is not None:
-        return journal.path.absolute()
+        return journal.path.resolve()
     url = getattr(engine_of(storage), "url", None)
     path = str(getattr(url, "database", None) or "")
     if url is None or url.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
         return None
-    return pathlib.Path(path).absolute()
+    return pathlib.Path(path).resolve()
 
 
 def lock_of_journal(storage: BaseStorage) -> FileLock | None:

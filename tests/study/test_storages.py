@@ -295,6 +295,26 @@ def test_a_forked_child_does_not_keep_its_parent_alive():
             os.kill(child, signal.SIGKILL)
 
 
+@on("journal", "sqlite")
+def test_searches_that_reach_a_file_by_a_symbolic_link_exclude_each_other(storage, name, tmp_path):
+    objective(storage=storage, study_name=name, n_trials=1).run_sync()
+    (tmp_path / "elsewhere").mkdir()
+    (target,) = {path for path in tmp_path.glob("study.*") if path.suffix in (".journal", ".db")}
+    link = tmp_path / "elsewhere" / target.name
+    link.symlink_to(target)
+    owners = [Owner(open_storage(each)).open() for each in (storage, storage.replace(str(target), str(link)))]
+    with owners[0].exclusive(name):
+        other = threading.Thread(target=lambda: owners[1].exclusive(name).__enter__(), daemon=True)
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+    other.join(30)
+    assert not other.is_alive()
+    for owner in owners:
+        owner.close()
+    assert not list((tmp_path / "elsewhere").glob("*.claims"))
+
+
 def test_a_search_leaves_no_session_file(tmp_path, name):
     seen = []
     search = objective(
