@@ -52,8 +52,8 @@ class Threads:
     pool does not reuse thread names.
 
     Args:
-        limit: The largest number of threads; `None` for one per concurrent job. With 1, jobs run in the order in which
-            they were started.
+        limit: The largest number of threads. With `None` there is no limit: a job for which no thread is idle gets a
+            new one. With 1, jobs run in the order in which they were started.
         at_exit: Called in each thread when it ends, with the thread's name.
     """
 

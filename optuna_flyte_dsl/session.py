@@ -389,8 +389,8 @@ class SessionAttributes:
         """Run a search and wait for it, even where an event loop is running, as in a notebook.
 
         Args:
-            *args: As for a call.
-            **kwargs: As for a call.
+            *args: The positional arguments of the objective, as in `await train(...)`.
+            **kwargs: The keyword arguments of the objective, as in `await train(...)`.
 
         Returns:
             The study of this call.

@@ -120,7 +120,7 @@ def pop_runners(thread_name: str) -> list[Any]:
 
 
 def stop_runner(runner: Any) -> None:
-    """Stop a runner of flytekit's own class: flytekit itself never stops one.
+    """Stop one of flytekit's threads that run coroutines: flytekit itself never stops one.
 
     The runner's thread closes its event loop.
     """

@@ -174,7 +174,10 @@ class SearchLoop:
         return None
 
     async def _next_trial(self) -> AskedTrial | None:
-        """Ask for a trial. While other processes run all missing trials, wait for what they leave."""
+        """Ask for a trial. While other processes run all missing trials, ask again and again.
+
+        One of the other processes may die, so that its trial must be run again.
+        """
         while not self._is_late():
             asked: AskedTrial | AskLater | None = (
                 self.trials.ask() if self.trials.is_quick else await self.thread.run(self.trials.ask)

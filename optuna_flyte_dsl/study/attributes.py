@@ -23,6 +23,6 @@ GIVEN_BACK = f"{PREFIX}given_back"  # True if a search has asked for the trial, 
 PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` in another process or in a pod
 
 # User attributes of a study.
-GOALS = f"{PREFIX}goals"  # for each call of the search, the finished trials when the call ends: a list of ints
+GOALS = f"{PREFIX}goals"  # how many finished trials the study is to have when the first call ends, the second, ...
 IDENTITY = f"{PREFIX}identity"  # an id of the study that is unique among all studies
 ARGUMENTS = f"{PREFIX}arguments"  # the fixed arguments of the study's first search

@@ -48,7 +48,7 @@ def open_study(
 
     Args:
         new_name: The name of a study that the options do not name.
-        storage: The storage of a study that the options do not give. By default the study is in memory.
+        storage: The storage of a study that the options do not give. If neither gives one, the study is in memory.
     """
     if options.study is None:
         directions = objective.directions_with(options.given_directions) or (StudyDirection.MINIMIZE,)

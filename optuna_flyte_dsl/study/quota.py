@@ -90,7 +90,10 @@ class Quota:
         return trial
 
     def _close_given_back(self, trials: Sequence[FrozenTrial]) -> None:
-        """Close the trials that were given back and are not needed. Trials that somebody has enqueued stay WAITING."""
+        """Close the trials that were given back and are not needed.
+
+        A trial that was given back, but came from `study.enqueue_trial`, is not closed: it stays WAITING.
+        """
         for trial in trials:
             given_back, enqueued = (name in trial.system_attrs for name in (GIVEN_BACK, "fixed_params"))
             if trial.state is TrialState.WAITING and given_back and not enqueued:

@@ -50,7 +50,7 @@ def checking_outputs(task: Any, objective: Objective) -> Any:
 
 
 def _marking_pruned(function: Callable[..., Any], outputs: Iterable[Any]) -> Callable[..., Any]:
-    """Return a function that, instead of raising `TrialPruned`, marks its trial as pruned and returns a stand-in."""
+    """Wrap a task's function: where it raises `TrialPruned`, the wrapper marks the trial and returns NaN or 0."""
     kinds = tuple(outputs)
     values = tuple(0 if kind is int else math.nan for kind in kinds)
     stand_in = values if len(kinds) > 1 else values[0]

@@ -252,9 +252,9 @@ _lock = threading.Lock()
 
 
 def current_home() -> Home | None:
-    """Return the home of a search that is called here; `None` if its trials run on this machine.
+    """Return the home of a search that is called here; `None` if the search does not launch executions by itself.
 
-    A worker queue of an unknown class is left alone: it runs the awaited entities by itself.
+    With a worker queue of an unknown class, such as that of another library, the queue runs the awaited tasks.
     """
     context = FlyteContextManager.current_context()
     state, queue = context.execution_state, context.worker_queue

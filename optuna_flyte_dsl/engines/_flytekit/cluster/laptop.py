@@ -65,7 +65,10 @@ class LaptopDeployment:
             raise InvalidOptionError(f"`source` must be a folder, but got {shown(source)}.")
 
     def site(self, target: Any, patience: float) -> Home:
-        """Return the home of the objective's searches. The first call packages and uploads the code. It blocks."""
+        """Return the home of the objective's searches. It blocks.
+
+        The first time, this method packages and uploads the code. Later, it returns the same home.
+        """
         with self._lock:
             if self._home is None:
                 identity = f"optuna-{uuid.uuid4().hex[:12]}"

@@ -50,7 +50,7 @@ class Poller:
     """Polls executions until they end, in a thread of its own, which sleeps while there are none.
 
     Args:
-        after_poll: Called after each poll. The function must not raise.
+        after_poll: Called after each round of polls, also after a round without executions. It must not raise.
     """
 
     def __init__(self, admin: Admin, project: str, domain: str, after_poll: Callable[[], None]) -> None:
@@ -83,7 +83,7 @@ class Poller:
         return future
 
     def forget(self, name: str) -> None:
-        """Poll an execution no longer. The future of that execution is cancelled."""
+        """Stop polling an execution, and cancel its future."""
         with self._lock:
             future = self._waiting.pop(name, None)
             self._since.pop(name, None)
