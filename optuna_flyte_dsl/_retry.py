@@ -22,7 +22,7 @@ class Pauses:
     silence_check: float = 0.25  # between two checks for such a silence
     at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
 
-    # Other processes.
+    # How often other processes are checked.
     lock_check: float = 1.0  # between two checks of the connection that holds a database lock
     lock_patience: float = 15.0  # a lock that was free at each check for this long proves that its owner is dead
     other_processes: float = 1.0  # between two checks whether another process has left trials to run

@@ -45,7 +45,7 @@ _this_thread = threading.local()
 
 
 class Threads:
-    """Runs functions in daemon threads, for any event loop.
+    """Runs functions in daemon threads. A caller may await them in whichever event loop it runs.
 
     The thread pool of the standard library would not do, for three reasons. The pool's size is fixed, so nested
     searches deadlock. The pool joins its threads at Python's exit, so one hanging trial hangs the program. The standard

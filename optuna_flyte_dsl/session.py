@@ -168,7 +168,7 @@ class _Assembly:
     started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that uses the storage, in the study's thread, before the search's `timeout`."""
+        """Call a function that uses the storage, in the study's thread; give up at the search's `timeout`."""
         seconds = self.options.timeouts[0]
         scope = asyncio.timeout_at(None if seconds is None else self.started + seconds)
         try:
@@ -260,12 +260,12 @@ class _Assembly:
 
     async def _close_strays(self, storage: DurableStorage, study: optuna.Study) -> None:
         storage.hurry()
-        with contextlib.suppress(Exception):  # the storage still fails; the next run of the study closes these trials
+        with contextlib.suppress(Exception):  # if the storage still fails, the study's next run closes the strays
             await self.thread.run(storage.close_strays, study.study_name)
 
     async def _close_spares(self, storage: DurableStorage) -> None:
         if storage.spares:
-            with contextlib.suppress(Exception):  # the storage is gone; the next run of the study closes these trials
+            with contextlib.suppress(Exception):  # if the storage still fails, the study's next run closes the spares
                 await self.thread.run(storage.close_spares)
 
     async def _run(

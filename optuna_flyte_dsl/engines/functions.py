@@ -1,4 +1,4 @@
-"""Runs functions as objectives, in the event loop or in threads, without any SDK."""
+"""Runs plain Python functions as objectives, in the event loop or in threads, without flytekit."""
 
 import asyncio
 import inspect

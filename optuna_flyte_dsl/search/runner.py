@@ -19,7 +19,7 @@ class TrialRun:
     on_begin: Callable[[], None] | None = None
 
     def begin(self) -> None:
-        """Tell that the objective begins to run."""
+        """Call `on_begin`, if there is one: the objective begins to run now."""
         if self.on_begin is not None:
             self.on_begin()
 

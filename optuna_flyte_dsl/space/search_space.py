@@ -121,7 +121,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         return space.bind(**arguments) if arguments else space
 
     def bind(self, /, *args: Any, **kwargs: Any) -> SearchSpace:
-        """Return the space with the arguments of a call.
+        """Return a space in which the arguments of a call fix parameters or replace their markers.
 
         A value fixes its parameter. A suggestion replaces the parameter's marker. A dict, list or tuple may hold
         suggestions at any depth. `Fixed(value)` is accepted even if the parameter's marker does not contain the value.
@@ -308,7 +308,9 @@ class SearchSpace(Mapping[str, Suggestion]):
         )
 
     def check_point(self, point: Mapping[str, Any]) -> None:
-        """Check the names in an initial point. The values are checked at the call, which may replace markers.
+        """Check the names in an initial point.
+
+        The point's values are checked later, at the call, because the call's arguments may replace markers.
 
         Args:
             point: The values, such as `{"lr": 0.1}`.

@@ -115,8 +115,8 @@ class DurableStorage(Proxy):
         study_id, created = self._self_unchecked
         if created == trial_id:
             self._self_unchecked = (-1, -1)
-            # A gap in the numbers means that another search has made a trial, or that the storage has made a second one
-            # of ours.
+            # A gap in the numbers has one of two causes: another search has made a trial, or the storage has made one
+            # of our trials twice.
             if trial.number != self._self_next_number:
                 self._self_durably(lambda: self._self_find_spares(study_id))
             self._self_next_number = trial.number + 1

@@ -190,7 +190,7 @@ def _check_study(options: Options, objective: Objective, study: optuna.Study) ->
 def _check_pruning(name: str, pruner: BasePruner, n_objectives: int, *, is_given: bool = False) -> None:
     """Refuse a pruner for several objectives: Optuna would refuse it in the first trial that reports.
 
-    A MedianPruner is accepted unless it was given, because Optuna makes one for each study.
+    A MedianPruner that the user has not given is accepted: it is the default that Optuna gives each study.
     """
     if n_objectives > 1 and not isinstance(pruner, NopPruner) and (is_given or type(pruner) is not MedianPruner):
         raise InvalidOptionError(

@@ -54,8 +54,8 @@ class ConnectionGuard:
         Args:
             peer: The client's address as gRPC gives it, such as "ipv4:127.0.0.1:4711".
         """
-        # No lock is needed: removing the key is one step of a dictionary, and later calls of the same connection find
-        # nothing.
+        # No lock is needed: a dictionary removes a key in one step. Later calls of the same connection find the key
+        # gone, which is harmless.
         self._strangers.pop(int(peer.rpartition(":")[2]), None)
 
     def close(self) -> None:

@@ -54,7 +54,9 @@ class SigtermHandler:
                 logger.error("A search has not ended within its grace period.")
 
     def _will_restart(self, seconds: float) -> bool:
-        """Tell whether Flyte will start another attempt of this pod: it has not been aborted, and retries are left.
+        """Tell whether Flyte will start this pod again: its execution is not aborted, and its task has retries left.
+
+        If that cannot be known, return False.
 
         An execution that is aborted is ABORTING before its pod gets SIGTERM. The retries that count are those of the
         eager task. Flyte may add retries of its own for system failures; they are not relied upon.
