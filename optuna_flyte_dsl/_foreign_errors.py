@@ -79,7 +79,13 @@ def is_interpreter_shutdown(error: BaseException) -> bool:
 
     Python 3.12 and newer refuse more than Python 3.11 does, with other texts.
     """
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SHUTDOWN_TEXTS)
+    if not isinstance(error, RuntimeError):
+        return False
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return False
+    return any(each in text for each in _SHUTDOWN_TEXTS)
 
 
 def worker_death(error: BaseException) -> str:

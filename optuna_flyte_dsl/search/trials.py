@@ -25,7 +25,7 @@ from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OUTCOME, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
-from optuna_flyte_dsl.study.liveness import owner_keys
+from optuna_flyte_dsl.study.liveness import Life, owner_keys
 from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater, Quota
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.view import snapshot_of, view_of
@@ -154,9 +154,10 @@ class AskTell:
         if self._before is None:
             self._before = len(trials)
         for trial in trials:
-            is_new = trial.number >= self._before or trial.state is TrialState.RUNNING
-            if is_new and owner_keys(trial) and not self.storage.owner.owns(trial):
-                raise self._another_search()
+            if owner_keys(trial) and not self.storage.owner.owns(trial):
+                is_running = trial.state is TrialState.RUNNING
+                if trial.number >= self._before or (is_running and self.storage.life(trial) is Life.ALIVE):
+                    raise self._another_search()
 
     def _another_search(self) -> SearchRunningError:
         return SearchRunningError(

@@ -275,16 +275,21 @@ def same(left: Any, right: Any) -> bool:
 def _repetition(choices: Sequence[Any]) -> tuple[Any, Any] | None:
     """Return the first two choices that are the same one, if any. The time is linear if all choices have a hash."""
     hashed: dict[Any, Any] = {}
+    unhashed: list[Any] = []
     for index, choice in enumerate(choices):
         key = "NaN" if isinstance(choice, float) and math.isnan(choice) else (choice,)
+        rivals: Sequence[Any] = unhashed
         try:
             if key in hashed:
                 return hashed[key], choice
             hashed[key] = choice
-        except TypeError:  # the choice has no hash
-            for earlier in choices[:index]:
-                if same(choice, earlier):
-                    return earlier, choice
+        except Exception:  # noqa: BLE001 - it has no hash, or a user's `__hash__` or `__eq__` raises
+            rivals = choices[:index]
+        for earlier in rivals:
+            if same(choice, earlier):
+                return earlier, choice
+        if rivals is not unhashed:
+            unhashed.append(choice)
     return None
 
 
@@ -322,8 +327,8 @@ def _check_fits_float(name: str, value: int) -> None:
         float(value)
     except OverflowError:
         raise InvalidMarkerError(
-            f"Integer: `{name}` must be less than 10**308, because Optuna stores integers as floats, but got "
-            f"{shown(value)}. Narrow the range."
+            f"Integer: `{name}` must lie within the range of a float, about ±1.8e308, because Optuna stores integers "
+            f"as floats, but got {shown(value)}. Narrow the range."
         ) from None
 
 

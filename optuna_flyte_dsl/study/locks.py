@@ -57,6 +57,8 @@ class FileLock:
         file, self._file = self._file, None
         try:
             if file is not None:
+                # Closing the file does not release the lock while a process that was forked meanwhile has it open.
+                fcntl.flock(file, fcntl.LOCK_UN)
                 file.close()
         finally:
             self._thread.release()
@@ -78,15 +80,42 @@ class ClaimsFile:
         if fcntl is None:
             raise OSError("this system has no flock")
         self._path = path.with_name(f"{path.name}.claims")
-        with self._path.open("ab") as file, contextlib.suppress(BlockingIOError):  # another search holds the lock
+        with self._opened() as file, contextlib.suppress(BlockingIOError):  # another search holds the lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @contextlib.contextmanager
     def exclusive(self, _name: str = "") -> Iterator[None]:
         """Wait for the lock, and hold it."""
-        with self._path.open("ab") as file:
+        with self._opened() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+        _claims.add(file)
+        try:
+            yield file
+        finally:
+            _claims.discard(file)
+            # Closing the file does not release the lock while a process that was forked meanwhile has it open.
+            fcntl.flock(file, fcntl.LOCK_UN)
+            os.close(file)
+
+
+_claims: set[int] = set()  # descriptors of the open claims files of this process
+
+
+def _close_claims_in_child() -> None:
+    """Close the claims files in a forked child, which would hold their locks if its parent dies."""
+    for file in _claims:
+        with contextlib.suppress(OSError):
+            os.close(file)
+    _claims.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_claims_in_child)
 
 
 def file_of(storage: BaseStorage) -> pathlib.Path | None:
@@ -98,6 +127,9 @@ def file_of(storage: BaseStorage) -> pathlib.Path | None:
     path = str(getattr(url, "database", None) or "")
     if url is None or url.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
         return None
+    if not os.path.isabs(path):  # SQLAlchemy has resolved the path when it made the engine
+        with engine_of(storage).connect() as connection:
+            path = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
     return pathlib.Path(path).resolve()
 
 

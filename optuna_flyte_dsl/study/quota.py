@@ -84,7 +84,8 @@ class Quota:
             # trials back; the first search to ask again wins.
             self.storage.set_trial_system_attr(trial_id(trial), GIVEN_BACK, True)
             self.storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
-            self.storage.set_trial_system_attr(trial_id(trial), self.storage.owner.key, None)
+            with contextlib.suppress(UpdateFinishedTrialError):  # another search has closed the trial
+                self.storage.set_trial_system_attr(trial_id(trial), self.storage.owner.key, None)
             time.sleep(random.uniform(0.0, 0.1))  # noqa: S311 - not a secret
             return ASK_LATER
         return trial
@@ -96,7 +97,9 @@ class Quota:
         """
         for trial in trials:
             given_back, enqueued = (name in trial.system_attrs for name in (GIVEN_BACK, "fixed_params"))
-            if trial.state is TrialState.WAITING and given_back and not enqueued:
+            if trial.state is not TrialState.WAITING or not given_back or enqueued:
+                continue
+            if self.storage.get_trial(trial_id(trial)).state is TrialState.WAITING:  # nobody has acquired it meanwhile
                 with contextlib.suppress(UpdateFinishedTrialError):  # another search has closed the trial
                     self.storage.set_trial_user_attr(trial_id(trial), LOST, True)
                     self.storage.set_trial_user_attr(trial_id(trial), ERROR, "Other searches have run enough trials.")

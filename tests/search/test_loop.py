@@ -541,6 +541,18 @@ def test_an_error_in_a_callback_ends_the_search():
     assert states(study)["RUNNING"] == 0
 
 
+def test_a_runtime_error_whose_text_cannot_be_made_is_a_failure():
+    class Unprintable(RuntimeError):
+        def __str__(self):
+            raise KeyError("boom")
+
+    def train(x: Float(0, 1)):
+        raise Unprintable
+
+    study = optimize(train, n_trials=3, catch=(RuntimeError,), progress=False).run_sync()
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -124,7 +124,8 @@ def test_a_marker_goes_into_a_union():
         ),
         (
             lambda: Integer(0, 10**309 - 1),
-            "Integer: `high` must be less than 10**308, because Optuna stores integers as floats, but got "
+            "Integer: `high` must lie within the range of a float, about ±1.8e308, because Optuna stores integers as "
+            "floats, but got "
             f"{'9' * 300}... (309 characters). Narrow the range.",
         ),
         (
@@ -249,10 +250,30 @@ def test_many_choices_are_checked_in_linear_time():
         Category([Choice(1), Choice(2), Choice(1)])
 
 
-@pytest.mark.parametrize("choices", [[[1], [2], [1]], [float("nan"), 0.0, float("nan")], ["a", None, "a"]])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [[1], [2], [1]],
+        [float("nan"), 0.0, float("nan")],
+        ["a", None, "a"],
+        [{1}, frozenset({1})],
+        [frozenset({1}), {1}],
+    ],
+)
 def test_a_repeated_choice_is_found_with_a_hash_or_without(choices):
     with pytest.raises(InvalidMarkerError, match="must stand once"):
         Category(choices)
+
+
+def test_choices_that_cannot_be_compared_are_different():
+    class Odd:
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):
+            raise KeyError("odd")
+
+    assert len(Category([Odd(), Odd(), 1]).choices) == 3
 
 
 def test_steps_are_counted_in_base_ten():

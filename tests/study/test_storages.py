@@ -315,6 +315,42 @@ def test_searches_that_reach_a_file_by_a_symbolic_link_exclude_each_other(storag
     assert not list((tmp_path / "elsewhere").glob("*.claims"))
 
 
+@on("journal", "sqlite")
+def test_a_child_that_is_forked_while_a_lock_is_held_does_not_keep_it(storage, name):
+    objective(storage=storage, study_name=name, n_trials=1).run_sync()
+    owner = Owner(open_storage(storage)).open()
+    try:
+        with owner.exclusive(name):
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+                os._exit(0)
+        taken = threading.Thread(target=lambda: owner.exclusive(name).__enter__(), daemon=True)
+        taken.start()
+        taken.join(30)
+        assert not taken.is_alive()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        owner.close()
+
+
+def test_a_users_storage_with_a_relative_path_is_found_after_a_change_of_folder(tmp_path, name, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    storage = optuna.storages.RDBStorage("sqlite:///s.db")
+    monkeypatch.chdir(tmp_path / "other")
+    assert states(objective(storage=storage, study_name=name, resume=True).run_sync()) == {"COMPLETE": 6}
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_deterministic_search_goes_on_beside_a_trial_of_which_nothing_is_known(tmp_path, name):
+    path = tmp_path / "s.journal"
+    left_running(path, name, {"host": "elsewhere", "pid": 1, "process": "p", "session": "unknown"}, x=0.5)
+    search = objective(storage=path, study_name=name, resume=True, n_trials=4, deterministic=True, seed=1)
+    assert states(search.run_sync())["COMPLETE"] == 3, "the trial that runs elsewhere counts"
+
+
 def test_a_search_leaves_no_session_file(tmp_path, name):
     seen = []
     search = objective(
