@@ -64,8 +64,8 @@ def backoff(first: float, longest: float, patience: Callable[[], float], *, jitt
     """Yield pauses in seconds that double from `first` to `longest`, until the time of `patience` is over.
 
     Args:
-        patience: Returns the seconds for which failures are waited out, counted from the first one. `patience` is asked
-            before each pause.
+        patience: A function that returns how many seconds to keep retrying, counted from the first pause.
+            `patience` is called before each pause.
         jitter: The fraction of each pause that is random, from 0 to 1: callers that failed together spread out.
     """
     started, pause = time.monotonic(), first

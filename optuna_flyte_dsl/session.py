@@ -363,7 +363,7 @@ class _Assignable(Generic[T]):
 
 
 class SessionAttributes:
-    """What `Optimizer` and `Optimized` have in common."""
+    """The base class with the attributes that `Optimizer` and `Optimized` share."""
 
     __slots__ = ()  # a `__dict__` here would hide the attributes of what a proxy wraps
     if TYPE_CHECKING:  # annotations would stand before those of what a proxy wraps

@@ -11,7 +11,7 @@ from optuna.storages._grpc.auto_generated import api_pb2_grpc
 
 
 def serve_storage(storage: BaseStorage, server: grpc.Server) -> None:
-    """Add the service of Optuna's gRPC storage proxy to a server of ours, which checks a token."""
+    """Add Optuna's gRPC storage service to a server. The server must check the token of each call itself."""
     api_pb2_grpc.add_StorageServiceServicer_to_server(_servicer.OptunaStorageProxyService(storage), server)
 
 

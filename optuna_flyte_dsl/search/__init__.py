@@ -1,1 +1,4 @@
-"""The search loop: ask, run, tell, inside the limits. The loop knows asyncio and Optuna, and no engine."""
+"""The search loop: it asks for trials, runs them and tells their results, within the search's limits.
+
+The loop knows asyncio and Optuna, and no engine.
+"""

@@ -14,7 +14,7 @@ from optuna_flyte_dsl.space.markers import Fixed, Suggestion, same
 
 
 def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], Any]) -> Any:
-    """Copy a value and its containers, with `replace(path, marker)` in the place of each marker."""
+    """Copy a value; in its dicts, lists and tuples, replace each marker by `replace(path, marker)`."""
     if isinstance(value, Suggestion):
         return replace(name, value)
     if isinstance(value, Fixed):

@@ -348,7 +348,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             point: Values of some searched parameters, such as `{"lr": 0.1}`.
 
         Raises:
-            ArgumentError: If a name is not searched.
+            ArgumentError: If the point names a parameter that the search does not have.
             OutOfRangeError: If a value lies outside its marker.
         """
         markers = self._markers

@@ -28,10 +28,11 @@ T = TypeVar("T")
 
 
 class DurableStorage(Proxy):
-    """A proxy of a storage that outlives the process.
+    """A proxy of a storage whose data is kept after this process ends.
 
-    A call that fails for a reason that may pass is made again. If the first attempt may have taken
-    effect, the storage is read before the call is repeated.
+    A call that fails because of a temporary error is made again. When the creation of a trial is repeated, the trial
+    that the failed attempt may have stored is looked for. When a state change is repeated and refused, the stored state
+    is read.
     """
 
     def __init__(self, storage: BaseStorage, owner: Owner, what: str) -> None:
@@ -73,7 +74,7 @@ class DurableStorage(Proxy):
             yield
 
     def life(self, trial: FrozenTrial) -> Life:
-        """Tell whether the process that runs a trial is alive."""
+        """Return whether the process that runs a trial is alive, dead or unknown."""
         return self._self_durably(lambda: self._self_owner.life(trial))
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -110,7 +111,7 @@ class DurableStorage(Proxy):
         self._self_owner.running.update(self._self_spares)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial. Optuna reads each new trial once: a gap in the trials' numbers is noticed then."""
+        """Return a trial. Optuna reads a trial right after making it: a gap in the trials' numbers is noticed then."""
         trial: FrozenTrial = self._self_durably(lambda: self.__wrapped__.get_trial(trial_id))
         study_id, created = self._self_unchecked
         if created == trial_id:
@@ -255,7 +256,10 @@ class DurableStorage(Proxy):
 
 
 def _blocks_an_event_loop() -> bool:
-    """Tell whether waiting here would hold up an event loop. A loop in a thread of ours belongs to a single task."""
+    """Tell whether waiting here would hold up an event loop.
+
+    An event loop in one of this library's threads serves one job only, so blocking it is harmless.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:

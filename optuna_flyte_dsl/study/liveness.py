@@ -132,9 +132,9 @@ class Owner:
         return life
 
     def _life_by_lock(self, lock: AdvisoryLock, evidence: Evidence) -> Life:
-        """Tell by its lock whether an owner is alive.
+        """Tell by its lock whether the process that owns a trial is alive.
 
-        The owner is dead if its lock was free at each check for long enough.
+        The process counts as dead if each check during `pauses.lock_patience` seconds has found its lock free.
         """
         session, now = str(evidence["session"]), time.monotonic()
         is_held = lock.is_held(evidence["lock"], evidence.get("server"))

@@ -1,4 +1,4 @@
-"""What a search does with the trials that earlier or other processes have left in its study. The one resumption.
+"""What a search does with the trials that earlier or other processes have left in its study.
 
 A trial left RUNNING by a dead process is adopted if it can be continued. A RUNNING trial of a dead process that cannot
 be continued is closed as lost. A lost trial does not count, and its parameters are tried again once.
@@ -25,9 +25,9 @@ from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 
 @dataclass(frozen=True)
 class Resumption:
-    """How many trials a search still has to run, and which trials it found in its study."""
+    """How many trials a search has to run, and which trials it found in its study."""
 
-    n_trials: int  # the number of trials that are still to end, including the adopted trials
+    n_trials: int  # with goals for each call, the trials still to run, adopted ones included; else the study's total
     adopted: tuple[FrozenTrial, ...] = ()
     finished: tuple[FrozenTrial, ...] = ()
 
@@ -41,7 +41,7 @@ def resume(
     adopts: Callable[[FrozenTrial], bool] = lambda _: False,
     call: int | None = None,
 ) -> Resumption:
-    """Look at what dead processes have left in a study, and return what is left to do. It blocks.
+    """Adopt or close the trials of dead processes, enqueue lost trials again, and return what is left to do. It blocks.
 
     Args:
         n_trials: The number of finished trials that is asked for.
@@ -139,7 +139,7 @@ def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def retry_lost(study: optuna.Study) -> None:
-    """Enqueue the parameters of each lost trial once. It blocks."""
+    """Enqueue again the parameters of each lost trial that is not a retry itself. It blocks."""
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(attributes.RETRY_OF) for trial in trials}
     for trial in trials:

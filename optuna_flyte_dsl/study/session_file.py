@@ -1,7 +1,7 @@
 """Files that a search holds locked while it lives. The operating system frees the locks when the process ends.
 
-A lock is evidence across containers and look-alike hosts. A host name, the id of a boot and a pid are no evidence:
-cloned machines and restarted containers have them in common.
+A lock shows that its process is alive, even from another container or a cloned machine. A host name, the id of a boot
+and a pid are no evidence: cloned machines and restarted containers have them in common.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SessionFiles:
         self._files: dict[pathlib.Path, int] = {}
 
     def open(self) -> None:
-        """Create and lock the files. A folder in which that is not possible gives no evidence."""
+        """Create and lock the files. A folder in which a file cannot be created or locked is skipped."""
         for folder in {each for each in (_local_folder(), self._beside) if each is not None}:
             try:
                 self._files[folder / self._name] = _create_locked(folder, self._name)
@@ -89,7 +89,7 @@ class SessionFiles:
                 path.unlink(missing_ok=True)
             _open.discard(file)
             os.close(file)
-            with contextlib.suppress(OSError):  # the folder has a file of another search
+            with contextlib.suppress(OSError):  # the folder is not empty, or is gone
                 path.parent.rmdir()
 
 
@@ -104,7 +104,7 @@ def _local_folder() -> pathlib.Path | None:
 
     Where no folder is to be had, as in a container with a file system that cannot be written, return `None`.
     """
-    root = pathlib.Path("/var/tmp")  # noqa: S108 - file names in it are unique, and are created by O_EXCL
+    root = pathlib.Path("/var/tmp")  # noqa: S108 - files in it have unique names, and are created by O_EXCL
     try:
         if not os.access(root, os.W_OK):
             root = pathlib.Path(tempfile.gettempdir())

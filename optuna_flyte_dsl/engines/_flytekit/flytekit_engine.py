@@ -75,7 +75,7 @@ def call(task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def pod_methods(
     task: Any, objective: Objective, make_pruner: Callable[[], BasePruner]
 ) -> Mapping[str, Callable[..., Any]]:
-    """Return `dispatch_execute`, which a pod calls. The value that the task returns is checked in the pod."""
+    """Return the methods that replace a task's own in its pod: `dispatch_execute`, which checks the returned value."""
     if not entities.is_task(task):
         return {}
 

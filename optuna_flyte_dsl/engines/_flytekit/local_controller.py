@@ -83,7 +83,7 @@ _lock = threading.Lock()
 
 
 class LockedLiteralCache:
-    """Flytekit's cache of literals, for many threads.
+    """A wrapper of flytekit's cache of literals that many threads may use.
 
     Flytekit tests whether a key is in the cache, and then reads it. Between that test and that read, another thread may
     evict the entry from the cache. So `in` keeps the entry that it has found for the thread, and the read returns the

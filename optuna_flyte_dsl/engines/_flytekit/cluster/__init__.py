@@ -1,1 +1,1 @@
-"""Trials on a Flyte cluster: each call of a trial is an execution."""
+"""Trials on a Flyte cluster: each call of a task, workflow or launch plan is an execution."""

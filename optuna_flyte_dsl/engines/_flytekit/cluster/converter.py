@@ -68,8 +68,8 @@ class Converter:
         """Convert the outputs of an execution.
 
         Args:
-            uri: Returns the address of the outputs. The address is asked for if the response lacks the declared
-                outputs: flyteadmin leaves out outputs that are larger than its `maxDownloadMBs`.
+            uri: Returns the address of the outputs. `uri` is called only if the response lacks the declared outputs.
+                flyteadmin leaves out outputs that are larger than its `maxDownloadMBs`.
         """
         context = self._enter()
         blob = data.outputs

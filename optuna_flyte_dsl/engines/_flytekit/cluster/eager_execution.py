@@ -57,7 +57,7 @@ class EagerExecutionReader:
 
 
 def _own_node(admin: Admin, execution: WorkflowExecutionIdentifier) -> NodeExecutionIdentifier | None:
-    """Return the node execution whose pod this process is; `None` if several nodes could be."""
+    """Return the node execution in whose pod this process runs; `None` if no single node can be identified."""
     request = NodeExecutionListRequest(workflow_execution_id=execution, limit=_NODES)
     nodes = [
         node.id

@@ -124,6 +124,6 @@ def _root_of(target: Any) -> str | None:
         target = workflow_function(target)
     try:
         path = inspect.getfile(inspect.unwrap(getattr(target, "task_function", target)))
-    except TypeError:  # it is not a function
+    except TypeError:  # the target is not a Python function, so it has no file
         *_, path = extract_task_module(target)
     return project_root(path) if path else None

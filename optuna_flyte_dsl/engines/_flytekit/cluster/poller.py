@@ -69,7 +69,7 @@ class Poller:
         self._closed = threading.Event()
 
     def wait_for(self, name: str, on_running: Callable[[], None] | None = None) -> concurrent.futures.Future[Execution]:
-        """Return a future of an execution's last state, as `ListExecutions` returns it."""
+        """Return a future of an execution's final state. An execution that Flyte no longer has counts as FAILED."""
         future: concurrent.futures.Future[Execution] = concurrent.futures.Future()
         with self._lock:
             self._waiting[name] = future
@@ -115,7 +115,7 @@ class Poller:
             count = len(self._waiting)
             usual = statistics.median(self._durations) if self._durations else None
             if usual is None:
-                # No execution has ended yet, so the age of the oldest one is a lower bound of the usual duration.
+                # No execution has ended yet, so the age of the oldest one is used as an estimate.
                 usual = time.monotonic() - min(self._since.values(), default=time.monotonic())
         calls = -(-count // _NAMES_A_CALL)
         wanted = min(max(usual * _LATENESS, pauses.poll_shortest), pauses.poll_longest)
@@ -163,7 +163,10 @@ class Poller:
             self._poll_pod(name, seen[name])
 
     def _poll_pod(self, name: str, execution: Execution) -> None:
-        """Call `on_running` if a pod of an execution runs. An execution is RUNNING even while its pod is queued."""
+        """Call `on_running` once a pod of an execution has begun, or if flyteadmin does not say.
+
+        The phase of the execution does not tell: it is RUNNING even while its pod is queued.
+        """
         try:
             runs = self._has_running_task(execution.id)
         except GivenUpError:

@@ -199,7 +199,7 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
 
 
 def check_loadable(entity: Any) -> None:
-    """Check that a pod can load each task of an entity."""
+    """Check that a pod can load each task of a task, workflow or launch plan."""
     if isinstance(entity, ReferenceEntity):
         return  # it is registered already
     if isinstance(entity, WorkflowBase):
