@@ -1,6 +1,7 @@
 """Calls flyteadmin. Waits out errors that pass: an outage, a restart, an overload."""
 
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
+import requests
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
 from flytekit.exceptions.user import FlyteAuthenticationException
 from flytekit.remote import FlyteRemote
@@ -34,6 +36,10 @@ _FINAL = {
 
 All other statuses may pass by themselves, unless the message is too large.
 """
+
+_PASSING_HTTP_ERRORS = (requests.ConnectionError, requests.Timeout, requests.JSONDecodeError)
+_PASSING_LOGIN = re.compile(r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b")
+"""The text of flytekit's errors if the identity provider answers that it is overloaded or broken."""
 
 _CURES = {
     grpc.StatusCode.INVALID_ARGUMENT: "Correct what it names: the inputs, a name, or a label.",
@@ -110,6 +116,12 @@ class Admin:
             return answer
         except Exception as error:
             status = status_of(error)
+            if _is_login_outage(error):
+                raise ClusterUnavailableError(
+                    f"The identity provider has not answered for {outage.seconds:.0f} seconds, when flytekit renewed "
+                    f"its login to {what}: {_described(error)}. Look after it, or let the search wait longer: "
+                    f"`Cluster(patience={waited * 2:g})`."
+                ) from error
             if _is_refused_login(error):
                 said = repr(error) if status is None else status.details()
                 raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
@@ -140,7 +152,8 @@ class _Outage:
 
     def may_pass(self, error: Exception) -> bool:
         status = status_of(error)
-        if status is None or _is_final(status, self.answered) or _is_refused_login(error):
+        is_login_outage = _is_login_outage(error)
+        if not is_login_outage and (status is None or _is_final(status, self.answered) or _is_refused_login(error)):
             return False
         self.started = self.started or time.monotonic()
         if not self.warned and self.seconds > pauses.admin_warning:
@@ -148,7 +161,7 @@ class _Outage:
             logger.warning(
                 "flyteadmin at %s does not answer (%s): waiting for up to %.0f seconds.",
                 self.remote.config.platform.endpoint,
-                status.code().name,
+                _described(error) if is_login_outage else status.code().name,
                 self.patience,
             )
         return True
@@ -165,6 +178,23 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__
+
+
+def _is_login_outage(error: BaseException) -> bool:
+    """Tell whether the identity provider is away, when flytekit logs in or renews a login: it may come back.
+
+    An HTTP connection to another server that is away, such as one for uploads, counts too.
+    """
+    return any(
+        isinstance(each, _PASSING_HTTP_ERRORS)
+        or (isinstance(each, AuthenticationError | AccessTokenNotFoundError) and _PASSING_LOGIN.search(str(each)))
+        for each in _causes(error)
+    )
+
+
+def _described(error: BaseException) -> str:
+    """Return the first cause of an error of a login: flytekit wraps it in errors without a text."""
+    return str(list(_causes(error))[-1])[:300]
 
 
 def _is_refused_login(error: BaseException) -> bool:

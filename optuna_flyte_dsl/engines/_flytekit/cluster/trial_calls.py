@@ -46,6 +46,8 @@ from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
 
+_REFUSED_BY_KUBERNETES = "failed to create workflow in propeller"
+
 
 class EagerExecutionFailedError(ExecutionFailedError, EagerException):
     """The error of a failed execution as eager workflows know it."""
@@ -149,13 +151,16 @@ class TrialCalls:
             self._launches.append(launch)
         try:
             on_running = self._on_running()
+            waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: self.launcher.options.patience)
             while True:
                 await self._launch(launch)
                 end = await asyncio.wrap_future(self.launcher.poller.wait_for(launch.name, on_running))
-                if not end.closure.abort_metadata.cause.startswith(CAUSE):
+                if _has_not_begun(end) and (pause := next(waits, None)) is not None:
+                    await asyncio.sleep(pause)
+                elif not end.closure.abort_metadata.cause.startswith(CAUSE):
                     break
-                # A replaced pod has terminated the execution while that pod ended, so the execution is launched again,
-                # under another name.
+                # A replaced pod has terminated the execution while that pod ended, or the execution has never begun. So
+                # the execution is launched again, under another name.
             launch.over = True
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 value = await self._run(launch, self._outputs)
@@ -294,7 +299,8 @@ class TrialCalls:
         same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]
         # An execution with this cause was terminated by the process that had launched it.
         is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
-        launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_aborted
+        is_void = is_aborted or _has_not_begun(there)
+        launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_void
         if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
             # An earlier process of this search has launched the execution, and that process is gone.
             deadline = self.launcher.end_of_grace()
@@ -353,6 +359,17 @@ class TrialCalls:
                 inputs=launch.inputs,
                 outputs=outputs,
             )
+
+
+def _has_not_begun(execution: Execution) -> bool:
+    """Tell whether Kubernetes has refused an execution that flyteadmin has stored: that may pass.
+
+    flyteadmin 1.16.8 answers the request that creates such an execution as if nothing had happened, and stores the
+    execution as FAILED.
+    """
+    closure = execution.closure
+    is_system = closure.error.kind == ExecutionError.SYSTEM
+    return closure.phase == WorkflowExecution.FAILED and is_system and _REFUSED_BY_KUBERNETES in closure.error.message
 
 
 def _kind(entity: Any) -> str:

@@ -20,9 +20,10 @@ import objectives
 import optuna
 import pytest
 import quick
-from flyteidl.core import identifier_pb2, literals_pb2
+import requests
+from flyteidl.core import execution_pb2, identifier_pb2, literals_pb2
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
-from flytekit.clients.auth.exceptions import AccessTokenNotFoundError
+from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
 from flytekit.configuration import Image, ImageConfig, SerializationSettings
 from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
@@ -506,6 +507,54 @@ def test_a_refused_login_ends_the_search(cluster, monkeypatch, error):
     with pytest.raises(RefusedError, match=r"UNAUTHENTICATED.*Log in again"):
         objective.run_sync()
     assert set(states(objective.study)) == {"FAIL"}
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        requests.ConnectionError("Connection reset by peer"),
+        AuthenticationError("Status Code (503) received from IDP: temporarily_unavailable"),
+        AccessTokenNotFoundError("Non-200 returned from refresh token endpoint 429"),
+    ],
+    ids=repr,
+)
+def test_an_identity_provider_that_is_away_is_waited_out(cluster, monkeypatch, away):
+    renewals = itertools.count()
+
+    def refresh(self):
+        if next(renewals) < 4:
+            raise away
+
+    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refresh)
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=6))
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    assert next(renewals) > 4
+
+
+def test_an_identity_provider_that_stays_away_ends_the_search_and_says_so(cluster, monkeypatch):
+    def refresh(self):
+        raise AuthenticationError("Status Code (503) received from IDP: temporarily_unavailable")
+
+    monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refresh)
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=10_000))
+    objective = there(with_options(quick.train, patience=0.3, grace=0.5), cluster)
+    with pytest.raises(ClusterUnavailableError, match=r"identity provider has not answered.*Status Code \(503\)"):
+        objective.run_sync()
+
+
+def test_an_execution_that_kubernetes_has_refused_is_launched_again(cluster):
+    """flyteadmin stores it as FAILED, and answers the request as if nothing had happened."""
+    refusals = itertools.count()
+
+    def instant(execution):
+        if next(refusals) < 5:
+            message = "failed to create workflow in propeller etcdserver: leader changed"
+            return Failed(code="Internal", message=message, kind=execution_pb2.ExecutionError.SYSTEM)
+        return echo()(execution)
+
+    cluster.instant = instant
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 11
 
 
 # Names that are taken.
