@@ -17,6 +17,7 @@ _PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError
 _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
 _SHUTDOWN_TEXTS = ("after interpreter shutdown", "at interpreter shutdown", "register atexit after shutdown")
 _SIGNALS = {"SIGSEGV": "a segmentation fault", "SIGKILL": "it was killed, perhaps for want of memory"}
+_REFUSED_REPORT = re.compile(r"^\s*Trial\.(report|should_prune)", re.MULTILINE)
 _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
 """Propeller's message of a task that has no attempt left.
 
@@ -71,7 +72,8 @@ def is_race_for_tables(error: BaseException) -> bool:
 
 def is_report_of_several_objectives(error: BaseException) -> bool:
     """Tell whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
-    return isinstance(error, NotImplementedError) and str(error).startswith(("Trial.report", "Trial.should_prune"))
+    # flytekit puts the name of the task in front of the text.
+    return isinstance(error, NotImplementedError) and _REFUSED_REPORT.search(str(error)) is not None
 
 
 def is_interpreter_shutdown(error: BaseException) -> bool:

@@ -127,6 +127,20 @@ def test_a_report_to_several_objectives_ends_the_search_at_once(executor, call):
     assert states(optimizer.study) == ["FAIL"]
 
 
+@fl.task
+def task_that_reports(trial: optuna.Trial, x: Float(0, 1)) -> tuple[Minimize, Maximize]:
+    trial.report(x, 0)
+    return x, x
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_report_to_several_objectives_of_a_task_ends_the_search_too(executor):
+    optimizer = Optimizer(task_that_reports, 1, 5, executor=executor, progress=False)
+    with pytest.raises(InvalidObjectiveError, match=r"has 2 objectives, and Optuna takes `trial.report`"):
+        optimizer.run_sync()
+    assert states(optimizer.study) == ["FAIL"]
+
+
 def test_another_studys_refusal_of_reports_is_a_failure_as_any():
     def two(trial: optuna.Trial, x: Float(0, 1)) -> tuple[Minimize, Maximize]:
         raise NotImplementedError("not for multi-objective work")
