@@ -93,29 +93,29 @@ class ClaimsFile:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
         file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
-        _claims.add(file)
+        locked_files.add(file)
         try:
             yield file
         finally:
-            _claims.discard(file)
+            locked_files.discard(file)
             # Closing the file does not release the lock while a process that was forked meanwhile has it open.
             fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
 
 
-_claims: set[int] = set()  # descriptors of the open claims files of this process
+locked_files: set[int] = set()
+"""Descriptors of the files that this process holds locked. A forked child closes them: it would keep the locks."""
 
 
-def _close_claims_in_child() -> None:
-    """Close the claims files in a forked child, which would hold their locks if its parent dies."""
-    for file in _claims:
+def _close_in_child() -> None:
+    for file in locked_files:
         with contextlib.suppress(OSError):
             os.close(file)
-    _claims.clear()
+    locked_files.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_claims_in_child)
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def file_of(storage: BaseStorage) -> pathlib.Path | None:

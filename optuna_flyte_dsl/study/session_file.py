@@ -17,7 +17,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl.study.locks import fcntl, file_of
+from optuna_flyte_dsl.study.locks import fcntl, file_of, locked_files
 
 _KEPT = 30 * 24 * 3600.0
 """The seconds for which the file of a killed search is kept at least: it proves the death of that search."""
@@ -37,8 +37,6 @@ _REMOTE_FILE_SYSTEMS = (
     "fuse",
 )
 """Beginnings of the names of file systems on which a lock that seems free may be held on another machine."""
-
-_open: set[int] = set()  # descriptors of the locked files of this process's searches
 
 
 class SessionFiles:
@@ -87,7 +85,7 @@ class SessionFiles:
                 return
             if is_clean:
                 path.unlink(missing_ok=True)
-            _open.discard(file)
+            locked_files.discard(file)
             os.close(file)
             with contextlib.suppress(OSError):  # the folder is not empty, or is gone
                 path.parent.rmdir()
@@ -130,7 +128,7 @@ def _create_locked(folder: pathlib.Path, name: str) -> int:
         os.close(file)
         (folder / name).unlink()
         raise
-    _open.add(file)
+    locked_files.add(file)
     return file
 
 
@@ -165,15 +163,3 @@ def _remove_old(folder: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _KEPT and _is_held(path) is False:
                 path.unlink()
-
-
-def _close_in_child() -> None:
-    """Give up the files in a forked child, which would hold their locks when its parent is dead."""
-    for file in _open:
-        with contextlib.suppress(OSError):
-            os.close(file)
-    _open.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
