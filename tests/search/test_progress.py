@@ -88,7 +88,7 @@ def test_a_second_search_at_the_same_time_logs_lines(terminal, caplog):
 
 def test_where_rich_shows_something_else_lines_are_logged(terminal, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
-    console = Console(file=terminal, force_terminal=True)
+    console = Console(file=terminal, force_terminal=True, width=120)
     monkeypatch.setattr(progress, "Console", lambda stderr: console)
     with Live("mine", console=console, auto_refresh=False):
         search()
