@@ -6,6 +6,8 @@ from typing import Any
 import grpc
 from optuna.exceptions import StorageInternalError
 
+from optuna_flyte_dsl._text import text_of
+
 _PASSING_STATUSES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -18,6 +20,9 @@ _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised 
 _SHUTDOWN_TEXTS = ("after interpreter shutdown", "at interpreter shutdown", "register atexit after shutdown")
 _SIGNALS = {"SIGSEGV": "a segmentation fault", "SIGKILL": "it was killed, perhaps for want of memory"}
 _REFUSED_REPORT = re.compile(r"^\s*Trial\.(report|should_prune)", re.MULTILINE)
+_PASSING_LOGIN = re.compile(r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b")
+"""Flytekit's text if the identity provider answers that it is overloaded or broken."""
+
 _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
 """Propeller's message of a task that has no attempt left.
 
@@ -39,10 +44,8 @@ def is_storage_outage(error: BaseException) -> bool:
         return is_storage_outage(error.__cause__)
     if isinstance(error, StorageInternalError | OSError):
         return not isinstance(error, FileNotFoundError)
-    from sqlalchemy.exc import (
-        DBAPIError,
-        PendingRollbackError,
-    )  # imported late, because only a database needs SQLAlchemy
+    # Imported late, because only a database needs SQLAlchemy.
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError
     from sqlalchemy.exc import TimeoutError as PoolTimeout
 
     is_passing = isinstance(error, DBAPIError) and type(error).__name__ in _PASSING_DATABASE_ERRORS
@@ -73,7 +76,7 @@ def is_race_for_tables(error: BaseException) -> bool:
 def is_report_of_several_objectives(error: BaseException) -> bool:
     """Tell whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
     # flytekit puts the name of the task in front of the text.
-    return isinstance(error, NotImplementedError) and _REFUSED_REPORT.search(str(error)) is not None
+    return isinstance(error, NotImplementedError) and _REFUSED_REPORT.search(text_of(error)) is not None
 
 
 def is_interpreter_shutdown(error: BaseException) -> bool:
@@ -81,13 +84,7 @@ def is_interpreter_shutdown(error: BaseException) -> bool:
 
     Python 3.12 and newer refuse more than Python 3.11 does, with other texts.
     """
-    if not isinstance(error, RuntimeError):
-        return False
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
-        return False
-    return any(each in text for each in _SHUTDOWN_TEXTS)
+    return isinstance(error, RuntimeError) and any(text in text_of(error) for text in _SHUTDOWN_TEXTS)
 
 
 def worker_death(error: BaseException) -> str:
@@ -103,3 +100,13 @@ def worker_death(error: BaseException) -> str:
 def says_retries_are_used(message: str) -> bool:
     """Tell whether Flyte's message of a failed execution says that its task has used up several attempts of its own."""
     return any(int(attempts) > 1 for attempts in _USER_ATTEMPTS.findall(message))
+
+
+def says_login_may_pass(message: str) -> bool:
+    """Tell whether flytekit's message of a failed login says that the identity provider is overloaded or broken."""
+    return _PASSING_LOGIN.search(message) is not None
+
+
+def says_kubernetes_refused(message: str) -> bool:
+    """Tell whether flyteadmin's message of a failed execution says that Kubernetes did not take the execution."""
+    return "failed to create workflow in propeller" in message

@@ -16,6 +16,14 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LIMIT else f"{text[:_SHOWN_LIMIT]}... ({len(text)} characters)"
 
 
+def text_of(error: BaseException) -> str:
+    """Return an error's text, also of an error whose `__str__` raises."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
+        return "<its text could not be made>"
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where needed: "2 objectives"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -224,7 +224,8 @@ class _Assembly:
             await self._run(study, left, remote, None)
             return
         durable: DurableStorage | None = None
-        owner = Owner(storage, remote.evidence, remote.life) if remote is not None else Owner(storage)
+        evidence = (remote.evidence, remote.life) if remote is not None else ()
+        owner = await self._open_in_time(Owner, storage, *evidence)
         try:
             await self._open_in_time(owner.open)
             durable = DurableStorage(storage, owner, self.objective.name)

@@ -64,11 +64,14 @@ def test_a_database_has_an_engine_and_a_journal_a_lock(tmp_path):
 
 def test_enqueued_parameters_can_be_read_and_set(study):
     study.enqueue_trial({"x": 0.25})
+    assert optuna_names.enqueued_params_of(study.trials[0]) == {"x": 0.25}
     trial = study.ask()
     assert optuna_names.enqueued_params(trial) == {"x": 0.25}
     optuna_names.set_enqueued_params(trial, {"x": 0.75})
     assert trial.suggest_float("x", 0, 1) == 0.75
     assert optuna_names.cached_params(trial) == {"x": 0.75}
+    study.ask()
+    assert optuna_names.enqueued_params_of(study.trials[1]) is None
 
 
 def test_a_detached_trial_leaves_the_first_one_as_it_is(study):

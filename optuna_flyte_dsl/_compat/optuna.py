@@ -38,6 +38,12 @@ def enqueued_params(trial: Trial) -> dict[str, Any]:
     return params
 
 
+def enqueued_params_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Return the parameters that a stored trial was enqueued with; `None` if it was not enqueued."""
+    params: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+    return params
+
+
 def set_enqueued_params(trial: Trial, params: Mapping[str, Any]) -> None:
     """Make a trial that is already asked for suggest given parameters, as if it had been enqueued with them."""
     trial._fixed_params = dict(params)

@@ -24,7 +24,7 @@ from optuna_flyte_dsl._compat.loky import keep_grown_workers, kill_workers_at_ex
 from optuna_flyte_dsl._compat.optuna import refresh
 from optuna_flyte_dsl._foreign_errors import worker_death
 from optuna_flyte_dsl._retry import pauses
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import shown, text_of
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.functions import never_warn_of_running_threads
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
@@ -277,7 +277,7 @@ def _pickle_result(value: Any, raised: BaseException | None) -> bytes:
     if raised is None:
         return bytes(cloudpickle.dumps((None, RuntimeError(f"It returned {shown(value)}, which cannot be sent."))))
     names = tuple(map(_qualified_name, type(raised).__mro__))
-    substitute = SubstituteError(f"{type(raised).__name__}: {raised}", names)
+    substitute = SubstituteError(f"{type(raised).__name__}: {text_of(raised)}", names)
     mark_retries_used(substitute, used=retries_are_used(raised))
     return bytes(cloudpickle.dumps((None, substitute)))
 

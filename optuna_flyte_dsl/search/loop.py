@@ -233,10 +233,8 @@ class SearchLoop:
                 raise
             if scope is not None and scope.expired() and isinstance(error, TimeoutError):
                 return self._timed_out_outcome()
-            if GeneratorExit in (
-                type(error),
-                type(error.__cause__),
-            ):  # GeneratorExit raised again would close this coroutine's caller
+            # GeneratorExit raised again would close this coroutine's caller.
+            if GeneratorExit in (type(error), type(error.__cause__)):
                 error = InvalidObjectiveError(f"`{self.objective.name}` raised GeneratorExit, which ends the search.")
                 return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
             return self._judge.raised(error)

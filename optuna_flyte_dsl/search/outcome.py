@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl._foreign_errors import is_interpreter_shutdown, is_report_of_several_objectives
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._text import printable, shown
+from optuna_flyte_dsl._text import printable, shown, text_of
 from optuna_flyte_dsl.errors import (
     ClusterError,
     InvalidObjectiveError,
@@ -95,11 +95,7 @@ def reason_of(error: BaseException) -> str:
     """Return an error's class and text, as a failed trial stores them."""
     reason: str | None = _attribute(error, "reason_of_trial")  # a substitute for another process's error has it
     if reason is None:
-        try:
-            text = str(error)
-        except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
-            text = "<its text could not be made>"
-        reason = f"{type(error).__name__}: {text}"
+        reason = f"{type(error).__name__}: {text_of(error)}"
     return reason[:REASON_LIMIT]
 
 

@@ -53,9 +53,8 @@ class ExitGuard:
                 self._loop.run_until_complete(asyncio.wait([self._task], timeout=pauses.exit_patience))
         finally:
             with contextlib.suppress(ValueError):  # this is not the main thread
-                signal.signal(
-                    signal.SIGINT, signal.SIG_IGN
-                )  # another Ctrl-C would stop the search from storing its last results
+                # Another Ctrl-C would stop the search from storing its last results.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._close()
 
 

@@ -40,7 +40,7 @@ _process = [uuid.uuid4().hex]  # an id of this process, which knows whether each
 
 
 class Owner:
-    """One search, as the owner of the trials that it runs.
+    """One search, as the owner of the trials that it runs. Making an owner may block.
 
     Args:
         judge: Tells by an engine's evidence whether another owner is alive; returns `None` if it does not know.
@@ -60,7 +60,8 @@ class Owner:
         self._lock: AdvisoryLock | None = None
         self._closed = False
         self._claims: ClaimsFile | None = None
-        self._files = SessionFiles(self.session, folder_beside(storage))
+        self._path = file_of(storage)
+        self._files = SessionFiles(self.session, folder_beside(self._path))
         self._evidence = {
             "host": socket.gethostname(),  # the host and the pid are for messages only
             "pid": os.getpid(),
@@ -80,10 +81,9 @@ class Owner:
         self._files.open()
         self._evidence.update(self._files.evidence)
         self._lock = AdvisoryLock.of(self._storage, self.session)
-        path = file_of(self._storage)
-        if path is not None:
+        if self._path is not None:
             with contextlib.suppress(OSError):  # the file system has no locks
-                self._claims = ClaimsFile(path)
+                self._claims = ClaimsFile(self._path)
         if self._closed:
             self._release()
         return self

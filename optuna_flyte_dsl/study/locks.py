@@ -57,8 +57,7 @@ class FileLock:
         file, self._file = self._file, None
         try:
             if file is not None:
-                # Closing the file does not release the lock while a process that was forked meanwhile has it open.
-                fcntl.flock(file, fcntl.LOCK_UN)
+                _unlock(file)
                 file.close()
         finally:
             self._thread.release()
@@ -98,9 +97,13 @@ class ClaimsFile:
             yield file
         finally:
             locked_files.discard(file)
-            # Closing the file does not release the lock while a process that was forked meanwhile has it open.
-            fcntl.flock(file, fcntl.LOCK_UN)
+            _unlock(file)
             os.close(file)
+
+
+def _unlock(file: Any) -> None:
+    """Release a lock. Closing the file would not, while a process that was forked meanwhile has it open."""
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 locked_files: set[int] = set()

@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.study.attributes import ERROR, GIVEN_BACK, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
@@ -96,8 +96,8 @@ class Quota:
         A trial that was given back, but came from `study.enqueue_trial`, is not closed: it stays WAITING.
         """
         for trial in trials:
-            given_back, enqueued = (name in trial.system_attrs for name in (GIVEN_BACK, "fixed_params"))
-            if trial.state is not TrialState.WAITING or not given_back or enqueued:
+            is_given_back = trial.state is TrialState.WAITING and GIVEN_BACK in trial.system_attrs
+            if not is_given_back or enqueued_params_of(trial) is not None:
                 continue
             if self.storage.get_trial(trial_id(trial)).state is TrialState.WAITING:  # nobody has acquired it meanwhile
                 with contextlib.suppress(UpdateFinishedTrialError):  # another search has closed the trial

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.search_space import SearchSpace
@@ -144,7 +144,7 @@ def retry_lost(study: optuna.Study) -> None:
     retried = {trial.user_attrs.get(attributes.RETRY_OF) for trial in trials}
     for trial in trials:
         is_first = attributes.LOST in trial.user_attrs and attributes.RETRY_OF not in trial.user_attrs
-        parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        parameters = {**(enqueued_params_of(trial) or {}), **trial.params}
         if is_first and parameters and trial.number not in retried:
             kept = {key: value for key, value in trial.user_attrs.items() if not key.startswith(attributes.PREFIX)}
             study.enqueue_trial(parameters, user_attrs={**kept, attributes.RETRY_OF: trial.number})

@@ -14,10 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from optuna.storages import BaseStorage
-
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl.study.locks import fcntl, file_of, locked_files
+from optuna_flyte_dsl.study.locks import fcntl, locked_files
 
 _KEPT = 30 * 24 * 3600.0
 """The seconds for which the file of a killed search is kept at least: it proves the death of that search."""
@@ -91,9 +89,8 @@ class SessionFiles:
                 path.parent.rmdir()
 
 
-def folder_beside(storage: BaseStorage) -> pathlib.Path | None:
+def folder_beside(path: pathlib.Path | None) -> pathlib.Path | None:
     """Return the folder for session files beside the file of a storage; `None` if the storage is not in a file."""
-    path = file_of(storage)
     return path.with_name(f"{path.name}.sessions") if path is not None else None
 
 

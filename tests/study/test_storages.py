@@ -41,7 +41,7 @@ from optuna_flyte_dsl.study import liveness, resuming, session_file
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, Owner
-from optuna_flyte_dsl.study.locks import FileLock
+from optuna_flyte_dsl.study.locks import FileLock, file_of
 from optuna_flyte_dsl.study.quota import ASK_LATER, Quota
 from optuna_flyte_dsl.study.session_file import SessionFiles
 from optuna_flyte_dsl.study.storages import open_storage
@@ -188,7 +188,20 @@ def test_calls_total_what_was_asked_for(storage, name):
 
 @on(*ALL)
 def test_two_searches_at_the_same_time_split_the_total(storage, name):
-    searches = [objective(storage=storage, study_name=name, resume=True, n_trials=15, concurrency=3) for _ in range(2)]
+    begun, both_run = set(), threading.Event()
+
+    def search(number):
+        @optimize(storage=storage, study_name=name, resume=True, n_trials=15, concurrency=3, progress=False)
+        def objective(x: Float(0, 1)) -> Minimize:
+            begun.add(number)
+            if len(begun) == 2:
+                both_run.set()
+            assert both_run.wait(60), "one search has begun no trial"
+            return x
+
+        return objective
+
+    searches = [search(number) for number in range(2)]
 
     async def both():
         return await asyncio.gather(*(search() for search in searches))
@@ -266,7 +279,7 @@ def test_another_container_is_seen_by_the_file_beside_its_storage(tmp_path):
         open_storage(tmp_path / "study.journal"),
         optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db"),
     ):
-        other = SessionFiles("other", session_file.folder_beside(storage))
+        other = SessionFiles("other", session_file.folder_beside(file_of(storage)))
         other.open()
         record = {"session": "other", "process": "another", **other.evidence, "folder": "/nowhere"}
         assert life_of(record, storage) is Life.ALIVE

@@ -1,7 +1,6 @@
 """Calls flyteadmin. Waits out errors that pass: an outage, a restart, an overload."""
 
 import functools
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from flytekit.exceptions.user import FlyteAuthenticationException
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl._compat.flytekit import admin_method
-from optuna_flyte_dsl._foreign_errors import is_too_large
+from optuna_flyte_dsl._foreign_errors import is_too_large, says_login_may_pass
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
@@ -38,8 +37,6 @@ All other statuses may pass by themselves, unless the message is too large.
 """
 
 _PASSING_HTTP_ERRORS = (requests.ConnectionError, requests.Timeout, requests.JSONDecodeError)
-_PASSING_LOGIN = re.compile(r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b")
-"""The text of flytekit's errors if the identity provider answers that it is overloaded or broken."""
 
 _CURES = {
     grpc.StatusCode.INVALID_ARGUMENT: "Correct what it names: the inputs, a name, or a label.",
@@ -117,22 +114,19 @@ class Admin:
         except Exception as error:
             status = status_of(error)
             if _is_login_outage(error):
-                raise ClusterUnavailableError(
-                    f"The identity provider has not answered for {outage.seconds:.0f} seconds, when flytekit renewed "
-                    f"its login to {what}: {_described(error)}. Look after it, or let the search wait longer: "
-                    f"`Cluster(patience={waited * 2:g})`."
-                ) from error
-            if _is_refused_login(error):
-                said = repr(error) if status is None else status.details()
-                raise AdminError(grpc.StatusCode.UNAUTHENTICATED, said) from error
-            if status is None:
+                who, said = "The identity provider", _described(error)
+            elif _is_refused_login(error):
+                details = repr(error) if status is None else status.details()
+                raise AdminError(grpc.StatusCode.UNAUTHENTICATED, details) from error
+            elif status is None:
                 raise
-            if _is_final(status, self._answered):
+            elif _is_final(status, self._answered):
                 raise AdminError(status.code(), status.details() or "no details") from error
+            else:
+                who, said = "flyteadmin", f"{status.code().name}: {status.details()}"
             raise ClusterUnavailableError(
-                f"flyteadmin has not answered for {outage.seconds:.0f} seconds, to {what}: "
-                f"{status.code().name}: {status.details()}. Look after it, or let the search wait longer: "
-                f"`Cluster(patience={waited * 2:g})`."
+                f"{who} has not answered for {outage.seconds:.0f} seconds, to {what}: {said}. Look after it, or let "
+                f"the search wait longer: `Cluster(patience={waited * 2:g})`."
             ) from error
 
 
@@ -187,7 +181,7 @@ def _is_login_outage(error: BaseException) -> bool:
     """
     return any(
         isinstance(each, _PASSING_HTTP_ERRORS)
-        or (isinstance(each, AuthenticationError | AccessTokenNotFoundError) and _PASSING_LOGIN.search(str(each)))
+        or (isinstance(each, AuthenticationError | AccessTokenNotFoundError) and says_login_may_pass(str(each)))
         for each in _causes(error)
     )
 

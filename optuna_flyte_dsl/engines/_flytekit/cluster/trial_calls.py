@@ -29,7 +29,7 @@ from optuna import TrialPruned
 from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import refresh
-from optuna_flyte_dsl._foreign_errors import says_retries_are_used
+from optuna_flyte_dsl._foreign_errors import says_kubernetes_refused, says_retries_are_used
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl._threads import finish
@@ -45,8 +45,6 @@ from optuna_flyte_dsl.search.outcome import mark_retries_used
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
-
-_REFUSED_BY_KUBERNETES = "failed to create workflow in propeller"
 
 
 class EagerExecutionFailedError(ExecutionFailedError, EagerException):
@@ -368,8 +366,8 @@ def _has_not_begun(execution: Execution) -> bool:
     execution as FAILED.
     """
     closure = execution.closure
-    is_system = closure.error.kind == ExecutionError.SYSTEM
-    return closure.phase == WorkflowExecution.FAILED and is_system and _REFUSED_BY_KUBERNETES in closure.error.message
+    is_system_failure = closure.phase == WorkflowExecution.FAILED and closure.error.kind == ExecutionError.SYSTEM
+    return is_system_failure and says_kubernetes_refused(closure.error.message)
 
 
 def _kind(entity: Any) -> str:
