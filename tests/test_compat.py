@@ -10,15 +10,15 @@ import threading
 import grpc
 import optuna
 import pytest
+from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit import conditional, map_task, task, workflow
-from flytekit.configuration import Config
 from flytekit.core import local_cache
 from flytekit.core.base_task import Task
 from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.type_engine import TypeEngine
 from flytekit.core.worker_queue import Controller
 from flytekit.deck.deck import Deck
-from flytekit.remote import FlyteRemote
 from flytekit.utils import asyn
 from flytekit.utils.asyn import loop_manager
 from optuna.storages import JournalStorage
@@ -29,6 +29,7 @@ from optuna_flyte_dsl._compat import loky as loky_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
 from optuna_flyte_dsl._compat import optuna_grpc
 from optuna_flyte_dsl.engines.remote_trial.client import _TokenSender
+from tests.support.flyteadmin import FlyteAdmin
 
 
 @pytest.fixture
@@ -243,12 +244,6 @@ def test_the_threads_and_contexts_of_flytekit_are_where_they_were():
     assert f"{threading.current_thread().name}PID:{os.getpid()}" in loop_manager._runner_map
 
 
-def test_the_client_of_a_remote_has_its_stub():
-    client = FlyteRemote(Config.for_endpoint("127.0.0.1:1", insecure=True), "project", "domain").client
-    assert callable(client._stub.ListExecutions)
-    assert hasattr(client, "_metadata")
-
-
 def test_the_parts_of_flytekits_controller_are_where_they_were():
     source = inspect.getsource(Controller)
     assert "self.__runner_thread" in source
@@ -260,18 +255,19 @@ def test_the_parts_of_flytekits_controller_are_where_they_were():
     assert controller._Controller__loop == "handler"
 
 
-def test_a_client_of_flyteadmin_has_a_stub_and_metadata():
-    class Stub:
-        def GetExecution(self, request, metadata, timeout):
-            return request, metadata, timeout
-
-    client = type("Client", (), {"_stub": Stub(), "_metadata": (("key", "value"),)})()
-    assert flytekit_names.admin_method(client, "GetExecution")("r", timeout=3) == ("r", (("key", "value"),), 3)
-    from flytekit.clients.raw import RawSynchronousFlyteClient
-
-    source = inspect.getsource(RawSynchronousFlyteClient)
-    assert "self._stub = " in source
-    assert "_metadata" in source
+def test_a_request_to_flyteadmin_is_sent_once_though_flytekits_client_would_send_it_again(tmp_path):
+    with FlyteAdmin(tmp_path) as admin:
+        client = admin.remote().client
+        call = flytekit_names.admin_method(client, "GetExecution")
+        name = WorkflowExecutionIdentifier(project="project", domain="development", name="none")
+        with pytest.raises(grpc.RpcError) as failed:
+            call(WorkflowExecutionGetRequest(id=name), timeout=10)
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+        assert admin.counts["GetExecution"] == 1, "an interceptor has sent it again"
+    channel = flytekit_names.channel_without_retries(client)
+    assert callable(channel.unary_unary)
+    assert channel is not client._channel
+    assert hasattr(client, "_metadata")
 
 
 def test_uploads_and_decks_can_be_set():

@@ -4,9 +4,11 @@ import atexit
 import copy
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+from flytekit.clients.grpc_utils.wrap_exception_interceptor import RetryExceptionWrapperInterceptor
 from flytekit.core import local_cache
 from flytekit.core.type_engine import TypeEngine
 from flytekit.tools import script_mode
@@ -154,9 +156,24 @@ def set_stop_handler(controller: Any, handler: Any) -> None:
 
 
 def admin_method(client: Any, rpc: str) -> Callable[..., Any]:
-    """Return an RPC of flyteadmin with its metadata, without the retries that the client's own methods make."""
-    method = getattr(client._stub, rpc)
+    """Return an RPC of flyteadmin with its metadata, without the retries of the client.
+
+    The client's outermost interceptor sends a request that has failed three more times, at once and whatever the error.
+    """
+    stub = _stubs.get(client) or _stubs.setdefault(client, type(client._stub)(channel_without_retries(client)))
+    method = getattr(stub, rpc)
     return lambda request, timeout: method(request, metadata=client._metadata, timeout=timeout)
+
+
+_stubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # client -> its stub
+
+
+def channel_without_retries(client: Any) -> Any:
+    """Return the channel of a client inside of the interceptor that retries; the names of the layers are gRPC's."""
+    channel = client._channel
+    while isinstance(getattr(channel, "_interceptor", None), RetryExceptionWrapperInterceptor):
+        channel = channel._channel
+    return channel
 
 
 def set_upload_location(file_access: Any, get_signed_url: Callable[..., Any]) -> None:

@@ -254,7 +254,11 @@ class AskTell:
             return
         self.hurry()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
-        left = {number: (trial, self._untold.get(number, interrupted)) for number, trial in self._open.copy().items()}
+        left = {
+            number: (trial, self._untold.get(number, interrupted))
+            for number, trial in self._open.copy().items()
+            if number in self._untold or self._is_own(trial)
+        }
 
         def tell_all() -> None:
             for number in list(left):
@@ -287,6 +291,12 @@ class AskTell:
         if not left:
             return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)
         return untold_error(self.objective.name, self._study_name, left)
+
+    def _is_own(self, trial: Trial) -> bool:
+        """Tell whether this search still owns a trial: another search may have adopted it."""
+        with contextlib.suppress(Exception):  # if the storage fails, the trial is told when it answers
+            return self.storage is None or self.storage.owns(trial)
+        return True
 
     def _tell_at_last(self, trial: Trial, outcome: Outcome) -> bool:
         try:

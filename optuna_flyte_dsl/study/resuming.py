@@ -113,7 +113,7 @@ def release(
         if life is Life.UNKNOWN and takeover:
             life = Life.DEAD
         if life is Life.DEAD and attributes.OUTCOME not in trial.user_attrs and adopts(trial):
-            storage.adopt(trial_id(trial))
+            storage.adopt(trial)
             adopted.append(trial)
             continue
         lives[life].append(trial)

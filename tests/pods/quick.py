@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from typing import NamedTuple, Optional
 
@@ -94,3 +95,32 @@ careless.tasks = []
 async def nested(trial: optuna.Trial) -> float:
     study = await train(base=trial.suggest_float("base", 0, 1))
     return study.best_value
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A file in a value of another kind."""
+
+    file: FlyteFile
+    note: str = ""
+
+
+@optimize(concurrency=2, n_trials=2, progress=False, seed=1)
+@fl.task
+def reads_prepared(x: Float(0, 1), prepared: Prepared) -> float:
+    return x
+
+
+@fl.workflow
+def outer_flow(x: float) -> float:
+    return one_input(x=x)
+
+
+@fl.workflow
+def branching_flow(x: float) -> float:
+    return fl.conditional("which").if_(x > -1.0).then(sync_step(x=x)).else_().then(sync_step(x=0.5))
+
+
+@fl.workflow
+def launching_flow(x: float) -> float:
+    return plan(x=x)

@@ -7,6 +7,7 @@ import os
 import pathlib
 
 import flytekit as fl
+from flytekit.core.node_creation import create_node
 
 from optuna_flyte_dsl import Float, Minimize, optimize
 
@@ -35,3 +36,9 @@ async def search() -> str:
 async def search_once() -> str:
     study = await train()
     return " ".join(trial.state.name for trial in study.trials)
+
+
+@fl.workflow
+def two_searches() -> tuple[str, str]:
+    """Two nodes of one execution, whose searches are the same."""
+    return create_node(search).o0, create_node(search).o0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optuna
 from flytekit.core import local_cache
+from flytekit.core.type_engine import TypeEngine
 from flytekit.utils.asyn import loop_manager
 from optuna.storages._grpc.auto_generated import api_pb2, api_pb2_grpc
 
@@ -28,6 +29,11 @@ def own_local_cache(folder: Path, monkeypatch):
     yield
     if local_cache.LocalTaskCache._initialized:
         local_cache.LocalTaskCache._cache.close()
+
+
+def forget_uploads() -> None:
+    """Let flytekit upload a value again that it has uploaded, as another process would."""
+    getattr(TypeEngine, "_LITERAL_CACHE", {}).clear()
 
 
 def count_of_event_loops() -> int:

@@ -24,7 +24,6 @@ from flyteidl.admin import (
     workflow_pb2,
 )
 from flyteidl.core import compiler_pb2, identifier_pb2, interface_pb2, literals_pb2
-from flyteidl.core import execution_pb2 as flyteidl_execution_pb2
 from flyteidl.service import (
     admin_pb2_grpc,
     auth_pb2,
@@ -39,7 +38,19 @@ from tests.support.flyteadmin import filters
 from tests.support.flyteadmin.errors import Refused, check_name, invalid, missing
 from tests.support.flyteadmin.executions import PHASES, TERMINAL, Execution, Failed, Succeeded
 from tests.support.flyteadmin.literals import check_inputs
-from tests.support.flyteadmin.propeller import Propeller, single_task_node
+from tests.support.flyteadmin.nodes import (
+    NODE,
+    STARTS_AND_ENDS,
+    TASK,
+    NodeRecord,
+    inner_nodes,
+    node_messages,
+    single_task_node,
+    task_messages,
+    task_of,
+    unique_id,
+)
+from tests.support.flyteadmin.propeller import Propeller
 
 TRIMMED = 100
 INLINE_BYTES = 10 * 2**20
@@ -96,6 +107,7 @@ class FlyteAdmin:
         self.peers: set[str] = set()  # the addresses of the clients' connections
         self.faults = collections.defaultdict(list)
         self.executions: dict[tuple[str, str, str], Execution] = {}
+        self.children: dict[tuple[str, str, str], Execution] = {}  # executions that nodes of launch plans have made
         self.tasks: dict[tuple, task_pb2.TaskSpec] = {}
         self.workflows: dict[tuple, workflow_pb2.WorkflowSpec] = {}
         self.launch_plans: dict[tuple, launch_plan_pb2.LaunchPlanSpec] = {}
@@ -229,13 +241,56 @@ class FlyteAdmin:
                     execution.outcome = outcome
                     execution.ends = time.monotonic() + outcome.seconds
                     execution.phase = PHASES.RUNNING
+                    self._add_nodes(execution)
         else:
             self.propeller.start(execution)
         return execution
 
     def _has_node(self, node):
-        parent = self.executions.get((node.execution_id.project, node.execution_id.domain, node.execution_id.name))
-        return parent is not None and node.node_id in nodes_of(self, parent)
+        key = (node.execution_id.project, node.execution_id.domain, node.execution_id.name)
+        parent = self.executions.get(key) or self.children.get(key)
+        return parent is not None and node.node_id in parent.nodes
+
+    def _add_nodes(self, execution):
+        """Make the nodes of an execution that runs no processes."""
+        reference = execution.spec.launch_plan
+        if reference.resource_type == identifier_pb2.TASK:
+            node = single_task_node(reference.name)
+            node.task_node.reference_id.CopyFrom(reference)
+            self._add_node(execution, None, node, "")
+        else:
+            plan = self.find(self.launch_plans, "launch plan", reference)
+            spec = self.find(self.workflows, "workflow", plan.workflow_id)
+            for node in spec.template.nodes:
+                if node.id not in STARTS_AND_ENDS:
+                    self._add_node(execution, spec, node, "")
+
+    def _add_node(self, execution, spec, node, parent):
+        name = unique_id(parent, node.id)
+        folder = self.folder / "executions" / execution.name / name / "data"
+        record = execution.nodes[name] = NodeRecord(name, folder, parent)
+        record.task = task_of(node)
+        record.tasks = [TASK.QUEUED] if record.task is not None else []
+        for inner in inner_nodes(spec, node):
+            self._add_node(execution, spec, inner, name)
+        if node.WhichOneof("target") == "workflow_node" and node.workflow_node.launchplan_ref.name:
+            # Propeller launches another execution, under a name of its own.
+            record.child = f"f{uuid.uuid4().hex[:19]}"
+            child_spec = execution_pb2.ExecutionSpec(launch_plan=node.workflow_node.launchplan_ref)
+            child = dataclasses.replace(execution, name=record.child, spec=child_spec, nodes={}, lock=threading.RLock())
+            self.children[child.key] = child
+            self._add_nodes(child)
+
+    def refresh_nodes(self, execution):
+        """Let the nodes of an execution that runs no processes go on as its outcome says."""
+        if execution.ends is None:
+            return
+        with execution.lock:
+            for record in execution.nodes.values():
+                record.phase = NODE.RUNNING if execution.running else NODE.SUCCEEDED
+                if record.tasks:
+                    latest = TASK.QUEUED if execution.in_queue else TASK.RUNNING
+                    record.tasks = [TASK.FAILED, latest] if execution.is_second_attempt else [latest]
 
     def find(self, table, kind, identifier):
         key = key_of(identifier)
@@ -262,16 +317,6 @@ def defaults_of(plan):
         if parameter.WhichOneof("behavior") == "default"
     }
     return given | dict(plan.fixed_inputs.literals)
-
-
-def nodes_of(admin, execution):
-    """Return the names of an execution's nodes, but for its start and its end."""
-    reference = execution.spec.launch_plan
-    if reference.resource_type == identifier_pb2.TASK:
-        return [single_task_node(reference.name).id]
-    plan = admin.find(admin.launch_plans, "launch plan", reference)
-    template = admin.find(admin.workflows, "workflow", plan.workflow_id).template
-    return [node.id for node in template.nodes if not node.id.endswith("-node")]
 
 
 class _Gate(grpc.ServerInterceptor):
@@ -489,40 +534,26 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         if not request.limit:
             raise invalid("limit must be given")
         found = self._find(request.workflow_execution_id)
-        nodes = node_execution_pb2.NodeExecutionList()
-        phases = flyteidl_execution_pb2.NodeExecution
-        for name in ("start-node", *nodes_of(self._admin, found), *(["end-node"] if found.phase in TERMINAL else [])):
-            node = nodes.node_executions.add()
-            node.id.CopyFrom(identifier_pb2.NodeExecutionIdentifier(node_id=name, execution_id=identifier(found)))
-            node.closure.phase = phases.SUCCEEDED if name.endswith("-node") else phases.RUNNING
-        return nodes
+        parent = request.unique_parent_id
+        if parent and parent not in found.nodes:
+            raise missing("node execution", parent)
+        self._admin.refresh_nodes(found)
+        nodes = node_messages(found, parent, identifier(found))
+        page, token = page_of(nodes, request)
+        return node_execution_pb2.NodeExecutionList(node_executions=page, token=token)
 
     def ListTaskExecutions(self, request, context):
         if not request.limit:
             raise invalid("limit must be given")
-        found = self._find(request.node_execution_id.execution_id)
-        tasks = task_execution_pb2.TaskExecutionList()
-        phases = flyteidl_execution_pb2.TaskExecution
-        if not request.node_execution_id.node_id.endswith("-node"):
-            for attempt in range(2 if found.is_second_attempt else 1):
-                task = tasks.task_executions.add()
-                task.id.retry_attempt = attempt
-                task.id.node_execution_id.CopyFrom(request.node_execution_id)
-                task.id.task_id.CopyFrom(self._task_of(found, request.node_execution_id.node_id))
-                is_over = found.is_second_attempt and attempt == 0
-                running = phases.QUEUED if found.in_queue else phases.RUNNING
-                task.closure.phase = phases.FAILED if is_over else running
-        return tasks
-
-    def _task_of(self, execution, node_id):
-        reference = execution.spec.launch_plan
-        if reference.resource_type == identifier_pb2.TASK:
-            return reference
-        plan = self._admin.find(self._admin.launch_plans, "launch plan", reference)
-        template = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id).template
-        node = next(node for node in template.nodes if node.id == node_id)
-        inner = node.array_node.node if node.WhichOneof("target") == "array_node" else node
-        return inner.task_node.reference_id
+        node = request.node_execution_id
+        found = self._find(node.execution_id)
+        if node.node_id in STARTS_AND_ENDS:
+            return task_execution_pb2.TaskExecutionList()
+        if node.node_id not in found.nodes:
+            raise missing("node execution", node.node_id)
+        self._admin.refresh_nodes(found)
+        page, token = page_of(task_messages(found, node), request)
+        return task_execution_pb2.TaskExecutionList(task_executions=page, token=token)
 
     def TerminateExecution(self, request, context):
         execution = self._find(request.id)
@@ -532,11 +563,19 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
 
     def _find(self, wanted) -> Execution:
         with self._admin.lock:
-            execution = self._admin.executions.get((wanted.project, wanted.domain, wanted.name))
+            key = (wanted.project, wanted.domain, wanted.name)
+            execution = self._admin.executions.get(key) or self._admin.children.get(key)
         if execution is None:
             raise missing("execution", wanted.name)
         execution.refresh()
         return execution
+
+
+def page_of(rows, request):
+    """Return a page of rows, and the token of the next one: an offset, given where the page is full."""
+    begin = int(request.token or 0)
+    page = rows[begin : begin + request.limit]
+    return page, str(begin + len(page)) if len(page) == request.limit else ""
 
 
 def identifier(execution):

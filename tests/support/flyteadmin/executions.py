@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from flyteidl.core import execution_pb2, literals_pb2
 
+from tests.support.flyteadmin.nodes import NodeRecord
+
 PHASES = execution_pb2.WorkflowExecution
 TERMINAL = (PHASES.SUCCEEDED, PHASES.FAILED, PHASES.ABORTED, PHASES.TIMED_OUT)
 
@@ -50,6 +52,8 @@ class Execution:
     abort_cause: str = ""
     outputs_uri: str = ""
     is_second_attempt: bool = False  # whether its task has failed once, and runs again
+    nodes: dict[str, NodeRecord] = dataclasses.field(default_factory=dict)
+    is_failing: bool = False  # whether one of its nodes has failed: the others are aborted
     ended: float | None = None
     ends: float | None = None  # when the outcome comes about by itself
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)

@@ -1,5 +1,6 @@
 """Runs executions as propeller does: each attempt of a task is a process with its container's arguments."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -11,10 +12,11 @@ import sys
 import threading
 import time
 
-from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2, workflow_pb2
+from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2
 
 from tests.support.flyteadmin.executions import PHASES, Failed, Succeeded
 from tests.support.flyteadmin.literals import as_text, from_text, resolve
+from tests.support.flyteadmin.nodes import NODE, TASK, NodeRecord, single_task_node, task_of, unique_id
 
 SCRIPTS = pathlib.Path(sys.executable).parent
 
@@ -91,12 +93,13 @@ class Propeller:
                 task = self._admin.find(self._admin.tasks, "task", reference)
                 execution.phase = PHASES.RUNNING
                 node = single_task_node(reference.name)
-                outputs = self._task(execution, task.template, execution.inputs, folder / node.id, node)
+                record = execution.nodes[node.id] = NodeRecord(node.id, folder / node.id / "data", task=reference)
+                outputs = self._task(execution, task.template, execution.inputs, record, node)
             else:
                 plan = self._admin.find(self._admin.launch_plans, "launch plan", reference)
                 spec = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id)
                 execution.phase = PHASES.RUNNING
-                outputs = self._workflow(execution, spec, spec.template, execution.inputs, folder)
+                outputs = self._workflow(execution, spec, spec.template, execution.inputs, folder, "")
         except _Error as error:
             execution.finish(error.failed)
         except Exception as error:
@@ -106,90 +109,126 @@ class Propeller:
 
     # Workflows
 
-    def _workflow(self, execution, spec, template, inputs, folder):
+    def _workflow(self, execution, spec, template, inputs, folder, parent):
+        """Run the nodes of a workflow, each as soon as it has its inputs. A failure aborts the other nodes."""
         values = {"": dict(inputs.literals), "start-node": dict(inputs.literals)}
         waiting = {node.id: node for node in template.nodes if node.id not in ("start-node", "end-node")}
         try:
-            while waiting:
-                ready = [node for node in waiting.values() if _needs(node) <= values.keys()]
-                assert ready, f"a cycle among {list(waiting)}"
-                for node in ready:
-                    outputs = self._node(execution, spec, node, values, folder / node.id)
-                    values[node.id] = dict(outputs.literals)
-                    del waiting[node.id]
+            self._run_nodes(execution, spec, waiting, values, folder, parent)
         except _Error:
             if template.HasField("failure_node") and template.failure_node.id:
-                self._node(execution, spec, template.failure_node, values, folder / template.failure_node.id)
+                execution.is_failing = False
+                self._node(execution, spec, template.failure_node, values, folder, parent)
             raise
         outputs = literals_pb2.LiteralMap()
         for binding in template.outputs:
             outputs.literals[binding.var].CopyFrom(resolve(binding.binding, values))
         return outputs
 
-    def _node(self, execution, spec, node, values, folder):
+    def _run_nodes(self, execution, spec, waiting, values, folder, parent):
+        running, error = {}, None
+        with concurrent.futures.ThreadPoolExecutor(len(waiting) or 1) as threads:
+            while running or (waiting and error is None):
+                ready = [node for node in waiting.values() if _needs(node) <= values.keys()] if error is None else []
+                assert ready or running, f"a cycle among {list(waiting)}"
+                for node in ready:
+                    del waiting[node.id]
+                    given = dict(values)
+                    running[threads.submit(self._node, execution, spec, node, given, folder, parent)] = node
+                ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in ended:
+                    node = running.pop(future)
+                    if future.exception() is None:
+                        values[node.id] = dict(future.result().literals)
+                    elif error is None:
+                        error = future.exception()
+                        execution.is_failing = True
+                        self._signal(execution, signal.SIGTERM)
+        if error is not None:
+            raise error
+
+    def _node(self, execution, spec, node, values, folder, parent):
+        """Run a node, and keep its record."""
+        name = unique_id(parent, node.id)
+        record = execution.nodes[name] = NodeRecord(name, folder / node.id / "data", parent, task=task_of(node))
+        try:
+            outputs = self._run_node(execution, spec, node, values, record)
+        except BaseException:
+            record.phase = NODE.FAILED
+            raise
+        record.phase = NODE.SUCCEEDED
+        return outputs
+
+    def _run_node(self, execution, spec, node, values, record):
         inputs = literals_pb2.LiteralMap()
         for binding in node.inputs:
             inputs.literals[binding.var].CopyFrom(resolve(binding.binding, values))
         target = node.WhichOneof("target")
         if target == "task_node":
             task = self._admin.find(self._admin.tasks, "task", node.task_node.reference_id)
-            return self._task(execution, task.template, inputs, folder, node)
+            return self._task(execution, task.template, inputs, record, node)
         if target == "workflow_node":
             which = node.workflow_node.WhichOneof("reference")
             if which == "sub_workflow_ref":
                 template = next(sub for sub in spec.sub_workflows if sub.id == node.workflow_node.sub_workflow_ref)
-                return self._workflow(execution, spec, template, inputs, folder)
+                return self._workflow(execution, spec, template, inputs, record.folder, record.id)
             plan = self._admin.find(self._admin.launch_plans, "launch plan", node.workflow_node.launchplan_ref)
             inner = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id)
-            return self._workflow(execution, inner, inner.template, inputs, folder)
+            return self._workflow(execution, inner, inner.template, inputs, record.folder, record.id)
         if target == "array_node":
-            return self._array(execution, node, inputs, folder)
+            return self._array(execution, node, inputs, record)
         raise NotImplementedError(f"a node of the kind {target}")
 
-    def _array(self, execution, node, inputs, folder):
+    def _array(self, execution, node, inputs, record):
         task = self._admin.find(self._admin.tasks, "task", node.array_node.node.task_node.reference_id).template
         lists = [literal for literal in inputs.literals.values() if literal.WhichOneof("value") == "collection"]
         size = len(lists[0].collection.literals)
         outputs = literals_pb2.LiteralMap()
         for index in range(size):
             environment = {"BATCH_JOB_ARRAY_INDEX_VAR_NAME": "FLYTE_INDEX", "FLYTE_INDEX": str(index)}
-            part = self._task(execution, task, inputs, folder / str(index), node, environment, f"-{index}")
+            element = NodeRecord(f"{record.id}-{index}", record.folder / str(index))
+            part = self._task(execution, task, inputs, element, node, environment)
             for name, literal in part.literals.items():
                 outputs.literals[name].collection.literals.append(literal)
         return outputs
 
     # Tasks
 
-    def _task(self, execution, template, inputs, folder, node, environment=None, suffix=""):
+    def _task(self, execution, template, inputs, record, node, environment=None):
         """Run a task's attempts. The node says how long one may take and where it runs; the task, how many there are.
 
         As in propeller, a failure without an answer (a killed pod) counts against a budget of its own.
         """
-        name = f"{execution.name}/{node.id}{suffix}"
+        name = f"{execution.name}/{record.id}"
         metadata = node.array_node.node.metadata if node.WhichOneof("target") == "array_node" else node.metadata
         override = execution.spec.interruptible if execution.spec.HasField("interruptible") else None
         self.interruptible[name] = override.value if override is not None else metadata.interruptible
         retries, system_retries = template.metadata.retries.retries, self.system_retries
         attempt, previous = 0, ""
         while True:
-            prefix = folder / str(attempt)
-            checkpoint = prefix / "raw" / "_flytecheckpoints"
+            checkpoint = record.folder / f"raw-{attempt}" / "_flytecheckpoints"
+            record.tasks.append(TASK.RUNNING)
             self.attempts.setdefault(name, []).append(time.time())
             try:
-                return self._attempt(
+                outputs = self._attempt(
                     execution,
                     template,
                     inputs,
-                    prefix,
+                    record,
                     checkpoint,
                     previous,
-                    node.id + suffix,
                     attempt,
                     environment,
                     timeout=metadata.timeout.ToTimedelta().total_seconds(),
                 )
+                record.tasks[-1] = TASK.SUCCEEDED
+                return outputs
+            except _Error:
+                record.tasks[-1] = TASK.FAILED
+                raise
             except _Retry as again:
-                if self._closed or execution.phase == PHASES.ABORTING:
+                record.tasks[-1] = TASK.FAILED
+                if self._closed or execution.phase == PHASES.ABORTING or execution.is_failing:
                     raise _Error(again.failed) from None
                 left = system_retries if again.system else retries
                 if left <= 0:
@@ -201,19 +240,18 @@ class Propeller:
                     retries -= 1
             attempt, previous = attempt + 1, str(checkpoint)
 
-    def _attempt(
-        self, execution, template, inputs, prefix, checkpoint, previous, node, attempt, environment, *, timeout
-    ):
-        container = template.container
+    def _attempt(self, execution, template, inputs, record, checkpoint, previous, attempt, environment, *, timeout):
+        # As propeller names them: the inputs are in the node's folder, the outputs in one for each attempt.
+        container, node, prefix = template.container, record.id, record.folder / str(attempt)
         prefix.mkdir(parents=True)
         work = prefix / "work"
         work.mkdir()
-        (prefix / "inputs.pb").write_bytes(inputs.SerializeToString())
+        (record.folder / "inputs.pb").write_bytes(inputs.SerializeToString())
         raw = container.HasField("data_config") and container.data_config.enabled
         variables = {
-            ".input": str(prefix / "inputs.pb"),
-            ".outputPrefix": str(prefix / "outputs"),
-            ".rawOutputDataPrefix": str(prefix / "raw"),
+            ".input": str(record.folder / "inputs.pb"),
+            ".outputPrefix": str(prefix),
+            ".rawOutputDataPrefix": str(record.folder / f"raw-{attempt}"),
             ".checkpointOutputPrefix": str(checkpoint),
             ".prevCheckpointPrefix": previous,
             **({f".inputs.{name}": as_text(each) for name, each in inputs.literals.items()} if raw else {}),
@@ -234,7 +272,7 @@ class Propeller:
             )
         with self._lock:
             self._processes.setdefault(execution.key, {})[node, attempt] = process
-        if self._closed or execution.phase == PHASES.ABORTING:  # it came too late to be signalled
+        if self._closed or execution.phase == PHASES.ABORTING or execution.is_failing:  # too late to be signalled
             _kill(process, signal.SIGTERM)
         if self._is_drained(execution, process, timeout):
             thread = threading.Thread(target=self._end_pod, args=(execution, process, (node, attempt)), daemon=True)
@@ -322,12 +360,6 @@ def _kill(process, number):
         os.killpg(process.pid, number) if number == signal.SIGKILL else process.send_signal(number)
 
 
-def single_task_node(task):
-    """Return the node that flyteadmin makes around a task that is launched alone: it has a name, and no more."""
-    name = "".join(letter for letter in task[-63:] if letter == "-" or letter.isalnum())
-    return workflow_pb2.Node(id=name, metadata=workflow_pb2.NodeMetadata(name=name))
-
-
 def _needs(node):
     needed = set(node.upstream_node_ids)
 
@@ -371,7 +403,7 @@ def _copilot_after(work, variables):
 
 
 def _read_outcome(code, prefix, has_outputs):
-    error = prefix / "outputs" / "error.pb"
+    error = prefix / "error.pb"
     if error.exists():
         document = errors_pb2.ErrorDocument.FromString(error.read_bytes()).error
         kind = document.origin or execution_pb2.ExecutionError.USER
@@ -379,7 +411,7 @@ def _read_outcome(code, prefix, has_outputs):
         if document.kind == errors_pb2.ContainerError.RECOVERABLE:
             raise _Retry(failed, system=False)
         raise _Error(failed)
-    outputs = prefix / "outputs" / "outputs.pb"
+    outputs = prefix / "outputs.pb"
     if code == 0 and outputs.exists():
         return literals_pb2.LiteralMap.FromString(outputs.read_bytes())
     if code == 0 and not has_outputs:

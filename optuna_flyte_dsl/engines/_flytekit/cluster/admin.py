@@ -1,8 +1,10 @@
 """Calls flyteadmin. Waits out errors that pass: an outage, a restart, an overload."""
 
 import functools
+import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -47,6 +49,49 @@ _CURES = {
 }
 
 
+_REQUESTS_PER_SECOND = 50.0
+_BURST = 50.0
+"""The pace of all requests that this process sends to one flyteadmin."""
+
+
+class TokenBucket:
+    """A token bucket: it holds a burst of tokens, and fills at a rate. It is full at first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens = math.inf  # requests that may begin at once; below 0, requests that wait
+        self._filled = 0.0  # the time at which tokens were last added
+
+    def take(self, rate: float, burst: float) -> float:
+        """Take a token, and return the seconds until it is there.
+
+        Args:
+            rate: The tokens that are added in a second.
+            burst: The number of tokens that the bucket can hold now.
+        """
+        with self._lock:
+            self._fill(rate, burst)
+            self._tokens -= 1
+            return max(0.0, -self._tokens / rate)
+
+    def take_at_once(self, rate: float, burst: float) -> bool:
+        """Take a token if it is there, and return whether it was; see `take`."""
+        with self._lock:
+            self._fill(rate, burst)
+            is_there = self._tokens >= 1
+            self._tokens -= is_there
+            return is_there
+
+    def _fill(self, rate: float, burst: float) -> None:
+        now = time.monotonic()
+        self._tokens = min(burst, self._tokens + (now - self._filled) * rate)
+        self._filled = now
+
+
+_paces: weakref.WeakKeyDictionary[FlyteRemote, TokenBucket] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
 class AdminError(Exception):
     """Raised when flyteadmin answers with a final status."""
 
@@ -78,16 +123,25 @@ class Admin:
         given_up: threading.Event | None = None,
         patience: float | None = None,
         seconds: float | None = None,
+        is_paced: bool = True,
     ) -> Any:
         """Call an RPC of flyteidl's AdminService, and return its response.
 
         Args:
             patience: The seconds for which an outage is waited out; by default the search's.
             seconds: The time limit of one attempt; by default `pauses.rpc`.
+            is_paced: Whether the request waits for its turn among all requests of this process.
         """
-        method = admin_method(self.remote.client, rpc)
-        call = functools.partial(method, request, timeout=pauses.rpc if seconds is None else seconds)
-        return self.retry(call, f"call {rpc}", given_up=given_up, patience=patience)
+        send = functools.partial(self.send, rpc, request, seconds=seconds, is_paced=is_paced)
+        return self.retry(send, f"call {rpc}", given_up=given_up, patience=patience)
+
+    def send(self, rpc: str, request: Any, *, seconds: float | None = None, is_paced: bool = True) -> Any:
+        """Send a request once; see `call`. It raises the error of gRPC."""
+        if is_paced:
+            with _lock:
+                pace = _paces.setdefault(self.remote, TokenBucket())
+            time.sleep(pace.take(_REQUESTS_PER_SECOND, _BURST))
+        return admin_method(self.remote.client, rpc)(request, timeout=pauses.rpc if seconds is None else seconds)
 
     def retry(
         self,

@@ -1,22 +1,23 @@
-"""Converts inputs and outputs between Python and Flyte, and hashes inputs. All methods block."""
+"""Converts inputs and outputs between Python and Flyte. All methods block."""
 
 import functools
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from flyteidl.admin.common_pb2 import UrlBlob
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetDataResponse
 from flyteidl.core import literals_pb2
 from flytekit.core.context_manager import FlyteContext, flyte_context_Var
+from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.core.type_engine import LiteralsResolver, TypeEngine
 from flytekit.models.literals import LiteralMap
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl._compat.flytekit import set_upload_location
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
+from optuna_flyte_dsl.engines._flytekit.cluster.uploads import Uploads, digest
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.errors import ArgumentError
 
@@ -37,12 +38,17 @@ class Converter:
         flyte_context_Var.set([self._context])
         return self._context
 
-    def inputs(self, name: str, target: Launchable, given: Mapping[str, Any]) -> literals_pb2.LiteralMap:
+    def inputs(self, name: str, target: Launchable, given: Mapping[str, Any]) -> tuple[literals_pb2.LiteralMap, str]:
         """Convert the arguments of a call to the inputs of an execution.
 
         Local files among the arguments are uploaded.
+
+        Returns:
+            The inputs; and their digest, which is the same in each process.
         """
         context = self._enter()
+        context = context.with_file_access(cast("FileAccessProvider", Uploads(context.file_access))).build()
+        flyte_context_Var.set([context])
         values = {**target.defaults, **given}
         literals = literals_pb2.LiteralMap()
         required = target.required - values.keys()
@@ -52,7 +58,7 @@ class Converter:
             kind = target.interface.inputs[key].type
             literal = TypeEngine.to_literal(context, value, target.python_interface.inputs[key], kind)
             literals.literals[key].CopyFrom(literal.to_flyte_idl())
-        return literals
+        return literals, digest(literals, context, self._prefix)
 
     def arguments(
         self, target: Launchable, names: Sequence[str], data: WorkflowExecutionGetDataResponse
@@ -78,34 +84,6 @@ class Converter:
         literals = self._whole(context, data.full_outputs, blob)
         resolver = LiteralsResolver(literals.literals, target.interface.outputs, context)
         return resolver.as_python_native(target.python_interface)
-
-    def digest(self, inputs: literals_pb2.LiteralMap) -> str:
-        """Return a hash of inputs, the same in each process.
-
-        The addresses of files that were uploaded for a launch are left out, because each upload has a new address.
-        """
-        copy = literals_pb2.LiteralMap()
-        copy.CopyFrom(inputs)
-        for literal in copy.literals.values():
-            self._leave_out_uploads(literal)
-        return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
-
-    def _leave_out_uploads(self, literal: literals_pb2.Literal) -> None:
-        which = literal.WhichOneof("value")
-        inner: list[literals_pb2.Literal] = []
-        if which == "collection":
-            inner = list(literal.collection.literals)
-        elif which == "map":
-            inner = list(literal.map.literals.values())
-        elif which == "scalar":
-            kind = literal.scalar.WhichOneof("value")
-            if kind == "union":
-                inner = [literal.scalar.union.value]
-            elif kind in ("blob", "schema", "structured_dataset"):
-                value = getattr(literal.scalar, kind)
-                value.uri = "" if value.uri.startswith(self._prefix) else value.uri
-        for each in inner:
-            self._leave_out_uploads(each)
 
     @staticmethod
     def _whole(context: FlyteContext, full: literals_pb2.LiteralMap, blob: Any) -> LiteralMap:

@@ -1,20 +1,43 @@
-"""Reads the execution of the eager workflow in whose pod a search runs."""
+"""Tells where a search runs: in which execution of an eager workflow, in which of its nodes, and in which attempt."""
 
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flyteidl.admin.execution_pb2 import ExecutionSpec, WorkflowExecutionGetRequest
-from flyteidl.admin.node_execution_pb2 import NodeExecutionListRequest
-from flyteidl.admin.task_execution_pb2 import TaskExecutionListRequest
-from flyteidl.core.execution_pb2 import NodeExecution
 from flyteidl.core.identifier_pb2 import NodeExecutionIdentifier, WorkflowExecutionIdentifier
+from flytekit.core.context_manager import ExecutionParameters
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
+from optuna_flyte_dsl.engines._flytekit.cluster.node_executions import TERMINAL_NODE_PHASES, nodes_with_tasks, tasks_of
 
-_NODES = 100
+
+@dataclass(frozen=True)
+class EagerPod:
+    """The pod of an eager workflow: one attempt of one node of an execution."""
+
+    execution: WorkflowExecutionIdentifier
+    # The folder of the node's inputs and outputs: the same in each attempt, and another one for each node.
+    folder: str
+    attempt: int  # from 0
+    task: str  # the name of the eager task
+
+    @classmethod
+    def current(cls, params: ExecutionParameters | None) -> "EagerPod | None":
+        """Return the pod in which this process runs; `None` outside of a pod."""
+        if "FLYTE_INTERNAL_EXECUTION_ID" not in os.environ or params is None or params.execution_id is None:
+            return None
+        attempt = os.environ.get("FLYTE_ATTEMPT_NUMBER", "0")
+        # Propeller writes the outputs of an attempt to a folder that is named after its number, in the node's folder.
+        outputs = str(params.output_metadata_prefix or "").rstrip("/")
+        folder, _, last = outputs.rpartition("/")
+        return cls(
+            params.execution_id.to_flyte_idl(),
+            folder if last == attempt else outputs,
+            int(attempt),
+            os.environ.get("FLYTE_INTERNAL_TASK_NAME", ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -34,49 +57,63 @@ class EagerExecutionReader:
     All searches of the eager workflow use what the first one has read.
 
     Args:
-        identifier: The execution; `None` outside of an eager workflow's pod.
+        pod: The eager workflow's pod; `None` outside of one.
     """
 
-    def __init__(self, identifier: WorkflowExecutionIdentifier | None) -> None:
-        self._identifier = identifier
+    def __init__(self, pod: EagerPod | None) -> None:
+        self.pod = pod
         self._lock = threading.Lock()
-        self._execution = None if identifier is not None else EagerExecution()
+        self._execution = None if pod is not None else EagerExecution()
 
     def read(self, admin: Admin) -> EagerExecution:
         """Return the execution. It blocks."""
         with self._lock:
             if self._execution is None:
-                assert self._identifier is not None
+                assert self.pod is not None
                 try:
-                    spec = admin.call("GetExecution", WorkflowExecutionGetRequest(id=self._identifier)).spec
-                    self._execution = EagerExecution(spec, _own_node(admin, self._identifier))
+                    spec = admin.call("GetExecution", WorkflowExecutionGetRequest(id=self.pod.execution)).spec
+                    self._execution = EagerExecution(spec, _own_node(admin, self.pod))
                 except AdminError as error:
                     logger.warning("The eager workflow's execution could not be read: %s", error)
                     self._execution = EagerExecution()
             return self._execution
 
+    def has_successor(self, admin: Admin, seconds: float) -> bool:
+        """Tell whether Flyte has begun a later attempt of this pod's node, as far as that is known. It blocks.
 
-def _own_node(admin: Admin, execution: WorkflowExecutionIdentifier) -> NodeExecutionIdentifier | None:
+        Flyte may begin the next attempt while the pod of the attempt before still ends.
+
+        Args:
+            seconds: The time limit of a request.
+        """
+        known = self._execution  # without the lock, which a request that is under way may hold
+        if self.pod is None or known is None or known.node is None:
+            return False
+        attempts = tasks_of(admin, known.node, patience=0.0, seconds=seconds)
+        return any(task.id.retry_attempt > self.pod.attempt for task in attempts)
+
+
+def _own_node(admin: Admin, pod: EagerPod) -> NodeExecutionIdentifier | None:
     """Return the node execution in whose pod this process runs; `None` if no single node can be identified."""
-    request = NodeExecutionListRequest(workflow_execution_id=execution, limit=_NODES)
-    nodes = [
-        node.id
-        for node in admin.call("ListNodeExecutions", request).node_executions
-        if node.closure.phase not in (NodeExecution.SUCCEEDED, NodeExecution.FAILED, NodeExecution.SKIPPED)
-        and node.id.node_id not in ("start-node", "end-node")
-    ]
     # Where the operator has set the console's address, the pod knows its node's page.
     _, _, page = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/nodeId/")
-    own = [node for node in nodes if node.node_id == page.partition("/")[0]]
-    found = own or [node for node in nodes if _task_name() in _tasks_of(admin, node)]
-    return found[0] if len(found) == 1 else None
+    if page:
+        return NodeExecutionIdentifier(node_id=page.partition("/")[0], execution_id=pod.execution)
+    same_task = []
+    for node, tasks in nodes_with_tasks(admin, pod.execution):
+        if node.input_uri == _inputs_of(pod.folder):
+            return node.id
+        if any(task.id.task_id.name == pod.task for task in tasks):
+            same_task.append(node.id)
+    return same_task[0] if len(same_task) == 1 else None
 
 
-def _task_name() -> str:
-    return os.environ.get("FLYTE_INTERNAL_TASK_NAME", "")
+def has_ended(admin: Admin, execution: WorkflowExecutionIdentifier, folder: str) -> bool:
+    """Tell whether the node of an execution whose data is in a folder has ended, as far as that is known. It blocks."""
+    nodes = nodes_with_tasks(admin, execution, ended=True)
+    phases = (node.closure.phase for node, _ in nodes if node.input_uri == _inputs_of(folder))
+    return next(phases, None) in TERMINAL_NODE_PHASES
 
 
-def _tasks_of(admin: Admin, node: NodeExecutionIdentifier) -> Iterator[str]:
-    request = TaskExecutionListRequest(node_execution_id=node, limit=_NODES)
-    for task in admin.call("ListTaskExecutions", request).task_executions:
-        yield task.id.task_id.name
+def _inputs_of(folder: str) -> str:
+    return f"{folder}/inputs.pb"

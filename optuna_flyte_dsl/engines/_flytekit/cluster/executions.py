@@ -18,6 +18,7 @@ from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecution, EagerExecutionReader
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
+from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ class Connection:
     env: Mapping[str, str] = field(default_factory=dict)
     deck: ExecutionsDeck | None = None  # the Deck that lists executions; `None` if there is none
     eager_execution: EagerExecutionReader = field(default_factory=lambda: EagerExecutionReader(None))
-    attempt: int = 0  # the number of the eager pod's attempt
+
+    @property
+    def attempt(self) -> int:
+        """The number of the eager pod's attempt, from 0; 0 outside of a pod."""
+        return self.eager_execution.pod.attempt if self.eager_execution.pod is not None else 0
 
     @property
     def project(self) -> str:
@@ -97,6 +102,9 @@ class ExecutionNames:
         return str(self.connection.remote.generate_console_url(identifier))
 
 
+ATTEMPT = "optuna-flyte-dsl/attempt"
+"""The annotation with the number of the eager pod's attempt that has launched an execution."""
+
 INPUTS_DIGEST = "optuna-flyte-dsl/inputs"
 """The annotation with the digest of an execution's inputs.
 
@@ -121,16 +129,18 @@ def create_request(
 
     Args:
         digest: The digest of the inputs.
-        eager: The eager workflow's execution. The eager execution's service account and prefix of raw outputs are those
-            of the new execution too, unless `options` name others. Flyte's console shows the new execution under the
-            eager execution's node.
+        eager: The eager workflow's execution. The eager execution's service account, prefix of raw outputs and
+            environment variables are those of the new execution too, unless `options` name others. Flyte's console
+            shows the new execution under the eager execution's node.
     """
-    env = {**options.env, **connection.env, **env}
+    inherited = {pair.key: pair.value for pair in eager.spec.envs.values if pair.key != TOKEN_ENV}
+    env = {**inherited, **options.env, **connection.env, **env}
+    marks = {INPUTS_DIGEST: digest, ATTEMPT: str(connection.attempt)}
     spec = ExecutionSpec(
         launch_plan=target.id,
         metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL, parent_node_execution=eager.node),
         labels=Labels(values={**options.labels, **connection.labels}),
-        annotations=Annotations(values={**options.annotations, INPUTS_DIGEST: digest}),
+        annotations=Annotations(values={**options.annotations, **marks}),
         envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
         tags=list(options.tags),
         max_parallelism=options.max_parallelism or 0,

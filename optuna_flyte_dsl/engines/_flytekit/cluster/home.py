@@ -9,6 +9,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -34,7 +35,7 @@ from optuna_flyte_dsl.cluster_options import Cluster, OnSigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
-from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader
+from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader, EagerPod, has_ended
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher, Traffic
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
@@ -60,6 +61,7 @@ class ClusterSearch:
         home.traffic = home.traffic or Traffic(home.connection, options.patience)
         context = FlyteContextManager.current_context()
         self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic)
+        self.launcher.on_successor = functools.partial(self.end, leave=True)
         self.is_checkpointed = False
         self.is_durable = False
         self._key = key
@@ -130,7 +132,7 @@ class ClusterSearch:
         An attempt that is killed before its first write leaves no checkpoint. But the attempt's trials have executions,
         whose names are known and whose inputs are the parameters.
         """
-        is_retry = self._sigterm is not None and self._sigterm.attempt > 0
+        is_retry = self._sigterm is not None and self.launcher.connection.attempt > 0
         if not (self._is_new and is_retry and objective.kind is Kind.TASK):
             return
         names = sorted({name.split(".", 1)[0] for name in space})
@@ -167,26 +169,32 @@ class ClusterSearch:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """The execution and the attempt of this pod; empty outside of an eager workflow's pod."""
-        return {} if self._sigterm is None else dict(self._sigterm.evidence)
+        """The execution, node and attempt of this pod; empty outside of an eager workflow's pod."""
+        pod = self.launcher.connection.eager_execution.pod
+        if pod is None or self._sigterm is None:
+            return {}
+        execution = [pod.execution.project, pod.execution.domain, pod.execution.name]
+        return {"execution": execution, "node": pod.folder, "attempt": pod.attempt}
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
         """Tell by its execution whether another eager workflow is running; see `RemoteSearch.life`. It blocks."""
         execution = evidence.get("execution")
         if not execution:
             return None
-        own = self.evidence
-        if execution == own.get("execution"):
-            # An attempt of a pod begins when the attempt before has ended.
+        own, node = self.evidence, evidence.get("node", "")
+        if [execution, node] == [own.get("execution"), own.get("node")]:
+            # The attempt before may still be ending, but this attempt has replaced it.
             return Life.DEAD if evidence["attempt"] < own["attempt"] else Life.ALIVE
         project, domain, name = execution
-        request = WorkflowExecutionGetRequest(id=WorkflowExecutionIdentifier(project=project, domain=domain, name=name))
+        identifier = WorkflowExecutionIdentifier(project=project, domain=domain, name=name)
+        admin = self.launcher.admin
         try:
-            state = self.launcher.admin.call("GetExecution", request)
+            state = admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier))
+            is_over = state.closure.phase in TERMINAL or has_ended(admin, identifier, node)
         except AdminError as error:
             logger.warning("It is not known whether the execution %s runs: %s", name, error)
             return None
-        return Life.DEAD if state.closure.phase in TERMINAL else Life.ALIVE
+        return Life.DEAD if is_over else Life.ALIVE
 
     def attach(self, loop: SearchLoop) -> None:
         self._loop_of_trials = loop
@@ -283,25 +291,24 @@ def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
             "Flyte to set FLYTE_PLATFORM_URL for all pods, in `plugins.k8s.default-env-vars`; or set it in the task's "
             "`environment`. docs/how-to/cluster.md shows how."
         )
-    attempt = int(os.environ.get("FLYTE_ATTEMPT_NUMBER", "0"))
     params = context.user_space_params
-    execution = params.execution_id if params is not None else None
+    pod = EagerPod.current(params)
     connection = Connection(
         controller.remote,
         controller.ss,
-        controller.tag,
+        # An execution may have several nodes of eager workflows.
+        f"{controller.tag}/{pod.folder}" if pod is not None else controller.tag,
         controller.exec_prefix,
         controller.get_labels().values,
         controller.get_env(),
         ExecutionsDeck(controller, context),
-        EagerExecutionReader(execution.to_flyte_idl() if execution is not None and in_pod else None),
-        attempt,
+        EagerExecutionReader(pod),
     )
     store = None
     with contextlib.suppress(NotImplementedError):  # there is no checkpoint
         if params is not None and params.checkpoint is not None:
             store = CheckpointStore(params.checkpoint, context)
-    sigterm = SigtermHandler(connection.remote, context, attempt)
+    sigterm = SigtermHandler(connection.remote, context, connection.eager_execution)
     outlive_exit(controller_thread(controller))
     set_stop_handler(controller, sigterm)
     return Home(connection, store, sigterm)

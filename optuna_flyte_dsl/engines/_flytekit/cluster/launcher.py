@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import os
 import pathlib
 import socket
@@ -27,7 +26,7 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import pauses
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.cluster_options import Cluster
-from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError, TokenBucket
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection, ExecutionNames, create_request
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
@@ -36,7 +35,7 @@ from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
 from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
-from optuna_flyte_dsl.errors import RefusedError
+from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
 
 
 class Traffic:
@@ -50,8 +49,7 @@ class Traffic:
         self._connection = connection
         self._admin = Admin(connection.remote, patience)
         self._lock = threading.Lock()
-        self._tokens = math.inf  # launches that may begin at once; below 0, launches that wait
-        self._filled = 0.0
+        self._launches = TokenBucket()
         self._users = 0
         self._poller: Poller | None = None
 
@@ -75,18 +73,14 @@ class Traffic:
             await poller.close()
 
     def wait_to_launch(self, options: Cluster, given_up: threading.Event) -> None:
-        """Wait for a token of a token bucket: it holds a burst, and fills at the rate of launches.
+        """Wait for the turn of a launch.
 
-        While Flyte has not begun to run as many executions as a burst has, launches keep to the rate.
+        While as many executions as a burst has wait to be run in Flyte, launches keep to the rate.
         """
-        with self._lock:
-            now, rate = time.monotonic(), options.launches_per_second
-            queued = self._poller.queued if self._poller is not None else 0
-            burst = options.launch_burst if queued < options.launch_burst else 1
-            self._tokens = min(burst, self._tokens + (now - self._filled) * rate) - 1
-            self._filled = now
-            seconds = max(0.0, -self._tokens / rate)
-        if given_up.wait(seconds):
+        poller = self._poller
+        queued = poller.queued if poller is not None else 0
+        burst = options.launch_burst if queued < options.launch_burst else 1
+        if given_up.wait(self._launches.take(options.launches_per_second, burst)):
             raise GivenUpError("Given up: a launch.")
 
 
@@ -112,6 +106,7 @@ class Launcher:
     store_attributes: StoreAttributes
     traffic: Traffic
     leaves_executions: bool = False  # whether executions are left running at the end, for the pod's next attempt
+    on_successor: Callable[[], None] = lambda: None  # called if a later attempt of the pod has taken the search over
     adopts: bool = False  # whether executions of an earlier process are adopted
     terminated: int = 0
 
@@ -122,6 +117,7 @@ class Launcher:
         self.registry: Registry = Registry(self.admin, connection.settings)
         self.poller: Poller = self.traffic.enter()
         self._left = False
+        self._is_silent = False  # whether flyteadmin has not answered the latest termination
         self._server: TrialServer | None = None
         self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
@@ -143,7 +139,7 @@ class Launcher:
         """Return the Flyte context of a trial, in which calls go through the trial's worker queue."""
         return self._context.with_worker_queue(queue).build()
 
-    def request(self, trial: Trial, target: Launchable, inputs: LiteralMap) -> ExecutionCreateRequest:
+    def request(self, trial: Trial, target: Launchable, inputs: LiteralMap, digest: str) -> ExecutionCreateRequest:
         env = {}
         if self._server is not None and self.options.trials_token_env is None:
             env[TOKEN_ENV] = self._server.token_of(trial_id(trial))
@@ -153,7 +149,7 @@ class Launcher:
             env,
             target,
             inputs,
-            digest=self.converter.digest(inputs),
+            digest=digest,
             eager=self.connection.eager_execution.read(self.admin),
         )
 
@@ -257,13 +253,21 @@ class Launcher:
 
         Args:
             deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
-                short attempt.
+                short attempt, unless flyteadmin has not answered the termination before.
         """
         request = ExecutionTerminateRequest(id=self.names.identifier(name), cause=f"{CAUSE}{cause}")
         left = deadline - time.monotonic()
+        if left <= 0 and self._is_silent:
+            logger.error("The execution %s could not be terminated: flyteadmin does not answer.", name)
+            return
         attempt = max(_LAST_ATTEMPT, min(pauses.launch_rpc, left / 2))
         try:
-            self.admin.call("TerminateExecution", request, patience=max(0.0, left - attempt), seconds=attempt)
+            patience = max(0.0, left - attempt)
+            self.admin.call("TerminateExecution", request, patience=patience, seconds=attempt, is_paced=False)
+            self._is_silent = False
+        except ClusterUnavailableError as error:
+            self._is_silent = True
+            logger.error("The execution %s could not be terminated: %s", name, error)
         except AdminError as error:
             if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
                 logger.error("The execution %s could not be terminated: %s", name, error)

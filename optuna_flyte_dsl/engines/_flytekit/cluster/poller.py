@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 import grpc
 from flyteidl.admin.common_pb2 import NamedEntityIdentifier, ResourceListRequest, Sort
 from flyteidl.admin.execution_pb2 import Execution, WorkflowExecutionGetRequest
-from flyteidl.admin.node_execution_pb2 import NodeExecutionListRequest
-from flyteidl.admin.task_execution_pb2 import TaskExecutionListRequest
 from flyteidl.core.execution_pb2 import TaskExecution, WorkflowExecution
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import pauses
-from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError, TokenBucket
+from optuna_flyte_dsl.engines._flytekit.cluster.node_executions import nodes_with_tasks
 
 TERMINAL = frozenset(
     {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
@@ -36,9 +35,8 @@ _REMEMBERED = 32
 _MISSED = 5
 """An execution that this many polls did not list is asked for by its name."""
 
-_NODES = 100
-_PODS_A_POLL = 32
-"""The number of executions for which one poll asks whether their pods run: each takes two calls and more."""
+_PODS_PER_SECOND = 5.0
+"""The number of executions for which polls ask in a second whether their pods run: each takes two calls, or more."""
 
 _QUEUED_PHASES = frozenset({WorkflowExecution.UNDEFINED, WorkflowExecution.QUEUED})
 _WAITING_PHASES = frozenset(
@@ -61,6 +59,7 @@ class Poller:
         self._waiting: dict[str, concurrent.futures.Future[Execution]] = {}
         self._since: dict[str, float] = {}
         self._on_running: dict[str, Callable[[], None]] = {}
+        self._pods = TokenBucket()
         self._missed: collections.Counter[str] = collections.Counter()
         self._begun: set[str] = set()  # the awaited executions that have left Flyte's queue
         self._durations: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
@@ -159,7 +158,9 @@ class Poller:
         with self._lock:
             self._begun |= begun & self._waiting.keys()
         running = [name for name in list(self._on_running) if phases.get(name) == WorkflowExecution.RUNNING]
-        for name in running[:_PODS_A_POLL]:
+        for name in running:
+            if not self._pods.take_at_once(_PODS_PER_SECOND, _PODS_PER_SECOND):
+                break
             self._poll_pod(name, seen[name])
 
     def _poll_pod(self, name: str, execution: Execution) -> None:
@@ -182,28 +183,15 @@ class Poller:
             on_running()
 
     def _has_running_task(self, identifier: WorkflowExecutionIdentifier) -> bool:
-        nodes = self._admin.call(
-            "ListNodeExecutions",
-            NodeExecutionListRequest(workflow_execution_id=identifier, limit=_NODES),
-            given_up=self._closed,
-        ).node_executions
-        for node in nodes:
-            if node.id.node_id in ("start-node", "end-node"):
-                continue
-            request = TaskExecutionListRequest(node_execution_id=node.id, limit=_NODES)
-            tasks = self._admin.call("ListTaskExecutions", request, given_up=self._closed).task_executions
-            if any(task.closure.phase not in _WAITING_PHASES for task in tasks):
-                return True
-        return False
+        nodes = nodes_with_tasks(self._admin, identifier, self._closed, ended=True)
+        return any(task.closure.phase not in _WAITING_PHASES for _, tasks in nodes for task in tasks)
 
     def find(self, names: Sequence[str]) -> dict[str, Execution]:
         """Return those of some executions that exist, by name, as `ListExecutions` returns them. It blocks."""
-        # flyteadmin refuses `value_in` with a single value.
-        function = "value_in" if len(names) > 1 else "eq"
         request = ResourceListRequest(
             id=self._where,
             limit=len(names),
-            filters=f"{function}(execution_name,{';'.join(names)})",
+            filters=f"value_in(execution_name,{';'.join(names)})",
             # A page's token is an offset, so the order must be fixed.
             sort_by=Sort(key="execution_name", direction=Sort.ASCENDING),
         )

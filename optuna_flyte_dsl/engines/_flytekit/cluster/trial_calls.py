@@ -7,6 +7,7 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Mapping
@@ -34,13 +35,13 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl._threads import finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
 from optuna_flyte_dsl.engines.remote_trial.handle import is_pruned
-from optuna_flyte_dsl.errors import ExecutionFailedError
+from optuna_flyte_dsl.errors import ExecutionFailedError, RefusedError
 from optuna_flyte_dsl.search.outcome import mark_retries_used
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Kind, Objective
@@ -237,8 +238,8 @@ class TrialCalls:
 
     def _prepare(self, launch: Launch) -> None:
         launch.target = self.launcher.registry.find(launch.entity, launch.given_up)
-        inputs = self.launcher.converter.inputs(launch.entity.name, launch.target, launch.inputs)
-        launch.request = self.launcher.request(self.trial, launch.target, inputs)
+        inputs, digest = self.launcher.converter.inputs(launch.entity.name, launch.target, launch.inputs)
+        launch.request = self.launcher.request(self.trial, launch.target, inputs, digest)
 
     def _create(self, launch: Launch) -> bool:
         """Launch the execution. Return whether it has the name now: another execution may have taken the name."""
@@ -246,21 +247,15 @@ class TrialCalls:
         assert request is not None
         request.name = launch.name
         # Look the name up first where an earlier attempt may have used it: even a refused CreateExecution has effects.
-        may_be_taken = launch.name in self._earlier or (launcher.adopts and launcher.connection.attempt > 0)
-        there = self._find(launch) if may_be_taken else None
-        if there is not None:
-            return self._take(launch, there)
+        launch.submitted = launch.name in self._earlier or launcher.connection.attempt > 0
 
         def create() -> bool:
-            launcher.traffic.wait_to_launch(launcher.options, launch.given_up)
-            launch.submitted = True
-            try:
-                launcher.admin.call("CreateExecution", request, given_up=launch.given_up, seconds=pauses.launch_rpc)
-            except AdminError as error:
-                there = self._find(launch) if error.code is grpc.StatusCode.ALREADY_EXISTS else None
-                if there is None:
-                    raise
+            there = self._find(launch) if launch.submitted else None
+            if there is not None:
                 return self._take(launch, there)
+            launcher.traffic.wait_to_launch(launcher.options, launch.given_up)
+            launch.submitted = True  # from now on, a lost response may hide that the name is taken
+            launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
             return True
 
         def may_pass(error: Exception) -> bool:
@@ -274,16 +269,25 @@ class TrialCalls:
 
         waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
         try:
-            return retry(create, waits, may_pass=may_pass, wait=wait)
+            outage_proof = functools.partial(
+                launcher.admin.retry, create, "call CreateExecution", given_up=launch.given_up
+            )
+            return retry(outage_proof, waits, may_pass=may_pass, wait=wait)
         except AdminError as error:
             launch.over, launch.submitted = True, False
             raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
 
-    def _find(self, launch: Launch) -> Execution | None:
-        """Return the execution that has a launch's name; `None` if no execution has it."""
+    def _find(self, launch: Launch, patience: float | None = 0.0) -> Execution | None:
+        """Return the execution that has a launch's name; `None` if no execution has it.
+
+        Args:
+            patience: The seconds for which an outage is waited out; `None` for the search's.
+        """
         request = WorkflowExecutionGetRequest(id=self.launcher.names.identifier(launch.name))
         try:
-            found: Execution = self.launcher.admin.call("GetExecution", request, given_up=launch.given_up)
+            found: Execution = self.launcher.admin.call(
+                "GetExecution", request, given_up=launch.given_up, patience=patience
+            )
         except AdminError as error:
             if error.code is grpc.StatusCode.NOT_FOUND:
                 return None
@@ -300,6 +304,11 @@ class TrialCalls:
         is_void = is_aborted or _has_not_begun(there)
         launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_void
         if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
+            attempt = int(theirs.annotations.values.get(ATTEMPT, "0"))
+            if self.launcher.names.study is None and attempt > self.launcher.connection.attempt:
+                logger.warning("A later attempt of this pod runs the search: this attempt leaves all executions to it.")
+                self.launcher.on_successor()
+                raise GivenUpError("Given up: a launch.")
             # An earlier process of this search has launched the execution, and that process is gone.
             deadline = self.launcher.end_of_grace()
             self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now", deadline)
@@ -315,8 +324,14 @@ class TrialCalls:
         assert launch.target is not None
 
         def uri() -> str:
-            there = self._find(launch)
-            return there.closure.outputs.uri if there is not None else ""
+            there = self._find(launch, None)
+            if there is None or not there.closure.outputs.uri:
+                raise RefusedError(
+                    f"Flyte's answer lacks the outputs of the execution {launch.name} of `{launch.entity.name}`, and "
+                    "their address. Outputs that are larger than flyteadmin's `maxDownloadMBs` are left out: return "
+                    "what is large as a file (`FlyteFile`), or let the operator raise that limit."
+                )
+            return str(there.closure.outputs.uri)
 
         return self.launcher.converter.outputs(launch.target, self._data(launch), uri)
 

@@ -21,6 +21,7 @@ import optuna
 import pytest
 import quick
 import requests
+from flyteidl.admin.execution_pb2 import ExecutionSpec
 from flyteidl.core import execution_pb2, identifier_pb2, literals_pb2
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
@@ -35,6 +36,7 @@ from flytekit.models.filters import ValueIn
 from flytekit.models.interface import ParameterMap
 from flytekit.models.literals import LiteralMap
 from flytekit.models.security import Identity, SecurityContext
+from flytekit.types.file import FlyteFile
 
 from optuna_flyte_dsl import (
     Cluster,
@@ -56,7 +58,7 @@ from optuna_flyte_dsl.engines._flytekit import call_site
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.engines._flytekit.cluster import launcher as launcher_module
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST, Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST, Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
@@ -64,10 +66,11 @@ from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS
 from optuna_flyte_dsl.study.liveness import Life
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import in_movable_time, own_threads, wait_until
-from tests.support._compat import set_python_outputs
-from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
+from tests.support._compat import forget_uploads, set_python_outputs
+from tests.support.flyteadmin import Execution, Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.errors import NAME
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.flyteadmin.nodes import NODE, TASK, NodeRecord
 from tests.support.sessions import dead_record
 
 IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
@@ -174,7 +177,8 @@ def test_an_execution_gets_all_that_a_user_may_set_for_it(cluster):
         assert spec.interruptible.value is True
         assert spec.overwrite_cache is True
         assert spec.labels.values["team"] == "a"
-        assert dict(spec.annotations.values) == {"note": "b", INPUTS_DIGEST: spec.annotations.values[INPUTS_DIGEST]}
+        digest = spec.annotations.values[INPUTS_DIGEST]
+        assert dict(spec.annotations.values) == {"note": "b", INPUTS_DIGEST: digest, ATTEMPT: "0"}
         assert {pair.key: pair.value for pair in spec.envs.values} == {"KEY": "value"}
         assert list(spec.tags) == ["nightly"]
         assert spec.cluster_assignment.cluster_pool_name == "pool"
@@ -524,9 +528,10 @@ def test_an_identity_provider_that_is_away_is_waited_out(cluster, monkeypatch, a
     def refresh(self):
         if next(renewals) < 4:
             raise away
+        cluster.faults.clear()
 
     monkeypatch.setattr(PKCEAuthenticator, "refresh_credentials", refresh)
-    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=6))
+    cluster.fail("CreateExecution", Fault(grpc.StatusCode.UNAUTHENTICATED, times=10_000))  # until it is renewed
     assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
     assert next(renewals) > 4
 
@@ -998,7 +1003,7 @@ def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
 class Pod:
     """One attempt of the pod of an eager workflow, in this process."""
 
-    def __init__(self, cluster, folder, attempt, name="eager"):
+    def __init__(self, cluster, folder, attempt, name="eager", node="n0"):
         settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
         remote = cluster.remote()
         self.controller = Controller(remote, settings, name, name, f"e-search-{name}")
@@ -1008,6 +1013,17 @@ class Pod:
         builder = context.user_space_params.new_builder(context.user_space_params)
         builder.execution_id = execution_id
         builder.checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
+        self.execution = eager_execution(cluster, name)
+        self.node = self.execution.nodes.setdefault(node, NodeRecord(node, folder / name / node / "data"))
+        self.node.task = identifier_pb2.Identifier(project="project", domain="development", name="search", version="1")
+        self.node.tasks = [TASK.FAILED] * attempt + [TASK.RUNNING]
+        builder.output_metadata_prefix = f"{self.node.folder}/{attempt}"
+        self.environment = {
+            **cluster.client_environment,
+            "FLYTE_INTERNAL_EXECUTION_ID": name,
+            "FLYTE_INTERNAL_TASK_NAME": "search",
+            "FLYTE_ATTEMPT_NUMBER": str(attempt),
+        }
         params = builder.build()
         state = context.new_execution_state().with_params(
             mode=ExecutionState.Mode.EAGER_EXECUTION, user_space_params=params
@@ -1019,10 +1035,22 @@ class Pod:
             with FlyteContextManager.with_context(self.builder):
                 return await function()
 
-        try:
-            return asyncio.run(main())
-        finally:
-            self.controller.stopping_condition.set()
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in self.environment.items():
+                patch.setenv(variable, value)
+            # The frames of pytest are no module that a pod imports.
+            patch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
+            try:
+                return asyncio.run(main())
+            finally:
+                self.controller.stopping_condition.set()
+
+
+def eager_execution(cluster, name="eager"):
+    """Return the execution of an eager workflow, which the cluster keeps apart from those of trials."""
+    inputs = literals_pb2.LiteralMap()
+    made = Execution("project", "development", name, ExecutionSpec(), inputs, time.time(), phase=PHASES.RUNNING)
+    return cluster.children.setdefault(made.key, made)
 
 
 async def killed_after(cluster, launches, search):
@@ -1038,25 +1066,20 @@ async def killed_after(cluster, launches, search):
 
 
 def test_a_pod_that_does_not_know_flyteadmins_address_is_told_at_once_what_is_missing(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLYTE_INTERNAL_EXECUTION_ID", "eager")
-    monkeypatch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
     monkeypatch.delenv("FLYTE_PLATFORM_URL", raising=False)
+    pod = Pod(cluster, tmp_path, 0)
+    del pod.environment["FLYTE_PLATFORM_URL"]
     with pytest.raises(RefusedError, match=r"FLYTE_PLATFORM_URL for all pods, in `plugins.k8s.default-env-vars`"):
-        Pod(cluster, tmp_path, 0).run(quick.train)
+        pod.run(quick.train)
     assert not cluster.counts
 
 
-def test_trials_inherit_the_account_and_the_output_prefix_of_their_workflow(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLYTE_INTERNAL_EXECUTION_ID", "eager")
-    monkeypatch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
-    monkeypatch.setenv("FLYTE_PLATFORM_URL", cluster.endpoint)
-    monkeypatch.setenv("FLYTE_INTERNAL_TASK_NAME", "quick.train")
-    there(Optimizer(quick.train.task, 1, 1, progress=False), cluster).run_sync()
-    (eager,) = executions(cluster)
-    eager.name = "eager"
-    cluster.executions[eager.key] = eager
+def test_trials_inherit_what_the_execution_of_their_workflow_has(cluster, tmp_path):
+    eager = eager_execution(cluster)
     eager.spec.security_context.run_as.k8s_service_account = "trainer"
     eager.spec.raw_output_data_config.output_location_prefix = str(tmp_path / "raw")
+    eager.spec.envs.values.add(key="REGION", value="north")
+    eager.spec.envs.values.add(key="OPTUNA_FLYTE_DSL_TOKEN", value="of the outer trial")
     tuned = with_options(quick.train, raw_output_prefix=str(tmp_path / "own"))
 
     async def workflow():
@@ -1064,7 +1087,10 @@ def test_trials_inherit_the_account_and_the_output_prefix_of_their_workflow(clus
         await tuned()
 
     Pod(cluster, tmp_path, 0).run(workflow)
-    specs = [each.spec for each in executions(cluster) if each.name != "eager"][-12:]
+    specs = [each.spec for each in executions(cluster)]
+    assert len(specs) == 12
+    for spec in specs:
+        assert {pair.key: pair.value for pair in spec.envs.values} == {"_F_EE_ROOT": "eager", "REGION": "north"}
     assert {spec.metadata.parent_node_execution.node_id for spec in specs} == {"n0"}
     assert cluster.counts["ListNodeExecutions"] < 12
     assert {spec.security_context.run_as.k8s_service_account for spec in specs} == {"trainer"}
@@ -1202,20 +1228,26 @@ def test_the_execution_of_an_eager_workflow_tells_whether_it_lives(cluster, tmp_
         thread = Threads(limit=1)
         async with home.start_search(Cluster(), "key", thread) as search:
             mine = search.evidence
-            assert mine == {"execution": ["project", "development", "eager"], "attempt": 2}
-            other = {"execution": ["project", "development", running.name], "attempt": 0}
-            gone = {"execution": ["project", "development", "gone"], "attempt": 0}
+            folder = str(pod.node.folder)
+            assert mine == {"execution": ["project", "development", "eager"], "node": folder, "attempt": 2}
+            other = {"execution": ["project", "development", running.name], "node": "n0", "attempt": 0}
+            gone = {"execution": ["project", "development", "gone"], "node": "n0", "attempt": 0}
             lives = [search.life({**mine, "attempt": 1}), search.life(mine), search.life(other), search.life(gone)]
             task.cancel()
             await asyncio.wait([task])
             lives += [search.life(other), search.life({})]
+            # Another node of the same execution is no attempt of this one.
+            beside = {**mine, "node": str(sibling.node.folder), "attempt": 0}
+            lives.append(search.life(beside))
+            sibling.node.phase = NODE.FAILED
+            lives.append(search.life(beside))
         await thread.close()
         return lives
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLYTE_ATTEMPT_NUMBER", "2")
-        lives = Pod(cluster, tmp_path, 0).run(main)
-    assert lives == [Life.DEAD, Life.ALIVE, Life.ALIVE, None, Life.DEAD, None]
+    pod, sibling = Pod(cluster, tmp_path, 2), Pod(cluster, tmp_path, 0, node="n1")
+    sibling.controller.stopping_condition.set()
+    lives = pod.run(main)
+    assert lives == [Life.DEAD, Life.ALIVE, Life.ALIVE, None, Life.DEAD, None, Life.ALIVE, Life.DEAD]
 
 
 def test_a_search_whose_executions_were_terminated_tries_their_points_again(cluster, tmp_path):
@@ -1269,13 +1301,12 @@ def test_a_function_that_had_launched_nothing_is_tried_again_as_a_new_trial(clus
     assert optimizer.study.trials[1].params == optimizer.study.trials[0].params
 
 
-def test_trials_are_found_in_flyte_where_the_checkpoint_is_missing(cluster, tmp_path, monkeypatch, warned):
+def test_trials_are_found_in_flyte_where_the_checkpoint_is_missing(cluster, tmp_path, warned):
     cluster.instant = echo(seconds=0.3)
     objective = with_options(quick.train)  # with a sampler that does not repeat
     objective._session.options = dataclasses.replace(objective._session.options, seed=None)
     Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 4, objective()))
     before = {name: each.inputs for name, each in cluster.executions.items()}
-    monkeypatch.setenv("FLYTE_ATTEMPT_NUMBER", "2")
     study = Pod(cluster, tmp_path, 2).run(objective)  # attempt 1 has left nothing
     assert states(study) == ["COMPLETE"] * 6
     assert len(cluster.executions) == 6
@@ -1523,3 +1554,174 @@ def test_an_execution_that_was_terminated_with_its_pod_is_not_adopted(cluster, t
     study = Pod(cluster, tmp_path, 1).run(quick.train)
     assert states(study) == ["COMPLETE"] * 6
     assert len(cluster.executions) == 8
+
+
+# Several nodes and several attempts.
+
+
+def test_two_nodes_of_one_execution_do_not_take_each_others_executions(cluster, tmp_path):
+    """Each node's eager workflow begins with the same points, and is killed and started again."""
+    cluster.instant = echo(seconds=0.1)
+    found = {}
+    for node, launches in (("n0", 3), ("n1", 9)):
+        pod = Pod(cluster, tmp_path / node, 0, node=node)
+        pod.run(lambda now=launches: killed_after(cluster, now, quick.train()))
+        found[node] = Pod(cluster, tmp_path / node, 1, node=node).run(quick.train)
+    for study in found.values():
+        assert states(study) == ["COMPLETE"] * 6
+    assert [trial.params for trial in found["n0"].trials] == [trial.params for trial in found["n1"].trials]
+    names = [
+        {entry["name"] for trial in each.trials for entry in trial.user_attrs[EXECUTIONS]} for each in found.values()
+    ]
+    assert not names[0] & names[1]
+    assert len(cluster.executions) == 12, "nothing was terminated or run twice"
+    assert not cluster.counts["TerminateExecution"]
+
+
+async def until_two_run(cluster, search):
+    task = asyncio.ensure_future(search)
+    while len(cluster.executions) < 2:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    return task
+
+
+def test_a_pod_that_has_a_successor_leaves_executions_to_it_though_no_retries_are_left(cluster, tmp_path, warned):
+    cluster.instant = lambda execution: None
+    pod = Pod(cluster, tmp_path, 0)
+
+    async def told_to_end():
+        task = await until_two_run(cluster, quick.train())
+        pod.node.tasks[:] = [TASK.FAILED, TASK.QUEUED]  # Flyte has begun the next attempt
+        await asyncio.to_thread(home_module.current_home().sigterm.stop)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    pod.run(told_to_end)
+    assert "The pod ends: running executions are left running." in warned()
+    assert len(cluster.running()) == 2
+    cluster.instant = echo()
+    for execution in executions(cluster):
+        execution.finish(echo()(execution))
+    study = Pod(cluster, tmp_path, 1).run(quick.train)
+    assert states(study) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+
+
+def test_a_pod_that_ends_late_tells_no_trial_that_its_successor_has_adopted(cluster, tmp_path):
+    """In a storage of the user's, both attempts see the same trials. flyteadmin does not know of the second one."""
+    cluster.instant = lambda execution: None
+    path = tmp_path / "study.journal"
+    study = Optimizer(quick.train.task, 2, 3, storage=path, resume=True, progress=False)
+
+    async def adopted_meanwhile():
+        task = await until_two_run(cluster, study())
+        storage = open_storage(path)
+        record = {f"{OWNER}successor": {"session": "successor", "host": "there", "pid": 1}}
+        for trial in optuna.load_study(study_name="train", storage=storage).trials:
+            for key, value in {**record, **dict.fromkeys(trial.system_attrs, None)}.items():
+                if key.startswith(OWNER):
+                    storage.set_trial_system_attr(trial._trial_id, key, value)
+        await asyncio.to_thread(home_module.current_home().sigterm.stop)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    Pod(cluster, tmp_path, 0).run(adopted_meanwhile)
+    left = optuna.load_study(study_name="train", storage=open_storage(path)).trials
+    assert [trial.state.name for trial in left] == ["RUNNING"] * 2
+    assert not any("optuna_flyte_dsl:lost" in trial.user_attrs for trial in left)
+
+
+def test_a_pod_that_meets_an_execution_of_its_successor_leaves_the_search_to_it(cluster, tmp_path, warned):
+    cluster.instant = echo(seconds=math.inf)
+
+    async def meets_a_successor():
+        task = await until_two_run(cluster, quick.train())
+        # The successor runs trial 2 with another point, under the name that this pod would give it.
+        first = next(iter(cluster.executions.values()))
+        home = home_module.current_home()
+        (search,) = home.sigterm.searches
+        theirs = dataclasses.replace(first, name=search.launcher.names.name(2, "quick.train", 0, 0), ends=math.inf)
+        theirs.spec = type(first.spec)()
+        theirs.spec.CopyFrom(first.spec)
+        theirs.spec.annotations.values[ATTEMPT] = "1"
+        cluster.executions[theirs.key] = theirs
+        first.finish(echo()(first))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return theirs
+
+    theirs = Pod(cluster, tmp_path, 0).run(meets_a_successor)
+    assert any("A later attempt of this pod runs the search" in line for line in warned())
+    assert theirs.running
+    assert not cluster.counts["TerminateExecution"]
+
+
+@pytest.mark.parametrize("content", ["the same", "another"])
+def test_a_trial_with_a_file_is_adopted_if_the_files_content_is_the_same(cluster, tmp_path, content):
+    cluster.instant = echo(seconds=0.2)
+    (tmp_path / "data").write_text("the same")
+
+    def search():
+        return quick.reads_prepared(prepared=quick.Prepared(file=FlyteFile(str(tmp_path / "data"))))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+    (tmp_path / "data").write_text(content)
+    forget_uploads()
+    study = Pod(cluster, tmp_path, 1).run(search)
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == (2 if content == "the same" else 4)
+
+
+@pytest.mark.parametrize("name", ["outer_flow", "branching_flow", "launching_flow"])
+def test_the_time_of_a_trial_begins_though_its_pod_is_inside_of_other_nodes(cluster, name):
+    cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=math.inf)
+    limited = Optimizer(getattr(quick, name), 2, 2, trial_timeout=3600, progress=False)
+
+    async def search(loop):
+        running = asyncio.ensure_future(there(limited, cluster)(x=suggest.float(0, 1)))
+        while not running.done():
+            loop.skip(3601)
+            await asyncio.sleep(0.005)
+        return await running
+
+    assert states(in_movable_time(search)) == ["FAIL"] * 2
+
+
+def test_requests_keep_to_their_pace_though_many_pods_wait_for_a_machine(cluster):
+    cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=2.0, queued=math.inf)
+    limited = Optimizer(quick.train.task, 100, 100, trial_timeout=3600, progress=False)
+    there(limited, cluster).run_sync()
+    for seconds, most in ((1.0, 100 + 1), (0.5, 75 + 1)):
+        times = [moment for _, moment in cluster.times]
+        fullest = max(sum(begin <= each < begin + seconds for each in times) for begin in times)
+        assert fullest <= most + 16, "those that launch wait in threads of their own"
+    asks = [moment for rpc, moment in cluster.times if rpc in ("ListNodeExecutions", "ListTaskExecutions")]
+    assert max(sum(begin <= each < begin + 1.0 for each in asks) for begin in asks) <= 2 * (5 + 5) + 1
+
+
+def test_a_name_is_looked_up_before_a_launch_whose_answer_was_lost_is_sent_again(cluster):
+    cluster.fail("CreateExecution", Fault(done=True, times=3))
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+    assert cluster.counts["CreateExecution"] == 6, "none was sent twice"
+    assert cluster.counts["GetExecution"] == 3
+
+
+def test_outputs_that_are_left_out_without_an_address_are_refused_with_the_cure(cluster, monkeypatch):
+    cluster.max_download = 0
+    monkeypatch.setattr(Execution, "outputs_uri", property(lambda self: "", lambda self, value: None), raising=False)
+    with pytest.raises(RefusedError, match=r"lacks the outputs of the execution .*maxDownloadMBs.*FlyteFile"):
+        there(quick.train, cluster).run_sync()
+
+
+def test_a_frozen_flyteadmin_is_asked_no_more_when_the_grace_period_is_over(cluster, tmp_path):
+    cluster.fail("TerminateExecution", Fault(grpc.StatusCode.UNAVAILABLE, times=10_000))
+    options = Cluster(grace=0.2)
+    home = home_module.Home(Connection(cluster.remote(), None, "identity", "o"))
+    search = ClusterSearch(home, options, "key", Threads(limit=1))
+    deadline = time.monotonic() - 1.0
+    for number in range(50):
+        search.launcher.terminate(f"e{number}", "is over", deadline)
+    assert cluster.counts["TerminateExecution"] == 1
+    asyncio.run(search.launcher.close())

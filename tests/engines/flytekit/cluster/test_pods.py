@@ -50,7 +50,7 @@ def run(admin, file, entity, *inputs):
     return admin.executions["project", "development", "eager"]
 
 
-def end_of(execution, patience=90):
+def end_of(execution, patience=240):
     assert execution.done.wait(patience), "it has not ended"
     assert execution.phase == PHASES.SUCCEEDED, execution.outcome.message
     return execution.outcome.outputs.literals["o0"]
@@ -72,7 +72,7 @@ def test_the_whole_journey_of_a_users_file(cluster):
         assert dict(trial.spec.labels.values) == {"eager-exec": "eager", "eager-root-exec": "eager"}
         assert {pair.key: pair.value for pair in trial.spec.envs.values} == {"_F_EE_ROOT": "eager"}
         assert trial.inputs.literals["dataset"].scalar.primitive.string_value == "digits"
-    deck = next(cluster.folder.glob("executions/eager/*/0/outputs/deck.html")).read_text()
+    deck = next(cluster.folder.glob("executions/eager/*/data/0/deck.html")).read_text()
     for trial in trials:
         assert f"/executions/{trial.name}" in deck
 
@@ -144,6 +144,10 @@ def log(admin):
 def attempts_of(admin, name="eager"):
     """Return the times at which the attempts of an execution's only node were started."""
     return next((times for node, times in admin.propeller.attempts.items() if node.startswith(f"{name}/")), [])
+
+
+def attempts_of_all(admin, name="eager"):
+    return [times for node, times in admin.propeller.attempts.items() if node.startswith(f"{name}/")]
 
 
 def pod_of(admin, execution):
@@ -251,6 +255,33 @@ def test_a_pod_that_still_ends_beside_its_successor_disturbs_nothing(cluster, tm
     (tmp_path / "go").touch()
     assert end_of(execution).scalar.primitive.string_value == " ".join(["COMPLETE"] * 6)
     assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 6
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_a_pod_without_retries_that_still_ends_beside_its_successor_costs_no_trial(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "search_once")
+    wait_until(lambda: len(log(cluster)) == 2, 60)
+    cluster.propeller.drain(execution)
+    wait_until(lambda: len(attempts_of(cluster)) == 2, 60)
+    (tmp_path / "go").touch()
+    assert end_of(execution).scalar.primitive.string_value.split().count("COMPLETE") == 6
+    assert not cluster.running()
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_two_nodes_that_search_in_one_execution_keep_their_trials_apart(cluster, tmp_path):
+    execution = run(cluster, "slow.py", "two_searches")
+    wait_until(lambda: len(log(cluster)) == 4, 120)
+    os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)  # one of the two
+    wait_until(lambda: sum(map(len, attempts_of_all(cluster))) == 3, 60)
+    (tmp_path / "go").touch()
+    end_of(execution)
+    found = [literal.scalar.primitive.string_value for literal in execution.outcome.outputs.literals.values()]
+    assert found == [" ".join(["COMPLETE"] * 6)] * 2
+    assert len(log(cluster)) == len(set(log(cluster))) == len(trials_of(cluster)) == 12
+    assert not cluster.counts["TerminateExecution"]
 
 
 @pytest.mark.newest

@@ -1,0 +1,79 @@
+"""Reads the nodes of executions from flyteadmin, and the tasks that the nodes run."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from flyteidl.admin.node_execution_pb2 import NodeExecution, NodeExecutionListRequest
+from flyteidl.admin.task_execution_pb2 import TaskExecution, TaskExecutionListRequest
+from flyteidl.core import execution_pb2
+from flyteidl.core.identifier_pb2 import NodeExecutionIdentifier, WorkflowExecutionIdentifier
+
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
+
+_NODE = execution_pb2.NodeExecution
+TERMINAL_NODE_PHASES = frozenset(
+    {_NODE.SUCCEEDED, _NODE.FAILED, _NODE.ABORTED, _NODE.SKIPPED, _NODE.TIMED_OUT, _NODE.RECOVERED}
+)
+
+_PAGE = 100
+"""The number of nodes or tasks that one call asks for."""
+
+_ENDS = ("start-node", "end-node")
+
+
+def nodes_with_tasks(
+    admin: Admin,
+    execution: WorkflowExecutionIdentifier,
+    given_up: threading.Event | None = None,
+    *,
+    ended: bool = False,
+) -> Iterator[tuple[NodeExecution, list[TaskExecution]]]:
+    """Yield the nodes of an execution, each with its attempts to run a task. It blocks.
+
+    A node without a task may contain other nodes: a sub-workflow, a conditional, a launch plan. `ListNodeExecutions`
+    does not list those with the others, so they are asked for too.
+
+    Args:
+        ended: Whether nodes that have ended are included.
+    """
+    inside = [NodeExecutionListRequest(workflow_execution_id=execution)]
+    while inside:
+        for node in _pages(admin, "ListNodeExecutions", inside.pop(), "node_executions", given_up):
+            if node.id.node_id in _ENDS or (node.closure.phase in TERMINAL_NODE_PHASES and not ended):
+                continue
+            tasks = tasks_of(admin, node.id, given_up)
+            yield node, tasks
+            child = node.closure.workflow_node_metadata.executionId
+            if child.name:
+                inside.append(NodeExecutionListRequest(workflow_execution_id=child))
+            elif not tasks:
+                inside.append(
+                    NodeExecutionListRequest(
+                        workflow_execution_id=node.id.execution_id, unique_parent_id=node.id.node_id
+                    )
+                )
+
+
+def tasks_of(
+    admin: Admin, node: NodeExecutionIdentifier, given_up: threading.Event | None = None, **limits: Any
+) -> list[TaskExecution]:
+    """Return the attempts of a node to run its task. It blocks.
+
+    Args:
+        limits: The time limits of each call; see `Admin.call`.
+    """
+    request = TaskExecutionListRequest(node_execution_id=node)
+    return list(_pages(admin, "ListTaskExecutions", request, "task_executions", given_up, **limits))
+
+
+def _pages(
+    admin: Admin, rpc: str, request: Any, field: str, given_up: threading.Event | None, **limits: Any
+) -> Iterator[Any]:
+    request.limit = _PAGE
+    while True:
+        answer = admin.call(rpc, request, given_up=given_up, **limits)
+        yield from getattr(answer, field)
+        if not answer.token:
+            return
+        request.token = answer.token

@@ -1,0 +1,114 @@
+"""Hashes the content of the files that a launch uploads, because each upload has a new address."""
+
+import hashlib
+import io
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from flyteidl.core.literals_pb2 import Literal, LiteralMap
+from flytekit.core.context_manager import FlyteContext
+
+from optuna_flyte_dsl._proxy import Proxy
+
+_hashes: dict[str, str] = {}
+"""The address of each upload of this process, and the hash of its content.
+
+Flytekit uploads the same value once: later conversions of the value return the address of its first upload.
+"""
+
+
+class Uploads(Proxy):
+    """A proxy of flytekit's data access that notes what is uploaded through it."""
+
+    async def async_put_data(self, local_path: Any, remote_path: str, *args: Any, **kwargs: Any) -> str:
+        address: str = await self.__wrapped__.async_put_data(local_path, remote_path, *args, **kwargs)
+        return self._self_note(address, local_path)
+
+    async def async_put_raw_data(self, lpath: Any, *args: Any, **kwargs: Any) -> str:
+        content = lpath
+        if isinstance(lpath, io.IOBase):  # it can be read once only
+            content = lpath.read()
+            lpath = io.StringIO(content) if isinstance(content, str) else io.BytesIO(content)
+            content = content.encode() if isinstance(content, str) else content
+        address: str = await self.__wrapped__.async_put_raw_data(lpath, *args, **kwargs)
+        return self._self_note(address, content)
+
+    def put_data(self, local_path: Any, remote_path: str, *args: Any, **kwargs: Any) -> str:
+        return self._self_note(self.__wrapped__.put_data(local_path, remote_path, *args, **kwargs), local_path)
+
+    def put_raw_data(self, lpath: Any, *args: Any, **kwargs: Any) -> str:
+        return self._self_note(self.__wrapped__.put_raw_data(lpath, *args, **kwargs), lpath)
+
+    def _self_note(self, address: str, content: Any) -> str:
+        if isinstance(content, bytes):
+            _hashes[address] = hashlib.sha256(content).hexdigest()
+        else:
+            _hashes[address] = _hash_of(pathlib.Path(content))
+        return address
+
+
+def digest(inputs: LiteralMap, context: FlyteContext, prefix: str) -> str:
+    """Return a hash of inputs, the same in each process, with the content of uploads in place of their addresses.
+
+    It blocks.
+
+    Args:
+        prefix: The prefix of the addresses of uploads. Flytekit writes tables there by other ways than its data access:
+            their content is read back.
+    """
+    for address in _addresses(inputs):
+        if address.startswith(prefix) and address not in _hashes:
+            _hashes[address] = _read_back(address, context)
+    data = inputs.SerializeToString(deterministic=True)
+    # Replacing the bytes finds an address wherever it is: a dataclass with a file is one encoded value.
+    hashes = _hashes.copy()  # other threads upload too
+    for address in sorted(hashes, key=len, reverse=True):
+        data = data.replace(address.encode(), hashes[address].encode())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _hash_of(path: pathlib.Path) -> str:
+    """Return a hash of a file, or of all files in a folder with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_back(address: str, context: FlyteContext) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "data")
+        access = context.file_access
+        is_folder = access.get_filesystem_for_path(address).isdir(address)
+        access.get_data(address, target, is_multipart=is_folder)
+        return _hash_of(pathlib.Path(target))
+
+
+def _addresses(inputs: LiteralMap) -> list[str]:
+    """Return the addresses of all blobs, schemas and structured datasets among inputs."""
+    found: list[str] = []
+
+    def look(literal: Literal) -> None:
+        which = literal.WhichOneof("value")
+        if which == "collection":
+            each(literal.collection.literals)
+        elif which == "map":
+            each(literal.map.literals.values())
+        elif which == "scalar":
+            kind = literal.scalar.WhichOneof("value")
+            if kind == "union":
+                look(literal.scalar.union.value)
+            elif kind in ("blob", "schema", "structured_dataset"):
+                found.append(getattr(literal.scalar, kind).uri)
+
+    def each(literals: Any) -> None:
+        for literal in literals:
+            look(literal)
+
+    each(inputs.literals.values())
+    return found
