@@ -7,6 +7,7 @@ import contextvars
 import functools
 import heapq
 import itertools
+import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine
@@ -66,6 +67,12 @@ class Threads:
         self._busy: set[threading.Thread] = set()
         self._idle = 0
         self._closed = False
+        self._pid = os.getpid()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a forked child of the one that has the threads."""
+        return os.getpid() != self._pid
 
     @property
     def closed(self) -> bool:
@@ -116,8 +123,8 @@ class Threads:
 
     def _add(self, job: _Job) -> None:
         with self._lock:
-            if self._closed:
-                raise RuntimeError("These threads are closed.")
+            if self._closed or self.is_forked:
+                raise RuntimeError("These threads are closed, or are those of the process that has forked this one.")
             if self._idle:
                 self._idle -= 1
             elif self._limit is None or len(self._threads) < self._limit:
@@ -126,6 +133,8 @@ class Threads:
 
     async def close(self) -> None:
         """End the threads, and wait for the idle ones. A busy thread ends when its function returns."""
+        if self.is_forked:
+            return
         with self._lock:
             self._closed = True
             threads = set(self._threads)

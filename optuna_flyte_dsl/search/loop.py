@@ -53,6 +53,7 @@ class SearchLoop:
         self._claimed = 0  # trials that were asked for, or are about to be
         self._found_none = False  # whether the last ask found nothing to do; a trial that ends later may change that
         self._timed_out = False
+        self._is_cancelled = False  # whether the search cancels its trials
         self._suspended = False
         self._running = 0  # trials whose objectives run
         self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
@@ -65,7 +66,7 @@ class SearchLoop:
 
     async def run(self) -> None:
         """Run the search to its end. However the search ends, each trial that it has asked for is told before."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._context = contextvars.copy_context()
         self._wake = asyncio.Event()  # set when the search stops, so that no trial waits out its delay
         self._pace = asyncio.Lock()
@@ -75,7 +76,7 @@ class SearchLoop:
             self._deadline = (self._loop.time() if self.started is None else self.started) + self._timeout
             alarms.append(self._loop.call_at(self._deadline, self.trials.hurry))
             alarms.append(self._loop.call_at(self._deadline, self._end_if_silent))
-        with ExitGuard(self._loop, self._close_in_this_thread):
+        with ExitGuard(self._loop, self._close_in_this_thread, lambda: self.thread.is_forked):
             try:
                 await self.thread.run(self.trials.enqueue, self.initial_points)
                 self._add_trial()
@@ -150,7 +151,10 @@ class SearchLoop:
                 self._add_trial()
             self._running += 1
             try:
-                outcome = asked.outcome or await self._run_attempts(asked)
+                if self._is_late():  # the ask has lasted beyond the timeout
+                    outcome = asked.outcome or self._timed_out_outcome()
+                else:
+                    outcome = asked.outcome or await self._run_attempts(asked)
             finally:
                 self._running -= 1
             if self._order is not None:
@@ -225,9 +229,11 @@ class SearchLoop:
             return self._judge.returned(returned)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task is None or self._is_cancelled or (self._task is not None and self._task.cancelling()):
                 raise
-            return self._judge.raised(cancelled)  # the objective has cancelled itself
+            while task.cancelling():  # the objective has cancelled the task in which it runs
+                task.uncancel()
+            return self._judge.raised(cancelled)
         except BaseException as error:
             if self._closes_coroutine(error):
                 raise
@@ -262,9 +268,12 @@ class SearchLoop:
 
     async def _abandon(self, error: BaseException) -> None:
         """Cancel all running trials, and tell those that were asked for."""
+        if self.thread.is_forked:  # the search is the parent's
+            return
         self.trials.stopped = True
         self.trials.hurry()
         self._over.cancel()
+        self._is_cancelled = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -283,6 +292,6 @@ class SearchLoop:
 
     def _close_in_this_thread(self) -> None:
         """Tell the trials that are still open because `_abandon` was broken off: by an interrupt, or with its loop."""
-        if not self._suspended:
+        if not self._suspended and not self.thread.is_forked:
             self.trials.stopped = True
             self.trials.close_open("The search was interrupted while this trial ran.")

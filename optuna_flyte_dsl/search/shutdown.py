@@ -28,8 +28,11 @@ class ExitGuard:
     end the search.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, close: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, close: Callable[[], None], is_forked: Callable[[], bool]
+    ) -> None:
         self._loop = loop
+        self._is_forked = is_forked
         self._close = close
         self._task = asyncio.current_task()
         self._closed = threading.Event()
@@ -44,6 +47,8 @@ class ExitGuard:
         atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
+        if self._is_forked():  # the search is the parent's
+            return
         try:
             if self._task is not None and self._loop.is_running():
                 self._loop.call_soon_threadsafe(self._task.cancel)

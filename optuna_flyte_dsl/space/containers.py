@@ -3,6 +3,7 @@
 The name of a nested parameter is its path, joined by dots: `params.lr`, `params.layers.0`.
 """
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +25,8 @@ def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], 
         if type(value) is dict:
             return items
         copied = copy.copy(value)  # a subclass, such as OrderedDict or defaultdict
-        copied.update(items)
+        for key, item in items.items():  # the `update` of a Counter adds
+            copied[key] = item
         return copied
     if type(value) is list:
         return [replace_markers(f"{name}.{index}", inner, replace) for index, inner in enumerate(value)]
@@ -32,7 +34,8 @@ def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], 
         inner = [replace_markers(f"{name}.{index}", item, replace) for index, item in enumerate(value)]
         if hasattr(value, "_fields"):
             return type(value)(*inner)
-        return tuple(inner) if type(value) is tuple else value
+        if type(value) is tuple:
+            return tuple(inner)
     if _hides_marker(value):
         raise ArgumentError(
             f"`{name}` holds a suggestion inside a {type(value).__name__}, where it cannot be replaced by a value. "
@@ -72,7 +75,9 @@ def matches(template: Any, value: Any) -> bool:
 
 
 def _hides_marker(value: Any) -> bool:
-    if isinstance(value, set | frozenset):
+    if isinstance(value, collections.UserDict):
+        return any(isinstance(item, Suggestion) for item in value.values())
+    if isinstance(value, set | frozenset | collections.deque | collections.UserList | list | tuple):
         return any(isinstance(item, Suggestion) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return any(isinstance(getattr(value, field.name, None), Suggestion) for field in dataclasses.fields(value))

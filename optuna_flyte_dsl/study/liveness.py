@@ -146,6 +146,8 @@ class Owner:
 
     def close(self) -> None:
         """Give up all trials: from now on, other searches regard this owner as dead."""
+        if self._evidence["process"] != _process[0]:
+            return  # this process is a forked child: the locks are the parent's
         _living_sessions.discard(self.session)
         self._closed = True
         self._release()

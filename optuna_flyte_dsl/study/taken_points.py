@@ -71,6 +71,8 @@ class TakenPoints:
         if self._duplicates != "reuse":
             return arguments, None
         key = self._key_of(trial.params)
+        if None in key:  # points outside of the space are not the same point
+            return arguments, None
         for earlier in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if earlier.user_attrs.get(FIXED_ARGUMENTS) == self._fixed and self._key(earlier) == key:
                 trial.set_user_attr(SAME_AS, earlier.number)
@@ -136,10 +138,10 @@ def _digest_of_fixed_arguments(space: SearchSpace) -> str:
     fixed = {name: value for name, value in space.arguments.items() if not isinstance(value, Suggestion)}
     digest = hashlib.sha256()
     for name, value in sorted(fixed.items()):
-        import joblib  # loaded late: only a space with fixed arguments needs it
+        from optuna_flyte_dsl.study.content_hash import content_hash  # loaded late: it needs joblib
 
         try:
-            digest.update(f"{name}={joblib.hash(value)};".encode())  # type: ignore[no-untyped-call]
+            digest.update(f"{name}={content_hash(value)};".encode())
         except Exception as error:
             raise InvalidOptionError(
                 f"`duplicates` and `stop_when_exhausted` compare points with those of other searches, but the fixed "

@@ -339,10 +339,14 @@ def test_a_second_cancellation_while_it_closes_changes_nothing():
     assert states(asyncio.run(main())) == {"FAIL": 1}
 
 
-def test_a_trial_that_cancels_itself_has_failed():
+@pytest.mark.parametrize("how", ["raises", "cancels its task"])
+def test_a_trial_that_cancels_itself_has_failed(how):
     async def objective(trial, x):
-        if trial.number == 0:
+        if trial.number == 0 and how == "raises":
             raise asyncio.CancelledError("mine")
+        if trial.number == 0:
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
         return x
 
     study, _ = asyncio.run(run_search(objective, n_trials=3))

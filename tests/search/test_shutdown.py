@@ -84,3 +84,36 @@ def test_an_interrupt_leaves_no_trial_running(tmp_path, how, times):
         "The search ended while this trial ran: SystemExit: 1",
         "SystemExit: 1",
     }
+
+
+FORKS = """
+import asyncio, os, pathlib, sys, threading, time
+from optuna_flyte_dsl import Float, optimize
+
+@optimize(n_trials=4, concurrency=2, storage=sys.argv[1], study_name="s", progress=False)
+async def train(x: Float(0, 1)) -> float:
+    started.set()
+    while not over.is_set():
+        await asyncio.sleep(0.02)
+    return x
+
+started, over = threading.Event(), threading.Event()
+studies = []
+search = threading.Thread(target=lambda: studies.append(train.run_sync()))
+search.start()
+started.wait()
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+os.waitpid(child, 0)
+over.set()
+search.join()
+print(sorted(trial.state.name for trial in studies[0].trials))
+"""
+
+
+def test_a_forked_child_that_exits_leaves_its_parents_trials_alone(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(tmp_path / "study.journal")], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "['COMPLETE', 'COMPLETE', 'COMPLETE', 'COMPLETE']", done.stderr

@@ -343,11 +343,13 @@ def test_dicts_of_other_classes_are_filled_and_kept():
 
     ordered = collections.OrderedDict(a=Float(0, 1), b=2)
     default = collections.defaultdict(list, a=Float(0, 1))
-    for value in (ordered, default):
+    counter = collections.Counter(a=Float(0, 1), b=2)
+    for value in (ordered, default, counter):
         point = sample(SearchSpace.of(objective).bind(params=value))["params"]
         assert type(point) is type(value)
         assert 0 <= point["a"] <= 1
         assert value["a"] == Float(0, 1)
+        assert all(point[key] == item for key, item in value.items() if key != "a")
 
 
 def test_a_suggestion_where_it_cannot_be_replaced_is_refused():
@@ -358,8 +360,23 @@ def test_a_suggestion_where_it_cannot_be_replaced_is_refused():
     def objective(params: Any):
         raise NotImplementedError
 
-    for value in ({Float(0, 1)}, Config(Float(0, 1)), [Config(Float(0, 1))]):
-        with pytest.raises(ArgumentError, match=r"holds a suggestion inside a (set|Config), .* Put it into a dict"):
+    class Several(list):
+        pass
+
+    class Pair(tuple):
+        __slots__ = ()
+
+    for value in (
+        {Float(0, 1)},
+        Config(Float(0, 1)),
+        [Config(Float(0, 1))],
+        collections.deque([Float(0, 1)]),
+        collections.UserDict(a=Float(0, 1)),
+        collections.UserList([Float(0, 1)]),
+        Several([1, Float(0, 1)]),
+        Pair([1, Float(0, 1)]),
+    ):
+        with pytest.raises(ArgumentError, match=r"holds a suggestion inside a \w+, .* Put it into a dict"):
             SearchSpace.of(objective).bind(params=value)
 
 

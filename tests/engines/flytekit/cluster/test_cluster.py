@@ -52,6 +52,7 @@ from optuna_flyte_dsl import (
     suggest,
 )
 from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_stop_handler
+from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._retry import Pauses
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit import call_site
@@ -1621,7 +1622,7 @@ def test_a_pod_that_ends_late_tells_no_trial_that_its_successor_has_adopted(clus
         for trial in optuna.load_study(study_name="train", storage=storage).trials:
             for key, value in {**record, **dict.fromkeys(trial.system_attrs, None)}.items():
                 if key.startswith(OWNER):
-                    storage.set_trial_system_attr(trial._trial_id, key, value)
+                    storage.set_trial_system_attr(trial_id(trial), key, value)
         await asyncio.to_thread(home_module.current_home().sigterm.stop)
         with pytest.raises(asyncio.CancelledError):
             await task
