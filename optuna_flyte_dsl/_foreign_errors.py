@@ -62,6 +62,14 @@ def is_opening_outage(error: BaseException) -> bool:
     return is_storage_outage(error) and not is_wrong
 
 
+def is_wrong_url(error: BaseException) -> bool:
+    """Tell whether Optuna or SQLAlchemy cannot use a storage's URL, or lacks its driver."""
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    # Optuna has a class for Redis that raises a plain ValueError since it was removed.
+    return isinstance(error, ArgumentError | NoSuchModuleError | ImportError | ValueError)
+
+
 def is_too_large(error: BaseException) -> bool:
     """Tell whether gRPC has refused a message for its size. The error's text has the size and the limit."""
     return "message larger than max" in str(error)

@@ -297,6 +297,11 @@ def _check_url(name: str, value: str) -> None:
         raise InvalidOptionError(f"`{name}` has '://' twice: two URLs in one. Leave out one of them, as 'sqlite:///'.")
     if value.partition("://")[2].count("@") > 1 and not value.startswith("sqlite"):
         raise InvalidOptionError(f"`{name}`: the user name or the password contains '@'. Write it as '%40' there.")
+    if re.match(r"sqlite(\+\w+)?:(?!///)", value):
+        raise InvalidOptionError(
+            f"`{name}` must have three slashes and a path if it is a SQLite file: 'sqlite:///search.db'; four slashes "
+            "begin a path from the root."
+        )
     if "://" not in value and re.match(r"[\w+]+:/|[^/]*@", value):
         raise InvalidOptionError(
             f"`{name}` looks like a URL, but has no '://'. Write it as in 'postgresql+psycopg://user:password@host/name'."

@@ -154,6 +154,9 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that this class does not have.
+        if name == "task_function" and isinstance(self.__wrapped__, types.FunctionType):
+            # Flytekit asks for it to name a task. A task over a decorated function is refused when it is called.
+            return self.__wrapped__
         methods = {} if name.startswith("_self_") else self._self_pod_methods
         return methods[name] if name in methods else getattr(self.__wrapped__, name)
 

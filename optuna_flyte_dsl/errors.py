@@ -51,6 +51,10 @@ class ArgumentError(OptunaFlyteError, TypeError):
     """Raised when the call of a search has an argument that the objective does not take, or lacks one it needs."""
 
 
+class NotAwaitedError(OptunaFlyteError, AttributeError):
+    """Raised when the call of a search is used as its study before it was awaited."""
+
+
 class OutOfRangeError(OptunaFlyteError, ValueError):
     """Raised when a fixed value or an initial point lies outside its parameter's marker."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import optuna
 
 from optuna_flyte_dsl._compat.optuna import storage_of
+from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._run_sync import wait_for
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
@@ -110,7 +111,7 @@ class Session:
         taken = _taken_points(self.options, space)
         if not self.objective.suggests_itself:
             points = tuple(space.convert_point(point) for point in points)
-        return self._search(source, space, points, taken)
+        return PendingSearch(self._search(source, space, points, taken), self.objective.name)
 
     def open_study(self, source: StudySource) -> optuna.Study:
         """Return the study of a `StudySource`.

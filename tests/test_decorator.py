@@ -27,10 +27,12 @@ from optuna_flyte_dsl import (
     CompilationError,
     EmptySpaceError,
     Float,
+    InvalidAnnotationError,
     InvalidMarkerError,
     InvalidMarkerTypeError,
     InvalidObjectiveError,
     InvalidOptionError,
+    NotAwaitedError,
     Optimized,
     Optimizer,
     OptunaFlyteError,
@@ -521,3 +523,45 @@ def test_a_default_of_none_needs_an_optional():
         @optimize
         def objective(x: Float(0, 1) = None) -> float:
             return x
+
+
+def test_a_call_that_is_used_before_it_was_awaited_says_what_to_write():
+    @optimize(n_trials=2, progress=False)
+    async def train(x: Float(0, 1)) -> float:
+        return x
+
+    search = train()
+    with pytest.raises(NotAwaitedError, match=r"has no `best_value`. Write `study = await .*run_sync\(\.\.\.\)`"):
+        _ = search.best_value
+    assert asyncio.iscoroutine(search)
+    assert len(asyncio.run(search).trials) == 2
+    with pytest.warns(RuntimeWarning, match=r"coroutine '.*train\(\.\.\.\)' was never awaited"):
+        train()
+
+
+def test_a_marker_as_a_default_is_refused():
+    def train(x: float = Float(0, 1)) -> float:
+        return x
+
+    with pytest.raises(InvalidAnnotationError, match=r"the default of `x` is the marker Float\(0, 1\). Write .*`x: Fl"):
+        optimize(train)
+
+
+WRONG_ORDER = """
+import flytekit as fl
+from optuna_flyte_dsl import Float, optimize
+
+@fl.task
+@optimize(n_trials=2)
+def wrong(x: Float(0, 1)) -> float:
+    return x
+
+wrong(x=0.5)
+"""
+
+
+def test_decorators_in_the_wrong_order_are_named_in_a_script_too(tmp_path):
+    (tmp_path / "script.py").write_text(WRONG_ORDER)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    said = " ".join(done.stderr.replace("│", " ").split())  # flytekit frames its tracebacks
+    assert "Put `@optimize` above `@fl.task`." in said

@@ -52,6 +52,16 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
     return ReadAnnotation(None, annotation, annotation is None)
 
 
+def check_default(where: str, parameter: inspect.Parameter) -> None:
+    """Refuse a marker as the default of a parameter: only an annotation is searched."""
+    if isinstance(parameter.default, Suggestion):
+        marker = shown(parameter.default)
+        raise InvalidAnnotationError(
+            f"{where}: the default of `{parameter.name}` is the marker {marker}. Write the marker as the annotation: "
+            f"`{parameter.name}: {marker}`."
+        )
+
+
 def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
     inner, *extras = get_args(annotation)
     marker, base, optional = read_annotation(where, inner)

@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.grid import Grid
+from optuna_flyte_dsl.space.marker_calls import CheckedCall, MarkerNames
 
 __all__ = ["Category", "Fixed", "Float", "Integer", "Maximize", "Minimize", "Number", "Suggestion", "suggest"]
 
@@ -26,7 +27,7 @@ Maximize: TypeAlias = Annotated[float, StudyDirection.MAXIMIZE]
 """A return type, alone or in a tuple: a `float` that the search maximizes."""
 
 
-class Suggestion:
+class Suggestion(metaclass=CheckedCall):
     """Base of the markers. A marker is a frozen value that describes the values that a parameter may take.
 
     In a signature, a marker is the annotation itself, `x: Float(0, 1)`, or its metadata,
@@ -252,7 +253,7 @@ class Fixed:
             )
 
 
-class suggest:  # noqa: N801 - a namespace; flytekitplugins.optuna gives it this name
+class suggest(metaclass=MarkerNames):  # noqa: N801 - a namespace; flytekitplugins.optuna gives it this name
     """The markers under the names for use at a call: `suggest.float(0, 1)`."""
 
     float = Float

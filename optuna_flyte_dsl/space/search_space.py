@@ -25,7 +25,7 @@ from optuna_flyte_dsl.errors import (
     OutOfRangeError,
 )
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, read_annotation, type_clash
+from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, is_of_type, listed, read_annotation, type_clash
 from optuna_flyte_dsl.space.containers import matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
@@ -389,6 +389,7 @@ class SearchSpace(Mapping[str, Suggestion]):
 def _declare(objective: str, parameter: inspect.Parameter) -> _Declared:
     where = f"`{objective}`: the annotation of `{parameter.name}`"
     marker, base, optional = read_annotation(where, parameter.annotation)
+    check_default(f"`{objective}`", parameter)
     accepted = parameter.default is _EMPTY or (parameter.default is None and optional)
     if marker is not None and not accepted and not domain.contains(marker, parameter.default):
         raise InvalidMarkerError(

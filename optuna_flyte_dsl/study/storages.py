@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from optuna_flyte_dsl import _option_checks as check
-from optuna_flyte_dsl._foreign_errors import is_race_for_tables
+from optuna_flyte_dsl._foreign_errors import is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import InvalidOptionError, OptunaFlyteError
 from optuna_flyte_dsl.options import StorageOption
@@ -60,7 +60,16 @@ def open_storage(storage: StorageOption) -> BaseStorage:
         _check_sqlite_folder(storage)
         # Another process may create the database's tables at the same time.
         waits = (random.uniform(0.1, 0.5) for _ in range(_OPENING_TRIES))  # noqa: S311 - not a secret
-        return retry(lambda: optuna.storages.get_storage(storage), waits, may_pass=is_race_for_tables)
+        try:
+            return retry(lambda: optuna.storages.get_storage(storage), waits, may_pass=is_race_for_tables)
+        except Exception as error:
+            if is_wrong_url(error):
+                raise InvalidOptionError(
+                    f"`storage` must be a URL for which SQLAlchemy has a driver here: {error} Install the database's "
+                    "driver and name it in the URL, as in 'postgresql+psycopg://user:password@host/name' after "
+                    "`pip install 'psycopg[binary]'`."
+                ) from error
+            raise
     made = storage if isinstance(storage, BaseStorage) else storage() if storage is not None else None
     if isinstance(made, str | os.PathLike):
         return open_storage(made)

@@ -296,3 +296,27 @@ def test_a_dict_is_no_list_of_choices():
 def test_a_bool_in_the_place_of_a_step_is_named_with_its_cure():
     with pytest.raises(InvalidMarkerTypeError, match=r"`step` must be a number, but got True.*write `log=True`"):
         Float(1e-5, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Category("a", "b"),
+            r'Category: too many positional arguments. Write it as in `Category\(\["a", "b"\]\)`',
+        ),
+        (lambda: Float(0.5), r"Float: missing a required argument: 'high'. Write it as in `Float\(0, 1\)`"),
+        (lambda: Integer(0, 1, lg=True), r"Integer: got an unexpected keyword argument 'lg'"),
+    ],
+)
+def test_a_wrong_number_or_name_of_arguments_is_an_error_of_this_library(make, message):
+    with pytest.raises(InvalidMarkerTypeError, match=message):
+        make()
+
+
+def test_optunas_names_of_suggestions_are_told_by_their_names_here():
+    for name, ours in (("int", "integer"), ("categorical", "category"), ("uniform", "float")):
+        with pytest.raises(AttributeError, match=f"Write `suggest.{ours}`"):
+            getattr(suggest, name)
+    with pytest.raises(AttributeError, match="It has `float`, `integer` and `category`"):
+        suggest.anything  # noqa: B018

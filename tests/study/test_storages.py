@@ -1229,8 +1229,31 @@ def test_an_adopted_trial_is_no_trial_whose_response_was_lost(tmp_path):
     inner = open_storage(tmp_path / "study.journal")
     study = optuna.create_study(storage=inner)
     left = trial_id(study.ask())
+    inner.set_trial_system_attr(left, f"{OWNER}before", {"session": "before"})
     with contextlib.closing(Owner(inner).open()) as owner:
         storage = DurableStorage(inner, owner, "it")
-        storage.adopt(left)
+        storage.adopt(inner.get_trial(left))
+        assert liveness.owner_keys(inner.get_trial(left)) == (owner.key,)
         assert storage.create_new_trial(inner.get_study_id_from_name(study.study_name)) != left
         assert storage.spares == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:/x.db", "three slashes"),
+        ("sqlite://x.db", "three slashes"),
+        ("mysql://user:secret@localhost/db", "Install the database's driver"),
+        ("redis://localhost", "RedisStorage is removed"),
+        ("postgresql+nodriver://user:secret@host/db", "Install the database's driver"),
+    ],
+)
+def test_a_url_without_a_driver_is_named_with_the_cure(url, message):
+    def objective(x: Float(0, 1)) -> float:
+        return x
+
+    with pytest.raises(
+        InvalidOptionError, match=rf"`storage` must .*{message}|`storage` must .*: {message}"
+    ) as refused:
+        optimize(objective, storage=url, study_name="s", n_trials=1, progress=False).run_sync()
+    assert "secret" not in str(refused.value)

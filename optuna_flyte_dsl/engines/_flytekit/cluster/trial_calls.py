@@ -21,35 +21,34 @@ from flyteidl.admin.execution_pb2 import (
     WorkflowExecutionGetDataRequest,
     WorkflowExecutionGetRequest,
 )
-from flyteidl.core.execution_pb2 import ExecutionError, WorkflowExecution
+from flyteidl.core.execution_pb2 import WorkflowExecution
 from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.python_function_task import AsyncPythonFunctionTask, EagerAsyncPythonFunctionTask
 from flytekit.core.workflow import WorkflowBase
-from flytekit.exceptions.eager import EagerException
 from optuna import TrialPruned
 from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import refresh
-from optuna_flyte_dsl._foreign_errors import says_kubernetes_refused, says_retries_are_used
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import backoff, pauses, retry
 from optuna_flyte_dsl._threads import finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import (
+    EagerExecutionFailedError,
+    failure_of,
+    has_not_begun,
+    read_closure,
+)
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
 from optuna_flyte_dsl.engines.remote_trial.handle import is_pruned
-from optuna_flyte_dsl.errors import ExecutionFailedError, RefusedError
-from optuna_flyte_dsl.search.outcome import mark_retries_used
+from optuna_flyte_dsl.errors import RefusedError
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
-
-
-class EagerExecutionFailedError(ExecutionFailedError, EagerException):
-    """The error of a failed execution as eager workflows know it."""
 
 
 @dataclass(eq=False)
@@ -154,7 +153,7 @@ class TrialCalls:
             while True:
                 await self._launch(launch)
                 end = await asyncio.wrap_future(self.launcher.poller.wait_for(launch.name, on_running))
-                if _has_not_begun(end) and (pause := next(waits, None)) is not None:
+                if has_not_begun(end) and (pause := next(waits, None)) is not None:
                     await asyncio.sleep(pause)
                 elif not end.closure.abort_metadata.cause.startswith(CAUSE):
                     break
@@ -301,7 +300,7 @@ class TrialCalls:
         same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]
         # An execution with this cause was terminated by the process that had launched it.
         is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
-        is_void = is_aborted or _has_not_begun(there)
+        is_void = is_aborted or has_not_begun(there)
         launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_void
         if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
             attempt = int(theirs.annotations.values.get(ATTEMPT, "0"))
@@ -336,30 +335,9 @@ class TrialCalls:
         return self.launcher.converter.outputs(launch.target, self._data(launch), uri)
 
     def _failure(self, launch: Launch, seen: Execution) -> EagerExecutionFailedError:
-        """Return the error of a failed execution.
-
-        The error is read from flyteadmin anew, because `ListExecutions` cuts messages short.
-        """
-        closure = seen.closure
-        try:
-            identifier = self.launcher.names.identifier(launch.name)
-            closure = self.launcher.admin.call(
-                "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=launch.given_up
-            ).closure
-        except AdminError:
-            logger.debug("The execution %s could not be read.", launch.name, exc_info=True)
-        cause = closure.abort_metadata.cause or closure.abort_cause
-        error = EagerExecutionFailedError(
-            launch.entity.name.rsplit(".", 1)[-1],
-            name=launch.name,
-            url=self.launcher.names.url(launch.name),
-            phase=WorkflowExecution.Phase.Name(seen.closure.phase),
-            code=closure.error.code,
-            kind=ExecutionError.ErrorKind.Name(closure.error.kind),
-            message=closure.error.message or cause or "Flyte gives no message.",
-        )
-        mark_retries_used(error, used=says_retries_are_used(error.message))
-        return error
+        identifier = self.launcher.names.identifier(launch.name)
+        closure = read_closure(self.launcher.admin, identifier, seen.closure, launch.given_up)
+        return failure_of(launch.entity.name, launch.name, self.launcher.names.url(launch.name), closure)
 
     def _show(self, launch: Launch, outputs: Any) -> None:
         deck = self.launcher.connection.deck
@@ -372,17 +350,6 @@ class TrialCalls:
                 inputs=launch.inputs,
                 outputs=outputs,
             )
-
-
-def _has_not_begun(execution: Execution) -> bool:
-    """Tell whether Kubernetes has refused an execution that flyteadmin has stored: that may pass.
-
-    flyteadmin 1.16.8 answers the request that creates such an execution as if nothing had happened, and stores the
-    execution as FAILED.
-    """
-    closure = execution.closure
-    is_system_failure = closure.phase == WorkflowExecution.FAILED and closure.error.kind == ExecutionError.SYSTEM
-    return is_system_failure and says_kubernetes_refused(closure.error.message)
 
 
 def _kind(entity: Any) -> str:

@@ -1,0 +1,48 @@
+"""`PendingSearch`: a search that was called and waits to be awaited."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+import optuna
+
+from optuna_flyte_dsl.errors import NotAwaitedError
+
+
+class PendingSearch(Coroutine[Any, Any, optuna.Study]):
+    """A coroutine that says what to do where it is used as if it were the study."""
+
+    __slots__ = ("_coroutine", "_name")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, optuna.Study], name: str) -> None:
+        self._coroutine = coroutine
+        self._name = name
+        # Python names the coroutine in its warning of one that was never awaited.
+        native: Any = coroutine
+        native.__name__ = native.__qualname__ = f"{name}(...)"
+
+    def send(self, value: Any) -> Any:
+        """Go on until the next pause; see `collections.abc.Coroutine`."""
+        return self._coroutine.send(value)
+
+    def throw(self, *args: Any) -> Any:
+        """Raise an error where the search pauses; see `collections.abc.Coroutine`."""
+        return self._coroutine.throw(*args)
+
+    def close(self) -> None:
+        """End the search where it pauses; see `collections.abc.Coroutine`."""
+        self._coroutine.close()
+
+    def __await__(self) -> Any:
+        return self._coroutine.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("cr_", "__")):  # what asyncio and debuggers ask of a coroutine
+            return getattr(self._coroutine, name)
+        raise NotAwaitedError(
+            f"`{self._name}(...)` is a search that has not run yet, so it has no `{name}`. Write "
+            f"`study = await {self._name}(...)`; or, where nothing can be awaited, "
+            f"`study = {self._name}.run_sync(...)`."
+        )
+
+    def __repr__(self) -> str:
+        return f"<search of {self._name}, not awaited yet>"

@@ -1,0 +1,66 @@
+"""Reads how an execution has failed."""
+
+import threading
+from typing import Any
+
+from flyteidl.admin.execution_pb2 import Execution, WorkflowExecutionGetRequest
+from flyteidl.core.execution_pb2 import ExecutionError, WorkflowExecution
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from flytekit.exceptions.eager import EagerException
+
+from optuna_flyte_dsl._foreign_errors import says_kubernetes_refused, says_retries_are_used
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
+from optuna_flyte_dsl.errors import ExecutionFailedError
+from optuna_flyte_dsl.search.outcome import mark_retries_used
+
+
+class EagerExecutionFailedError(ExecutionFailedError, EagerException):
+    """The error of a failed execution as eager workflows know it."""
+
+
+def read_closure(admin: Admin, identifier: WorkflowExecutionIdentifier, seen: Any, given_up: threading.Event) -> Any:
+    """Return the closure of a failed execution, read anew because `ListExecutions` cuts messages short. It blocks.
+
+    Args:
+        seen: The closure that `ListExecutions` has returned. It is returned if the execution cannot be read.
+    """
+    try:
+        return admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=given_up).closure
+    except AdminError:
+        logger.debug("The execution %s could not be read.", identifier.name, exc_info=True)
+        return seen
+
+
+def failure_of(entity: str, name: str, url: str, closure: Any) -> EagerExecutionFailedError:
+    """Return the error of a failed execution.
+
+    Args:
+        entity: The name of the task, workflow or launch plan.
+        name: The name of the execution.
+        url: The address of the execution's page.
+        closure: The execution's closure.
+    """
+    cause = closure.abort_metadata.cause or closure.abort_cause
+    error = EagerExecutionFailedError(
+        entity.rsplit(".", 1)[-1],
+        name=name,
+        url=url,
+        phase=WorkflowExecution.Phase.Name(closure.phase),
+        code=closure.error.code,
+        kind=ExecutionError.ErrorKind.Name(closure.error.kind),
+        message=closure.error.message or cause or "Flyte gives no message.",
+    )
+    mark_retries_used(error, used=says_retries_are_used(error.message))
+    return error
+
+
+def has_not_begun(execution: Execution) -> bool:
+    """Tell whether Kubernetes has refused an execution that flyteadmin has stored: that may pass.
+
+    flyteadmin 1.16.8 answers the request that creates such an execution as if nothing had happened, and stores the
+    execution as FAILED.
+    """
+    closure = execution.closure
+    is_system_failure = closure.phase == WorkflowExecution.FAILED and closure.error.kind == ExecutionError.SYSTEM
+    return is_system_failure and says_kubernetes_refused(closure.error.message)
