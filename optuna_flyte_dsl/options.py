@@ -264,16 +264,16 @@ class Options(check.CheckedOptions):
             InvalidOptionError: If an option cannot work with this objective.
             ArgumentError: If an initial point names a parameter that the objective does not have.
         """
+        if self.deterministic and objective.takes_trial and not self.makes_samplers and self.concurrency > 1:
+            raise InvalidOptionError(
+                f"`deterministic=True`: `{objective.name}` takes `trial`, so it may sample while it runs, at the same "
+                "time as others, and each trial needs a sampler of its own. Give `seed` and the sampler's class, as in "
+                "`sampler=TPESampler`, and neither a sampler that is made already nor a study; or drop `trial`."
+            )
         if not objective.suggests_itself:
             for point in self.initial_points or ():
                 objective.space.check_point(point)
             return
-        if self.deterministic and not self.makes_samplers and self.concurrency > 1:
-            raise InvalidOptionError(
-                f"`deterministic=True`: `{objective.name}` samples while it runs, at the same time as others, and each "
-                "trial needs a sampler of its own. Give `seed` and the sampler's class, as in `sampler=TPESampler`, "
-                "and neither a sampler that is made already nor a study; or mark the parameters in the signature."
-            )
         if self.duplicates != "allow" or self.stop_when_exhausted:
             name = "duplicates" if self.duplicates != "allow" else "stop_when_exhausted"
             raise InvalidOptionError(

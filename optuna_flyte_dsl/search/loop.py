@@ -25,6 +25,7 @@ from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.shutdown import ExitGuard
 from optuna_flyte_dsl.search.trials import AskedTrial, AskTell
+from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.study.attributes import ATTEMPTS
 from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater
@@ -146,6 +147,9 @@ class SearchLoop:
                 self._order.asked()
             if asked is None:
                 self._found_none = True
+                if self._order is not None:  # the next trials wait for this turn
+                    await self._order.turn_to_tell(turn)
+                    self._order.told()
                 return None
             if len(self._tasks) < self.options.concurrency and self._wants_more():
                 self._add_trial()
@@ -201,7 +205,10 @@ class SearchLoop:
         has_limit = self._timeout is not None or self._trial_timeout is not None
         clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
         while True:
-            outcome = await self._run_attempt(asked, len(reasons), clock)
+            # Another attempt must not see what this one changes.
+            arguments = copy_containers(asked.arguments) if self.options.retries else asked.arguments
+            run = TrialRun(asked.trial, arguments, len(reasons))
+            outcome = await self._run_attempt(run, clock)
             error = outcome.error
             if (
                 error is None
@@ -216,9 +223,8 @@ class SearchLoop:
             reasons.append(outcome.reason or "")
             await self.thread.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))
 
-    async def _run_attempt(self, asked: AskedTrial, attempt: int, clock: TrialClock) -> Outcome:
+    async def _run_attempt(self, run: TrialRun, clock: TrialClock) -> Outcome:
         scope: asyncio.Timeout | None = None
-        run = TrialRun(asked.trial, asked.arguments, attempt)
         try:
             if clock is NO_TIME_LIMIT:
                 return self._judge.returned(await self.runner.run(run))

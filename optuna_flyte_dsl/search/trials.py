@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import enqueued_params, storage_of, trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params, set_enqueued_params, storage_of, trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import pauses, retry
@@ -21,6 +21,7 @@ from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.search.limits import FailureLimit
 from optuna_flyte_dsl.search.outcome import Outcome, one_line, reason_of
 from optuna_flyte_dsl.search.shutdown import untold_error
+from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OUTCOME, RETRY_OF
@@ -176,6 +177,8 @@ class AskTell:
             # What running trials have suggested so far depends on time, so the sampler does not see them.
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
             trial.study = snapshot_of(self.study, ended, self.sampler_of_trial(number))
+        if RETRY_OF in trial.user_attrs:
+            self._drop_what_does_not_fit(trial)
         if self.objective.suggests_itself and not self.is_quick:
             # Sample now: otherwise Optuna would sample at the first suggestion, which an async objective makes in the
             # event loop.
@@ -192,8 +195,20 @@ class AskTell:
             return AskedTrial(number, trial, {}, Outcome(TrialState.FAIL, reason=reason, error=error))
         return AskedTrial(number, trial, arguments, Outcome(TrialState.COMPLETE, values) if values else None)
 
+    def _drop_what_does_not_fit(self, trial: Trial) -> None:
+        """Let the retry of a lost trial sample anew what lies outside of the space, which may be another one now."""
+        markers, params = dict(self.space), enqueued_params(trial)
+        fitting = {name: each for name, each in params.items() if name not in markers or contains(markers[name], each)}
+        if len(fitting) < len(params):
+            set_enqueued_params(trial, fitting)
+
     def keep(self, asked: AskedTrial, outcome: Outcome) -> None:
-        """Store the outcome of a trial that waits for its turn to be told, because its process may die meanwhile."""
+        """Keep the outcome of a trial that waits for its turn to be told.
+
+        The search may end meanwhile. In a storage that outlives the process, the outcome is stored too.
+        """
+        if outcome.fatal is None:
+            self._untold[asked.number] = outcome
         if self.storage is not None and not outcome.lost and outcome.fatal is None:
             asked.trial.set_user_attr(OUTCOME, {"state": outcome.state.name, "values": outcome.values})
 

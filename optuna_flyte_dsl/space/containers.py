@@ -6,6 +6,7 @@ The name of a nested parameter is its path, joined by dots: `params.lr`, `params
 import collections
 import copy
 import dataclasses
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,12 @@ def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], 
             f"`{name}` holds a suggestion inside a {type(value).__name__}, where it cannot be replaced by a value. "
             "Put it into a dict, a list or a tuple."
         )
-    return value
+    return set(value) if type(value) is set else value
+
+
+def copy_containers(value: Any) -> Any:
+    """Copy the dicts, lists, tuples and sets of a value, at any depth."""
+    return replace_markers("", value, lambda _, marker: marker)
 
 
 def searched_values(name: str, template: Any, value: Any) -> dict[str, Any]:
@@ -75,10 +81,13 @@ def matches(template: Any, value: Any) -> bool:
 
 
 def _hides_marker(value: Any) -> bool:
-    if isinstance(value, collections.UserDict):
-        return any(isinstance(item, Suggestion) for item in value.values())
+    """Tell whether a value that is not copied holds a marker, at any depth."""
+    if isinstance(value, Suggestion):
+        return True
+    if isinstance(value, collections.UserDict | types.MappingProxyType | dict):
+        return any(map(_hides_marker, value.values()))
     if isinstance(value, set | frozenset | collections.deque | collections.UserList | list | tuple):
-        return any(isinstance(item, Suggestion) for item in value)
+        return any(map(_hides_marker, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return any(isinstance(getattr(value, field.name, None), Suggestion) for field in dataclasses.fields(value))
+        return any(_hides_marker(getattr(value, field.name, None)) for field in dataclasses.fields(value))
     return False

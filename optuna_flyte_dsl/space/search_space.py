@@ -26,7 +26,7 @@ from optuna_flyte_dsl.errors import (
 )
 from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, is_of_type, listed, read_annotation, type_clash
-from optuna_flyte_dsl.space.containers import matches, replace_markers, searched_values
+from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
 
@@ -279,12 +279,13 @@ class SearchSpace(Mapping[str, Suggestion]):
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """Return the keyword arguments of one trial: the fixed arguments, and those that the trial suggests.
 
-        Each trial gets its own copies of containers.
-
-        Args:
-            trial: The trial.
+        Each trial gets its own copies of dicts, lists, tuples and sets. Other objects, such as arrays, are shared.
         """
-        return self.fill(lambda name, marker: conversion.suggest(trial, name, marker.to_distribution()))
+
+        def choose(name: str, marker: Suggestion) -> Any:
+            return copy_containers(conversion.suggest(trial, name, marker.to_distribution()))
+
+        return self.fill(choose)
 
     def fill(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
         """Return the keyword arguments of one trial, with `choose(name, marker)` in place of each marker."""

@@ -50,13 +50,15 @@ class TakenPoints:
                     f"`stop_when_exhausted=True`: `{name}` has values without end. Give it a `step`, or drop the "
                     "option."
                 )
-        self._size = math.prod(domain.count(marker) for marker in self._markers.values())
-        self._warned = False
+        counts_of_values = [domain.count(marker) for marker in self._markers.values()]
+        # The number of points, of any size, or infinity. A product of large ints and infinity would overflow.
+        self._size: float = math.inf if math.inf in counts_of_values else math.prod(map(int, counts_of_values))
+        self._warned = self._warned_of_more = False
         self._keys: dict[int, _Key] = {}  # number of a finished trial -> its key
 
     def exhausted(self, study: optuna.Study) -> bool:
         """Tell whether every point is taken, by a finished or a running trial."""
-        return not math.isinf(self._size) and len({self._key(trial) for trial in self._taken(study)}) >= self._size
+        return self._size != math.inf and len({self._key(trial) for trial in self._taken(study)}) >= self._size
 
     def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], tuple[float, ...] | None]:
         """Sample a trial's parameters.
@@ -125,6 +127,14 @@ class TakenPoints:
         if known is not None:
             return known
         key = self._key_of(trial.params) if trial.params.keys() == self._markers.keys() else (None,)
+        if trial.params.keys() > self._markers.keys() and not self._warned_of_more:
+            self._warned_of_more = True
+            logger.warning(
+                "`duplicates` and `stop_when_exhausted` compare the parameters of the signature only, but trial %d has "
+                "also sampled %s: such trials are not compared. Mark these parameters in the signature.",
+                trial.number,
+                ", ".join(f"`{name}`" for name in trial.params.keys() - self._markers.keys()),
+            )
         if trial.state.is_finished():
             self._keys[trial.number] = key
         return key

@@ -36,6 +36,7 @@ from optuna_flyte_dsl import (
     Optimizer,
     TooManyFailuresError,
     optimize,
+    suggest,
 )
 from optuna_flyte_dsl._foreign_errors import says_retries_are_used
 from optuna_flyte_dsl._threads import Threads
@@ -982,3 +983,88 @@ def test_what_a_killed_worker_has_started_ends_with_the_search(tmp_path):
     assert states(study) == ["FAIL"]
     child = int((tmp_path / "pid").read_text())
     wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+# What an attack has found.
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_second_attempt_does_not_see_what_the_first_has_changed(executor, tmp_path):
+    def objective(x: Float(0, 1), p, seen, path) -> float:
+        rate = p["rate"]
+        p["rate"] *= 10
+        seen.add(rate)
+        if not pathlib.Path(path).exists():
+            pathlib.Path(path).touch()
+            raise MemoryError
+        return rate + len(seen)
+
+    given = {"p": {"rate": suggest.float(0, 1)}, "seen": set(), "path": str(tmp_path / "tried")}
+    study = search(objective, n_trials=3, concurrency=1, retries=1, executor=executor).run_sync(**given)
+    assert [trial.value for trial in study.trials] == [trial.params["p.rate"] + 1 for trial in study.trials]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_deterministic_search_that_ends_in_an_error_keeps_what_was_finished(tmp_path, kept):
+    async def waits(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        if trial.number == 0:
+            await asyncio.sleep(0.3)
+            raise KeyError("boom")
+        return x
+
+    options = {"storage": tmp_path / "study.journal", "study_name": "s"} if kept else {}
+    decorated = search(waits, n_trials=6, concurrency=3, deterministic=True, seed=1, catch=(ValueError,), **options)
+    with pytest.raises(KeyError):
+        decorated.run_sync()
+    assert states(decorated.study) == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_deterministic_search_ends_though_an_ask_has_found_nothing_for_a_while():
+    @fl.task
+    def objective(trial: optuna.Trial, d: Integer(1, 2)) -> float:
+        time.sleep(0.05)
+        trial.suggest_float("extra", 0, 1)
+        return float(d)
+
+    options = {"stop_when_exhausted": True, "duplicates": "resample", "deterministic": True, "seed": 1}
+    study = search(objective, n_trials=12, concurrency=3, sampler=RandomSampler, **options).run_sync()
+    assert set(states(study)) == {"COMPLETE"}
+
+
+def test_points_with_parameters_that_a_task_samples_itself_are_not_compared_and_it_says_so(caplog):
+    @fl.task
+    def objective(trial: optuna.Trial, d: Integer(1, 3)) -> float:
+        trial.suggest_float("extra", 0, 1)
+        return float(d)
+
+    study = search(objective, n_trials=8, concurrency=1, duplicates="reuse").run_sync()
+    assert not any(SAME_AS in trial.user_attrs for trial in study.trials)
+    assert caplog.text.count("has also sampled `extra`") == 1
+
+
+def test_a_retry_of_a_lost_trial_lies_within_the_bounds_of_today(tmp_path):
+    async def never(x: Float(5, 10)) -> float:
+        await asyncio.Event().wait()
+
+    async def today(x: Float(0, 1)) -> float:
+        assert 0 <= x <= 1
+        return x
+
+    options = {"n_trials": 2, "storage": tmp_path / "study.journal", "study_name": "s", "resume": True}
+    search(never, timeout=0.5, **options).run_sync()
+    study = search(today, **options).run_sync()
+    assert states(study)[-2:] == ["COMPLETE"] * 2
+
+
+def test_a_space_of_any_size_can_be_counted():
+    def objective(mask, x: Float(0, 1)) -> float:
+        return float(sum(mask))
+
+    mask = [suggest.category([True, False]) for _ in range(1100)]
+    assert len(search(objective, n_trials=2, duplicates="resample").run_sync(mask=mask).trials) == 2
+
+    def finite(mask, n: Integer(0, 1)) -> float:
+        return float(sum(mask))
+
+    assert len(search(finite, n_trials=2, stop_when_exhausted=True).run_sync(mask=mask).trials) == 2

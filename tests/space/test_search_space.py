@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import random
+import types
 import typing
 from typing import Annotated, Any, NamedTuple, Optional
 
@@ -375,6 +376,8 @@ def test_a_suggestion_where_it_cannot_be_replaced_is_refused():
         collections.UserList([Float(0, 1)]),
         Several([1, Float(0, 1)]),
         Pair([1, Float(0, 1)]),
+        types.MappingProxyType({"a": Float(0, 1)}),
+        Config({"a": [Float(0, 1)]}),
     ):
         with pytest.raises(ArgumentError, match=r"holds a suggestion inside a \w+, .* Put it into a dict"):
             SearchSpace.of(objective).bind(params=value)
