@@ -277,6 +277,8 @@ def storage(name: str, value: Any) -> Any:
         _check_url(name, value)
     if isinstance(value, str | os.PathLike) and "://" not in str(value):
         path = pathlib.Path(value)
+        if re.match(r"[\w+]{2,}:/", str(path)):  # `Path` makes one slash of two
+            raise InvalidOptionError(f"`{name}` is a path that begins as a URL does. Give a URL as a string.")
         if path.suffix in _DATABASE_SUFFIXES and not path.exists():
             raise InvalidOptionError(
                 f"`{name}`: {str(path)!r} is the path of a journal file, but has the name of a database. For SQLite, "
@@ -288,7 +290,7 @@ def storage(name: str, value: Any) -> Any:
 def _check_url(name: str, value: str) -> None:
     if not value.strip():
         raise InvalidOptionError(f"`{name}` must be a URL or the path of a journal file, but got an empty string.")
-    if re.search(r"(^|\s)(host|hostaddr|dbname|user|password)\s*=", value):
+    if re.search(r"(^|\s)(host|hostaddr|dbname|user|password)\s*=", value, re.IGNORECASE):
         raise InvalidOptionError(
             f"`{name}` looks like a connection string of libpq. Write it as a URL, as in "
             "'postgresql+psycopg://user:password@host/name'."
@@ -302,7 +304,7 @@ def _check_url(name: str, value: str) -> None:
             f"`{name}` must have three slashes and a path if it is a SQLite file: 'sqlite:///search.db'; four slashes "
             "begin a path from the root."
         )
-    if "://" not in value and re.match(r"[\w+]+:/|[^/]*@", value):
+    if "://" not in value and re.match(r"[\w+]+:/|(//)?[^/]*@", value):
         raise InvalidOptionError(
             f"`{name}` looks like a URL, but has no '://'. Write it as in 'postgresql+psycopg://user:password@host/name'."
         )

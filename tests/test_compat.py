@@ -264,6 +264,9 @@ def test_a_request_to_flyteadmin_is_sent_once_though_flytekits_client_would_send
             call(WorkflowExecutionGetRequest(id=name), timeout=10)
         assert failed.value.code() is grpc.StatusCode.NOT_FOUND
         assert admin.counts["GetExecution"] == 1, "an interceptor has sent it again"
+        call = flytekit_names.admin_method_without_login(client, "GetExecution")
+        with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+            call(WorkflowExecutionGetRequest(id=name), timeout=10)
     channel = flytekit_names.channel_without_retries(client)
     assert callable(channel.unary_unary)
     assert channel is not client._channel

@@ -176,6 +176,15 @@ def channel_without_retries(client: Any) -> Any:
     return channel
 
 
+def admin_method_without_login(client: Any, rpc: str) -> Callable[..., Any]:
+    """Return an RPC of flyteadmin that is sent without a token, to learn whether flyteadmin asks for one."""
+    channel = client._channel
+    while hasattr(channel, "_interceptor"):
+        channel = channel._channel
+    method = getattr(type(client._stub)(channel), rpc)
+    return lambda request, timeout: method(request, timeout=timeout)
+
+
 def set_upload_location(file_access: Any, get_signed_url: Callable[..., Any]) -> None:
     """Make uploads use signed URLs, as `FlyteRemote` does before a launch.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -150,9 +151,11 @@ def _is_remote(path: pathlib.Path) -> bool:
 def _mounts() -> Iterator[tuple[str, str]]:
     """Yield the mount point and the file system's name of each mount, as proc_pid_mountinfo(5) describes them."""
     with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-            before, _, after = line.partition(" - ")
-            yield before.split()[4].encode().decode("unicode_escape"), after.split()[0]
+        for line in pathlib.Path("/proc/self/mountinfo").read_bytes().splitlines():
+            before, _, after = line.partition(b" - ")
+            # Blanks and the like are octal escapes; letters outside of ASCII are bytes of the file system's encoding.
+            point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal.group(1), 8)]), before.split()[4])
+            yield os.fsdecode(point), after.split()[0].decode()
 
 
 def _remove_old(folder: pathlib.Path) -> None:

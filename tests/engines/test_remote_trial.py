@@ -559,3 +559,23 @@ def test_the_calls_that_a_trial_may_make_are_calls_of_optunas_storage_proxy():
     """A new version that moves one must fail here, and say so."""
     service = api_pb2.DESCRIPTOR.services_by_name["StorageService"]
     assert {method.name for method in service.methods} >= server_module._ALLOWED
+
+
+def test_a_trial_has_a_bounded_number_of_connections(study, server):
+    trial = study.ask()
+    handle = server.serve(trial)
+    token = ((TOKEN_METADATA, f"{trial_id(trial)}:{server.token_of(trial_id(trial))}"),)
+    channels = []
+    try:
+        for _ in range(60):
+            channel = grpc.insecure_channel(
+                handle.address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+            )
+            channels.append(channel)
+            stub = api_pb2_grpc.StorageServiceStub(channel)
+            request = api_pb2.GetTrialRequest(trial_id=trial_id(trial))
+            stub.GetTrial(request, metadata=token, timeout=30)
+        wait_until(lambda: len(server._guard._clients) <= connections_module._CONNECTIONS_OF_A_TRIAL)
+    finally:
+        for channel in channels:
+            channel.close()

@@ -971,6 +971,9 @@ def test_a_journal_in_no_folder_is_named_at_the_call(tmp_path):
         "sqlite:///postgresql+psycopg://joe:s3cr3t@host/db",
         "host=db user=joe password=s3cr3t",
         "password = s3cr3t",
+        "PASSWORD=s3cr3t HOST=db",
+        "//user:s3cr3t@host/db",
+        pathlib.Path("postgresql://user:s3cr3t@host/db"),
     ):
         for storage in (url, lambda url=url: url):
             with pytest.raises(InvalidOptionError, match="`storage`") as error:
@@ -1257,3 +1260,18 @@ def test_a_url_without_a_driver_is_named_with_the_cure(url, message):
     ) as refused:
         optimize(objective, storage=url, study_name="s", n_trials=1, progress=False).run_sync()
     assert "secret" not in str(refused.value)
+
+
+def test_the_mounts_of_this_machine_are_read_whatever_their_names(tmp_path, monkeypatch):
+    lines = [
+        b"36 35 98:0 / / rw,noatime master:1 - ext4 /dev/root rw",
+        b"40 36 0:50 / /mnt/with\\040blank rw - nfs4 server:/a rw",
+        "41 36 0:51 / /mnt/größe rw - nfs server:/b rw".encode(),
+    ]
+    real = pathlib.Path.read_bytes
+    monkeypatch.setattr(
+        pathlib.Path,
+        "read_bytes",
+        lambda self: b"\n".join(lines) if str(self) == "/proc/self/mountinfo" else real(self),
+    )
+    assert list(session_file._mounts()) == [("/", "ext4"), ("/mnt/with blank", "nfs4"), ("/mnt/größe", "nfs")]

@@ -8,7 +8,6 @@ own.
 
 import functools
 import threading
-from collections.abc import MutableMapping
 from typing import Any
 
 from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager, flyte_context_Var
@@ -20,6 +19,7 @@ from flytekit.core.reference_entity import ReferenceEntity
 from optuna_flyte_dsl._compat import flytekit as compat
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.engines._flytekit.literal_cache import lock_literal_cache
 from optuna_flyte_dsl.engines._flytekit.task_limits import EntityCall, apply_task_limits
 from optuna_flyte_dsl.engines.functions import await_thread
 
@@ -33,8 +33,7 @@ class LocalController:
         self._threads = threads
         state = context.execution_state or context.new_execution_state()
         self._context = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION)).build()
-        with _lock:
-            compat.wrap_literal_cache(LockedLiteralCache, LockedLiteralCache)
+        lock_literal_cache()
         apply_task_limits()
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
@@ -80,34 +79,3 @@ class LocalController:
 
 
 _lock = threading.Lock()
-
-
-class LockedLiteralCache:
-    """A wrapper of flytekit's cache of literals that many threads may use.
-
-    Flytekit tests whether a key is in the cache, and then reads it. Between that test and that read, another thread may
-    evict the entry from the cache. So `in` keeps the entry that it has found for the thread, and the read returns the
-    kept entry.
-    """
-
-    def __init__(self, cache: MutableMapping[Any, Any]) -> None:
-        self._cache = cache
-        self._lock = threading.Lock()
-        self._found = threading.local()
-
-    def __contains__(self, key: object) -> bool:
-        with self._lock:
-            if key not in self._cache:
-                return False
-            self._found.entry = (key, self._cache[key])
-            return True
-
-    def __getitem__(self, key: Any) -> Any:
-        found, value = getattr(self._found, "entry", (None, None))
-        if found != key:
-            raise KeyError(key)
-        return value
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        with self._lock:
-            self._cache[key] = value

@@ -5,6 +5,7 @@ descriptors.
 """
 
 import asyncio
+import collections
 import contextlib
 import errno
 import random
@@ -15,6 +16,8 @@ from collections.abc import Callable
 
 _STRANGERS = 512
 """The largest number of connections without a token, where the process may open enough files."""
+_CONNECTIONS_OF_A_TRIAL = 16
+"""The largest number of connections that have shown the token of one trial. Each process of a trial has one."""
 _FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
 _SECONDS_OF_A_STRANGER = 10.0
 _BUFFER = 64 * 1024
@@ -24,8 +27,8 @@ class ConnectionGuard:
     """Passes bytes on between clients and a gRPC server of this process, in a thread of its own.
 
     If too many connections have not shown a token, a new connection replaces one of them, chosen at random. So
-    connections without a token cannot keep a client with a token out for long. The guard never closes a connection that
-    has shown a token.
+    connections without a token cannot keep a client with a token out for long. If a trial has too many connections, the
+    guard closes the oldest one of this trial.
 
     Args:
         interface: The address at which clients connect.
@@ -42,21 +45,37 @@ class ConnectionGuard:
         self._limit = max(16, min(_STRANGERS, files // (4 * _FILES_OF_A_CONNECTION)))
         self._strangers: dict[int, _Pipe] = {}  # the guard's port on its connection to gRPC -> the pipe
         self._clients: set[_Pipe] = set()
+        self._lock = threading.Lock()
+        self._admitted: dict[int, collections.deque[_Pipe]] = {}  # trial -> its connections, the oldest one first
         self._listener = socket.create_server((interface, port), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="optuna-flyte-guard", daemon=True)
         self._thread.start()
 
-    def admit(self, peer: str) -> None:
-        """Note that a connection has shown a token.
+    def admit(self, peer: str, trial: int) -> None:
+        """Note that a connection has shown the token of a trial.
 
         Args:
             peer: The client's address as gRPC gives it, such as "ipv4:127.0.0.1:4711".
+            trial: The trial's id.
         """
-        # No lock is needed: a dictionary removes a key in one step. Later calls of the same connection find the key
-        # gone, which is harmless.
-        self._strangers.pop(int(peer.rpartition(":")[2]), None)
+        # A dictionary removes a key in one step. Later calls of the same connection find the key gone.
+        pipe = self._strangers.pop(int(peer.rpartition(":")[2]), None)
+        if pipe is None:
+            return
+        with self._lock:
+            admitted = self._admitted.setdefault(trial, collections.deque())
+            admitted.append(pipe)
+            oldest = admitted.popleft() if len(admitted) > _CONNECTIONS_OF_A_TRIAL else None
+        if oldest is not None:
+            with contextlib.suppress(RuntimeError):  # the guard is closed
+                self._loop.call_soon_threadsafe(oldest.close)
+
+    def forget(self, trial: int) -> None:
+        """Note that a trial has ended. gRPC closes its connections when they have been idle for a while."""
+        with self._lock:
+            self._admitted.pop(trial, None)
 
     def close(self) -> None:
         """Close all connections, and end the thread."""

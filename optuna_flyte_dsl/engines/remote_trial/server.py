@@ -129,9 +129,10 @@ class TrialServer:
 
     def forget(self, trial: Trial) -> None:
         self._trials.pop(trial_id(trial), None)
+        self._guard.forget(trial_id(trial))
 
-    def _admit(self, peer: str) -> None:
-        self._guard.admit(peer)
+    def _admit(self, peer: str, trial: int) -> None:
+        self._guard.admit(peer, trial)
 
     def _find(self, request: dict[str, Any], context: grpc.ServicerContext) -> Trial:
         trial = self._trials.get(request["trial"])
@@ -164,14 +165,14 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
     """Lets a trial's calls pass that are about this trial, and refuses all others.
 
     Args:
-        admit: Called with the address of each client that has shown a token.
+        admit: Called with the address of each client that has shown a token, and with the token's trial.
     """
 
     def __init__(
         self,
         trials: dict[int, Trial],
         token_of: Callable[[int], str],
-        admit: Callable[[str], None],
+        admit: Callable[[str, int], None],
         study_id: int,
         study_name: str,
     ) -> None:
@@ -217,7 +218,7 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         """
 
         def serve(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            self._admit(context.peer())
+            self._admit(context.peer(), trial)
             with self._counted(trial, context):
                 self._silent[context] = time.monotonic()
                 try:

@@ -33,7 +33,7 @@ from optuna_flyte_dsl import (
     suggest,
 )
 from optuna_flyte_dsl._compat.flytekit import wrap_literal_cache
-from optuna_flyte_dsl.engines._flytekit.local_controller import LockedLiteralCache
+from optuna_flyte_dsl.engines._flytekit.literal_cache import LockedLiteralCache
 from tests.support import own_threads, wait_until
 from tests.support._compat import count_of_event_loops
 

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 import grpc
 import requests
+from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
 from flytekit.exceptions.user import FlyteAuthenticationException
 from flytekit.remote import FlyteRemote
 
-from optuna_flyte_dsl._compat.flytekit import admin_method
+from optuna_flyte_dsl._compat.flytekit import admin_method, admin_method_without_login
 from optuna_flyte_dsl._foreign_errors import is_too_large, says_login_may_pass
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._retry import backoff, pauses, retry
@@ -48,6 +50,8 @@ _CURES = {
     grpc.StatusCode.UNAUTHENTICATED: "Log in again, or check the client credentials in the pod's configuration.",
 }
 
+
+_LOGINS_BY_A_PERSON = ("standard", "pkce", "deviceflow")
 
 _REQUESTS_PER_SECOND = 50.0
 _BURST = 50.0
@@ -142,6 +146,27 @@ class Admin:
                 pace = _paces.setdefault(self.remote, TokenBucket())
             time.sleep(pace.take(_REQUESTS_PER_SECOND, _BURST))
         return admin_method(self.remote.client, rpc)(request, timeout=pauses.rpc if seconds is None else seconds)
+
+    def check_login(self, execution: WorkflowExecutionIdentifier) -> None:
+        """Refuse, in a pod, a login that waits for a person, if flyteadmin asks for a login. It blocks.
+
+        Args:
+            execution: The pod's execution, of which flyteadmin is asked.
+        """
+        platform = self.remote.config.platform
+        mode = getattr(platform.auth_mode, "value", platform.auth_mode)  # an enum's value, or a text of the user's
+        if str(mode).lower() not in _LOGINS_BY_A_PERSON or platform.proxy_command:
+            return
+        try:
+            call = admin_method_without_login(self.remote.client, "GetExecution")
+            call(WorkflowExecutionGetRequest(id=execution), timeout=pauses.rpc)
+        except grpc.RpcError as error:
+            if status_of(error) is not None and status_of(error).code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise RefusedError(
+                    "flyteadmin asks for a login, and this pod is configured for one in a browser: it would wait for "
+                    "ever. Ask the operator of your Flyte to set FLYTE_CREDENTIALS_AUTH_MODE=client_credentials, with "
+                    "a client id and a secret, for all pods. docs/how-to/cluster.md shows how."
+                ) from None
 
     def retry(
         self,

@@ -19,6 +19,7 @@ from optuna_flyte_dsl._compat.flytekit import set_upload_location
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines._flytekit.cluster.uploads import Uploads, digest
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.engines._flytekit.literal_cache import lock_literal_cache
 from optuna_flyte_dsl.errors import ArgumentError
 
 
@@ -26,6 +27,7 @@ class Converter:
     """Converts literals, with the data access of a remote."""
 
     def __init__(self, remote: FlyteRemote) -> None:
+        lock_literal_cache()
         self._context: FlyteContext = remote.context
         self._prefix = str(remote.file_access.raw_output_prefix)
         get_signed_url = functools.partial(

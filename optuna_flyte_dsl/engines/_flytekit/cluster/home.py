@@ -119,6 +119,9 @@ class ClusterSearch:
 
     async def check(self, objective: Objective) -> None:
         self._is_task = objective.kind is Kind.TASK
+        pod = self.launcher.connection.eager_execution.pod
+        if pod is not None:
+            await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution)
         if self._is_task:
             await self.launcher.workers.run(self.launcher.registry.check, objective.target)
 

@@ -51,7 +51,7 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
-from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_stop_handler
+from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_stop_handler, wrap_literal_cache
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._retry import Pauses
 from optuna_flyte_dsl._threads import Threads
@@ -63,6 +63,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUT
 from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
+from optuna_flyte_dsl.engines._flytekit.literal_cache import LockedLiteralCache
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.liveness import Life
 from optuna_flyte_dsl.study.storages import open_storage
@@ -1727,3 +1728,15 @@ def test_a_frozen_flyteadmin_is_asked_no_more_when_the_grace_period_is_over(clus
         search.launcher.terminate(f"e{number}", "is over", deadline)
     assert cluster.counts["TerminateExecution"] == 1
     asyncio.run(search.launcher.close())
+
+
+def test_a_pod_whose_login_would_wait_for_a_browser_is_told_at_once_what_to_set(cluster, tmp_path):
+    cluster.fail("*", Fault(grpc.StatusCode.UNAUTHENTICATED, times=10_000))
+    with pytest.raises(RefusedError, match=r"FLYTE_CREDENTIALS_AUTH_MODE=client_credentials"):
+        Pod(cluster, tmp_path, 0).run(quick.train)
+    assert sum(cluster.counts.values()) == 1
+
+
+def test_the_cache_of_literals_that_all_threads_share_has_a_lock_on_a_cluster_too(cluster):
+    there(quick.train, cluster).run_sync()
+    wrap_literal_cache(lambda inner: pytest.fail("it must be wrapped already"), LockedLiteralCache)
