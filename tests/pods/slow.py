@@ -38,7 +38,13 @@ async def search_once() -> str:
     return " ".join(trial.state.name for trial in study.trials)
 
 
+@fl.eager
+async def search_few() -> str:
+    study = await optimize(train.task, concurrency=2, n_trials=2)()
+    return " ".join(trial.state.name for trial in study.trials)
+
+
 @fl.workflow
 def two_searches() -> tuple[str, str]:
     """Two nodes of one execution, whose searches are the same."""
-    return create_node(search).o0, create_node(search).o0
+    return create_node(search_few).o0, create_node(search_few).o0
