@@ -110,8 +110,9 @@ class Options(check.CheckedOptions):
 
     max_consecutive_failures: Annotated[int | Literal["auto"] | None, check.failures] = "auto"
     """The number of failures in a row that ends the search with `TooManyFailuresError`. `None` sets no limit. "auto"
-    sets 10, or twice `concurrency` if that is more, but at most a quarter of `n_trials` and at least 5. Once a trial
-    has succeeded, "auto" allows five times as many. A search of up to 10 trials runs to its end."""
+    sets 10, or twice `concurrency` if that is more, but at most a quarter of `n_trials` and at least 5. For example, a
+    search of 100 trials at concurrency 8 ends after 16 failures in a row. Once a trial has succeeded, "auto" allows
+    five times as many: 80 in the example. A search of up to 10 trials runs to its end."""
 
     retries: Annotated[int, check.count_or_zero] = 0
     """How many more times a trial that raises is run, with the same parameters."""

@@ -560,6 +560,7 @@ wrong(x=0.5)
 """
 
 
+@pytest.mark.newest
 def test_decorators_in_the_wrong_order_are_named_in_a_script_too(tmp_path):
     (tmp_path / "script.py").write_text(WRONG_ORDER)
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)

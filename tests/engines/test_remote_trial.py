@@ -561,6 +561,7 @@ def test_the_calls_that_a_trial_may_make_are_calls_of_optunas_storage_proxy():
     assert {method.name for method in service.methods} >= server_module._ALLOWED
 
 
+@pytest.mark.newest
 def test_a_trial_has_a_bounded_number_of_connections(study, server):
     trial = study.ask()
     handle = server.serve(trial)

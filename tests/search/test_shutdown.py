@@ -112,6 +112,7 @@ print(sorted(trial.state.name for trial in studies[0].trials))
 """
 
 
+@pytest.mark.newest
 def test_a_forked_child_that_exits_leaves_its_parents_trials_alone(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FORKS, str(tmp_path / "study.journal")], capture_output=True, text=True, timeout=120

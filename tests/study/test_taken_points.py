@@ -84,6 +84,7 @@ def test_points_outside_of_the_space_are_not_taken_for_one_another(tmp_path):
         assert trial.value in (None, trial.params.get("x", 0.0) ** 2)
 
 
+@pytest.mark.newest
 def test_the_hash_of_a_set_is_the_same_in_each_process_and_that_of_a_masked_array_knows_the_mask():
     program = "from optuna_flyte_dsl.study.content_hash import content_hash; print(content_hash(frozenset('abcdefgh')))"
     hashes = {

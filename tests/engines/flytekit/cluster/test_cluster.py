@@ -1691,6 +1691,7 @@ def test_the_time_of_a_trial_begins_though_its_pod_is_inside_of_other_nodes(clus
     assert states(in_movable_time(search)) == ["FAIL"] * 2
 
 
+@pytest.mark.newest
 def test_requests_keep_to_their_pace_though_many_pods_wait_for_a_machine(cluster):
     cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=2.0, queued=math.inf)
     limited = Optimizer(quick.train.task, 100, 100, trial_timeout=3600, progress=False)

@@ -259,18 +259,6 @@ def test_a_pod_that_still_ends_beside_its_successor_disturbs_nothing(cluster, tm
 
 @pytest.mark.newest
 @needs_pyflyte
-def test_a_pod_without_retries_that_still_ends_beside_its_successor_costs_no_trial(cluster, tmp_path):
-    execution = run(cluster, "slow.py", "search_few")
-    wait_until(lambda: len(log(cluster)) == 2, 60)
-    cluster.propeller.drain(execution)
-    wait_until(lambda: len(attempts_of(cluster)) == 2, 60)
-    (tmp_path / "go").touch()
-    assert end_of(execution).scalar.primitive.string_value.split().count("COMPLETE") == 2
-    assert not cluster.running()
-
-
-@pytest.mark.newest
-@needs_pyflyte
 def test_two_nodes_that_search_in_one_execution_keep_their_trials_apart(cluster, tmp_path):
     execution = run(cluster, "slow.py", "two_searches")
     wait_until(lambda: len(log(cluster)) == 4, 120)
