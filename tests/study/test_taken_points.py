@@ -62,7 +62,7 @@ def test_an_argument_that_cannot_be_told_apart_is_refused(tmp_path):
         search.run_sync(data=threading.Lock())
 
 
-@pytest.mark.filterwarnings("ignore:Fixed parameter x with value")
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
 def test_points_outside_of_the_space_are_not_taken_for_one_another(tmp_path):
     storage = tmp_path / "study.journal"
 
