@@ -170,19 +170,20 @@ _stubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # cli
 
 def channel_without_retries(client: Any) -> Any:
     """Return the channel of a client inside of the interceptor that retries; the names of the layers are gRPC's."""
-    channel = client._channel
-    while isinstance(getattr(channel, "_interceptor", None), RetryExceptionWrapperInterceptor):
-        channel = channel._channel
-    return channel
+    return _inside_of(client._channel, RetryExceptionWrapperInterceptor)
 
 
 def admin_method_without_login(client: Any, rpc: str) -> Callable[..., Any]:
     """Return an RPC of flyteadmin that is sent without a token, to learn whether flyteadmin asks for one."""
-    channel = client._channel
-    while hasattr(channel, "_interceptor"):
-        channel = channel._channel
-    method = getattr(type(client._stub)(channel), rpc)
+    method = getattr(type(client._stub)(_inside_of(client._channel, object)), rpc)
     return lambda request, timeout: method(request, timeout=timeout)
+
+
+def _inside_of(channel: Any, interceptor: type) -> Any:
+    """Return a channel without its outermost interceptors of a class."""
+    while hasattr(channel, "_interceptor") and isinstance(channel._interceptor, interceptor):
+        channel = channel._channel
+    return channel
 
 
 def set_upload_location(file_access: Any, get_signed_url: Callable[..., Any]) -> None:

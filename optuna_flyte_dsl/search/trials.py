@@ -177,7 +177,7 @@ class AskTell:
             # What running trials have suggested so far depends on time, so the sampler does not see them.
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
             trial.study = snapshot_of(self.study, ended, self.sampler_of_trial(number))
-        if RETRY_OF in trial.user_attrs:
+        if self.storage is not None and RETRY_OF in trial.user_attrs:
             self._drop_what_does_not_fit(trial)
         if self.objective.suggests_itself and not self.is_quick:
             # Sample now: otherwise Optuna would sample at the first suggestion, which an async objective makes in the
@@ -269,10 +269,12 @@ class AskTell:
             return
         self.hurry()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
+        opened = self._open.copy()
+        taken_over = self._taken_over(opened.keys() - self._untold.keys())
         left = {
             number: (trial, self._untold.get(number, interrupted))
-            for number, trial in self._open.copy().items()
-            if number in self._untold or self._is_own(trial)
+            for number, trial in opened.items()
+            if number not in taken_over
         }
 
         def tell_all() -> None:
@@ -307,11 +309,15 @@ class AskTell:
             return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)
         return untold_error(self.objective.name, self._study_name, left)
 
-    def _is_own(self, trial: Trial) -> bool:
-        """Tell whether this search still owns a trial: another search may have adopted it."""
-        with contextlib.suppress(Exception):  # if the storage fails, the trial is told when it answers
-            return self.storage is None or self.storage.owns(trial)
-        return True
+    def _taken_over(self, numbers: set[int]) -> set[int]:
+        """Return which of some open trials another search owns now, because it has taken this process for dead."""
+        if self.storage is None or not numbers:
+            return set()
+        owner = self.storage.owner
+        with contextlib.suppress(Exception):  # if the storage fails, the trials are told when it answers
+            trials = self.study.get_trials(deepcopy=False)
+            return {trial.number for trial in trials if trial.number in numbers and not owner.owns(trial)}
+        return set()
 
     def _tell_at_last(self, trial: Trial, outcome: Outcome) -> bool:
         try:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
@@ -151,10 +151,6 @@ class DurableStorage(Proxy):
         for key in owner_keys(trial):
             if key != self._self_owner.key:
                 self.set_trial_system_attr(adopted, key, None)
-
-    def owns(self, trial: Trial) -> bool:
-        """Tell whether this search owns a trial: another process that has taken this one for dead may own it now."""
-        return self._self_owner.owns(self.get_trial(trial_id(trial)))
 
     def close_spares(self) -> None:
         """Close the running trials that the storage made by mistake and that no ask has taken.

@@ -1695,13 +1695,15 @@ def test_the_time_of_a_trial_begins_though_its_pod_is_inside_of_other_nodes(clus
 def test_requests_keep_to_their_pace_though_many_pods_wait_for_a_machine(cluster):
     cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=2.0, queued=math.inf)
     limited = Optimizer(quick.train.task, 100, 100, trial_timeout=3600, progress=False)
+    started = time.monotonic()
     there(limited, cluster).run_sync()
-    for seconds, most in ((1.0, 100 + 1), (0.5, 75 + 1)):
-        times = [moment for _, moment in cluster.times]
-        fullest = max(sum(begin <= each < begin + seconds for each in times) for begin in times)
-        assert fullest <= most + 16, "those that launch wait in threads of their own"
+    # A request may come late on a busy machine, but never before its turn: a burst, and then the rate.
+    for number, (_, moment) in enumerate(cluster.times, 1):
+        assert number <= 50 + 50 * (moment - started) + 1
     asks = [moment for rpc, moment in cluster.times if rpc in ("ListNodeExecutions", "ListTaskExecutions")]
-    assert max(sum(begin <= each < begin + 1.0 for each in asks) for begin in asks) <= 2 * (5 + 5) + 1
+    assert asks
+    for number, moment in enumerate(asks, 1):
+        assert number <= 2 * (5 + 5 * (moment - started)) + 1
 
 
 def test_a_name_is_looked_up_before_a_launch_whose_answer_was_lost_is_sent_again(cluster):
