@@ -7,7 +7,7 @@ AT_ONCE := -n 4 --dist worksteal
 # Flytekit 1.16 works on Python 3.13 (all but `pyflyte run`), but its metadata refuses it.
 ANY_PYTHON := $(shell $(PYTHON) -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 13) else "")')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-export PYTHONDONTWRITEBYTECODE := 1
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, and each would compile the package again
 
 .DEFAULT_GOAL := help
 .PHONY: help demo environments test lint format unit coverage oldest next docs bench soak clean

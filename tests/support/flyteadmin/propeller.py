@@ -14,6 +14,7 @@ import time
 
 from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2
 
+from tests.support import scripts
 from tests.support.flyteadmin.executions import PHASES, Failed, Succeeded
 from tests.support.flyteadmin.literals import as_text, from_text, resolve
 from tests.support.flyteadmin.nodes import NODE, TASK, NodeRecord, single_task_node, task_of, unique_id
@@ -259,17 +260,8 @@ class Propeller:
         command = [_fill(each, variables) for each in (*container.command, *container.args)]
         if raw:
             command = _copilot_before(container.data_config, command, inputs, work)
-        elif (SCRIPTS / command[0]).exists():
-            command[0] = str(SCRIPTS / command[0])
-        with (prefix / "stdout").open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=work,
-                env=self._pod_environment(execution, template, prefix, attempt, environment or {}),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        variables = self._pod_environment(execution, template, prefix, attempt, environment or {})
+        process = scripts.start(command, work, variables, prefix / "stdout")
         with self._lock:
             self._processes.setdefault(execution.key, {})[node, attempt] = process
         if self._closed or execution.phase == PHASES.ABORTING or execution.is_failing:  # too late to be signalled

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
 from flyteidl.core import identifier_pb2
 from flytekit.configuration import Image, ImageConfig
 
-from tests.support import wait_until
+from tests.support import scripts, wait_until
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import PHASES
 from tests.support.marks import needs_pyflyte
@@ -31,16 +32,11 @@ def cluster(tmp_path):
 
 
 def pyflyte(admin, *arguments, folder=PODS):
-    done = subprocess.run(
-        [Path(sys.executable).parent / "pyflyte", *arguments],
-        cwd=folder,
-        env={**os.environ, **admin.client_environment, "FLYTE_LOCAL_SANDBOX_PATH": str(admin.folder / "sandbox")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    environment = {**os.environ, **admin.client_environment, "FLYTE_LOCAL_SANDBOX_PATH": str(admin.folder / "sandbox")}
+    with tempfile.NamedTemporaryFile("r") as output:
+        process = scripts.start(["pyflyte", *arguments], folder, environment, output.name)
+        assert process.wait(300) == 0, output.read()
+        return output.read()
 
 
 def run(admin, file, entity, *inputs):

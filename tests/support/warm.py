@@ -1,0 +1,127 @@
+"""A process that has imported flytekit, and waits: each order that it reads becomes a process, which is a fork of it.
+
+Such a process runs a script of flytekit as `python <script>` would: as `__main__`, to the end of the interpreter. It
+has imported nothing of the user's and nothing of the library under test.
+"""
+
+import json
+import os
+import pathlib
+import runpy
+import selectors
+import signal
+import subprocess
+import sys
+
+BASE = sys.path[1:]  # what a script finds without PYTHONPATH
+SCRIPTS = ("pyflyte", "pyflyte-execute", "pyflyte-fast-execute", "pyflyte-map-execute")
+
+
+def is_script(command):
+    return pathlib.Path(command[0]).name in SCRIPTS
+
+
+def wait_for_order():
+    """Fork a process for each order. Return the order in the new process; the waiting one ends with its input."""
+    wakeup, wake = os.pipe()
+    os.set_blocking(wakeup, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)
+    selector.register(wakeup, selectors.EVENT_READ)
+    numbers, text = {}, b""
+    while True:
+        ready = {key.fd for key, _ in selector.select()}
+        if wakeup in ready:
+            os.read(wakeup, 4096)
+            report_ends(numbers)
+        if 0 in ready:
+            read = os.read(0, 65536)
+            if not read:
+                for pid in numbers:
+                    os.killpg(pid, signal.SIGKILL)
+                sys.exit()
+            *lines, text = (text + read).split(b"\n")
+            for line in lines:
+                order = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    selector.close()
+                    os.close(wakeup)
+                    os.close(wake)
+                    return order
+                numbers[pid] = order["number"]
+
+
+def report_ends(numbers):
+    """Tell how the processes that have ended did so: an exit code, or a signal as a negative number."""
+    while numbers:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        tell({"number": numbers.pop(pid), "ended": os.waitstatus_to_exitcode(status)})
+
+
+def tell(what):
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def run(order):
+    """Be the new process: in a session, with files, in a folder of its own."""
+    os.setsid()
+    tell({"number": order["number"], "started": os.getpid()})  # from now on it can be signalled
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number, file in ((0, null), (1, output), (2, output)):
+        os.dup2(file, number)
+    os.close(null)
+    os.close(output)
+    os.chdir(order["folder"])
+    run_script(order["command"], order["environment"])
+
+
+def run_script(command, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    on_path = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    script = str(pathlib.Path(sys.executable).with_name(pathlib.Path(command[0]).name))
+    sys.path[:] = [os.path.dirname(script), *on_path, *BASE]
+    sys.argv[:] = [script, *command[1:]]
+    if script.endswith("pyflyte-fast-execute"):
+        subprocess.Popen = Popen
+    runpy.run_path(script, run_name="__main__")
+
+
+class Popen(subprocess.Popen):
+    """Starts the script that `pyflyte-fast-execute` runs in a process of its own, as a fork of this process."""
+
+    def __new__(cls, command, *arguments, env=None, **others):
+        return _Fork(command, env) if is_script(command) else super().__new__(cls)
+
+
+class _Fork:
+    def __init__(self, command, environment):
+        self.pid = os.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            run_script(command, dict(environment or os.environ))
+            sys.exit()
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self):
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    import flytekit.bin.entrypoint
+    import flytekit.clis.sdk_in_container.pyflyte  # noqa: F401
+    import optuna  # noqa: F401
+
+    run(wait_for_order())
