@@ -13,8 +13,8 @@ class Pauses:
 
     # Storages.
     storage_patience: float = 600.0  # how long an outage is waited out
-    storage_opening: float = 10.0  # the same before the search's first trial, because an address may be wrong
-    storage_patience_at_end: float = 2.5  # the same while a search is ending, because somebody waits for its end
+    storage_opening: float = 10.0  # how long an outage is waited out before the first trial: the address may be wrong
+    storage_patience_at_end: float = 2.5  # how long an outage is waited out while a search ends: the user waits
     storage_warning: float = 1.0  # the duration of an outage after which it is logged
     storage_first: float = 0.05  # the first pause between two attempts of a call; each next one is twice as long
     storage_longest: float = 5.0  # the longest pause between two attempts of a call

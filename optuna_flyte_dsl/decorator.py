@@ -257,7 +257,7 @@ def optimize(objective: Any, options: Options) -> Any:
         The decorated objective, or a decorator.
 
     Raises:
-        InvalidObjectiveError: If it cannot be an objective.
+        InvalidObjectiveError: If the decorated object cannot be an objective.
         InvalidOptionError: If an option breaks its rule, or contradicts another option.
         DirectionError: If the number of objectives, or a direction, contradicts the study.
 

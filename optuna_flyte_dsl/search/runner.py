@@ -14,8 +14,8 @@ class TrialRun:
     trial: Trial
     arguments: Mapping[str, Any]
     attempt: int = 0  # the number of this attempt of the trial
-    # Called in the event loop when the objective begins to run, after all waiting in queues. `None` if nobody needs to
-    # know, which spares an engine the polling.
+    # Called in the event loop when the objective begins to run, after all waiting in queues. `None` if the trial has no
+    # time limit: an engine then need not ask when the trial's pod begins to run.
     on_begin: Callable[[], None] | None = None
 
     def begin(self) -> None:

@@ -56,7 +56,7 @@ class AskTell:
     storage: DurableStorage | None = None  # the durable proxy of the study's storage, if that outlives the process
     total: int | None = None  # the number of finished trials that the study is to have; `None` without a total
     points: TakenPoints | None = None  # the points that are taken; `None` if points may be repeated
-    # Makes the sampler of a single trial, by its number, for a deterministic search of objectives that suggest.
+    # Makes a sampler from a trial's number: for `deterministic=True`, if the objective calls `trial.suggest_*`.
     sampler_of_trial: Callable[[int], BaseSampler] | None = None
     on_stop: Callable[[], None] = lambda: None  # called by a callback's `study.stop()`
     stopped: bool = False

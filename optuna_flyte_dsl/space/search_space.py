@@ -185,7 +185,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         return conversion.convert(declared.marker, value)
 
     def takes(self, name: str) -> bool:
-        """Tell whether the objective takes an argument of a name."""
+        """Tell whether the objective has a parameter with this name, or takes any name."""
         return self._open or name in self._declared
 
     def unknown_parameter(self, name: str, *, cure: str = "") -> ArgumentError:

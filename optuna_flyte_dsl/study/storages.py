@@ -42,7 +42,7 @@ def preload_database(storage: StorageOption) -> None:
 
 @functools.cache
 def _preload_driver(scheme: str) -> None:
-    with contextlib.suppress(Exception):  # the search itself reports what is missing
+    with contextlib.suppress(Exception):  # a missing driver is reported when the search opens the storage
         import sqlalchemy
 
         optuna.storages.RDBStorage("sqlite:///:memory:").engine.dispose()

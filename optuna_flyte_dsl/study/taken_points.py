@@ -73,7 +73,7 @@ class TakenPoints:
         if self._duplicates != "reuse":
             return arguments, None
         key = self._key_of(trial.params)
-        if None in key:  # points outside of the space are not the same point
+        if None in key:  # a trial with a value outside of the space equals no other trial
             return arguments, None
         for earlier in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if earlier.user_attrs.get(FIXED_ARGUMENTS) == self._fixed and self._key(earlier) == key:

@@ -32,9 +32,9 @@ def observing_outputs(task: Any, observe: Callable[[Any], None]) -> Any:
 def checking_outputs(task: Any, objective: Objective) -> Any:
     """Return a copy of a task that fails, with the cure in its error, if it returns values that no study can take.
 
-    If the task takes its trial and raises `TrialPruned`, the copy marks the trial as pruned and returns a stand-in,
-    which nobody reads. Flyte's cache never gives this stand-in to another trial, because the trial is part of the cache
-    key.
+    If the task takes its trial and raises `TrialPruned`, the copy marks the trial as pruned and returns a
+    placeholder, which nobody reads. Flyte's cache never returns this placeholder for another trial, because the trial is
+    part of the cache key.
     """
 
     def check(value: Any) -> None:

@@ -14,8 +14,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-_STRANGERS = 512
-"""The largest number of connections without a token, where the process may open enough files."""
+_MAX_UNAUTHENTICATED = 512
+"""The largest number of connections without a token, if the process may open enough files."""
 _CONNECTIONS_OF_A_TRIAL = 16
 """The largest number of connections that have shown the token of one trial. Each process of a trial has one."""
 _FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
@@ -42,7 +42,7 @@ class ConnectionGuard:
     def __init__(self, interface: str, port: int, server: int) -> None:
         self._server = server
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = max(16, min(_STRANGERS, files // (4 * _FILES_OF_A_CONNECTION)))
+        self._limit = max(16, min(_MAX_UNAUTHENTICATED, files // (4 * _FILES_OF_A_CONNECTION)))
         self._strangers: dict[int, _Pipe] = {}  # the guard's port on its connection to gRPC -> the pipe
         self._clients: set[_Pipe] = set()
         self._lock = threading.Lock()

@@ -35,7 +35,7 @@ _FINAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-"""Statuses of flyteadmin that the same request would get again.
+"""Final statuses of flyteadmin: the same request would get the same status again.
 
 All other statuses may pass by themselves, unless the message is too large.
 """

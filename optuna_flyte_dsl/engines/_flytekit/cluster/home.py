@@ -224,7 +224,7 @@ class ClusterSearch:
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
     def wait(self, deadline: float) -> bool:
-        """Wait for the end of the search, until a time of the monotonic clock. Return whether it has ended."""
+        """Wait for the end of the search, until a time of the monotonic clock. Return whether the search has ended."""
         return self._over.wait(max(0.0, deadline - time.monotonic()))
 
 

@@ -294,7 +294,7 @@ class TrialCalls:
         return found
 
     def _take(self, launch: Launch, there: Execution) -> bool:
-        """Adopt an execution if it is this launch's: its response was lost, or an earlier attempt has launched it."""
+        """Adopt an execution of this launch's name and inputs: its response was lost, or an earlier attempt made it."""
         assert launch.request is not None
         ours, theirs = launch.request.spec, there.spec
         same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]
