@@ -45,7 +45,7 @@ def page() -> str:
 
 def describe(module: str) -> str:
     """Return the first sentence of a module's or a package's docstring."""
-    path = ROOT / module.replace(".", "/")
+    path = ROOT / "optuna_flyte_dsl" / module
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(source.read_text())) or ""
     return re.split(r"(?<=\.)\s", text.replace("`", ""), maxsplit=1)[0]
@@ -53,7 +53,7 @@ def describe(module: str) -> str:
 
 def contents(module: str) -> str:
     """Return the names of the modules and packages in a package; nothing for a module."""
-    path = ROOT / module.replace(".", "/")
+    path = ROOT / "optuna_flyte_dsl" / module
     names = [each.stem + ("/" if each.is_dir() else "") for each in sorted(path.glob("*"), key=lambda each: each.name)]
     return ", ".join(name for name in names if not name.startswith("__")) if path.is_dir() else ""
 
@@ -61,7 +61,8 @@ def contents(module: str) -> str:
 def picture() -> str:
     """Return the layers of the import contract, top to bottom, as an SVG."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = [[room.strip() for room in layer.split("|")] for layer in contracts[0]["layers"]]
+    layers = [[room.strip() for room in re.split("[|:]", layer)] for layer in contracts[0]["layers"]]
+    layers[-1] = [room for room in layers[-1] if room == "_compat" or not room.startswith("_")]
     width, gap, parts, y = 560, 12, [], 68  # narrow, so that a telephone shows it in a size that can be read
     for layer in layers:
         each = (width - 40 - gap * (len(layer) - 1)) / len(layer)
@@ -70,7 +71,7 @@ def picture() -> str:
         height = 34 + 17 * max(len(lines) + len(inside) for _, lines, inside in blocks)
         for index, (module, lines, inside) in enumerate(blocks):
             x = 20 + index * (each + gap)
-            name = module.removeprefix("optuna_flyte_dsl.") + ("/" if inside else ".py")
+            name = module + ("/" if inside else ".py")
             parts.append(
                 f'<rect x="{x:.0f}" y="{y}" width="{each:.0f}" height="{height}" rx="8" fill="#eef4fb" '
                 'stroke="#4a78a8"/>'

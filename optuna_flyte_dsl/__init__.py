@@ -2,7 +2,7 @@
 
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.decorator import Optimized, optimize
-from optuna_flyte_dsl.engines.engine import register_types as _register_types
+from optuna_flyte_dsl.engines.engine_choice import register_types as _register_types
 from optuna_flyte_dsl.errors import (
     ArgumentError,
     ClusterError,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from optuna_flyte_dsl import _option_checks as check
+from optuna_flyte_dsl._checked_options import CheckedOptions
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 OnSigterm: TypeAlias = Literal["auto", "terminate", "leave"]
@@ -40,7 +41,7 @@ _SECURITY_CONTEXT = _must(
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Cluster(check.CheckedOptions):
+class Cluster(CheckedOptions):
     """How the trials of a search run on a Flyte cluster. On one machine these options have no effect.
 
     Raises:

@@ -11,8 +11,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 import optuna
 
-from optuna_flyte_dsl._option_checks import check_names
-from optuna_flyte_dsl.engines.engine import DeploymentOptions, read_objective
+from optuna_flyte_dsl._checked_options import check_names
+from optuna_flyte_dsl.engines.engine import DeploymentOptions
+from optuna_flyte_dsl.engines.engine_choice import read_objective
 from optuna_flyte_dsl.options import OptimizerArguments, Options
 from optuna_flyte_dsl.session import Session, SessionAttributes
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Number, Suggestion, suggest

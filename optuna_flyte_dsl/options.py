@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl import _option_checks as check
+from optuna_flyte_dsl._checked_options import CheckedOptions
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.directions import Direction, read_directions
@@ -39,7 +40,7 @@ _IS_CLUSTER = check.must(
 
 
 @dataclass(frozen=True, repr=False)
-class Options(check.CheckedOptions):
+class Options(CheckedOptions):
     """The options of `optimize`, checked by themselves and against each other.
 
     Raises:

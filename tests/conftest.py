@@ -10,7 +10,7 @@ import pytest
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
-from optuna_flyte_dsl import _retry
+from optuna_flyte_dsl import _pauses
 from tests.support._compat import own_local_cache
 
 ROOT = Path(__file__).parent.parent
@@ -50,9 +50,9 @@ def installed_wheel(tmp_path_factory):
 @pytest.fixture
 def pauses():
     """Return the library's pauses, to be set by the test."""
-    before = dataclasses.replace(_retry.pauses)
-    yield _retry.pauses
-    vars(_retry.pauses).update(vars(before))
+    before = dataclasses.replace(_pauses.pauses)
+    yield _pauses.pauses
+    vars(_pauses.pauses).update(vars(before))
 
 
 @pytest.fixture

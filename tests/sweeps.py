@@ -32,7 +32,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import OperationalError
 
 from optuna_flyte_dsl import Float, Minimize, OptunaFlyteError, optimize
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._pauses import pauses
 from tests.support._compat import journal_path
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.postgres import Postgres

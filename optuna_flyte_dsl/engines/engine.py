@@ -1,15 +1,9 @@
-"""`Engine`: what the library needs from a workflow engine's SDK; and the choice of the engine by the task's class.
+"""`Engine`: what the library needs from a workflow engine's SDK."""
 
-Each SDK has one implementation, in a room of its own. An SDK that is not loaded is not imported.
-"""
-
-import importlib
-import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypedDict, cast
+from typing import Any, Protocol, Self, TypedDict
 
 import optuna
-import wrapt
 from optuna.pruners import BasePruner
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
@@ -149,51 +143,3 @@ class Engine(Protocol):
     def make_local_runner(self, objective: Objective) -> Runner:
         """Return a runner of trials on this machine, in threads."""
         ...
-
-
-_PACKAGES = {"flytekit": "optuna_flyte_dsl.engines._flytekit"}
-"""SDK -> package of its engine.
-
-The package has a module `types` with `register`, and a module `<sdk>_engine` that is an `Engine`.
-"""
-
-
-def register_types() -> None:
-    """Make markers and trials native types of each SDK: now if the SDK is loaded, else as soon as it is imported."""
-    for sdk in _PACKAGES:
-        wrapt.register_post_import_hook(_on_import, sdk)
-
-
-_imported: list[str] = []  # the SDKs whose import is complete; `sys.modules` has a module from the import's beginning
-
-
-def _on_import(sdk: types.ModuleType) -> None:
-    importlib.import_module(f"{_PACKAGES[sdk.__name__]}.types").register()
-    _imported.append(sdk.__name__)
-
-
-def loaded_engines() -> list[Engine]:
-    """Return the engines whose SDKs are loaded."""
-    return [cast("Engine", importlib.import_module(f"{_PACKAGES[sdk]}.{sdk}_engine")) for sdk in _imported]
-
-
-def engine_of(target: Any) -> Engine | None:
-    """Return the engine of a task; `None` for anything else, such as a function."""
-    return next((engine for engine in loaded_engines() if engine.is_task(target)), None)
-
-
-def host_engine(target: Any) -> Engine | None:
-    """Return the engine in which an objective runs: a task's own; for a function, the one whose SDK is loaded."""
-    return engine_of(target) or next(iter(loaded_engines()), None)
-
-
-def read_objective(target: Any) -> Objective:
-    """Read an objective of any kind."""
-    engine = engine_of(target)
-    return Objective.of(target, engine.describe(target) if engine is not None else None)
-
-
-def space_of(thing: Any) -> SearchSpace:
-    """Return the search space of an objective, of a decorated objective, or the given space itself."""
-    space = thing if isinstance(thing, SearchSpace) else getattr(thing, "space", None)
-    return space if isinstance(space, SearchSpace) else read_objective(thing).space

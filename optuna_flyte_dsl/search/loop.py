@@ -15,15 +15,15 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.errors import InvalidObjectiveError, TrialTimeoutError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.search.limits import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.ordering import TrialOrder
 from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.shutdown import ExitGuard
+from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.trials import AskedTrial, AskTell
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.objective import Objective

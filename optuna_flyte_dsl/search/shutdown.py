@@ -1,24 +1,13 @@
-"""Tells the trials of a search that is still running when Python exits, and saves outcomes that cannot be told."""
+"""`ExitGuard`: tells the trials of a search that is still running when Python exits."""
 
 import asyncio
 import atexit
 import contextlib
-import json
-import os
-import pathlib
 import signal
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from optuna.trial import Trial
-
-from optuna_flyte_dsl._compat.optuna import cached_params
-from optuna_flyte_dsl._retry import pauses
-from optuna_flyte_dsl.errors import StorageUnavailableError
-from optuna_flyte_dsl.search.outcome import Outcome
+from optuna_flyte_dsl._pauses import pauses
 
 
 class ExitGuard:
@@ -61,37 +50,3 @@ class ExitGuard:
                 # Another Ctrl-C would stop the search from storing its last results.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._close()
-
-
-def untold_error(name: str, study: str, untold: Mapping[int, tuple[Trial, Outcome]]) -> StorageUnavailableError:
-    """Save the outcomes of trials that could not be told in a file, and return the error that names the file."""
-    lines: list[dict[str, Any]] = [
-        {
-            "study": study,
-            "trial": number,
-            "state": outcome.state.name,
-            "values": outcome.values,
-            "reason": outcome.reason,
-            "params": cached_params(trial),
-        }
-        for number, (trial, outcome) in untold.items()
-    ]
-    text = "".join(json.dumps(line, default=repr) + "\n" for line in lines)
-    path = _save(text)
-    numbers = ", ".join(str(number) for number in untold)
-    where = f"They are saved in {path}." if path else f"They could not be saved either: {text}"
-    return StorageUnavailableError(
-        f"The storage of `{name}` does not answer, and trials {numbers}, which have finished, "
-        f"could not be told. {where} Tell them when it is back, with `study.tell(trial, values)`.",
-        tuple(lines),
-        path,
-    )
-
-
-def _save(text: str) -> pathlib.Path | None:
-    name = f"optuna-flyte-untold-{os.getpid()}-{time.time_ns()}.jsonl"
-    for folder in (pathlib.Path.cwd(), pathlib.Path(tempfile.gettempdir())):
-        with contextlib.suppress(OSError):
-            (folder / name).write_text(text)
-            return folder / name
-    return None

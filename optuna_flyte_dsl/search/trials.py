@@ -15,12 +15,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_flyte_dsl._compat.optuna import enqueued_params, set_enqueued_params, storage_of, trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses, retry
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
-from optuna_flyte_dsl.search.limits import FailureLimit
+from optuna_flyte_dsl.search.failure_limit import FailureLimit
 from optuna_flyte_dsl.search.outcome import Outcome, one_line, reason_of
-from optuna_flyte_dsl.search.shutdown import untold_error
+from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace

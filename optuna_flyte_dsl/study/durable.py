@@ -18,8 +18,9 @@ from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._offload import offload
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._proxy import Proxy
-from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._threads import in_own_thread
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, PREFIX, REQUEST
 from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys

@@ -18,7 +18,8 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._foreign_errors import is_opening_outage
-from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options

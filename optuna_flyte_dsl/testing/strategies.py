@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.engines.engine import space_of
+from optuna_flyte_dsl.engines.engine_choice import space_of
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion

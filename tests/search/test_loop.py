@@ -33,7 +33,7 @@ from optuna_flyte_dsl import (
 )
 from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.engines.engine import read_objective
+from optuna_flyte_dsl.engines.engine_choice import read_objective
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.trials import AskTell

@@ -18,7 +18,7 @@ from optuna_flyte_dsl import (
     Optimizer,
     optimize,
 )
-from optuna_flyte_dsl.engines.engine import read_objective
+from optuna_flyte_dsl.engines.engine_choice import read_objective
 from optuna_flyte_dsl.space.objective import Kind, read_values
 
 MIN, MAX = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE

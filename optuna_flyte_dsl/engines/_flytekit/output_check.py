@@ -1,19 +1,15 @@
 """Checks what a task returns before flytekit converts it: flytekit's error would not name the cure."""
 
 import copy
-import functools
-import inspect
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from flytekit.exceptions.user import FlyteUserRuntimeException
-from optuna import TrialPruned
 
 from optuna_flyte_dsl._compat.flytekit import task_function, with_task_function
-from optuna_flyte_dsl.engines.remote_trial.handle import mark_pruned
+from optuna_flyte_dsl.engines._flytekit.pruned_task import marking_pruned
 from optuna_flyte_dsl.errors import ObjectiveValueError
-from optuna_flyte_dsl.space.objective import TRIAL, Objective
+from optuna_flyte_dsl.space.objective import Objective
 
 
 def observing_outputs(task: Any, observe: Callable[[Any], None]) -> Any:
@@ -33,8 +29,8 @@ def checking_outputs(task: Any, objective: Objective) -> Any:
     """Return a copy of a task that fails, with the cure in its error, if it returns values that no study can take.
 
     If the task takes its trial and raises `TrialPruned`, the copy marks the trial as pruned and returns a
-    placeholder, which nobody reads. Flyte's cache never returns this placeholder for another trial, because the trial is
-    part of the cache key.
+    placeholder, which nobody reads. Flyte's cache never returns the placeholder for another trial: the trial is part of
+    the cache key.
     """
 
     def check(value: Any) -> None:
@@ -45,37 +41,8 @@ def checking_outputs(task: Any, objective: Objective) -> Any:
     checked = observing_outputs(task, check)
     function = task_function(task)
     if objective.takes_trial and callable(function):
-        checked = with_task_function(checked, _marking_pruned(function, task.python_interface.outputs.values()))
+        checked = with_task_function(checked, marking_pruned(function, task.python_interface.outputs.values()))
     return checked
-
-
-def _marking_pruned(function: Callable[..., Any], outputs: Iterable[Any]) -> Callable[..., Any]:
-    """Wrap a task's function: where it raises `TrialPruned`, the wrapper marks the trial and returns NaN or 0."""
-    kinds = tuple(outputs)
-    values = tuple(0 if kind is int else math.nan for kind in kinds)
-    stand_in = values if len(kinds) > 1 else values[0]
-
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def awaited(**inputs: Any) -> Any:
-            try:
-                return await function(**inputs)
-            except TrialPruned:
-                mark_pruned(inputs[TRIAL])
-                return stand_in
-
-        return awaited
-
-    @functools.wraps(function)
-    def called(**inputs: Any) -> Any:
-        try:
-            return function(**inputs)
-        except TrialPruned:
-            mark_pruned(inputs[TRIAL])
-            return stand_in
-
-    return called
 
 
 def refusal_in(message: str) -> ObjectiveValueError | None:

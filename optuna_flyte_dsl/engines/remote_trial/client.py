@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import StorageProxyClient
 from optuna_flyte_dsl._foreign_errors import is_too_large
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.errors import OptunaFlyteError
 
 TOKEN_METADATA = "x-optuna-flyte-dsl-token"  # noqa: S105 - the key in the metadata of a call

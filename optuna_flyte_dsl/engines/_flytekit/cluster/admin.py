@@ -1,7 +1,6 @@
 """Calls flyteadmin. Waits out errors that pass: an outage, a restart, an overload."""
 
 import functools
-import math
 import threading
 import time
 import weakref
@@ -20,7 +19,9 @@ from flytekit.remote import FlyteRemote
 from optuna_flyte_dsl._compat.flytekit import admin_method, admin_method_without_login
 from optuna_flyte_dsl._foreign_errors import is_too_large, says_login_may_pass
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import backoff, retry
+from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
 
 T = TypeVar("T")
@@ -56,40 +57,6 @@ _LOGINS_BY_A_PERSON = ("standard", "pkce", "deviceflow")
 _REQUESTS_PER_SECOND = 50.0
 _BURST = 50.0
 """The pace of all requests that this process sends to one flyteadmin."""
-
-
-class TokenBucket:
-    """A token bucket: it holds a burst of tokens, and fills at a rate. It is full at first."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tokens = math.inf  # requests that may begin at once; below 0, requests that wait
-        self._filled = 0.0  # the time at which tokens were last added
-
-    def take(self, rate: float, burst: float) -> float:
-        """Take a token, and return the seconds until it is there.
-
-        Args:
-            rate: The tokens that are added in a second.
-            burst: The number of tokens that the bucket can hold now.
-        """
-        with self._lock:
-            self._fill(rate, burst)
-            self._tokens -= 1
-            return max(0.0, -self._tokens / rate)
-
-    def take_at_once(self, rate: float, burst: float) -> bool:
-        """Take a token if it is there, and return whether it was; see `take`."""
-        with self._lock:
-            self._fill(rate, burst)
-            is_there = self._tokens >= 1
-            self._tokens -= is_there
-            return is_there
-
-    def _fill(self, rate: float, burst: float) -> None:
-        now = time.monotonic()
-        self._tokens = min(burst, self._tokens + (now - self._filled) * rate)
-        self._filled = now
 
 
 _paces: weakref.WeakKeyDictionary[FlyteRemote, TokenBucket] = weakref.WeakKeyDictionary()

@@ -18,7 +18,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses, retry
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops, use_own_loop
 

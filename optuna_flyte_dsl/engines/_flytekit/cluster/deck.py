@@ -13,7 +13,7 @@ from flytekit.deck.deck import Deck
 
 from optuna_flyte_dsl._compat.flytekit import set_deck_html
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._pauses import pauses
 
 _TITLE = "Eager Executions"
 _SHOWN = 1_000

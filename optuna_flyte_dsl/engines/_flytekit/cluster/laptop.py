@@ -24,7 +24,7 @@ from flytekit.tools.fast_registration import FastPackageOptions
 from optuna_flyte_dsl._compat.flytekit import project_root, workflow_function
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
 from optuna_flyte_dsl.errors import InvalidOptionError
 

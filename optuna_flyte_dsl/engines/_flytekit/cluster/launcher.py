@@ -1,4 +1,4 @@
-"""Launches and terminates executions, at the pace that all searches of a caller share. Serves trials to their pods."""
+"""Launches and terminates executions, and starts the server to which their pods report."""
 
 import contextlib
 import itertools
@@ -23,66 +23,22 @@ from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.cluster_options import Cluster
-from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError, TokenBucket
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
+from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import Connection, ExecutionNames, create_request
+from optuna_flyte_dsl.engines._flytekit.cluster.execution_names import ExecutionNames
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import create_request
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable, Registry
+from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
 from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
-
-
-class Traffic:
-    """The shared poller, and the pace of launches.
-
-    Args:
-        patience: The seconds for which an outage is waited out.
-    """
-
-    def __init__(self, connection: Connection, patience: float) -> None:
-        self._connection = connection
-        self._admin = Admin(connection.remote, patience)
-        self._lock = threading.Lock()
-        self._launches = TokenBucket()
-        self._users = 0
-        self._poller: Poller | None = None
-
-    def enter(self) -> Poller:
-        """Return the poller of executions. Each user of the poller calls `leave` once."""
-        with self._lock:
-            self._users += 1
-            if self._poller is None:
-                where = (self._connection.project, self._connection.domain)
-                deck = self._connection.deck
-                self._poller = Poller(self._admin, *where, deck.publish if deck is not None else lambda: None)
-            return self._poller
-
-    async def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            poller = self._poller if self._users == 0 else None
-            if poller is not None:
-                self._poller = None
-        if poller is not None:
-            await poller.close()
-
-    def wait_to_launch(self, options: Cluster, given_up: threading.Event) -> None:
-        """Wait for the turn of a launch.
-
-        While as many executions as a burst has wait to be run in Flyte, launches keep to the rate.
-        """
-        poller = self._poller
-        queued = poller.queued if poller is not None else 0
-        burst = options.launch_burst if queued < options.launch_burst else 1
-        if given_up.wait(self._launches.take(options.launches_per_second, burst)):
-            raise GivenUpError("Given up: a launch.")
-
 
 _TERMINATIONS_AT_ONCE = 32
 _LAST_ATTEMPT = 1.0

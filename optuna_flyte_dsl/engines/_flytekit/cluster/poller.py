@@ -15,9 +15,10 @@ from flyteidl.core.execution_pb2 import TaskExecution, WorkflowExecution
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses
-from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError, TokenBucket
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
 from optuna_flyte_dsl.engines._flytekit.cluster.node_executions import nodes_with_tasks
+from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
 
 TERMINAL = frozenset(
     {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}

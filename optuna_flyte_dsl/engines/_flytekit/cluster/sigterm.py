@@ -10,7 +10,7 @@ from flytekit.core.context_manager import FlyteContext
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import pauses
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader
 

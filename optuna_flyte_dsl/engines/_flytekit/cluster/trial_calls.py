@@ -6,7 +6,6 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import itertools
 import threading
@@ -22,7 +21,6 @@ from flyteidl.admin.execution_pb2 import (
     WorkflowExecutionGetRequest,
 )
 from flyteidl.core.execution_pb2 import WorkflowExecution
-from flytekit.core.context_manager import flyte_context_Var
 from flytekit.core.python_function_task import AsyncPythonFunctionTask, EagerAsyncPythonFunctionTask
 from flytekit.core.workflow import WorkflowBase
 from optuna import TrialPruned
@@ -30,7 +28,8 @@ from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import refresh
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._retry import backoff, pauses, retry
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._threads import finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
 from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import (
@@ -42,12 +41,9 @@ from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import (
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
-from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
 from optuna_flyte_dsl.engines.remote_trial.handle import is_pruned
 from optuna_flyte_dsl.errors import RefusedError
-from optuna_flyte_dsl.search.runner import TrialRun
-from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
 
 
@@ -359,18 +355,3 @@ def _kind(entity: Any) -> str:
     if isinstance(entity, AsyncPythonFunctionTask):
         return "Async Task"
     return "Workflow" if isinstance(entity, WorkflowBase) else "Task"
-
-
-class ClusterRunner(FlytekitRunner):
-    """Runs the trials of one search; see `Runner`."""
-
-    def __init__(self, objective: Objective, launcher: Launcher) -> None:
-        super().__init__(objective, is_on_cluster=True)
-        self._launcher = launcher
-
-    async def run(self, run: TrialRun) -> Any:
-        """Run one trial; see `Runner`. A trial of a task counts as running when its pod runs."""
-        in_pod = self._objective.kind is Kind.TASK
-        async with TrialCalls(self._launcher, run.trial, run.attempt, run.on_begin if in_pod else None) as calls:
-            flyte_context_Var.set([*self._stack, self._launcher.context(calls)])
-            return await self._call(dataclasses.replace(run, on_begin=None) if in_pod else run)

@@ -53,14 +53,15 @@ from optuna_flyte_dsl import (
 )
 from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_stop_handler, wrap_literal_cache
 from optuna_flyte_dsl._compat.optuna import trial_id
-from optuna_flyte_dsl._retry import Pauses
+from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit import call_site
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
-from optuna_flyte_dsl.engines._flytekit.cluster import launcher as launcher_module
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST, Connection
-from optuna_flyte_dsl.engines._flytekit.cluster.home import ClusterSearch
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
+from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
+from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
 from optuna_flyte_dsl.engines._flytekit.literal_cache import LockedLiteralCache
@@ -799,8 +800,8 @@ def test_a_search_does_not_wait_for_pods_that_are_told_to_end(cluster):
 @pytest.mark.parametrize(("queued", "at_once"), [(0, 50), (49, 50), (50, 1), (500, 1)])
 def test_launches_come_in_a_burst_and_then_at_their_pace_unless_many_are_queued(cluster, monkeypatch, queued, at_once):
     now = [1000.0]
-    monkeypatch.setattr(launcher_module.time, "monotonic", lambda: now[0])
-    traffic = launcher_module.Traffic(Connection(cluster.remote(), None, "identity", "o"), 1.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    traffic = Traffic(Connection(cluster.remote(), None, "identity", "o"), 1.0)
     traffic._poller = type("Seen", (), {"queued": queued})()
     waits = []
     given_up = type("Waits", (), {"wait": lambda self, seconds: waits.append(seconds)})()

@@ -1,0 +1,91 @@
+"""`CheckedOptions`: a dataclass whose fields check their values; and the check of names."""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Collection, Iterable
+from typing import Annotated, get_args, get_origin
+
+from optuna_flyte_dsl._option_checks import Check
+from optuna_flyte_dsl.errors import InvalidOptionError
+
+
+class CheckedOptions:
+    """Base of a dataclass whose fields are options: `name: Annotated[type, check] = default`, and a docstring below."""
+
+    def __post_init__(self) -> None:
+        for name, check in type(self)._checks().items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    @classmethod
+    @functools.cache
+    def _checks(cls) -> dict[str, Check]:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return {name: get_args(hints[name])[1] for name in names if get_origin(hints[name]) is Annotated}
+
+    @classmethod
+    @functools.cache
+    def documentation(cls) -> dict[str, str]:
+        """Return the docstring of each field, by name, on one line.
+
+        The mapping is empty where Python has no source code, as in an interactive session.
+        """
+        try:
+            source = inspect.getsource(cls)
+        except (OSError, TypeError):
+            return {}
+        found: dict[str, str] = {}
+        (tree,) = ast.parse(inspect.cleandoc(source)).body
+        assert isinstance(tree, ast.ClassDef)
+        for statement, after in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                match after:
+                    case ast.Expr(value=ast.Constant(value=str(text))):
+                        found[statement.target.id] = " ".join(text.split())
+        return found
+
+    @classmethod
+    def fill_in(cls, docstring: str | None) -> str:
+        """Replace `{options}` in a docstring by the documentation of the options, as lines of its part `Args:`."""
+        lines = "\n        ".join(f"{name}: {text}" for name, text in cls.documentation().items())
+        return (docstring or "").replace("{options}", lines)
+
+    @classmethod
+    def signature(cls, *first: inspect.Parameter) -> inspect.Signature:
+        """Return the signature of the class, without the checks beside the types, after some other parameters."""
+        signature = inspect.signature(cls)
+        parameters = [
+            parameter.replace(annotation=get_args(kind)[0]) if get_origin(kind) is Annotated else parameter
+            for parameter in signature.parameters.values()
+            for kind in (parameter.annotation,)
+        ]
+        return signature.replace(parameters=[*first, *parameters], return_annotation=inspect.Signature.empty)
+
+    def __repr__(self) -> str:
+        changed = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            check = type(self)._checks().get(field.name)
+            if value != (default if check is None or default is dataclasses.MISSING else check(field.name, default)):
+                # A URL may hold a password.
+                changed.append(f"{field.name}={'...' if field.name == 'storage' else repr(value)}")
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+def check_names(caller: str, names: Iterable[str], known: Collection[str], cure: str = "") -> None:
+    """Check that a call names known options only.
+
+    The error names the known option whose name is nearest to the misspelt one.
+    """
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            cure = (
+                f"Did you mean `{near[0]}`?" if near else cure or f"It has {', '.join(f'`{each}`' for each in known)}."
+            )
+            raise InvalidOptionError(f"`{caller}` has no option `{name}`. {cure}")

@@ -1,0 +1,53 @@
+"""The pauses of the library, as one value that a test can set."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Pauses:
+    """The times that the library waits, in seconds. Use the instance `pauses`, and read a field when it is needed."""
+
+    # Storages.
+    storage_patience: float = 600.0  # how long an outage is waited out
+    storage_opening: float = 10.0  # how long an outage is waited out before the first trial: the address may be wrong
+    storage_patience_at_end: float = 2.5  # how long an outage is waited out while a search ends: the user waits
+    storage_warning: float = 1.0  # the duration of an outage after which it is logged
+    storage_first: float = 0.05  # the first pause between two attempts of a call; each next one is twice as long
+    storage_longest: float = 5.0  # the longest pause between two attempts of a call
+    storage_silence: float = 30.0  # how long a call may be left without any answer when the search ends
+    silence_check: float = 0.25  # between two checks for such a silence
+    at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
+
+    # How often other processes are checked.
+    lock_check: float = 1.0  # between two checks of the connection that holds a database lock
+    lock_patience: float = 15.0  # a lock that was free at each check for this long proves that its owner is dead
+    other_processes: float = 1.0  # between two checks whether another process has left trials to run
+    parent_check: float = 0.5  # between two checks by a worker process that its parent is alive
+
+    # The end of a process.
+    exit_patience: float = 10.0  # how long Python's exit waits for a search to tell its trials
+    server_check: float = 1.0  # between two looks of the trial server for calls without a message
+    server_silence: float = 10.0  # how long the message of a call to the trial server may take
+    server_reach: float = 60.0  # how long a trial tries to connect to its search
+    server_close: float = 2.0  # how long the end of the trial server is waited for
+    ending_rpc: float = 5.0  # the time limit of a request to flyteadmin while the pod is ending
+
+    # flyteadmin.
+    rpc: float = 30.0  # the time limit of a request
+    launch_rpc: float = 10.0  # the time limit of a launch, or of a termination, of an execution
+    admin_first: float = 0.2  # the first pause between two attempts of a request; each next one is twice as long
+    admin_longest: float = 15.0  # the longest pause between two attempts of a request
+    admin_warning: float = 5.0  # the duration of an outage after which it is logged
+    poll_shortest: float = 0.2  # the shortest time between two polls of the running executions
+    poll_longest: float = 5.0  # the longest time between two polls
+    list_call: float = 0.2  # the least time between two calls of `ListExecutions`, on average
+    poller_close: float = 1.0  # how long the end of the poller's thread is waited for
+
+    # What people see, and checkpoints.
+    progress_line: float = 10.0  # the least time between two log lines of a search's progress
+    deck: float = 10.0  # the least time between two writes of the Deck
+    checkpoint_retries: tuple[float, ...] = (0.2, 1.0, 3.0)  # between attempts to read or write a checkpoint
+    checkpoint_idle: float = 5.0  # the thread that writes checkpoints ends after this long without work
+
+
+pauses = Pauses()

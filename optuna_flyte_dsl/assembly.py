@@ -1,0 +1,229 @@
+"""Assembles one search of an objective from its parts: the study, the runner, the loop, the progress display."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import optuna
+
+from optuna_flyte_dsl._compat.optuna import storage_of
+from optuna_flyte_dsl._threads import Threads, finish
+from optuna_flyte_dsl.engines.engine import RemoteSearch
+from optuna_flyte_dsl.engines.engine_choice import host_engine
+from optuna_flyte_dsl.engines.functions import FunctionRunner
+from optuna_flyte_dsl.errors import StorageUnavailableError
+from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.search.loop import SearchLoop
+from optuna_flyte_dsl.search.progress import Reporter, Tally
+from optuna_flyte_dsl.search.runner import Runner
+from optuna_flyte_dsl.search.trials import AskTell
+from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study import resuming
+from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.liveness import Owner
+from optuna_flyte_dsl.study.opening import StudySource, make_sampler, wait_until_open
+from optuna_flyte_dsl.study.storages import is_kept
+from optuna_flyte_dsl.study.taken_points import TakenPoints
+from optuna_flyte_dsl.study.view import view_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of one search. Its study is used in the single thread `thread`."""
+
+    options: Options
+    objective: Objective
+    source: StudySource
+    space: SearchSpace
+    points: tuple[Mapping[str, Any], ...]
+    taken: TakenPoints | None  # `None` if no option needs the points that are taken
+    thread: Threads
+    started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that uses the storage, in the study's thread; give up at the search's `timeout`."""
+        seconds = self.options.timeouts[0]
+        scope = asyncio.timeout_at(None if seconds is None else self.started + seconds)
+        try:
+            async with scope:
+                value: T = await self.thread.run(function, *args)
+                return value
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise StorageUnavailableError(
+                f"The storage of `{self.objective.name}` has not answered for {seconds:g} s, which is the search's "
+                "`timeout`: no trial was run. Look after the storage, or raise `timeout`.",
+                (),
+                None,
+            ) from None
+
+    async def _open_in_time(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that opens or reads the storage before it is a `DurableStorage`; wait out a short outage."""
+        given_up = threading.Event()
+        opening = functools.partial(wait_until_open, function, *args, of=self.objective.name, given_up=given_up)
+        try:
+            return await self._in_time(opening)
+        finally:
+            given_up.set()
+
+    async def run_here(self) -> optuna.Study:
+        """Search with the trials on this machine."""
+        study: optuna.Study = await self._open_in_time(self.source.get)
+        await self._resume_and_run(study, None)
+        return study
+
+    async def run_remotely(self, remote: RemoteSearch) -> optuna.Study:
+        """Search with the trials on a cluster, and continue what the pod's attempt before has left."""
+        await remote.check(self.objective)
+        study: optuna.Study = await self._open_in_time(self.source.get, remote.open_storage)
+        remote.is_checkpointed = self.source.is_checkpointed and remote.open_storage is not None
+        resumes = self.options.resume and is_kept(storage_of(study))
+        remote.is_durable = remote.is_checkpointed or resumes
+        if resumes and not remote.is_checkpointed:
+            remote.use_study_in_names(await self._open_in_time(resuming.identity_of, study))
+        await self._resume_and_run(study, remote)
+        return study
+
+    async def _resume_and_run(self, study: optuna.Study, remote: RemoteSearch | None) -> None:
+        options, thread, n_trials = self.options, self.thread, self.options.n_trials
+        is_checkpointed = remote is not None and remote.is_checkpointed
+        if not self.objective.suggests_itself and not is_checkpointed:
+            await self._open_in_time(resuming.check_space, study, self.space)
+        storage = storage_of(study)
+        if not is_kept(storage):
+            finished = await thread.run(resuming.finished_in, study) if options.resume else ()
+            left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
+            await self._run(study, left, remote, None)
+            return
+        durable: DurableStorage | None = None
+        evidence = (remote.evidence, remote.life) if remote is not None else ()
+        owner = await self._open_in_time(Owner, storage, *evidence)
+        try:
+            await self._open_in_time(owner.open)
+            durable = DurableStorage(storage, owner, self.objective.name)
+            left = resuming.Resumption(n_trials)
+            resume = functools.partial(
+                resuming.resume,
+                view_of(study, storage=durable),
+                durable,
+                n_trials,
+                takeover=options.takeover,
+                adopts=remote.adopts if remote is not None else lambda _: False,
+            )
+            if remote is not None and is_checkpointed:
+                async with self.source.opening:
+                    call = next(self.source.calls)
+                    if call == 0:
+                        await remote.recover(study, self.objective, self.space)
+                    left = await thread.run(functools.partial(resume, call=call))
+                    await remote.commit()  # at once, because each attempt's checkpoint starts empty
+                await self._run(study, left, remote, durable)
+                await thread.run(resuming.settle, study, call)
+                return
+            if options.resume:
+                left = await self._in_time(resume)
+                note = functools.partial(resuming.note_fixed_arguments, view_of(study, storage=durable))
+                await self._in_time(note, self.space, self.objective.name)
+            await self._run(study, left, remote, durable)
+        finally:
+            if durable is not None:
+                durable.hurry()
+                await finish(functools.partial(self._close_spares, durable))
+            owner.close()
+
+    async def _close_strays(self, storage: DurableStorage, study: optuna.Study) -> None:
+        storage.hurry()
+        with contextlib.suppress(Exception):  # if the storage still fails, the study's next run closes the strays
+            await self.thread.run(storage.close_strays, study.study_name)
+
+    async def _close_spares(self, storage: DurableStorage) -> None:
+        if storage.spares:
+            with contextlib.suppress(Exception):  # if the storage still fails, the study's next run closes the spares
+                await self.thread.run(storage.close_spares)
+
+    async def _run(
+        self,
+        study: optuna.Study,
+        left: resuming.Resumption,
+        remote: RemoteSearch | None,
+        storage: DurableStorage | None,
+    ) -> None:
+        options, objective = self.options, self.objective
+        is_checkpointed = remote is not None and remote.is_checkpointed
+        has_total = storage is not None and options.resume and not is_checkpointed
+        if not left.n_trials and not has_total:
+            return
+        runner = self._make_runner(remote)
+        try:
+            total = options.n_trials if has_total else left.n_trials + len(left.finished)
+            tally = Tally(objective.name, total, study.directions)
+            for trial in left.finished:
+                tally.add(trial)
+            own_samplers = options.deterministic and objective.takes_trial and options.makes_samplers
+            with Reporter(tally, enabled=options.progress) as reporter:
+                trials = AskTell(
+                    study,
+                    objective,
+                    self.space,
+                    options,
+                    observer=reporter,
+                    adopted=left.adopted,
+                    storage=storage,
+                    total=options.n_trials if has_total else None,
+                    points=self.taken,
+                    sampler_of_trial=(lambda number: make_sampler(options, number + 1)) if own_samplers else None,
+                )
+                if is_checkpointed:
+                    trials.interrupted_are_lost = False  # a cancellation is intended; SIGTERM sets this to True
+                loop = SearchLoop(
+                    trials,
+                    objective,
+                    runner,
+                    options,
+                    n_trials=left.n_trials,
+                    initial_points=self.points,
+                    started=self.started,
+                    commit=remote.commit if remote is not None and is_checkpointed else None,
+                    thread=self.thread,
+                )
+                if remote is not None:
+                    remote.attach(loop)
+                try:
+                    await loop.run()
+                except (StorageUnavailableError, asyncio.CancelledError):
+                    raise  # nothing can be told now; a cancelled search has told its trials, or leaves them on purpose
+                except BaseException:
+                    if storage is not None:
+                        await finish(functools.partial(self._close_strays, storage, study))
+                    raise
+        finally:
+            await finish(runner.close)
+
+    def _make_runner(self, remote: RemoteSearch | None) -> Runner:
+        objective, options = self.objective, self.options
+        if remote is not None:
+            return remote.make_runner(objective)
+        engine = host_engine(objective.target)
+        make_runner = FunctionRunner if engine is None else engine.make_local_runner
+        if options.executor == "process":
+            from optuna_flyte_dsl.engines.processes import ProcessRunner  # loaded late: few searches need loky
+
+            return ProcessRunner(objective, make_runner, options.gpus)
+        return make_runner(objective)
+
+
+def taken_points(options: Options, space: SearchSpace) -> TakenPoints | None:
+    """Return the points that are taken; `None` if no option needs them."""
+    if options.duplicates == "allow" and not options.stop_when_exhausted:
+        return None
+    return TakenPoints(space, options.duplicates, ends=options.stop_when_exhausted)

@@ -1,0 +1,215 @@
+"""`ClusterSearch`: one search on a cluster, from its launcher to its checkpoint and its Deck."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import optuna
+from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
+from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
+from flytekit.core.context_manager import FlyteContextManager
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial
+
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._threads import Threads, finish
+from optuna_flyte_dsl.cluster_options import Cluster, OnSigterm
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_runner import ClusterRunner
+from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import has_ended
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
+from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
+from optuna_flyte_dsl.search.loop import SearchLoop
+from optuna_flyte_dsl.space.objective import Kind, Objective
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study.attributes import EXECUTIONS
+from optuna_flyte_dsl.study.liveness import Life
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
+
+
+class ClusterSearch:
+    """One search on a cluster; see `RemoteSearch`. While the search is entered as a context manager, SIGTERM ends it.
+
+    Args:
+        thread: The single thread in which the study is used.
+    """
+
+    def __init__(self, home: Home, options: Cluster, key: str, thread: Threads) -> None:
+        home.traffic = home.traffic or Traffic(home.connection, options.patience)
+        context = FlyteContextManager.current_context()
+        self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic)
+        self.launcher.on_successor = functools.partial(self.end, leave=True)
+        self.is_checkpointed = False
+        self.is_durable = False
+        self._key = key
+        self.options: Cluster = options
+        self._thread = thread
+        self._store, self._sigterm = home.store, home.sigterm
+        self._over = threading.Event()
+        self._loop_of_trials: SearchLoop | None = None
+        self._is_new = False
+        self._handles_sigterm = self._got_sigterm = False
+        self._is_task = False
+
+    async def __aenter__(self) -> Self:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._sigterm is not None:
+            self._sigterm.searches.add(self)
+        elif threading.current_thread() is threading.main_thread():
+            # SIGTERM cancels the search, as Ctrl-C does. Without a handler, SIGTERM would end the process and leave
+            # executions running.
+            self._handles_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            if self._handles_sigterm:
+                self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        return self
+
+    def _on_sigterm(self) -> None:
+        self._got_sigterm = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await finish(self._close)
+        finally:
+            if self._sigterm is not None:
+                self._sigterm.searches.discard(self)
+            if self._handles_sigterm:
+                self._loop.remove_signal_handler(signal.SIGTERM)
+            self._over.set()
+        if self._got_sigterm:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    async def _close(self) -> None:
+        await self.commit()
+        await self.launcher.close()
+
+    @property
+    def open_storage(self) -> Callable[[], BaseStorage] | None:
+        """Opens the search's storage in the checkpoint; `None` if there is no checkpoint."""
+        return self._open if self._store is not None else None
+
+    def _open(self) -> BaseStorage:
+        assert self._store is not None
+        self._is_new = self._store.is_new(self._key)
+        return self._store.storage(self._key)
+
+    async def check(self, objective: Objective) -> None:
+        self._is_task = objective.kind is Kind.TASK
+        pod = self.launcher.connection.eager_execution.pod
+        if pod is not None:
+            await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution)
+        if self._is_task:
+            await self.launcher.workers.run(self.launcher.registry.check, objective.target)
+
+    def make_runner(self, objective: Objective) -> ClusterRunner:
+        self.launcher.adopts = self.is_durable
+        return ClusterRunner(objective, self.launcher)
+
+    async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
+        """Enqueue the trials of the attempt before, found in Flyte, if its checkpoint is missing.
+
+        An attempt that is killed before its first write leaves no checkpoint. But the attempt's trials have executions,
+        whose names are known and whose inputs are the parameters.
+        """
+        is_retry = self._sigterm is not None and self.launcher.connection.attempt > 0
+        if not (self._is_new and is_retry and objective.kind is Kind.TASK):
+            return
+        names = sorted({name.split(".", 1)[0] for name in space})
+        points = await self.launcher.workers.run(self.launcher.find_inputs, objective.target, names)
+        if points:
+            logger.warning("The checkpoint is missing: %d trials were found in Flyte.", len(points))
+        for point in points:
+            await self._thread.run(study.enqueue_trial, space.point(point or {}))
+
+    def use_study_in_names(self, identity: str) -> None:
+        self.launcher.names.study = identity
+
+    def adopts(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial of a dead process can be run again, so that it finds its executions.
+
+        Every running trial of a task that is kept in the checkpoint can be continued, because its execution's name is
+        known. In another storage, or for a function, a trial that has launched no execution may have had other effects,
+        so it is not repeated.
+        """
+        return (self.is_checkpointed and self._is_task) or EXECUTIONS in trial.user_attrs
+
+    async def commit(self) -> None:
+        if self.is_checkpointed:
+            assert self._store is not None
+            await self._store.commit()
+
+    async def _store_attributes(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
+        def store() -> None:
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+
+        await self._thread.run(store)
+        await self.commit()
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """The execution, node and attempt of this pod; empty outside of an eager workflow's pod."""
+        pod = self.launcher.connection.eager_execution.pod
+        if pod is None or self._sigterm is None:
+            return {}
+        execution = [pod.execution.project, pod.execution.domain, pod.execution.name]
+        return {"execution": execution, "node": pod.folder, "attempt": pod.attempt}
+
+    def life(self, evidence: Mapping[str, Any]) -> Life | None:
+        """Tell by its execution whether another eager workflow is running; see `RemoteSearch.life`. It blocks."""
+        execution = evidence.get("execution")
+        if not execution:
+            return None
+        own, node = self.evidence, evidence.get("node", "")
+        if [execution, node] == [own.get("execution"), own.get("node")]:
+            # The attempt before may still be ending, but this attempt has replaced it.
+            return Life.DEAD if evidence["attempt"] < own["attempt"] else Life.ALIVE
+        project, domain, name = execution
+        identifier = WorkflowExecutionIdentifier(project=project, domain=domain, name=name)
+        admin = self.launcher.admin
+        try:
+            state = admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier))
+            is_over = state.closure.phase in TERMINAL or has_ended(admin, identifier, node)
+        except AdminError as error:
+            logger.warning("It is not known whether the execution %s runs: %s", name, error)
+            return None
+        return Life.DEAD if is_over else Life.ALIVE
+
+    def attach(self, loop: SearchLoop) -> None:
+        self._loop_of_trials = loop
+
+    @property
+    def on_sigterm(self) -> OnSigterm:
+        """What happens to running executions at SIGTERM: they are terminated if nobody could adopt them."""
+        return self.options.on_sigterm if self.is_durable else "terminate"
+
+    def end(self, *, leave: bool) -> None:
+        """Begin to end the search, from another thread.
+
+        Args:
+            leave: Whether executions are left running.
+        """
+        self.launcher.leaves_executions = leave
+        if self._loop_of_trials is not None:
+            if leave:
+                self._loop_of_trials.suspend()
+            else:
+                self._loop_of_trials.trials.interrupted_are_lost = True  # because this process is ending
+        if self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: the search has ended
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def wait(self, deadline: float) -> bool:
+        """Wait for the end of the search, until a time of the monotonic clock. Return whether the search has ended."""
+        return self._over.wait(max(0.0, deadline - time.monotonic()))

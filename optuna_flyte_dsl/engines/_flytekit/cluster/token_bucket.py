@@ -1,0 +1,39 @@
+"""`TokenBucket`: limits how many requests are made in a second."""
+
+import math
+import threading
+import time
+
+
+class TokenBucket:
+    """A token bucket: it holds a burst of tokens, and fills at a rate. It is full at first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens = math.inf  # requests that may begin at once; below 0, requests that wait
+        self._filled = 0.0  # the time at which tokens were last added
+
+    def take(self, rate: float, burst: float) -> float:
+        """Take a token, and return the seconds until it is there.
+
+        Args:
+            rate: The tokens that are added in a second.
+            burst: The number of tokens that the bucket can hold now.
+        """
+        with self._lock:
+            self._fill(rate, burst)
+            self._tokens -= 1
+            return max(0.0, -self._tokens / rate)
+
+    def take_at_once(self, rate: float, burst: float) -> bool:
+        """Take a token if it is there, and return whether it was; see `take`."""
+        with self._lock:
+            self._fill(rate, burst)
+            is_there = self._tokens >= 1
+            self._tokens -= is_there
+            return is_there
+
+    def _fill(self, rate: float, burst: float) -> None:
+        now = time.monotonic()
+        self._tokens = min(burst, self._tokens + (now - self._filled) * rate)
+        self._filled = now
