@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pathlib
-import pickle
 import socket
 import threading
 import types
@@ -206,6 +205,22 @@ def test_the_attributes_of_the_library_cannot_be_forged(study, server, key):
         there.storage.set_trial_system_attr(trial_id(there), key, True)
     assert not study.trials[0].user_attrs
     assert not study.trials[0].system_attrs
+
+
+@pytest.mark.parametrize("key", ["cma:optimizer:0", "fixed_params", "grid_id", "mine"])
+def test_a_trials_process_cannot_write_what_the_searching_process_believes(study, server, key):
+    there = server.serve(study.ask()).open()
+    with pytest.raises(grpc.RpcError, match="set_user_attr") as error:
+        there.storage.set_trial_system_attr(trial_id(there), key, "80049500")
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert not study.trials[0].system_attrs
+
+
+@pytest.mark.parametrize("key", ["constraints:memory", "artifacts:1", "terminator:cv_scores"])
+def test_a_trials_process_writes_the_attributes_that_optuna_writes_where_an_objective_runs(study, server, key):
+    there = server.serve(study.ask()).open()
+    there.storage.set_trial_system_attr(trial_id(there), key, 1.0)
+    assert study.trials[0].system_attrs == {key: 1.0}
 
 
 def open_calls(address, count, metadata):

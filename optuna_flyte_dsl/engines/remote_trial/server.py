@@ -32,13 +32,19 @@ from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.study.attributes import PREFIX, PRUNED
 
 _STORAGE_SERVICE = "StorageService"
-_MAX_WORKERS = 32
+_MAX_WORKERS = 128
 _CALLS_OF_A_TRIAL = 8
 """The largest number of calls of one trial that are served at the same time."""
 _REFUSALS_AT_ONCE = 8
 """The largest number of refusals with a reason at the same time.
 
 Further callers without a token hear that there is no such method.
+"""
+_WRITABLE = ("artifacts:", "constraints:", "terminator:cv_scores")
+"""What the keys of the system attributes begin with that Optuna writes where an objective runs.
+
+Optuna writes others, such as the state of a sampler, where a trial is asked for and told. The searching process believes
+them: it unpickles that of the sampler `CmaEsSampler`. So a trial's process may not write them.
 """
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -225,10 +231,9 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                     message = next(messages)
                 finally:
                     del self._silent[context]
-                if not self._is_own(message, method, trial):
-                    context.abort(
-                        grpc.StatusCode.PERMISSION_DENIED, "A trial may read and change only what is its own."
-                    )
+                refusal = self._refusal_of(message, method, trial)
+                if refusal:
+                    context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal)
                 return handler.unary_unary(message, context)
 
         return grpc.stream_unary_rpc_method_handler(serve, handler.request_deserializer, handler.response_serializer)
@@ -246,16 +251,20 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
             with self._lock:
                 self._calls[trial] -= 1
 
-    def _is_own(self, message: Any, method: str, trial: int) -> bool:
+    def _refusal_of(self, message: Any, method: str, trial: int) -> str:
+        """Return why a message is refused; an empty text if it is not."""
+        foreign = "A trial may read and change only what is its own."
         if isinstance(message, bytes):  # of our own service
-            return bool(json.loads(message)["trial"] == trial)
+            return "" if json.loads(message)["trial"] == trial else foreign
         fields = message.DESCRIPTOR.fields_by_name
         expected = {**self._study, "trial_id": trial}
         if any(name in fields and getattr(message, name) != value for name, value in expected.items()):
-            return False
-        # The library's own attributes tell how a trial ends and what is terminated.
-        key = message.key if "key" in fields else ""
-        return not key.startswith(PREFIX) or (key == PRUNED and method == "SetTrialSystemAttribute")
+            return foreign
+        if method == "SetTrialUserAttribute" and message.key.startswith(PREFIX):
+            return f"The attributes whose names begin with {PREFIX!r} are the library's."
+        if method == "SetTrialSystemAttribute" and not (message.key == PRUNED or message.key.startswith(_WRITABLE)):
+            return f"A trial's process may not write the system attribute {message.key!r}. Use `trial.set_user_attr`."
+        return ""
 
     def end_silent_calls(self, closed: threading.Event) -> None:
         """Cancel calls whose message does not come, until the server is closed."""
