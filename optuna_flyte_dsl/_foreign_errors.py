@@ -23,6 +23,16 @@ _REFUSED_REPORT = re.compile(r"^\s*Trial\.(report|should_prune)", re.MULTILINE)
 _PASSING_LOGIN = re.compile(r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b")
 """Flytekit's text if the identity provider answers that it is overloaded or broken."""
 
+_REFUSED_BY_KUBERNETES = "failed to create workflow in propeller"
+"""flyteadmin's text if it could not give an execution to Kubernetes, for whatever reason."""
+
+_PASSING_REFUSAL = re.compile(
+    r"time(d )?out|deadline exceeded|unavailable|unable to handle|too many requests|connection (refused|reset)|EOF|"
+    r"leader changed|no leader|TLS handshake|throttl|no route to host|InternalError|Internal error occurred",
+    re.IGNORECASE,
+)
+"""The reasons of such a text that may pass: the API server of Kubernetes, or its database, is away or overloaded."""
+
 _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
 """Propeller's message of a task that has no attempt left.
 
@@ -115,6 +125,11 @@ def says_login_may_pass(message: str) -> bool:
     return _PASSING_LOGIN.search(message) is not None
 
 
-def says_kubernetes_refused(message: str) -> bool:
-    """Tell whether flyteadmin's message of a failed execution says that Kubernetes did not take the execution."""
-    return "failed to create workflow in propeller" in message
+def says_kubernetes_is_away(message: str) -> bool:
+    """Tell whether flyteadmin's message of a failed execution says that Kubernetes could not take it just then."""
+    return _REFUSED_BY_KUBERNETES in message and _PASSING_REFUSAL.search(message) is not None
+
+
+def says_too_large_for_kubernetes(message: str) -> bool:
+    """Tell whether flyteadmin's message of a failed execution says that its inputs are too large for Kubernetes."""
+    return _REFUSED_BY_KUBERNETES in message and "too large" in message

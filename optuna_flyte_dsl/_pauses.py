@@ -33,6 +33,7 @@ class Pauses:
     ending_rpc: float = 5.0  # the time limit of a request to flyteadmin while the pod is ending
 
     # flyteadmin.
+    successor_check: float = 1.0  # between two checks, while a pod ends, whether its next attempt has begun
     rpc: float = 30.0  # the time limit of a request
     launch_rpc: float = 10.0  # the time limit of a launch, or of a termination, of an execution
     admin_first: float = 0.2  # the first pause between two attempts of a request; each next one is twice as long

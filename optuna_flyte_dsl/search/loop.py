@@ -201,7 +201,8 @@ class SearchLoop:
 
     async def _run_attempts(self, asked: AskedTrial) -> Outcome:
         """Run a trial, and again with the same parameters while it raises and retries are left."""
-        reasons: list[str] = []
+        # A trial of a process that has died may have made attempts there.
+        reasons: list[str] = list(asked.attempts)
         has_limit = self._timeout is not None or self._trial_timeout is not None
         clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
         while True:

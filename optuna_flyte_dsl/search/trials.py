@@ -25,7 +25,7 @@ from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.attributes import ERROR, LOST, OUTCOME, RETRY_OF
+from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, owner_keys
 from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater, Quota
@@ -41,6 +41,7 @@ class AskedTrial:
     trial: Trial
     arguments: dict[str, Any]
     outcome: Outcome | None = None  # the trial's outcome, if it is known without a run
+    attempts: Sequence[str] = ()  # why each attempt of the process that ran the trial before has failed
 
 
 @dataclass(eq=False)
@@ -119,11 +120,15 @@ class AskTell:
             return None
         try:
             self._check_alone()
+            is_adopted = bool(self._adopted)
             trial = self._next_trial()
             if isinstance(trial, Trial):
                 self._open[trial.number] = trial
                 self._check_alone()
-                return self._sample(trial)
+                asked = self._sample(trial)
+                if is_adopted:
+                    asked.attempts = trial.user_attrs.get(ATTEMPTS, ())
+                return asked
             if trial is ASK_LATER and self.options.deterministic:
                 raise self._another_search()
             return trial

@@ -125,12 +125,19 @@ class Owner:
         if evidence.get("process") == _process[0]:
             return Life.DEAD
         life = (self._judge(evidence) if self._judge is not None else None) or Life.UNKNOWN
-        is_held = self._files.is_held(evidence) if life is Life.UNKNOWN else None
-        if is_held is not None:
-            life = Life.ALIVE if is_held else Life.DEAD
-        if life is Life.UNKNOWN and self._lock is not None and "lock" in evidence:
-            life = self._life_by_lock(self._lock, evidence)
-        return life
+        return self._life_by_locks(evidence) if life is Life.UNKNOWN else life
+
+    def _life_by_locks(self, evidence: Evidence) -> Life:
+        """Tell by its locks whether the process that owns a trial is alive: each of them that is held proves it."""
+        is_held = self._files.is_held(evidence)
+        lock = self._lock if "lock" in evidence else None
+        if is_held:
+            return Life.ALIVE
+        if is_held is None:
+            return self._life_by_lock(lock, evidence) if lock is not None else Life.UNKNOWN
+        # A file that is free may be a copy, as on a cloned disk.
+        in_database = lock is not None and lock.is_held(evidence["lock"], evidence.get("server"))
+        return Life.ALIVE if in_database else Life.DEAD
 
     def _life_by_lock(self, lock: AdvisoryLock, evidence: Evidence) -> Life:
         """Tell by its lock whether the process that owns a trial is alive.

@@ -12,7 +12,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna_flyte_dsl._log import logger
@@ -21,21 +21,10 @@ from optuna_flyte_dsl.study.locks import fcntl, locked_files
 _KEPT = 30 * 24 * 3600.0
 """The seconds for which the file of a killed search is kept at least: it proves the death of that search."""
 
-_REMOTE_FILE_SYSTEMS = (
-    "nfs",
-    "cifs",
-    "smb",
-    "9p",
-    "virtiofs",
-    "ceph",
-    "gluster",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "afs",
-    "fuse",
+_LOCAL_FILE_SYSTEMS = re.compile(
+    "apfs|bcachefs|btrfs|exfat|ext[234]|f2fs|hfs|jfs|msdos|ntfs3?|overlay(fs)?|ramfs|reiserfs|rootfs|tmpfs|vfat|xfs|zfs"
 )
-"""Beginnings of the names of file systems on which a lock that seems free may be held on another machine."""
+"""The file systems that one machine uses alone. On any other, a lock that seems free may be held on another machine."""
 
 
 class SessionFiles:
@@ -138,24 +127,20 @@ def _is_held(path: pathlib.Path) -> bool | None:
         return True
     except (OSError, AttributeError):  # the file is not there, or this system has no flock
         return None
-    return None if _is_remote(path) else False
+    return False if _is_local(path) else None
 
 
-def _is_remote(path: pathlib.Path) -> bool:
-    """Tell whether a file is on a file system that several machines may use."""
+def _is_local(path: pathlib.Path) -> bool:
+    """Tell whether a file is on a file system that this machine uses alone."""
+    import psutil
+
     place = path.resolve()
-    kinds = {point: kind for point, kind in _mounts() if place.is_relative_to(point)}
-    return bool(kinds) and kinds[max(kinds, key=len)].startswith(_REMOTE_FILE_SYSTEMS)
-
-
-def _mounts() -> Iterator[tuple[str, str]]:
-    """Yield the mount point and the file system's name of each mount, as proc_pid_mountinfo(5) describes them."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/self/mountinfo").read_bytes().splitlines():
-            before, _, after = line.partition(b" - ")
-            # Blanks and the like are octal escapes; letters outside of ASCII are bytes of the file system's encoding.
-            point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal.group(1), 8)]), before.split()[4])
-            yield os.fsdecode(point), after.split()[0].decode()
+    kinds = {
+        mount.mountpoint: mount.fstype
+        for mount in psutil.disk_partitions(all=True)
+        if place.is_relative_to(mount.mountpoint)
+    }
+    return bool(kinds) and _LOCAL_FILE_SYSTEMS.fullmatch(kinds[max(kinds, key=len)]) is not None
 
 
 def _remove_old(folder: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import pickle
 import socket
 import threading
 import types

@@ -16,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from types import SimpleNamespace
 
 import grpc
 import optuna
+import psutil
 import pytest
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
@@ -39,6 +41,7 @@ from optuna_flyte_dsl._compat.optuna import engine_of, set_storage, storage_of, 
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl.study import liveness, resuming, session_file
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
+from optuna_flyte_dsl.study.database_lock import AdvisoryLock
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, Owner
 from optuna_flyte_dsl.study.locks import FileLock, file_of
@@ -287,12 +290,35 @@ def test_another_container_is_seen_by_the_file_beside_its_storage(tmp_path):
         assert life_of(record, storage) is Life.DEAD
 
 
-def test_a_lock_that_is_free_proves_nothing_on_a_file_system_of_several_machines(monkeypatch):
+@pytest.mark.parametrize("kind", ["nfs4", "9p", "fuse.sshfs", "vboxsf", "wekafs", "a new one"])
+def test_a_lock_that_is_free_proves_nothing_on_a_file_system_of_several_machines(monkeypatch, kind):
     record = dead_record()
-    monkeypatch.setattr(session_file, "_mounts", lambda: iter([("/", "ext4"), (record["folder"], "nfs4")]))
+
+    def mounted(*kinds):
+        points = ("/", record["folder"])
+        mounts = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in zip(points, kinds, strict=False)]
+        monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)  # noqa: A006 - psutil's name
+
+    mounted("ext4", kind)
     assert life_of(record) is Life.UNKNOWN
-    monkeypatch.setattr(session_file, "_mounts", lambda: iter([("/", "nfs4"), (record["folder"], "ext4")]))
+    mounted(kind, "ext4")
     assert life_of(record) is Life.DEAD
+    mounted()
+    assert life_of(record) is Life.UNKNOWN
+
+
+@on("postgresql")
+def test_a_lock_in_the_database_wins_over_a_copy_of_the_file(storage, name):
+    lock = AdvisoryLock.of(open_storage(storage), name)
+    record = {**dead_record(), "lock": lock.key, "server": lock.server}  # its file is one that nobody holds
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={f"{OWNER}other": record})
+    owner = Owner(open_storage(storage)).open()
+    try:
+        assert owner.life(trial) is Life.ALIVE
+        lock.close()
+        assert owner.life(trial) is Life.DEAD
+    finally:
+        owner.close()
 
 
 def test_a_forked_child_does_not_keep_its_parent_alive():
@@ -1260,18 +1286,3 @@ def test_a_url_without_a_driver_is_named_with_the_cure(url, message):
     ) as refused:
         optimize(objective, storage=url, study_name="s", n_trials=1, progress=False).run_sync()
     assert "secret" not in str(refused.value)
-
-
-def test_the_mounts_of_this_machine_are_read_whatever_their_names(tmp_path, monkeypatch):
-    lines = [
-        b"36 35 98:0 / / rw,noatime master:1 - ext4 /dev/root rw",
-        b"40 36 0:50 / /mnt/with\\040blank rw - nfs4 server:/a rw",
-        "41 36 0:51 / /mnt/größe rw - nfs server:/b rw".encode(),
-    ]
-    real = pathlib.Path.read_bytes
-    monkeypatch.setattr(
-        pathlib.Path,
-        "read_bytes",
-        lambda self: b"\n".join(lines) if str(self) == "/proc/self/mountinfo" else real(self),
-    )
-    assert list(session_file._mounts()) == [("/", "ext4"), ("/mnt/with blank", "nfs4"), ("/mnt/größe", "nfs")]

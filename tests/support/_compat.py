@@ -59,3 +59,8 @@ def counts_running_trials(sampler: optuna.samplers.TPESampler) -> bool:
 def journal_path(backend):
     """Return the path of a journal's file."""
     return pathlib.Path(backend._file_path)
+
+
+def enable_deck(params):
+    """Let a workflow's parameters say that its Deck is wanted."""
+    params._enable_deck = True

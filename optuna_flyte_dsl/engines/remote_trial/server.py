@@ -43,8 +43,8 @@ Further callers without a token hear that there is no such method.
 _WRITABLE = ("artifacts:", "constraints:", "terminator:cv_scores")
 """What the keys of the system attributes begin with that Optuna writes where an objective runs.
 
-Optuna writes others, such as the state of a sampler, where a trial is asked for and told. The searching process believes
-them: it unpickles that of the sampler `CmaEsSampler`. So a trial's process may not write them.
+Optuna writes others, such as the state of a sampler, where a trial is asked for and told. A trial's process may not
+write those, because the searching process believes them: it unpickles the state of the sampler `CmaEsSampler`.
 """
 _OPTIONS = (
     ("grpc.so_reuseport", 0),

@@ -80,7 +80,7 @@ class FlyteAdmin:
         latency: Seconds that each RPC takes.
         python_path: Folders with the modules that the image of each container has.
         environment: Variables that each process gets.
-        system_retries: How often an attempt that ends without an answer is tried again, besides the task's own retries.
+        system_failures: The number of failures of the system's, as of a pod that is killed, after which a task fails.
         abort_seconds: How long a terminated execution is ABORTING, before its pods hear of it.
         has_login: Whether there are services for logging in, as where flyteadmin asks for credentials.
     """
@@ -93,7 +93,7 @@ class FlyteAdmin:
         latency=0.0,
         python_path=(),
         environment=None,
-        system_retries=3,
+        system_failures=3,
         abort_seconds=0.0,
         has_login=False,
         workers=64,
@@ -113,11 +113,12 @@ class FlyteAdmin:
         self.launch_plans: dict[tuple, launch_plan_pb2.LaunchPlanSpec] = {}
         self.times: list[tuple[str, float]] = []
         self.stored_inputs: dict[tuple[str, str, str], literals_pb2.LiteralMap] = {}
-        self.single_task_races = 1
+        self.single_task_races = 1  # for each version of a task
+        self._races = collections.Counter()
         self.max_download = 2 * 2**20  # bytes of outputs that GetExecutionData reads
         self.lock = threading.RLock()
         self.port = 0
-        self.propeller = Propeller(self, python_path, dict(environment or {}), system_retries)
+        self.propeller = Propeller(self, python_path, dict(environment or {}), system_failures)
         self.abort_seconds = abort_seconds
         self._has_login = has_login
         self._workers = workers
@@ -224,9 +225,10 @@ class FlyteAdmin:
         with self.lock:
             # The inputs of a name are stored before its row in the database is.
             self.stored_inputs[execution.key] = inputs
-            if reference.resource_type == identifier_pb2.TASK and self.single_task_races:
+            version = (reference.project, reference.domain, reference.name, reference.version)
+            if reference.resource_type == identifier_pb2.TASK and self._races[version] < self.single_task_races:
                 # The first executions of a task race in making the workflow around it.
-                self.single_task_races -= 1
+                self._races[version] += 1
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "workflow with identical structure already exists")
             if execution.key in self.executions:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"entity execution already exists {execution.key}")

@@ -29,6 +29,7 @@ class NodeRecord:
     phase: int = NODE.RUNNING
     task: identifier_pb2.Identifier | None = None
     tasks: list[int] = dataclasses.field(default_factory=list)
+    errors: list[int] = dataclasses.field(default_factory=list)  # the kinds of the errors of those that have failed
 
 
 def unique_id(parent, node):
@@ -91,5 +92,7 @@ def task_messages(execution, node):
         task.id.node_execution_id.CopyFrom(node)
         task.id.task_id.CopyFrom(record.task)
         task.closure.phase = phase
+        if attempt < len(record.errors):
+            task.closure.error.kind = record.errors[attempt]
         tasks.append(task)
     return tasks

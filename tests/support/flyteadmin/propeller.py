@@ -1,5 +1,6 @@
 """Runs executions as propeller does: each attempt of a task is a process with its container's arguments."""
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -39,17 +40,17 @@ class Propeller:
         admin: The control plane.
         python_path: Folders with the modules that the image of each container has.
         environment: Variables that each process gets.
-        system_retries: How often an attempt that ends without an answer, as one that is killed, is tried again.
+        system_failures: The number of failures of the system's, as of a pod that is killed, after which a task fails.
     """
 
-    def __init__(self, admin, python_path, environment, system_retries):
+    def __init__(self, admin, python_path, environment, system_failures):
         self.attempts: dict[str, list[float]] = {}  # by execution and node, when each attempt was started
         self.interruptible: dict[str, bool] = {}  # by execution and node, where it was to run
         self.grace = 10.0  # seconds that a pod lives after SIGTERM
         self._admin = admin
         self._python_path = [str(path) for path in python_path]
         self._environment = environment
-        self.system_retries = system_retries
+        self.system_failures = system_failures
         self._processes: dict[tuple, dict] = {}
         self._drained: dict[tuple, threading.Event] = {}
         self._lock = threading.Lock()
@@ -204,7 +205,7 @@ class Propeller:
         metadata = node.array_node.node.metadata if node.WhichOneof("target") == "array_node" else node.metadata
         override = execution.spec.interruptible if execution.spec.HasField("interruptible") else None
         self.interruptible[name] = override.value if override is not None else metadata.interruptible
-        retries, system_retries = template.metadata.retries.retries, self.system_retries
+        failures = collections.Counter()
         attempt, previous = 0, ""
         while True:
             checkpoint = record.folder / f"raw-{attempt}" / "_flytecheckpoints"
@@ -229,16 +230,14 @@ class Propeller:
                 raise
             except _Retry as again:
                 record.tasks[-1] = TASK.FAILED
-                if self._closed or execution.phase == PHASES.ABORTING or execution.is_failing:
+                record.errors.append(again.failed.kind)
+                stopped = (PHASES.ABORTING, PHASES.ABORTED)
+                if self._closed or execution.phase in stopped or execution.is_failing:
                     raise _Error(again.failed) from None
-                left = system_retries if again.system else retries
-                if left <= 0:
-                    allowed = self.system_retries if again.system else template.metadata.retries.retries
-                    raise _Error(_exhausted(again.failed, allowed + 1)) from None
-                if again.system:
-                    system_retries -= 1
-                else:
-                    retries -= 1
+                failures[again.system] += 1
+                allowed = self.system_failures if again.system else template.metadata.retries.retries + 1
+                if failures[again.system] >= allowed:
+                    raise _Error(_exhausted(again.failed, allowed)) from None
             attempt, previous = attempt + 1, str(checkpoint)
 
     def _attempt(self, execution, template, inputs, record, checkpoint, previous, attempt, environment, *, timeout):
@@ -264,7 +263,8 @@ class Propeller:
         process = scripts.start(command, work, variables, prefix / "stdout")
         with self._lock:
             self._processes.setdefault(execution.key, {})[node, attempt] = process
-        if self._closed or execution.phase == PHASES.ABORTING or execution.is_failing:  # too late to be signalled
+        stopped = (PHASES.ABORTING, PHASES.ABORTED)
+        if self._closed or execution.phase in stopped or execution.is_failing:  # too late to be signalled
             _kill(process, signal.SIGTERM)
         if self._is_drained(execution, process, timeout):
             thread = threading.Thread(target=self._end_pod, args=(execution, process, (node, attempt)), daemon=True)
@@ -395,7 +395,11 @@ def _copilot_after(work, variables):
 
 
 def _read_outcome(code, prefix, has_outputs):
-    error = prefix / "error.pb"
+    """Read how an attempt has ended. The files of a pod that has failed are not read."""
+    text = (prefix / "stdout").read_text(errors="replace")[-2000:]
+    if code != 0:
+        raise _Retry(Failed(code="Interrupted", message=text, kind=execution_pb2.ExecutionError.SYSTEM), system=True)
+    error, outputs = prefix / "error.pb", prefix / "outputs.pb"
     if error.exists():
         document = errors_pb2.ErrorDocument.FromString(error.read_bytes()).error
         kind = document.origin or execution_pb2.ExecutionError.USER
@@ -403,13 +407,8 @@ def _read_outcome(code, prefix, has_outputs):
         if document.kind == errors_pb2.ContainerError.RECOVERABLE:
             raise _Retry(failed, system=False)
         raise _Error(failed)
-    outputs = prefix / "outputs.pb"
-    if code == 0 and outputs.exists():
+    if outputs.exists():
         return literals_pb2.LiteralMap.FromString(outputs.read_bytes())
-    if code == 0 and not has_outputs:
+    if not has_outputs:
         return literals_pb2.LiteralMap()
-    text = (prefix / "stdout").read_text(errors="replace")[-2000:]
-    if code == 0:  # flytekit has ended without an answer
-        raise _failed("OutputsNotFound", f"outputs not found at {outputs}. {text}")
-    name = "Interrupted" if code < 0 else f"ExitCode{code}"
-    raise _Retry(Failed(code=name, message=text, kind=execution_pb2.ExecutionError.SYSTEM), system=True)
+    raise _failed("OutputsNotFound", f"outputs not found at {outputs}. {text}")

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 import requests
@@ -24,6 +24,7 @@ from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _FINAL = {
@@ -56,7 +57,7 @@ _LOGINS_BY_A_PERSON = ("standard", "pkce", "deviceflow")
 
 _REQUESTS_PER_SECOND = 50.0
 _BURST = 50.0
-"""The pace of all requests that this process sends to one flyteadmin."""
+"""The pace of all requests that this process sends through one remote."""
 
 
 _paces: weakref.WeakKeyDictionary[FlyteRemote, TokenBucket] = weakref.WeakKeyDictionary()
@@ -109,10 +110,23 @@ class Admin:
     def send(self, rpc: str, request: Any, *, seconds: float | None = None, is_paced: bool = True) -> Any:
         """Send a request once; see `call`. It raises the error of gRPC."""
         if is_paced:
-            with _lock:
-                pace = _paces.setdefault(self.remote, TokenBucket())
-            time.sleep(pace.take(_REQUESTS_PER_SECOND, _BURST))
+            self.wait_for_turn()
         return admin_method(self.remote.client, rpc)(request, timeout=pauses.rpc if seconds is None else seconds)
+
+    def wait_for_turn(self) -> None:
+        """Wait for the turn of a request among all requests of this process through the remote."""
+        with _lock:
+            pace = _paces.setdefault(self.remote, TokenBucket())
+        time.sleep(pace.take(_REQUESTS_PER_SECOND, _BURST))
+
+    def paced(self, method: Callable[P, T]) -> Callable[P, T]:
+        """Return a method of the remote that waits for the turn of a request before it sends its requests."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            self.wait_for_turn()
+            return method(*args, **kwargs)
+
+        return call
 
     def check_login(self, execution: WorkflowExecutionIdentifier) -> None:
         """Refuse, in a pod, a login that waits for a person, if flyteadmin asks for a login. It blocks.
@@ -126,6 +140,7 @@ class Admin:
             return
         try:
             call = admin_method_without_login(self.remote.client, "GetExecution")
+            self.wait_for_turn()
             call(WorkflowExecutionGetRequest(id=execution), timeout=pauses.rpc)
         except grpc.RpcError as error:
             if status_of(error) is not None and status_of(error).code() is grpc.StatusCode.UNAUTHENTICATED:

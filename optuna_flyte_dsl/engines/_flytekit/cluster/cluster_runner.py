@@ -22,6 +22,8 @@ class ClusterRunner(FlytekitRunner):
     async def run(self, run: TrialRun) -> Any:
         """Run one trial; see `Runner`. A trial of a task counts as running when its pod runs."""
         in_pod = self._objective.kind is Kind.TASK
-        async with TrialCalls(self._launcher, run.trial, run.attempt, run.on_begin if in_pod else None) as calls:
+        async with TrialCalls(
+            self._launcher, run.trial, run.attempt, is_task=in_pod, on_begin=run.on_begin if in_pod else None
+        ) as calls:
             flyte_context_Var.set([*self._stack, self._launcher.context(calls)])
             return await self._call(dataclasses.replace(run, on_begin=None) if in_pod else run)

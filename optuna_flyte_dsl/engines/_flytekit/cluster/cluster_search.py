@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import signal
@@ -24,7 +25,8 @@ from optuna_flyte_dsl.cluster_options import Cluster, OnSigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_runner import ClusterRunner
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import has_ended
-from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import TERMINATIONS_AT_ONCE, Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.leftovers import terminate_leftovers
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.search.loop import SearchLoop
@@ -35,6 +37,9 @@ from optuna_flyte_dsl.study.liveness import Life
 
 if TYPE_CHECKING:
     from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
+
+_INNER = "-inner"
+"""What the label of executions ends with that a search inside of a trial has launched."""
 
 
 class ClusterSearch:
@@ -47,7 +52,10 @@ class ClusterSearch:
     def __init__(self, home: Home, options: Cluster, key: str, thread: Threads) -> None:
         home.traffic = home.traffic or Traffic(home.connection, options.patience)
         context = FlyteContextManager.current_context()
-        self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic)
+        self._is_inner = home.outer is not None
+        outer = home.outer.launcher.label.removesuffix(_INNER) if home.outer is not None else ""
+        label = f"{outer}{_INNER}" if outer else home.connection.label(key)
+        self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic, label)
         self.launcher.on_successor = functools.partial(self.end, leave=True)
         self.is_checkpointed = False
         self.is_durable = False
@@ -57,7 +65,6 @@ class ClusterSearch:
         self._store, self._sigterm = home.store, home.sigterm
         self._over = threading.Event()
         self._loop_of_trials: SearchLoop | None = None
-        self._is_new = False
         self._handles_sigterm = self._got_sigterm = False
         self._is_task = False
 
@@ -90,8 +97,15 @@ class ClusterSearch:
         if self._got_sigterm:
             raise SystemExit(128 + signal.SIGTERM)
 
+    async def _terminate_leftovers(self, label: str) -> None:
+        launcher = self.launcher
+        if launcher.connection.attempt > 0 and not launcher.leaves_executions:
+            await launcher.workers.run(terminate_leftovers, launcher, label, launcher.taken)
+
     async def _close(self) -> None:
         await self.commit()
+        if not self._is_inner:
+            await self._terminate_leftovers(self.launcher.label)
         await self.launcher.close()
 
     @property
@@ -101,7 +115,6 @@ class ClusterSearch:
 
     def _open(self) -> BaseStorage:
         assert self._store is not None
-        self._is_new = self._store.is_new(self._key)
         return self._store.storage(self._key)
 
     async def check(self, objective: Objective) -> None:
@@ -109,6 +122,9 @@ class ClusterSearch:
         pod = self.launcher.connection.eager_execution.pod
         if pod is not None:
             await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution)
+        if not self._is_inner:
+            # Searches inside of trials start anew.
+            await self._terminate_leftovers(f"{self.launcher.label}{_INNER}")
         if self._is_task:
             await self.launcher.workers.run(self.launcher.registry.check, objective.target)
 
@@ -117,18 +133,23 @@ class ClusterSearch:
         return ClusterRunner(objective, self.launcher)
 
     async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
-        """Enqueue the trials of the attempt before, found in Flyte, if its checkpoint is missing.
+        """Enqueue the trials of the attempts before that their checkpoint lacks, and that are found in Flyte.
 
-        An attempt that is killed before its first write leaves no checkpoint. But the attempt's trials have executions,
-        whose names are known and whose inputs are the parameters.
+        An attempt that is killed before its first write leaves no checkpoint, and one whose last writes have failed
+        leaves an old one. But the attempt's trials have executions, whose names are known and whose inputs are the
+        parameters.
         """
         is_retry = self._sigterm is not None and self.launcher.connection.attempt > 0
-        if not (self._is_new and is_retry and objective.kind is Kind.TASK):
+        if not (is_retry and objective.kind is Kind.TASK):
             return
         names = sorted({name.split(".", 1)[0] for name in space})
-        points = await self.launcher.workers.run(self.launcher.find_inputs, objective.target, names)
+        first = await self._thread.run(lambda: len(study.get_trials(deepcopy=False)))
+        try:
+            points = await self.launcher.workers.run(self.launcher.find_inputs, objective.target, names, first)
+        except AdminError as error:
+            raise error.refusal("read what the attempts before have launched") from error
         if points:
-            logger.warning("The checkpoint is missing: %d trials were found in Flyte.", len(points))
+            logger.warning("The checkpoint lacks trials: %d were found in Flyte.", len(points))
         for point in points:
             await self._thread.run(study.enqueue_trial, space.point(point or {}))
 
@@ -201,6 +222,7 @@ class ClusterSearch:
             leave: Whether executions are left running.
         """
         self.launcher.leaves_executions = leave
+        self.launcher.is_ending = True
         if self._loop_of_trials is not None:
             if leave:
                 self._loop_of_trials.suspend()
@@ -209,6 +231,15 @@ class ClusterSearch:
         if self._task is not None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed: the search has ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def terminate_running(self, deadline: float) -> None:
+        """Terminate what runs, from another thread: the search's own thread does not come to it. It blocks."""
+        launcher = self.launcher
+        if not launcher.leaves_executions:
+            logger.warning("The event loop of a search is blocked: its executions are terminated without it.")
+            with concurrent.futures.ThreadPoolExecutor(TERMINATIONS_AT_ONCE) as threads:
+                terminate = functools.partial(launcher.terminate, cause="the pod ends", deadline=deadline)
+                list(threads.map(terminate, list(launcher.running)))
 
     def wait(self, deadline: float) -> bool:
         """Wait for the end of the search, until a time of the monotonic clock. Return whether the search has ended."""

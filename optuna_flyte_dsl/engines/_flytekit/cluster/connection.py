@@ -1,5 +1,6 @@
 """`Connection`: the cluster, project and execution of one caller."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,10 @@ class Connection:
     def attempt(self) -> int:
         """The number of the eager pod's attempt, from 0; 0 outside of a pod."""
         return self.eager_execution.pod.attempt if self.eager_execution.pod is not None else 0
+
+    def label(self, search: str) -> str:
+        """Return a label for the executions of a search of this caller, the same in each attempt of a pod."""
+        return hashlib.sha256(f"{self.identity}/{search}".encode()).hexdigest()[:20]
 
     @property
     def project(self) -> str:

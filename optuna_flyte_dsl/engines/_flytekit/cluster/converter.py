@@ -13,9 +13,9 @@ from flytekit.core.context_manager import FlyteContext, flyte_context_Var
 from flytekit.core.data_persistence import FileAccessProvider
 from flytekit.core.type_engine import LiteralsResolver, TypeEngine
 from flytekit.models.literals import LiteralMap
-from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl._compat.flytekit import set_upload_location
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines._flytekit.cluster.uploads import Uploads, digest
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
@@ -26,12 +26,15 @@ from optuna_flyte_dsl.errors import ArgumentError
 class Converter:
     """Converts literals, with the data access of a remote."""
 
-    def __init__(self, remote: FlyteRemote) -> None:
+    def __init__(self, admin: Admin) -> None:
+        remote = admin.remote
         lock_literal_cache()
         self._context: FlyteContext = remote.context
         self._prefix = str(remote.file_access.raw_output_prefix)
         get_signed_url = functools.partial(
-            remote.client.get_upload_signed_url, project=remote.default_project, domain=remote.default_domain
+            admin.paced(remote.client.get_upload_signed_url),
+            project=remote.default_project,
+            domain=remote.default_domain,
         )
         set_upload_location(remote.file_access, get_signed_url)
 
@@ -60,13 +63,21 @@ class Converter:
             kind = target.interface.inputs[key].type
             literal = TypeEngine.to_literal(context, value, target.python_interface.inputs[key], kind)
             literals.literals[key].CopyFrom(literal.to_flyte_idl())
-        return literals, digest(literals, context, self._prefix)
+        return literals, digest(literals, values, context, self._prefix)
 
     def arguments(
         self, target: Launchable, names: Sequence[str], data: WorkflowExecutionGetDataResponse
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
+        """Convert some inputs of an execution to Python.
+
+        Returns:
+            The values by name; `None` if the response lacks inputs, because they are larger than flyteadmin's
+            `maxDownloadMBs`.
+        """
         context = self._enter()
         literals = self._whole(context, data.full_inputs, data.inputs).literals
+        if not literals.keys() >= set(names):
+            return None
         return {
             name: TypeEngine.to_python_value(context, literals[name], target.python_interface.inputs[name])
             for name in names

@@ -35,6 +35,7 @@ class ExecutionsDeck:
         self._changed = False
         self._next = time.monotonic() + pauses.deck
         self._deck: Deck | None = None
+        self._writer: threading.Thread | None = None
         render = type(controller).render_html
         held = weakref.ref(controller)
 
@@ -67,12 +68,20 @@ class ExecutionsDeck:
             self._changed = True
 
     def publish(self) -> None:
-        """Write the Deck if the list has changed, unless the last write is recent."""
+        """Begin to write the Deck if the list has changed, unless the last write is recent or still under way.
+
+        The write has a thread of its own, because nothing limits its time.
+        """
         params = self._context.user_space_params
         if not self._changed or time.monotonic() < self._next or params is None or not params.enable_deck:
             return
-        self._next = time.monotonic() + pauses.deck
-        self._changed = False
+        if self._writer is None or not self._writer.is_alive():
+            self._next = time.monotonic() + pauses.deck
+            self._changed = False
+            self._writer = threading.Thread(target=self._write, name="optuna-flyte-deck", daemon=True)
+            self._writer.start()
+
+    def _write(self) -> None:
         flyte_context_Var.set([self._context])
         try:
             if self._deck is None:

@@ -5,6 +5,8 @@ import threading
 from dataclasses import dataclass, field
 
 from flyteidl.admin.execution_pb2 import ExecutionSpec, WorkflowExecutionGetRequest
+from flyteidl.admin.task_execution_pb2 import TaskExecution
+from flyteidl.core.execution_pb2 import ExecutionError
 from flyteidl.core.identifier_pb2 import NodeExecutionIdentifier, WorkflowExecutionIdentifier
 from flytekit.core.context_manager import ExecutionParameters
 
@@ -70,12 +72,13 @@ class EagerExecutionReader:
         with self._lock:
             if self._execution is None:
                 assert self.pod is not None
+                spec, node = ExecutionSpec(), None
                 try:
                     spec = admin.call("GetExecution", WorkflowExecutionGetRequest(id=self.pod.execution)).spec
-                    self._execution = EagerExecution(spec, _own_node(admin, self.pod))
+                    node = _own_node(admin, self.pod)
                 except AdminError as error:
                     logger.warning("The eager workflow's execution could not be read: %s", error)
-                    self._execution = EagerExecution()
+                self._execution = EagerExecution(spec, node)
             return self._execution
 
     def has_successor(self, admin: Admin, seconds: float) -> bool:
@@ -86,11 +89,28 @@ class EagerExecutionReader:
         Args:
             seconds: The time limit of a request.
         """
+        return self.pod is not None and any(
+            task.id.retry_attempt > self.pod.attempt for task in self._attempts(admin, seconds) or ()
+        )
+
+    def system_failures(self, admin: Admin, seconds: float) -> int:
+        """Return how many attempts before this one have failed through no fault of the task, as far as that is known.
+
+        What is not known counts as such a failure. It blocks.
+
+        Args:
+            seconds: The time limit of a request.
+        """
+        assert self.pod is not None
+        before = [task for task in self._attempts(admin, seconds) or () if task.id.retry_attempt < self.pod.attempt]
+        return self.pod.attempt - len([task for task in before if task.closure.error.kind == ExecutionError.USER])
+
+    def _attempts(self, admin: Admin, seconds: float) -> list[TaskExecution] | None:
+        """Return the attempts of this pod's node; `None` if the node is not known."""
         known = self._execution  # without the lock, which a request that is under way may hold
-        if self.pod is None or known is None or known.node is None:
-            return False
-        attempts = tasks_of(admin, known.node, patience=0.0, seconds=seconds)
-        return any(task.id.retry_attempt > self.pod.attempt for task in attempts)
+        if known is None or known.node is None:
+            return None
+        return tasks_of(admin, known.node, patience=0.0, seconds=seconds)
 
 
 def _own_node(admin: Admin, pod: EagerPod) -> NodeExecutionIdentifier | None:

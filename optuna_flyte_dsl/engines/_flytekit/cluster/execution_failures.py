@@ -8,7 +8,11 @@ from flyteidl.core.execution_pb2 import ExecutionError, WorkflowExecution
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit.exceptions.eager import EagerException
 
-from optuna_flyte_dsl._foreign_errors import says_kubernetes_refused, says_retries_are_used
+from optuna_flyte_dsl._foreign_errors import (
+    says_kubernetes_is_away,
+    says_retries_are_used,
+    says_too_large_for_kubernetes,
+)
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
 from optuna_flyte_dsl.errors import ExecutionFailedError
@@ -42,6 +46,9 @@ def failure_of(entity: str, name: str, url: str, closure: Any) -> EagerExecution
         closure: The execution's closure.
     """
     cause = closure.abort_metadata.cause or closure.abort_cause
+    message = closure.error.message or cause or "Flyte gives no message."
+    if says_too_large_for_kubernetes(message):
+        message = f"{message}. Pass what is large as a file (`FlyteFile`): an execution holds its address only."
     error = EagerExecutionFailedError(
         entity.rsplit(".", 1)[-1],
         name=name,
@@ -49,18 +56,27 @@ def failure_of(entity: str, name: str, url: str, closure: Any) -> EagerExecution
         phase=WorkflowExecution.Phase.Name(closure.phase),
         code=closure.error.code,
         kind=ExecutionError.ErrorKind.Name(closure.error.kind),
-        message=closure.error.message or cause or "Flyte gives no message.",
+        message=message,
     )
     mark_retries_used(error, used=says_retries_are_used(error.message))
     return error
 
 
+def vanished(identifier: WorkflowExecutionIdentifier) -> Execution:
+    """Return the state of an execution that Flyte no longer has: it counts as FAILED."""
+    execution = Execution(id=identifier)
+    execution.closure.phase = WorkflowExecution.FAILED
+    execution.closure.error.code = "NotFound"
+    execution.closure.error.message = f"The execution {identifier.name} is no longer in Flyte."
+    return execution
+
+
 def has_not_begun(execution: Execution) -> bool:
-    """Tell whether Kubernetes has refused an execution that flyteadmin has stored: that may pass.
+    """Tell whether Kubernetes was away when flyteadmin gave it an execution: that may pass.
 
     flyteadmin 1.16.8 answers the request that creates such an execution as if nothing had happened, and stores the
     execution as FAILED.
     """
     closure = execution.closure
     is_system_failure = closure.phase == WorkflowExecution.FAILED and closure.error.kind == ExecutionError.SYSTEM
-    return is_system_failure and says_kubernetes_refused(closure.error.message)
+    return is_system_failure and says_kubernetes_is_away(closure.error.message)

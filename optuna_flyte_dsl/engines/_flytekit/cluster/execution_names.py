@@ -30,16 +30,18 @@ class ExecutionNames:
     console: str = ""  # the address of Flyte's console; empty if the user gives none
     study: str | None = None  # the identity of a study that other processes may continue; it replaces the caller's
 
-    def name(self, trial: int, entity: str, index: int, collision: int, *, attempt: int = 0) -> str:
+    def name(self, trial: int, entity: str, call: str, collision: int, *, attempt: int = 0) -> str:
         """Return the name of an execution: for people, the entity and the trial's number; and a hash.
 
         Args:
+            call: What tells the call from the trial's other calls.
+            collision: How many names of this call belong to other executions.
             attempt: The number of the trial's attempt.
         """
         caller, prefix = self.connection.identity, self.connection.prefix
         if self.study is not None:
             caller, prefix = self.study, "o"
-        parts = [caller, self.search, str(trial), entity, str(index), str(collision)]
+        parts = [caller, self.search, str(trial), entity, call, str(collision)]
         digest = hashlib.sha256("\0".join(parts + [str(attempt)] * bool(attempt)).encode()).hexdigest()[:20]
         end = _words(f"{entity.rsplit('.', 1)[-1][:_ENTITY_LENGTH]}-{trial}")
         begin = _words(prefix)

@@ -15,6 +15,12 @@ from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV
 ATTEMPT = "optuna-flyte-dsl/attempt"
 """The annotation with the number of the eager pod's attempt that has launched an execution."""
 
+SEARCH = "optuna-flyte-dsl-search"
+"""The label with a hash of the search that has launched an execution.
+
+Labels are searchable, so the next attempt of the pod finds the executions that this one has left.
+"""
+
 INPUTS_DIGEST = "optuna-flyte-dsl/inputs"
 """The annotation with the digest of an execution's inputs.
 
@@ -32,12 +38,14 @@ def create_request(
     target: Launchable,
     inputs: LiteralMap,
     *,
+    label: str,
     digest: str,
     eager: EagerExecution,
 ) -> ExecutionCreateRequest:
     """Build the request that creates an execution, without the execution's name.
 
     Args:
+        label: The value of the label `SEARCH`.
         digest: The digest of the inputs.
         eager: The eager workflow's execution. The eager execution's service account, prefix of raw outputs and
             environment variables are those of the new execution too, unless `options` name others. Flyte's console
@@ -49,7 +57,7 @@ def create_request(
     spec = ExecutionSpec(
         launch_plan=target.id,
         metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL, parent_node_execution=eager.node),
-        labels=Labels(values={**options.labels, **connection.labels}),
+        labels=Labels(values={**options.labels, **connection.labels, SEARCH: label}),
         annotations=Annotations(values={**options.annotations, **marks}),
         envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
         tags=list(options.tags),

@@ -44,6 +44,7 @@ class Home:
     sigterm: SigtermHandler | None = None
     # What a search and the searches in its trials share; by default made with the first search.
     traffic: Traffic | None = None
+    outer: TrialCalls | None = None  # the trial in which the searches run; `None` outside of a trial
     _counts: collections.Counter[str] = field(default_factory=collections.Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -88,7 +89,7 @@ def current_home() -> Home | None:
 def _home_of_trial(calls: TrialCalls) -> Home:
     launcher, outer = calls.launcher, calls.launcher.connection
     identity = f"{outer.identity}/{launcher.search}/{calls.trial.number}"
-    return Home(dataclasses.replace(outer, identity=identity), traffic=launcher.traffic)
+    return Home(dataclasses.replace(outer, identity=identity), traffic=launcher.traffic, outer=calls)
 
 
 def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
@@ -117,7 +118,7 @@ def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
     with contextlib.suppress(NotImplementedError):  # there is no checkpoint
         if params is not None and params.checkpoint is not None:
             store = CheckpointStore(params.checkpoint, context)
-    sigterm = SigtermHandler(connection.remote, context, connection.eager_execution)
+    sigterm = SigtermHandler(connection.remote, connection.eager_execution)
     outlive_exit(controller_thread(controller))
     set_stop_handler(controller, sigterm)
     return Home(connection, store, sigterm)

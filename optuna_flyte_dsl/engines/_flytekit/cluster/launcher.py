@@ -7,8 +7,9 @@ import pathlib
 import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -40,10 +41,12 @@ from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
 
-_TERMINATIONS_AT_ONCE = 32
+TERMINATIONS_AT_ONCE = 32
 _LAST_ATTEMPT = 1.0
 """The time limit, in seconds, of a termination that is attempted after the grace period."""
 _TRIALS_A_LOOKUP = 100
+_NOWHERE = "192.0.2.1"
+"""An address that RFC 5737 leaves to examples: the way to it is the default route."""
 CAUSE = "optuna_flyte_dsl: "
 """The prefix of the cause of each termination by this library."""
 
@@ -61,10 +64,14 @@ class Launcher:
     outer_context: FlyteContext
     store_attributes: StoreAttributes
     traffic: Traffic
+    label: str = ""  # the value of the label `SEARCH` of the search's executions
     leaves_executions: bool = False  # whether executions are left running at the end, for the pod's next attempt
+    is_ending: bool = False  # whether this process is told to end
     on_successor: Callable[[], None] = lambda: None  # called if a later attempt of the pod has taken the search over
     adopts: bool = False  # whether executions of an earlier process are adopted
     terminated: int = 0
+    running: set[str] = field(default_factory=set)  # the names of the executions that are not known to have ended
+    taken: set[str] = field(default_factory=set)  # the names of the executions that were launched or adopted
 
     def __post_init__(self) -> None:
         connection, options, context = self.connection, self.options, self.outer_context
@@ -73,10 +80,11 @@ class Launcher:
         self.registry: Registry = Registry(self.admin, connection.settings)
         self.poller: Poller = self.traffic.enter()
         self._left = False
+        self._is_succeeded, self._next_check = False, 0.0
         self._is_silent = False  # whether flyteadmin has not answered the latest termination
         self._server: TrialServer | None = None
         self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
-        self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
+        self.terminators: Threads = Threads(limit=TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
         eager = state.with_params(mode=ExecutionState.Mode.EAGER_EXECUTION)
         self._context = context.with_execution_state(eager).build()
@@ -88,7 +96,7 @@ class Launcher:
         """Converts inputs and outputs. The converter is made in a worker thread, because it connects to the cluster."""
         with self._lock:
             if self._converter is None:
-                self._converter = Converter(self.connection.remote)
+                self._converter = Converter(self.admin)
             return self._converter
 
     def context(self, queue: Any) -> FlyteContext:
@@ -105,6 +113,7 @@ class Launcher:
             env,
             target,
             inputs,
+            label=self.label,
             digest=digest,
             eager=self.connection.eager_execution.read(self.admin),
         )
@@ -165,27 +174,37 @@ class Launcher:
 
     def _own_address(self) -> str:
         """Return this machine's address on the route to Flyte."""
-        host = str(self.connection.remote.config.platform.endpoint).split("://")[-1].partition(":")[0]
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host or "192.0.2.1", 9))  # this sends nothing
-            return str(probe.getsockname()[0])
-        return socket.gethostbyname(socket.gethostname())
+        # An endpoint has one of the forms `host:port`, `https://host` and `dns:///host:port`.
+        endpoint = str(self.connection.remote.config.platform.endpoint)
+        host = urllib.parse.urlsplit(f"//{endpoint.rpartition('://')[2].lstrip('/')}").hostname
+        for target in (host, _NOWHERE):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((target, 9))  # this sends nothing
+                return str(probe.getsockname()[0])
+        raise RefusedError(
+            f"This machine has no IPv4 route to Flyte's endpoint {endpoint!r}, so the address at which pods reach this "
+            "search is not known. Give the address: `Cluster(trials_host=...)`."
+        )
 
     def forget(self, trial: Trial) -> None:
         if self._server is not None:
             self._server.forget(trial)
 
-    def find_inputs(self, entity: Any, names: Sequence[str]) -> list[dict[str, Any] | None]:
+    def find_inputs(self, entity: Any, names: Sequence[str], first: int) -> list[dict[str, Any] | None]:
         """Read the inputs with which the trials of this search have launched an entity. It blocks.
 
+        Args:
+            first: The number of the first trial.
+
         Returns:
-            The inputs of each trial, by number, up to the last trial with an execution. An item is `None` if the trial
-            has no execution.
+            The inputs of each trial from the first one up to the last one with an execution. An item is `None` if the
+            trial has no execution, or if its inputs cannot be read.
         """
         target = self.registry.find(entity, threading.Event())
         found: list[dict[str, Any] | None] = []
-        for start in itertools.count(step=_TRIALS_A_LOOKUP):
-            names_of_trials = [self.names.name(start + offset, entity.name, 0, 0) for offset in range(_TRIALS_A_LOOKUP)]
+        for start in itertools.count(first, _TRIALS_A_LOOKUP):
+            numbers = range(start, start + _TRIALS_A_LOOKUP)
+            names_of_trials = [self.names.name(number, entity.name, "0", 0) for number in numbers]
             existing = self.poller.find(names_of_trials)
             for name in names_of_trials:
                 request = WorkflowExecutionGetDataRequest(id=self.names.identifier(name))
@@ -211,6 +230,9 @@ class Launcher:
             deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
                 short attempt, unless flyteadmin has not answered the termination before.
         """
+        if self.is_ending and self._has_successor():
+            logger.warning("A later attempt of this pod runs the search: %s is left to it.", name)
+            return
         request = ExecutionTerminateRequest(id=self.names.identifier(name), cause=f"{CAUSE}{cause}")
         left = deadline - time.monotonic()
         if left <= 0 and self._is_silent:
@@ -229,6 +251,19 @@ class Launcher:
                 logger.error("The execution %s could not be terminated: %s", name, error)
         except Exception as error:  # noqa: BLE001 - the other executions must be terminated too
             logger.error("The execution %s could not be terminated: %s", name, error)
+
+    def _has_successor(self) -> bool:
+        """Tell whether a later attempt of this pod has begun, which may have adopted the executions. It blocks.
+
+        While the pod ends, flyteadmin is asked once in a second.
+        """
+        with self._lock:
+            if not self._is_succeeded and time.monotonic() >= self._next_check:
+                admin, seconds = Admin(self.connection.remote, patience=0.0), self.options.grace / 8
+                with contextlib.suppress(Exception):  # if in doubt, executions are terminated: they cost money
+                    self._is_succeeded = self.connection.eager_execution.has_successor(admin, seconds)
+                self._next_check = time.monotonic() + pauses.successor_check
+            return self._is_succeeded
 
     async def close(self) -> None:
         """End all threads, after the last trial. A second call is harmless."""

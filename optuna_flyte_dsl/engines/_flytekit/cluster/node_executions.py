@@ -28,6 +28,7 @@ def nodes_with_tasks(
     given_up: threading.Event | None = None,
     *,
     ended: bool = False,
+    **limits: Any,
 ) -> Iterator[tuple[NodeExecution, list[TaskExecution]]]:
     """Yield the nodes of an execution, each with its attempts to run a task. It blocks.
 
@@ -36,13 +37,14 @@ def nodes_with_tasks(
 
     Args:
         ended: Whether nodes that have ended are included.
+        limits: The time limits of each call; see `Admin.call`.
     """
     inside = [NodeExecutionListRequest(workflow_execution_id=execution)]
     while inside:
-        for node in _pages(admin, "ListNodeExecutions", inside.pop(), "node_executions", given_up):
+        for node in _pages(admin, "ListNodeExecutions", inside.pop(), "node_executions", given_up, **limits):
             if node.id.node_id in _ENDS or (node.closure.phase in TERMINAL_NODE_PHASES and not ended):
                 continue
-            tasks = tasks_of(admin, node.id, given_up)
+            tasks = tasks_of(admin, node.id, given_up, **limits)
             yield node, tasks
             child = node.closure.workflow_node_metadata.executionId
             if child.name:

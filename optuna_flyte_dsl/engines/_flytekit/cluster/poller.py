@@ -17,8 +17,10 @@ from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import vanished
 from optuna_flyte_dsl.engines._flytekit.cluster.node_executions import nodes_with_tasks
 from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
+from optuna_flyte_dsl.errors import ClusterError, ClusterUnavailableError
 
 TERMINAL = frozenset(
     {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
@@ -122,6 +124,18 @@ class Poller:
         return max(wanted, calls * pauses.list_call)
 
     def _run(self) -> None:
+        try:
+            self._poll_until_closed()
+        except BaseException as error:  # noqa: BLE001 - those who await the executions would wait for ever
+            with self._lock:
+                self._thread = None  # the next one who waits starts another thread
+                names = list(self._waiting)
+            fault = ClusterError(f"Running executions can no longer be polled: {error!r}. Please report this.")
+            fault.__cause__ = error
+            for name in names:
+                self._settle(name, fault)
+
+    def _poll_until_closed(self) -> None:
         while not self._closed.wait(self.interval()):
             with self._lock:
                 names = list(self._waiting)
@@ -171,8 +185,8 @@ class Poller:
         """
         try:
             runs = self._has_running_task(execution.id)
-        except GivenUpError:
-            return
+        except (GivenUpError, ClusterUnavailableError):
+            return  # the next poll asks again
         except AdminError as error:
             logger.debug("It is not known whether the pod of %s runs: %s", name, error)
             runs = True
@@ -184,7 +198,8 @@ class Poller:
             on_running()
 
     def _has_running_task(self, identifier: WorkflowExecutionIdentifier) -> bool:
-        nodes = nodes_with_tasks(self._admin, identifier, self._closed, ended=True)
+        # This thread also sees the ends of executions, so it does not wait out an outage of this request.
+        nodes = nodes_with_tasks(self._admin, identifier, self._closed, ended=True, patience=0.0)
         return any(task.closure.phase not in _WAITING_PHASES for _, tasks in nodes for task in tasks)
 
     def find(self, names: Sequence[str]) -> dict[str, Execution]:
@@ -220,10 +235,7 @@ class Poller:
             if not (isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND):
                 self._settle(name, error)
                 return
-            execution = Execution(id=identifier)
-            execution.closure.phase = WorkflowExecution.FAILED
-            execution.closure.error.code = "NotFound"
-            execution.closure.error.message = f"The execution {name} is no longer in Flyte."
+            execution = vanished(identifier)
         if execution.closure.phase in TERMINAL:
             self._settle(name, execution)
 

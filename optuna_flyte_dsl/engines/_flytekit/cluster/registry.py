@@ -93,19 +93,20 @@ class Registry:
         check_loadable(entity)
 
     def _fetch(self, entity: Any, settings: SerializationSettings) -> FlyteTask | FlyteLaunchPlan:
-        remote = self._admin.remote
+        remote, paced = self._admin.remote, self._admin.paced
         if isinstance(entity, FlyteLaunchPlan):
             return entity
         if isinstance(entity, FlyteWorkflow):
-            return remote.fetch_launch_plan(entity.id.project, entity.id.domain, entity.id.name, entity.id.version)
+            where = (entity.id.project, entity.id.domain, entity.id.name, entity.id.version)
+            return paced(remote.fetch_launch_plan)(*where)
         if isinstance(entity, FlyteTask):
             return self._fetch_plan_of(entity) or entity
         if isinstance(entity, ReferenceTask | ReferenceWorkflow | ReferenceLaunchPlan):
             reference = entity.reference
             where = (reference.project, reference.domain, reference.name, reference.version)
             if not isinstance(entity, ReferenceTask):
-                return remote.fetch_launch_plan(*where)
-            task = remote.fetch_task(*where)
+                return paced(remote.fetch_launch_plan)(*where)
+            task = paced(remote.fetch_task)(*where)
             return self._fetch_plan_of(task) or task
         project = settings.project or remote.default_project
         domain = settings.domain or remote.default_domain
@@ -113,23 +114,24 @@ class Registry:
         where = (project, domain, entity.name, str(version))
         if isinstance(entity, PythonTask):
             try:
-                task = remote.fetch_task(*where)
+                task = paced(remote.fetch_task)(*where)
             except FlyteEntityNotExistException:
-                task = remote.register_task(entity, settings, version)
+                task = paced(remote.register_task)(entity, settings, version)
             return self._fetch_plan_of(task) or self._register_plan_of(entity, task, settings)
         try:
-            return remote.fetch_launch_plan(*where)
+            return paced(remote.fetch_launch_plan)(*where)
         except FlyteEntityNotExistException:
             if isinstance(entity, WorkflowBase):
-                remote.register_workflow(entity, settings, version)
+                paced(remote.register_workflow)(entity, settings, version)
             elif isinstance(entity, LaunchPlan):
-                remote.register_launch_plan(entity, version, project, domain, serialization_settings=settings)
+                register = paced(remote.register_launch_plan)
+                register(entity, version, project, domain, serialization_settings=settings)
             else:
                 raise RefusedError(
                     f"`{entity.name}`, of type {type(entity).__name__}, cannot be launched as an execution. Call it "
                     "in a task or in a workflow."
                 ) from None
-            return remote.fetch_launch_plan(*where)
+            return paced(remote.fetch_launch_plan)(*where)
 
     def _fetch_plan_of(self, task: FlyteTask) -> FlyteLaunchPlan | None:
         """Return the launch plan of a task: it has the task's name and interface.
@@ -138,7 +140,7 @@ class Registry:
         """
         where = (task.id.project, task.id.domain, task.id.name, task.id.version)
         try:
-            plan = self._admin.remote.fetch_launch_plan(*where)
+            plan = self._admin.paced(self._admin.remote.fetch_launch_plan)(*where)
         except FlyteEntityNotExistException:
             return None
         return plan if _types(plan.interface) == _types(task.interface) else None
@@ -150,14 +152,14 @@ class Registry:
         workflow = workflow_around(entity)
         if workflow is None:
             return task
-        remote, specs = self._admin.remote, OrderedDict[Any, Any]()
+        register, specs = self._admin.paced(self._admin.remote.raw_register), OrderedDict[Any, Any]()
         get_serializable(specs, settings, launch_plan_of(workflow))
         try:
             for spec in specs.values():
                 # The task itself is registered already. A second registration of the task might differ from the first,
                 # which Flyte refuses.
                 if not (isinstance(spec, TaskSpec) and spec.template.id.name == entity.name):
-                    remote.raw_register(spec, settings, str(settings.version), create_default_launchplan=False)
+                    register(spec, settings, str(settings.version), create_default_launchplan=False)
         except Exception as error:
             status = status_of(error)
             if status is None or status.code() is not grpc.StatusCode.PERMISSION_DENIED:

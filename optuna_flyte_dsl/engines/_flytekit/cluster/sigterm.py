@@ -3,10 +3,8 @@
 import time
 from typing import Any
 
-from flyteidl.admin.common_pb2 import ObjectGetRequest
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
 from flyteidl.core.execution_pb2 import WorkflowExecution
-from flytekit.core.context_manager import FlyteContext
 from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl._log import logger
@@ -14,13 +12,18 @@ from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader
 
+_SYSTEM_FAILURES = 3
+"""The failures of the system's after which Flyte does not start a pod again: `max-node-retries-system-failures`.
+
+This is the default of propeller 1.16. A pod cannot read what an operator has set.
+"""
+
 
 class SigtermHandler:
     """Ends all searches of one eager workflow."""
 
-    def __init__(self, remote: FlyteRemote, context: FlyteContext, eager: EagerExecutionReader) -> None:
+    def __init__(self, remote: FlyteRemote, eager: EagerExecutionReader) -> None:
         self._remote = remote
-        self._params = context.user_space_params
         self._eager = eager
         # Every `ClusterSearch` that runs. The set has no lock: a signal handler could interrupt the lock's holder, and
         # hang.
@@ -41,6 +44,9 @@ class SigtermHandler:
             logger.warning("The pod ends: running executions are %s.", "left running" if leave else "terminated")
             search.end(leave=leave)
         for search in searches:
+            if not search.wait(started + search.options.grace / 2):
+                search.terminate_running(started + search.options.grace)
+        for search in searches:
             if not search.wait(started + search.options.grace):
                 logger.error("A search has not ended within its grace period.")
 
@@ -52,25 +58,20 @@ class SigtermHandler:
             return False
 
     def _will_restart(self, seconds: float) -> bool:
-        """Tell whether Flyte will start this pod again: its execution is not aborted, and its task has retries left.
+        """Tell whether Flyte will start this pod again; if that cannot be known, return False.
 
-        If that cannot be known, return False.
-
-        An execution that is aborted is ABORTING before its pod gets SIGTERM. The retries that count are those of the
-        eager task. Flyte may add retries of its own for system failures; they are not relied upon.
+        The end of a pod by SIGTERM is a failure of the system's. An execution that is aborted is ABORTING before its
+        pod gets SIGTERM.
         """
-        params = self._params
-        if params is None or params.execution_id is None or params.task_id is None:
+        if self._eager.pod is None:
             return False
         admin = Admin(self._remote, patience=0.0)
         try:
-            request = WorkflowExecutionGetRequest(id=params.execution_id.to_flyte_idl())
+            request = WorkflowExecutionGetRequest(id=self._eager.pod.execution)
             execution = admin.call("GetExecution", request, seconds=seconds)
             if execution.closure.phase not in (WorkflowExecution.QUEUED, WorkflowExecution.RUNNING):
                 return False
-            task = admin.call("GetTask", ObjectGetRequest(id=params.task_id.to_flyte_idl()), seconds=seconds)
-            retries = int(task.closure.compiled_task.template.metadata.retries.retries)
-            return self._eager.pod is not None and self._eager.pod.attempt < retries
+            return self._eager.system_failures(admin, seconds) + 1 < _SYSTEM_FAILURES
         except Exception as error:  # noqa: BLE001 - if in doubt, executions are terminated, because they cost money
             logger.warning("It is not known whether Flyte will start this pod again: %r", error)
             return False

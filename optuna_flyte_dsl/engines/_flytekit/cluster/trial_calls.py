@@ -5,6 +5,7 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 """
 
 import asyncio
+import collections
 import contextlib
 import functools
 import itertools
@@ -37,6 +38,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import (
     failure_of,
     has_not_begun,
     read_closure,
+    vanished,
 )
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
@@ -53,7 +55,7 @@ class Launch:
 
     entity: Any
     inputs: Mapping[str, Any]
-    index: int
+    call: str = ""  # what tells the call from the trial's other calls; see `TrialCalls._call_of`
     name: str = ""
     target: Launchable | None = None
     request: ExecutionCreateRequest | None = None
@@ -76,18 +78,20 @@ class TrialCalls:
     launcher: Launcher
     trial: Trial
     attempt: int = 0  # the number of the trial's attempt
+    is_task: bool = False  # whether the objective is a task: its trial is one call
     on_begin: Callable[[], None] | None = None  # called in the event loop when the first execution begins to run
 
     def __post_init__(self) -> None:
         self._takes_trial = False
-        self._calls = itertools.count()
+        self._equal_calls: collections.Counter[tuple[str, str]] = collections.Counter()  # by entity and inputs
         self._lock = threading.Lock()
         self._launches: list[Launch] = []
         self._closed = False
-        # Executions that an earlier process has launched for this trial. Earlier executions that the trial does not ask
-        # for again are terminated.
-        earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts else ()
-        self._earlier = {entry["name"] for entry in earlier}
+        earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts or self.attempt else ()
+        # Executions that an earlier process has launched for this attempt of the trial. Those that the attempt does not
+        # ask for again are terminated.
+        self._earlier = {entry["name"] for entry in earlier if entry.get("attempt", 0) == self.attempt}
+        self._attempts_before = [entry for entry in earlier if entry.get("attempt", 0) != self.attempt]
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,6 +132,7 @@ class TrialCalls:
         await self.launcher.terminators.run(launch.idle.wait, patience)
         if launch.submitted and not launch.over and not self.launcher.leaves_executions:
             await self._terminate(launch.name, "was given up", deadline)
+            self.launcher.running.discard(launch.name)
             launch.over = True
 
     async def _terminate(self, name: str, why: str, deadline: float) -> None:
@@ -138,7 +143,7 @@ class TrialCalls:
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
         inputs = {name: await self._to_send(value) for name, value in input_kwargs.items()}
-        launch = Launch(entity, inputs, next(self._calls))
+        launch = Launch(entity, inputs)
         with self._lock:
             if self._closed:
                 raise asyncio.CancelledError
@@ -156,6 +161,7 @@ class TrialCalls:
                 # A replaced pod has terminated the execution while that pod ended, or the execution has never begun. So
                 # the execution is launched again, under another name.
             launch.over = True
+            self.launcher.running.discard(launch.name)
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 value = await self._run(launch, self._outputs)
                 self._show(launch, value)
@@ -163,6 +169,8 @@ class TrialCalls:
                     raise TrialPruned
                 return value
             failure: EagerExecutionFailedError = await self._run(launch, self._failure, end)
+        except EagerExecutionFailedError as error:
+            failure = error
         except asyncio.CancelledError:
             launch.given_up.set()
             if not launch.over:
@@ -218,18 +226,43 @@ class TrialCalls:
 
     async def _launch(self, launch: Launch) -> None:
         await self._run(launch, self._prepare)
+        launch.call = launch.call or self._call_of(launch)
         for collision in itertools.count():
             launch.name = self.launcher.names.name(
-                self.trial.number, launch.entity.name, launch.index, collision, attempt=self.attempt
+                self.trial.number, launch.entity.name, launch.call, collision, attempt=self.attempt
             )
-            with self._lock:
-                names = [launch.name for launch in self._launches if launch.name]
-            executions = [{"name": name, "url": self.launcher.names.url(name)} for name in names]
-            # The names are stored before the launch: if this process dies, another one must find the execution.
-            await self.launcher.store_attributes(self.trial, {EXECUTIONS: executions})
+            await self._store_names()
             if await self._run(launch, self._create):
                 break
+        self.launcher.taken.add(launch.name)
+        self.launcher.running.add(launch.name)
         self._show(launch, "")
+
+    def _call_of(self, launch: Launch) -> str:
+        """Return what tells a call from the trial's other calls, the same in each process that continues the trial.
+
+        The trial of a task is one call. A function may await calls in another order in each process, so its calls are
+        told apart by their inputs. Of calls with the same inputs, each may have the execution of another.
+        """
+        if self.is_task:
+            return "0"
+        assert launch.request is not None
+        digest = launch.request.spec.annotations.values[INPUTS_DIGEST]
+        with self._lock:
+            number = self._equal_calls[launch.entity.name, digest]
+            self._equal_calls[launch.entity.name, digest] += 1
+        return f"{digest}/{number}"
+
+    async def _store_names(self) -> None:
+        """Store the names of the trial's executions, before a launch.
+
+        If this process dies, another one must find the executions.
+        """
+        mark = {"attempt": self.attempt} if self.attempt else {}
+        with self._lock:
+            names = [launch.name for launch in self._launches if launch.name]
+        executions = [{"name": name, "url": self.launcher.names.url(name), **mark} for name in names]
+        await self.launcher.store_attributes(self.trial, {EXECUTIONS: self._attempts_before + executions})
 
     def _prepare(self, launch: Launch) -> None:
         launch.target = self.launcher.registry.find(launch.entity, launch.given_up)
@@ -311,9 +344,14 @@ class TrialCalls:
 
     def _data(self, launch: Launch) -> Any:
         identifier = self.launcher.names.identifier(launch.name)
-        return self.launcher.admin.call(
-            "GetExecutionData", WorkflowExecutionGetDataRequest(id=identifier), given_up=launch.given_up
-        )
+        request = WorkflowExecutionGetDataRequest(id=identifier)
+        try:
+            return self.launcher.admin.call("GetExecutionData", request, given_up=launch.given_up)
+        except AdminError as error:
+            if error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            closure = vanished(identifier).closure
+            raise failure_of(launch.entity.name, launch.name, self.launcher.names.url(launch.name), closure) from error
 
     def _outputs(self, launch: Launch) -> Any:
         assert launch.target is not None

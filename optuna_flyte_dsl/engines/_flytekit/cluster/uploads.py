@@ -1,16 +1,22 @@
 """Hashes the content of the files that a launch uploads, because each upload has a new address."""
 
+import contextlib
 import hashlib
 import io
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from flyteidl.core.literals_pb2 import Literal, LiteralMap
+from flyteidl.core.literals_pb2 import Blob, Literal, LiteralMap
 from flytekit.core.context_manager import FlyteContext
+from flytekit.types.pickle.pickle import FlytePickleTransformer
 
 from optuna_flyte_dsl._proxy import Proxy
+from optuna_flyte_dsl.study.content_hash import content_hash
+
+_PICKLE = FlytePickleTransformer.PYTHON_PICKLE_FORMAT
 
 _hashes: dict[str, str] = {}
 """The address of each upload of this process, and the hash of its content.
@@ -49,24 +55,42 @@ class Uploads(Proxy):
         return address
 
 
-def digest(inputs: LiteralMap, context: FlyteContext, prefix: str) -> str:
+def digest(inputs: LiteralMap, values: Mapping[str, Any], context: FlyteContext, prefix: str) -> str:
     """Return a hash of inputs, the same in each process, with the content of uploads in place of their addresses.
 
     It blocks.
 
     Args:
+        values: The Python values of the inputs. Flytekit pickles values of other types than its own, and the pickle of
+            a set is another one in each process: such a value is hashed by its content instead.
         prefix: The prefix of the addresses of uploads. Flytekit writes tables there by other ways than its data access:
             their content is read back.
     """
-    for address in _addresses(inputs):
+    hashed, contents = LiteralMap(), []
+    for name, literal in sorted(inputs.literals.items()):
+        content = _content_of(literal, values[name])
+        if content is None:
+            hashed.literals[name].CopyFrom(literal)
+        else:
+            contents.append(f"{name}\0{content}\0".encode())
+    for address in (scalar.uri for scalar in _stored(hashed.literals.values())):
         if address.startswith(prefix) and address not in _hashes:
             _hashes[address] = _read_back(address, context)
-    data = inputs.SerializeToString(deterministic=True)
+    data = hashed.SerializeToString(deterministic=True)
     # Replacing the bytes finds an address wherever it is: a dataclass with a file is one encoded value.
     hashes = _hashes.copy()  # other threads upload too
     for address in sorted(hashes, key=len, reverse=True):
         data = data.replace(address.encode(), hashes[address].encode())
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(b"".join([data, *contents])).hexdigest()
+
+
+def _content_of(literal: Literal, value: Any) -> str | None:
+    """Return a hash of the content of a value that Flyte carries as a pickle; `None` for all other values."""
+    if not any(isinstance(each, Blob) and each.metadata.type.format == _PICKLE for each in _stored([literal])):
+        return None
+    with contextlib.suppress(Exception):  # whatever the value's class raises
+        return content_hash(value)
+    return None
 
 
 def _hash_of(path: pathlib.Path) -> str:
@@ -89,26 +113,17 @@ def _read_back(address: str, context: FlyteContext) -> str:
         return _hash_of(pathlib.Path(target))
 
 
-def _addresses(inputs: LiteralMap) -> list[str]:
-    """Return the addresses of all blobs, schemas and structured datasets among inputs."""
-    found: list[str] = []
-
-    def look(literal: Literal) -> None:
+def _stored(literals: Iterable[Literal]) -> Iterator[Any]:
+    """Yield all blobs, schemas and structured datasets among literals."""
+    for literal in literals:
         which = literal.WhichOneof("value")
         if which == "collection":
-            each(literal.collection.literals)
+            yield from _stored(literal.collection.literals)
         elif which == "map":
-            each(literal.map.literals.values())
+            yield from _stored(literal.map.literals.values())
         elif which == "scalar":
             kind = literal.scalar.WhichOneof("value")
             if kind == "union":
-                look(literal.scalar.union.value)
+                yield from _stored([literal.scalar.union.value])
             elif kind in ("blob", "schema", "structured_dataset"):
-                found.append(getattr(literal.scalar, kind).uri)
-
-    def each(literals: Any) -> None:
-        for literal in literals:
-            look(literal)
-
-    each(inputs.literals.values())
-    return found
+                yield getattr(literal.scalar, kind)
