@@ -80,12 +80,28 @@ class CheckedOptions:
 def check_names(caller: str, names: Iterable[str], known: Collection[str], cure: str = "") -> None:
     """Check that a call names known options only.
 
-    The error names the known option whose name is nearest to the misspelt one.
+    The error names, for each misspelt name, the option of the same meaning or of the nearest name.
     """
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            cure = (
-                f"Did you mean `{near[0]}`?" if near else cure or f"It has {', '.join(f'`{each}`' for each in known)}."
-            )
-            raise InvalidOptionError(f"`{caller}` has no option `{name}`. {cure}")
+    wrong = [name for name in names if name not in known]
+    meant = {name: _nearest(name, known) for name in wrong}
+    if wrong:
+        cures = [f"Did you mean `{option}`?" for option in meant.values() if option]
+        if None in meant.values():
+            cures.append(cure or f"It has {', '.join(f'`{each}`' for each in known)}.")
+        listed = " and no option ".join(f"`{name}`" for name in wrong)
+        raise InvalidOptionError(f"`{caller}` has no option {listed}. {' '.join(cures)}")
+
+
+_SYNONYMS = {
+    "n_jobs": "concurrency",
+    "max_concurrency": "concurrency",
+    "max_trials": "n_trials",
+    "num_trials": "n_trials",
+}
+"""Names that other libraries have for options of a search."""
+
+
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    if (synonym := _SYNONYMS.get(name)) in known:
+        return synonym
+    return next(iter(difflib.get_close_matches(name, known, 1)), None)

@@ -153,7 +153,7 @@ class Options(CheckedOptions):
     """The parameters of the first trials, a dict for each. Parameters that a dict leaves out are sampled."""
 
     progress: _Flag = True
-    """Whether to show a progress bar on a terminal, and log lines elsewhere."""
+    """Whether to show a progress bar on a terminal, and a line every ten seconds elsewhere."""
 
     cluster: Annotated[Cluster | None, _IS_CLUSTER] = None
     """How trials run on a Flyte cluster: a `Cluster`."""

@@ -496,6 +496,9 @@ def test_a_misspelt_option_is_named_with_the_nearest_one():
         optimize(concurency=4)
     with pytest.raises(InvalidOptionError, match=r"`Optimizer` has no option `n_trial`. Did you mean `n_trials`\?"):
         Optimizer(lambda trial: 0.0, concurrency=1, n_trial=4)
+    two = r"`optimize` has no option `n_jobs` and no option `catc`. Did you mean `concurrency`\? Did you mean `catch`\?"
+    with pytest.raises(InvalidOptionError, match=two):
+        optimize(n_jobs=2, catc=())
     with pytest.raises(InvalidOptionError, match=r"`optimize` has no option `zzz`\. It has `concurrency`, `n_trials`"):
         optimize(zzz=4)
 

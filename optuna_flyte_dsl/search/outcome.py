@@ -78,7 +78,8 @@ class Judge:
     def _report_of_several_objectives(self, cause: BaseException) -> BaseException:
         refused = InvalidObjectiveError(
             f"`{self.name}` has {self.n_objectives} objectives, and Optuna takes `trial.report` and "
-            "`trial.should_prune` for one only. Leave them out, or keep the values with `trial.set_user_attr`."
+            "`trial.should_prune` for one only. Stop a bad trial by a rule of your own, with `raise "
+            "optuna.TrialPruned`; keep values on the way with `trial.set_user_attr`."
         )
         refused.__cause__ = cause
         return refused

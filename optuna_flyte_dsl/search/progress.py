@@ -1,7 +1,8 @@
-"""Shows the progress of a search: a bar on a terminal, log lines elsewhere."""
+"""Shows the progress of a search: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -121,7 +122,7 @@ class Bar:
 
 
 class Lines:
-    """A log line every few seconds, at level INFO."""
+    """A line every few seconds: in the log, if it shows level INFO, or else on standard error."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + pauses.progress_line
@@ -138,14 +139,12 @@ class Lines:
 
     def _log(self, event: str, tally: Tally) -> None:
         state = tally.describe()
-        logger.info(
-            "%s: %s%d of %d trials finished%s",
-            tally.name,
-            event,
-            tally.finished,
-            tally.n_trials,
-            f", {state}" if state else "",
-        )
+        line = f"{tally.name}: {event}{tally.finished} of {tally.n_trials} trials finished"
+        line = f"{line}, {state}" if state else line
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", line)
+        elif optuna.logging.get_verbosity() <= optuna.logging.INFO:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - what a bar shows on a terminal
 
 
 def _on_terminal() -> bool:

@@ -42,7 +42,7 @@ def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...
     return numbers  # type: ignore[return-value]
 
 
-def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk: bool) -> Exception | None:
+def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk: bool) -> ObjectiveValueError | None:
     """Return the error of a value that a task returned and that cannot be told to the study; `None` if it can be.
 
     Args:
@@ -61,7 +61,7 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
     described = ", ".join(
         f"{shown(value)}, of type {type(value).__name__}" for value in (returned if several else (returned,))
     )
-    return TypeError(
+    return ObjectiveValueError(
         f"`{name}` returned {described}, which Flyte does not take for what its annotation says. Write `float(...)` "
         "around it."
     )
@@ -148,7 +148,7 @@ class Objective:
             raise InvalidObjectiveError(
                 f"`{name}` must have a parameter called `trial`, or a marker in its signature, but it has "
                 f"{', '.join(f'`{parameter}`' for parameter in signature.parameters) or 'no parameters'}. Write "
-                f"`def {name}(trial: optuna.Trial)`, or mark a parameter, as in `x: Float(0, 1)`."
+                f"`def {name.strip('<>')}(trial: optuna.Trial)`, or mark a parameter, as in `x: Float(0, 1)`."
             )
         returns = read_return_annotation(name, signature.return_annotation, strict=kind is Kind.TASK)
         return cls(target, name, kind, takes_trial, space, returns)

@@ -108,6 +108,17 @@ def test_elsewhere_a_line_is_logged_now_and_then(caplog, monkeypatch, capfd, pau
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("verbosity", "shown"), [(optuna.logging.INFO, True), (optuna.logging.WARNING, False)])
+def test_lines_that_no_log_shows_are_on_standard_error_unless_optuna_is_quiet(capfd, pauses, verbosity, shown):
+    optuna.logging.set_verbosity(verbosity)
+    pauses.progress_line = 0.0
+    search()
+    written = capfd.readouterr()
+    assert ("objective: search over, 20 of 20 trials finished, best " in written.err) is shown
+    assert ("objective: 7 of 20 trials finished" in written.err) is shown
+    assert written.out == ""
+
+
 @pytest.mark.parametrize(("direction", "best"), [("minimize", min), ("maximize", max)])
 def test_the_best_value_follows_the_direction(direction, best):
     tally = progress.Tally("o", 3, [optuna.study.StudyDirection[direction.upper()]])
