@@ -29,6 +29,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import OperationalError
 
 from optuna_flyte_dsl import Float, Minimize, OptunaFlyteError, optimize
@@ -128,6 +129,7 @@ class Fault:
     def __init__(self, step: int, how: str, *, is_final: bool = False) -> None:
         self.steps = 0
         self._step, self._how, self._is_final = step, how, is_final
+        self.has_failed = False
 
     def hit(self, moment: str, error: Callable[[], Exception]) -> None:
         """Fail if this is the step and the moment."""
@@ -135,7 +137,7 @@ class Fault:
             self.steps += 1
         if self.steps != self._step or moment != self._how.rpartition(" ")[2]:
             return
-        self._step = 0
+        self._step, self.has_failed = 0, True
         if self._how.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("a fault that does not pass") if self._is_final else error()
@@ -171,7 +173,7 @@ def journal_fault(fault: Fault) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sqlite_fault(fault: Fault) -> Iterator[None]:
-    """Let a statement of SQLite fail, before or after it; a commit counts as one."""
+    """Let a statement of SQLite, or a commit, fail before or after it has taken effect."""
 
     def error() -> OperationalError:
         return OperationalError("a statement", {}, sqlite3.OperationalError("disk I/O error"))
@@ -182,12 +184,20 @@ def sqlite_fault(fault: Fault) -> Iterator[None]:
     def after(*_: Any) -> None:
         fault.hit("after", error)
 
-    events = {"before_cursor_execute": before, "after_cursor_execute": after, "commit": before}
+    def failing_commit(dialect: Any, connection: Any) -> None:
+        fault.hit("before", lambda: sqlite3.OperationalError("disk I/O error"))
+        commit(dialect, connection)
+        fault.hit("after", lambda: sqlite3.OperationalError("disk I/O error"))
+
+    commit = DefaultDialect.do_commit
+    DefaultDialect.do_commit = failing_commit
+    events = {"before_cursor_execute": before, "after_cursor_execute": after}
     for name, function in events.items():
         sqlalchemy.event.listen(sqlalchemy.Engine, name, function)
     try:
         yield
     finally:
+        DefaultDialect.do_commit = commit
         for name, function in events.items():
             sqlalchemy.event.remove(sqlalchemy.Engine, name, function)
 
@@ -212,6 +222,7 @@ def sweep_file(kind: str, *, stride: int = 1, first: int = 1) -> int:
                 check(trials_in(kind, storage), found, (how, step))
                 if fault.steps < step:
                     break
+                assert fault.has_failed, (how, step)
                 failures += 1
     return failures
 
@@ -230,6 +241,7 @@ def sweep_final_errors(kind: str, *, stride: int = 1, first: int = 1) -> int:
                     found = search(storage, "study")
                 if fault.steps < step:
                     break
+                assert fault.has_failed, (how, step)
                 failures += 1
                 with contextlib.suppress(KeyError):  # the study was not stored
                     states = [trial.state.name for trial in trials_in(kind, storage)]
@@ -257,11 +269,9 @@ def _kills_of(kind: str, stride: int, first: int) -> int:
                 fault = Fault(step, f"kill {how}")
                 with FAULTS[kind](fault):
                     code, steps = _in_child(storage, fault)
-                if code != -signal.SIGKILL:  # the step has no such moment, or there are fewer steps
-                    assert code == 0, (how, step)
-                    if steps < step:
-                        break
-                    continue
+                if code != -signal.SIGKILL:  # there are fewer steps
+                    assert (code, steps < step) == (0, True), (how, step, code, steps)
+                    break
                 assert _in_child(storage)[0] == 0, (how, step)
                 check(trials_in(kind, storage), [], (how, step))
                 kills += 1
@@ -344,6 +354,42 @@ def sweep_requests(*, stride: int = 1, first: int = 1) -> int:
     return faults
 
 
+def sweep_pod_requests(*, stride: int = 1, first: int = 1) -> int:
+    """Do the same to the requests of an eager pod that continues a killed search. Return the number of faults."""
+    from flyteidl.core import literals_pb2
+
+    from tests.support.eager_pod import Pod, killed_after
+    from tests.support.flyteadmin import FlyteAdmin, Succeeded
+
+    sys.path.insert(0, str(ROOT / "tests" / "pods"))
+    import quick
+
+    def outcome(execution: Any) -> Succeeded:
+        outputs = literals_pb2.LiteralMap()
+        outputs.literals["o0"].CopyFrom(execution.inputs.literals["x"])
+        return Succeeded(outputs, 0.05)
+
+    faults = 0
+    for how in ("request", "answer", "doubled"):
+        for step in range(first, 100_000, stride):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                FlyteAdmin(pathlib.Path(folder) / "flyte", instant=outcome) as admin,
+            ):
+                path = pathlib.Path(folder)
+                Pod(admin, path, 0).run(lambda admin=admin: killed_after(admin, 4, quick.train()))
+                admin.fault_at(sum(admin.counts.values()) + step, how)
+                study = Pod(admin, path, 1).run(quick.train)
+                states = [trial.state.name for trial in study.trials]
+                assert states == ["COMPLETE"] * 6, (how, step, admin.faulty, states)
+                assert len(admin.executions) == 6, (how, step, admin.faulty)
+                assert not admin.running(), (how, step, admin.faulty)
+                if admin.faulty is None:
+                    break
+                faults += 1
+    return faults
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stride", type=int, default=1, help="sweep every so many steps")
@@ -365,6 +411,7 @@ def main() -> None:
             print(f"{kind}: {sweep_final_errors(kind, stride=stride)} final errors", flush=True)
             print(f"{kind}: {sweep_kills(kind, stride=stride)} kills", flush=True)
         print(f"flyteadmin: {sweep_requests(stride=stride)} lost or doubled requests", flush=True)
+        print(f"flyteadmin, from a pod: {sweep_pod_requests(stride=stride)} lost or doubled requests", flush=True)
         print(f"Each search ended with {N_TRIALS} trials that count, and none running.")
 
 

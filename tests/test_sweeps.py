@@ -37,7 +37,7 @@ def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 11), ("sqlite", 251)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 17), ("sqlite", 521)])
 def test_a_kill_at_a_write_loses_no_trial(kind, stride):
     assert sweeps.sweep_kills(kind, stride=stride) >= 4
 
@@ -45,3 +45,8 @@ def test_a_kill_at_a_write_loses_no_trial(kind, stride):
 @pytest.mark.newest
 def test_a_request_that_is_lost_or_doubled_loses_no_trial_and_runs_none_twice():
     assert sweeps.sweep_requests(stride=11) >= 6
+
+
+@pytest.mark.newest
+def test_a_request_of_a_pod_that_continues_a_search_may_be_lost_or_doubled_too():
+    assert sweeps.sweep_pod_requests(stride=11) >= 6

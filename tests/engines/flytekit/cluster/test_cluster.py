@@ -23,18 +23,16 @@ import optuna
 import pytest
 import quick
 import requests
-from flyteidl.admin.execution_pb2 import ExecutionSpec
 from flyteidl.core import execution_pb2, identifier_pb2, literals_pb2
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
-from flytekit.configuration import Image, ImageConfig, SerializationSettings
+from flytekit.configuration import ImageConfig, SerializationSettings
 from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
 from flytekit.core.task import ReferenceTask
 from flytekit.core.worker_queue import Controller
 from flytekit.deck.deck import Deck
 from flytekit.exceptions.eager import EagerException
-from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 from flytekit.models.filters import ValueIn
 from flytekit.models.interface import ParameterMap
 from flytekit.models.literals import LiteralMap
@@ -59,7 +57,6 @@ from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of, set_
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.engines._flytekit import call_site
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
@@ -76,13 +73,12 @@ from optuna_flyte_dsl.study.liveness import Life
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import in_movable_time, own_threads, wait_until
 from tests.support._compat import enable_deck, forget_uploads, set_python_outputs
+from tests.support.eager_pod import IMAGES, Pod, eager_execution, killed_after
 from tests.support.flyteadmin import Execution, Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.errors import NAME
 from tests.support.flyteadmin.executions import PHASES
-from tests.support.flyteadmin.nodes import NODE, TASK, NodeRecord
+from tests.support.flyteadmin.nodes import NODE, TASK
 from tests.support.sessions import dead_record
-
-IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
 
 
 def outputs(value):
@@ -1007,71 +1003,6 @@ def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
 
 
 # In an eager workflow: what its pod's attempts leave to each other.
-
-
-class Pod:
-    """One attempt of the pod of an eager workflow, in this process."""
-
-    def __init__(self, cluster, folder, attempt, name="eager", node="n0"):
-        settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
-        remote = cluster.remote()
-        self.controller = Controller(remote, settings, name, name, f"e-search-{name}")
-        previous = str(folder / f"checkpoint-{attempt - 1}") if attempt else None
-        context = FlyteContextManager.current_context()
-        execution_id = WorkflowExecutionIdentifier("project", "development", name)
-        builder = context.user_space_params.new_builder(context.user_space_params)
-        builder.execution_id = execution_id
-        builder.checkpoint = SyncCheckpoint(str(folder / f"checkpoint-{attempt}"), previous)
-        self.execution = eager_execution(cluster, name)
-        self.node = self.execution.nodes.setdefault(node, NodeRecord(node, folder / name / node / "data"))
-        self.node.task = identifier_pb2.Identifier(project="project", domain="development", name="search", version="1")
-        self.node.tasks = [TASK.FAILED] * attempt + [TASK.RUNNING]
-        builder.output_metadata_prefix = f"{self.node.folder}/{attempt}"
-        self.environment = {
-            **cluster.client_environment,
-            "FLYTE_INTERNAL_EXECUTION_ID": name,
-            "FLYTE_INTERNAL_TASK_NAME": "search",
-            "FLYTE_ATTEMPT_NUMBER": str(attempt),
-        }
-        params = builder.build()
-        state = context.new_execution_state().with_params(
-            mode=ExecutionState.Mode.EAGER_EXECUTION, user_space_params=params
-        )
-        self.builder = context.with_execution_state(state).with_worker_queue(self.controller)
-
-    def run(self, function):
-        async def main():
-            with FlyteContextManager.with_context(self.builder):
-                return await function()
-
-        with pytest.MonkeyPatch.context() as patch:
-            for variable, value in self.environment.items():
-                patch.setenv(variable, value)
-            # The frames of pytest are no module that a pod imports.
-            patch.setattr(call_site, "is_imported_by_a_pod", lambda: False)
-            try:
-                return asyncio.run(main())
-            finally:
-                self.controller.stopping_condition.set()
-
-
-def eager_execution(cluster, name="eager"):
-    """Return the execution of an eager workflow, which the cluster keeps apart from those of trials."""
-    inputs = literals_pb2.LiteralMap()
-    made = Execution("project", "development", name, ExecutionSpec(), inputs, time.time(), phase=PHASES.RUNNING)
-    return cluster.children.setdefault(made.key, made)
-
-
-async def killed_after(cluster, launches, search):
-    """Run a search until it has launched so many executions, then let its process be gone: nothing is told."""
-    task = asyncio.ensure_future(search)
-    while len(cluster.executions) < launches and not task.done():
-        await asyncio.sleep(0.005)
-    home = home_module.current_home()
-    for each in list(home.sigterm.searches):
-        each.end(leave=True)
-    with pytest.raises(asyncio.CancelledError):
-        await task
 
 
 def test_a_pod_that_does_not_know_flyteadmins_address_is_told_at_once_what_is_missing(cluster, tmp_path, monkeypatch):
