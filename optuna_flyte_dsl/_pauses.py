@@ -28,6 +28,8 @@ class Pauses:
     exit_patience: float = 10.0  # how long Python's exit waits for a search to tell its trials
     server_check: float = 1.0  # between two looks of the trial server for calls without a message
     server_silence: float = 10.0  # how long the message of a call to the trial server may take
+    server_stranger: float = 10.0  # how long a connection to the trial server may show no token
+    server_call: float = 120.0  # the time limit of a trial's call to its search
     server_reach: float = 60.0  # how long a trial tries to connect to its search
     server_close: float = 2.0  # how long the end of the trial server is waited for
     ending_rpc: float = 5.0  # the time limit of a request to flyteadmin while the pod is ending
@@ -35,6 +37,7 @@ class Pauses:
     # flyteadmin.
     successor_check: float = 1.0  # between two checks, while a pod ends, whether its next attempt has begun
     rpc: float = 30.0  # the time limit of a request
+    last_termination: float = 1.0  # the time limit of a termination after the grace period
     launch_rpc: float = 10.0  # the time limit of a launch, or of a termination, of an execution
     admin_first: float = 0.2  # the first pause between two attempts of a request; each next one is twice as long
     admin_longest: float = 15.0  # the longest pause between two attempts of a request

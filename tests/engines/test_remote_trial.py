@@ -427,8 +427,8 @@ def test_connections_without_a_token_use_a_bounded_number_of_files(study, server
     wait_until(lambda: len(server._guard._clients) <= 2)
 
 
-def test_a_connection_that_shows_no_token_is_closed_in_time(study, server, monkeypatch):
-    monkeypatch.setattr(connections_module, "_SECONDS_OF_A_STRANGER", 0.5)
+def test_a_connection_that_shows_no_token_is_closed_in_time(study, server, pauses):
+    pauses.server_stranger = 0.5
     (connection,) = open_connections(server.address, 1)
     trial = server.serve(study.ask()).open()
     trial.report(0.5, 0)

@@ -23,10 +23,6 @@ TRIALS_SERVICE = "optuna_flyte_dsl.Trials"
 """The gRPC service by which a trial asks the sampler and the pruner of its study."""
 
 
-_CALL_SECONDS = 120.0
-"""The time limit of a call. A sampler may think long, and other calls of the search come before."""
-
-
 def token_of_trial(secret: str, trial: int) -> str:
     """Return the token of a trial: an HMAC of its id. A trial's token does not help to make another trial's token."""
     return hmac.new(secret.encode(), str(trial).encode(), "sha256").hexdigest()
@@ -61,7 +57,7 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
-        details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or _CALL_SECONDS)
+        details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or pauses.server_call)
         call = continuation(details, request)  # grpc keeps the details of the call that are not given here
         error = call.exception()
         if error is not None and is_too_large(error):

@@ -14,12 +14,13 @@ import socket
 import threading
 from collections.abc import Callable
 
+from optuna_flyte_dsl._pauses import pauses
+
 _MAX_UNAUTHENTICATED = 512
 """The largest number of connections without a token, if the process may open enough files."""
 _CONNECTIONS_OF_A_TRIAL = 16
 """The largest number of connections that have shown the token of one trial. Each process of a trial has one."""
 _FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
-_SECONDS_OF_A_STRANGER = 10.0
 _BUFFER = 64 * 1024
 
 
@@ -110,7 +111,7 @@ class ConnectionGuard:
         pipe = _Pipe(self._loop, client, inner, lambda: self._forget(key, pipe))
         self._strangers[key] = pipe
         self._clients.add(pipe)
-        self._loop.call_later(_SECONDS_OF_A_STRANGER, self._end_stranger, key, pipe)
+        self._loop.call_later(pauses.server_stranger, self._end_stranger, key, pipe)
 
     def _make_room(self, most: int) -> None:
         """Close connections that have shown no token, until at most `most` such connections are left."""

@@ -42,8 +42,6 @@ from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
 
 TERMINATIONS_AT_ONCE = 32
-_LAST_ATTEMPT = 1.0
-"""The time limit, in seconds, of a termination that is attempted after the grace period."""
 _TRIALS_A_LOOKUP = 100
 _NOWHERE = "192.0.2.1"
 """An address that RFC 5737 leaves to examples: the way to it is the default route."""
@@ -238,7 +236,7 @@ class Launcher:
         if left <= 0 and self._is_silent:
             logger.error("The execution %s could not be terminated: flyteadmin does not answer.", name)
             return
-        attempt = max(_LAST_ATTEMPT, min(pauses.launch_rpc, left / 2))
+        attempt = max(pauses.last_termination, min(pauses.launch_rpc, left / 2))
         try:
             patience = max(0.0, left - attempt)
             self.admin.call("TerminateExecution", request, patience=patience, seconds=attempt, is_paced=False)
