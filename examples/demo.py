@@ -83,7 +83,7 @@ def demo() -> None:
         run_until(KILL_AFTER, journal)
         print("\nIts process was killed by SIGKILL, in the middle of its trials.", flush=True)
         look(journal)
-        print("\nThe same search again. It goes on where it was:\n", flush=True)
+        print("\nThe same search again. Python starts, and the search goes on where it was:\n", flush=True)
         run_until(N_TRIALS, journal)
         seconds = time.monotonic() - started
         print(flush=True)
@@ -93,8 +93,8 @@ def demo() -> None:
     best = max(done, key=lambda trial: trial.value or 0.0)
     print(
         f"{len(done)} trials have finished: what was asked for. Those that the kill interrupted are FAIL, and were "
-        f"tried again.\nThe trials took {busy:.0f} s together, and {seconds:.0f} s by the clock, with two starts of "
-        f"Python.\n\nAccuracy with scikit-learn's defaults: {accuracy(SVC()):.4f}"
+        f"tried again.\nOne after the other, the trials would have taken {busy:.0f} s. Four at a time, and with two starts "
+        f"of Python, they took {seconds:.0f} s.\n\nAccuracy with scikit-learn's defaults: {accuracy(SVC()):.4f}"
         f"\nAccuracy of the best trial:            {best.value:.4f}, number {best.number}\n"
         "\nThis was examples/demo.py. Next: docs/tutorial.md, ten minutes; examples/quickstart.py, with pyflyte."
     )
