@@ -93,8 +93,8 @@ def demo() -> None:
     best = max(done, key=lambda trial: trial.value or 0.0)
     print(
         f"{len(done)} trials have finished: what was asked for. Those that the kill interrupted are FAIL, and were "
-        f"tried again.\nOne after the other, the trials would have taken {busy:.0f} s. Four at a time, and with two starts "
-        f"of Python, they took {seconds:.0f} s.\n\nAccuracy with scikit-learn's defaults: {accuracy(SVC()):.4f}"
+        f"tried again.\nOne after the other, the trials would have taken {busy:.0f} s. Four at a time, and with two "
+        f"starts of Python, they took {seconds:.0f} s.\n\nAccuracy with scikit-learn's defaults: {accuracy(SVC()):.4f}"
         f"\nAccuracy of the best trial:            {best.value:.4f}, number {best.number}\n"
         "\nThis was examples/demo.py. Next: docs/tutorial.md, ten minutes; examples/quickstart.py, with pyflyte."
     )

@@ -28,6 +28,7 @@ from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import resuming
 from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
+from optuna_flyte_dsl.study.neighbours import refuse_neighbours
 from optuna_flyte_dsl.study.opening import StudySource, make_sampler, wait_until_open
 from optuna_flyte_dsl.study.storages import is_kept
 from optuna_flyte_dsl.study.taken_points import TakenPoints
@@ -101,9 +102,10 @@ class Assembly:
             await self._open_in_time(resuming.check_space, study, self.space)
         storage = storage_of(study)
         if not is_kept(storage):
-            finished = await thread.run(resuming.finished_in, study) if options.resume else ()
-            left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
-            await self._run(study, left, remote, None)
+            with refuse_neighbours(study, options, self.objective.name):
+                finished = await thread.run(resuming.finished_in, study) if options.resume else ()
+                left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
+                await self._run(study, left, remote, None)
             return
         durable: DurableStorage | None = None
         evidence = (remote.evidence, remote.life) if remote is not None else ()

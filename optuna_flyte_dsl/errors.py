@@ -68,7 +68,7 @@ class ObjectiveValueError(OptunaFlyteError, ValueError, TypeError):
 
 
 class SearchRunningError(OptunaFlyteError, RuntimeError):
-    """Raised when an option is assigned while a search is running that has already read it."""
+    """Raised when a running search forbids what is asked for: to assign an option, or another search of its study."""
 
 
 class CompilationError(OptunaFlyteError, RuntimeError):

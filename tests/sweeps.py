@@ -88,6 +88,7 @@ def quick() -> Iterator[None]:
     pauses.lock_patience, pauses.lock_check, pauses.other_processes = 1.0, 0.2, 0.1
     pauses.admin_first, pauses.admin_longest = 0.01, 0.05
     pauses.poll_shortest = pauses.list_call = 0.02
+    pauses.checkpoint_idle = 0.05
     try:
         yield
     finally:

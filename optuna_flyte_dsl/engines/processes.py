@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import cloudpickle
+import psutil
 from loky import ProcessPoolExecutor
 from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 from optuna.trial import Trial
@@ -44,6 +45,12 @@ class _Worker:
         kill_workers_at_exit(self.pool)
         self.pid: int | None = None  # the process's, and its group's; `None` until it has loaded the objective
 
+    @property
+    def is_alive(self) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
+        return False
+
     def kill(self) -> None:
         """Kill a worker process and its children, which would outlive the worker if the system has killed it."""
         self.pool.shutdown(wait=True, kill_workers=True)
@@ -76,7 +83,7 @@ class ProcessRunner:
 
     async def run(self, run: TrialRun) -> Any:
         handle = await self._threads.run(self._serve, run.trial) if self._objective.takes_trial else None
-        worker = self._take_worker()
+        worker = await self._take_worker()
         must_kill = True
         try:
             if worker.pid is None:
@@ -109,8 +116,15 @@ class ProcessRunner:
             future.add_done_callback(lambda over: over.cancelled() or over.exception())  # marks the error as retrieved
             raise
 
-    def _take_worker(self) -> _Worker:
-        worker = self._idle.pop() if self._idle else _Worker(self._gpus.pop() if self._gpus else None, self._payload)
+    async def _take_worker(self) -> _Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            self._busy.add(worker)
+            if worker.is_alive:
+                return worker
+            # It has died between two trials: that is the fault of neither.
+            await finish(functools.partial(self._give_back, worker, kill=True))
+        worker = _Worker(self._gpus.pop() if self._gpus else None, self._payload)
         self._busy.add(worker)
         return worker
 

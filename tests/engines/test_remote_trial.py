@@ -135,7 +135,7 @@ def test_a_trial_can_do_no_more_than_it_needs(study, server, method, request_):
         call = getattr(api_pb2_grpc.StorageServiceStub(channel), method)
         with pytest.raises(grpc.RpcError) as error:
             call(request_, metadata=metadata)
-    assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert len(study.trials) == 1
 
 
@@ -206,6 +206,12 @@ def test_the_attributes_of_the_library_cannot_be_forged(study, server, key):
         there.storage.set_trial_system_attr(trial_id(there), key, True)
     assert not study.trials[0].user_attrs
     assert not study.trials[0].system_attrs
+
+
+def test_the_study_of_a_trial_in_another_process_is_refused_with_the_cure(study, server):
+    there = server.serve(study.ask()).open()
+    with pytest.raises(grpc.RpcError, match="Pass what it needs as an argument"):
+        _ = there.study.trials
 
 
 @pytest.mark.parametrize("key", ["cma:optimizer:0", "fixed_params", "grid_id", "mine"])

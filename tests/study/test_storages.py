@@ -316,7 +316,7 @@ def test_a_lock_in_the_database_wins_over_a_copy_of_the_file(storage, name):
     try:
         assert owner.life(trial) is Life.ALIVE
         lock.close()
-        wait_until(lambda: owner.life(trial) is Life.DEAD)  # the server frees the lock when it sees the connection's end
+        wait_until(lambda: owner.life(trial) is Life.DEAD)  # when the server sees the end
     finally:
         owner.close()
 

@@ -198,8 +198,14 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         trial = int(text) if text.isdecimal() else -1
         service, _, method = details.method.strip("/").rpartition("/")
         is_needed = service == TRIALS_SERVICE or (service.rpartition(".")[2] == _STORAGE_SERVICE and method in _ALLOWED)
-        if not hmac.compare_digest(token.encode(), self._token_of(trial).encode()) or not is_needed:
+        if not hmac.compare_digest(token.encode(), self._token_of(trial).encode()):
             return self._refusal(grpc.StatusCode.UNAUTHENTICATED, "This needs the token of the trial.")
+        if not is_needed:
+            return self._refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "In another process, a trial cannot read or change its study, nor end itself. Pass what it needs as an "
+                "argument, and return its value.",
+            )
         if trial not in self._trials:
             return self._refusal(grpc.StatusCode.NOT_FOUND, "That trial does not run any more.")
         handler = continuation(details)

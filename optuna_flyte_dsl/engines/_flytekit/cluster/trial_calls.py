@@ -235,7 +235,6 @@ class TrialCalls:
             if await self._run(launch, self._create):
                 break
         self.launcher.taken.add(launch.name)
-        self.launcher.running.add(launch.name)
         self._show(launch, "")
 
     def _call_of(self, launch: Launch) -> str:
@@ -279,6 +278,8 @@ class TrialCalls:
 
         def create() -> bool:
             there = self._find(launch) if launch.submitted else None
+            # Noted in this thread, because the event loop may be blocked when the pod ends.
+            launcher.running.add(launch.name)
             if there is not None:
                 return self._take(launch, there)
             launcher.traffic.wait_to_launch(launcher.options, launch.given_up)
@@ -303,6 +304,7 @@ class TrialCalls:
             return retry(outage_proof, waits, may_pass=may_pass, wait=wait)
         except AdminError as error:
             launch.over, launch.submitted = True, False
+            launcher.running.discard(launch.name)
             raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
 
     def _find(self, launch: Launch, patience: float | None = 0.0) -> Execution | None:

@@ -340,11 +340,12 @@ def test_a_script_that_is_not_guarded_does_not_start_its_search_in_each_pod(clus
 def test_what_a_task_returns_is_judged_in_its_pod(cluster):
     execution = run(cluster, "values.py", "search")
     found = [literal.scalar.primitive.string_value for literal in end_of(execution).collection.literals]
-    assert len(found) == 4
-    ended, text, numpy, raised = found
+    assert len(found) == 5
+    ended, text, ended_by_number, numpy, raised = found
     assert ended.startswith("ObjectiveValueError: `text` must return a number, but it returned '0.")
     assert ended.endswith("Return a float for each objective.")
     assert text == ended
-    assert "`numpy` returned np.float64(0." in numpy
+    assert ended_by_number == numpy
+    assert numpy.startswith("ObjectiveValueError: `numpy` returned np.float64(0.")
     assert "Write `float(...)` around it" in numpy
     assert "[USER:RuntimeError] ValueError: it was not to be (see http" in raised

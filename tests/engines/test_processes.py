@@ -1,0 +1,32 @@
+"""Worker processes from outside: what becomes of one that dies while no trial runs in it."""
+
+import os
+import signal
+
+import psutil
+
+from optuna_flyte_dsl import Float, optimize
+from tests.support import wait_until
+
+
+def reports_its_process(x: Float(0, 1)) -> float:
+    return float(os.getpid())
+
+
+def is_gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_death_of_an_idle_worker_is_no_trials_failure():
+    killed = []
+
+    def kill(study, trial):
+        if trial.number == 0:
+            killed.append(int(trial.value))
+            os.kill(killed[0], signal.SIGKILL)
+            wait_until(lambda: is_gone(killed[0]))
+
+    search = optimize(reports_its_process, executor="process", n_trials=3, callbacks=[kill], progress=False)
+    study = search.run_sync()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert len({trial.value for trial in study.trials}) == 2
