@@ -20,9 +20,9 @@ from tests.support.flyteadmin import FlyteAdmin
 ROOT = Path(__file__).parents[2]
 IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
 RUNNERS = ["thread", "process", "cluster"]
-# On the oldest versions, only what depends on them runs in pods: each takes seconds to start.
-IN_PODS_NEWEST = pytest.mark.parametrize(
-    "runner", [*RUNNERS[:2], pytest.param("cluster", marks=pytest.mark.newest)], indirect=True
+# On the oldest versions, only what depends on them runs in processes and pods: each takes seconds to start.
+ELSEWHERE_NEWEST = pytest.mark.parametrize(
+    "runner", [RUNNERS[0], *(pytest.param(each, marks=pytest.mark.newest) for each in RUNNERS[1:])], indirect=True
 )
 PRUNER = optuna.pruners.ThresholdPruner(upper=0.5)
 
@@ -80,7 +80,7 @@ def reasons(study):
     return [trial.user_attrs.get(ERROR, "") for trial in study.trials]
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_what_works_is_complete(runner):
     study = run(runner, conformance.good, points=[0.25, 0.5])
     assert sorted((trial.params["x"], trial.value) for trial in study.trials) == [(0.25, 0.25), (0.5, 0.5)]
@@ -109,7 +109,7 @@ def test_a_trial_that_hangs_is_stopped_after_its_timeout(runner, tmp_path, warne
         (tmp_path / "over").touch()
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_a_search_that_takes_too_long_stops_its_trials_and_returns_the_study(runner, tmp_path):
     try:
         study = run(runner, conformance.hangs, n_trials=4, timeout=1.0, inputs={"folder": str(tmp_path)})
@@ -120,7 +120,7 @@ def test_a_search_that_takes_too_long_stops_its_trials_and_returns_the_study(run
         (tmp_path / "over").touch()
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_an_objective_that_always_fails_ends_the_search_with_its_cause(runner):
     with pytest.raises(TooManyFailuresError, match=r"2 trials of `fails` have failed in a row.*nothing works") as error:
         run(runner, conformance.fails, n_trials=100, max_consecutive_failures=2, concurrency=1)
@@ -128,20 +128,20 @@ def test_an_objective_that_always_fails_ends_the_search_with_its_cause(runner):
     assert "nothing works" in str(error.value.__cause__)
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_an_objective_that_fails_at_times_does_not_end_the_search(runner):
     study = run(runner, conformance.fails_at_times, points=[0.1, 0.9, 0.2], max_consecutive_failures=2)
     assert sorted(states(study)) == ["COMPLETE", "COMPLETE", "FAIL"]
     assert sum("one in three" in reason for reason in reasons(study)) == 1
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_nan_is_a_failed_trial(runner):
     study = run(runner, conformance.returns_nan, points=[0.5])
     assert (states(study), reasons(study)) == (["FAIL"], ["The objective returned NaN: nan"])
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_no_number_ends_the_search(runner):
     with pytest.raises(ObjectiveValueError, match=r"`returns_none` must return a number.*None"):
         run(runner, conformance.returns_none, points=[0.5, 0.6], concurrency=1)
@@ -163,7 +163,7 @@ def test_a_pruned_trial_is_pruned_and_keeps_what_it_has_reported(runner):
             assert all(token not in str(trial) for trial in study.trials)
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_an_attempt_that_raised_is_tried_again_with_the_same_parameters(runner, tmp_path):
     study = run(runner, conformance.works_the_second_time, points=[0.5], retries=1, inputs={"folder": str(tmp_path)})
     assert states(study) == ["COMPLETE"]
@@ -180,7 +180,7 @@ def test_a_tasks_own_retries_hold_and_do_not_multiply(runner, tmp_path):
     assert all(ATTEMPTS not in trial.user_attrs for trial in study.trials)
 
 
-@IN_PODS_NEWEST
+@ELSEWHERE_NEWEST
 def test_the_retries_of_a_task_in_a_workflow_hold_and_do_not_multiply(runner, tmp_path):
     options = {"retries": 2, "inputs": {"folder": str(tmp_path)}}
     study = run(runner, conformance.has_a_part_that_recovers, points=[0.2, 0.9], **options)

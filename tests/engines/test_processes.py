@@ -4,6 +4,7 @@ import os
 import signal
 
 import psutil
+import pytest
 
 from optuna_flyte_dsl import Float, optimize
 from tests.support import wait_until
@@ -17,6 +18,7 @@ def is_gone(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.newest
 def test_the_death_of_an_idle_worker_is_no_trials_failure():
     killed = []
 

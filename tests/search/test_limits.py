@@ -569,6 +569,7 @@ def tells_its_process_and_hangs(x: float, path: str) -> float:
     return x
 
 
+@pytest.mark.newest
 def test_a_process_ends_with_the_attempt_that_has_taken_too_long(tmp_path, warned):
     path = str(tmp_path / "pids")
     optimizer = Optimizer(tells_its_process_and_hangs, 1, 2, executor="process", progress=False)
@@ -814,6 +815,7 @@ def test_points_of_the_user_are_not_resampled():
     assert part.trials[0].params["i"] == 3
 
 
+@pytest.mark.newest
 @given(
     st.integers(-5, 5),
     st.integers(0, 4),
@@ -871,6 +873,7 @@ def test_the_same_point_with_other_fixed_arguments_is_another():
 # Processes.
 
 
+@pytest.mark.newest
 def test_a_process_that_is_exchanged_for_its_size_runs_on():
     def grows(x: Float(0, 1)) -> float:
         import builtins
@@ -906,6 +909,7 @@ def test_what_is_caught_is_the_same_in_a_process(executor):
         search(raises_particular, executor=executor, n_trials=2, catch=KeyError).run_sync()
 
 
+@pytest.mark.newest
 def test_a_crash_is_a_failed_trial_whatever_is_caught():
     assert states(search(crashes, executor="process", n_trials=2, catch=KeyError).run_sync()) == ["FAIL"] * 2
 
@@ -921,6 +925,7 @@ def test_what_cannot_be_sent_to_a_process_is_named():
         search(holds, executor="process").run_sync()
 
 
+@pytest.mark.newest
 def test_each_process_has_a_device_of_its_own_and_all_end_with_the_search():
     def device(x: Float(0, 1)) -> float:
         return float(os.environ["CUDA_VISIBLE_DEVICES"]) + os.getpid() / 1e9

@@ -930,6 +930,7 @@ print([name in sys.modules for name in ("sqlalchemy.orm", "alembic.command", "ps
 # Kills.
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(("kind", "executor"), [("journal", "thread"), ("postgresql", "process")])
 def test_killed_again_and_again_it_ends_with_just_its_trials(kind, executor):
     result = campaign(kind, kills=2, rng=random.Random(kind), executor=executor, n_trials=40)
@@ -953,6 +954,7 @@ time.sleep(float(sys.argv[2]))
 """
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("later", [0.0, 0.5, 3.0])  # seconds: the workers start, or run the trials
 def test_python_may_exit_while_processes_work(tmp_path, later):
     """As a program does that was interrupted and whose search runs in a daemon thread: that of `pyflyte run`."""
@@ -1031,6 +1033,7 @@ def test_a_url_that_is_misspelt_is_not_shown():
         objective(storage="sqlite:////nowhere/study.db").run_sync()
 
 
+@pytest.mark.newest
 def test_two_processes_make_the_tables_of_a_database_at_the_same_time():
     with contextlib.closing(Postgres()) as server:
         program = "import sys; from optuna_flyte_dsl.study.storages import open_storage; open_storage(sys.argv[1])"
@@ -1267,6 +1270,7 @@ def test_an_adopted_trial_is_no_trial_whose_response_was_lost(tmp_path):
         assert storage.spares == []
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -397,6 +397,7 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.newest
 def test_nothing_stays_behind_after_a_thousand_trials():
     def run():
         Optimizer(async_task, concurrency=8, n_trials=500, sampler=optuna.samplers.RandomSampler).run_sync()

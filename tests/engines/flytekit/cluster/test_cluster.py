@@ -905,6 +905,7 @@ def test_an_error_that_ends_the_search_terminates_what_runs(cluster):
 # Many trials.
 
 
+@pytest.mark.newest
 def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
     vars(pauses).update(vars(Pauses()))
     cluster.instant = echo(seconds=3.0)
