@@ -31,9 +31,9 @@ from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle, using_pruner
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTIONS, LOST, OUTCOME, OWNER
-from tests.engines.flytekit.cluster.test_cluster import outputs, states, with_options
 from tests.support import wait_until
 from tests.support._compat import api_pb2, api_pb2_grpc
+from tests.support.cluster_searches import outputs, states, with_options
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import Failed, Succeeded
 

@@ -15,8 +15,8 @@ import quick
 
 from optuna_flyte_dsl import Float, Optimizer
 from optuna_flyte_dsl.study.storages import open_storage
-from tests.engines.flytekit.cluster.test_cluster import echo, there
 from tests.support import own_threads, wait_until
+from tests.support.cluster_searches import echo, there
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.postgres import Postgres
 

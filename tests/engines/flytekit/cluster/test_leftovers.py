@@ -1,0 +1,98 @@
+"""What earlier attempts of a pod have left running."""
+
+import asyncio
+import itertools
+
+import grpc
+import optuna
+import pytest
+import quick
+
+from optuna_flyte_dsl import (
+    Optimizer,
+    RefusedError,
+)
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
+from optuna_flyte_dsl.study.attributes import EXECUTIONS
+from tests.support.cluster_searches import echo, executions, outputs, states
+from tests.support.eager_pod import Pod, killed_after
+from tests.support.flyteadmin import Fault, Succeeded
+from tests.support.flyteadmin.executions import PHASES
+
+
+def test_an_execution_that_nobody_asks_for_again_is_terminated(cluster, tmp_path):
+    cluster.instant = lambda execution: None  # all run on
+    points = itertools.count()
+
+    async def fickle(trial: optuna.Trial):
+        trial.suggest_float("x", 0, 1)
+        return await quick.step(x=float(next(points)))  # another input at each attempt
+
+    def search():
+        return Optimizer(fickle, 2, 2, optuna.create_study() if given else None, progress=False)()
+
+    for given in (False, True):
+        cluster.executions.clear()
+        cluster.instant = lambda execution: None
+        folder = tmp_path / str(given)
+        Pod(cluster, folder, 0).run(lambda: killed_after(cluster, 2, search()))
+        first = list(cluster.executions.values())
+        cluster.instant = echo()
+        Pod(cluster, folder, 1).run(search)
+        assert [each.phase for each in first] == [PHASES.ABORTED] * 2
+        assert not cluster.running()
+
+
+def test_a_call_that_is_made_fewer_times_leaves_no_execution_behind(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    times = [2]
+
+    async def some(trial: optuna.Trial):
+        return sum(await asyncio.gather(*(quick.step(x=0.5) for _ in range(times[0]))))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, Optimizer(some, 1, 1, progress=False)()))
+    times[0] = 1
+    cluster.instant = echo()
+    optimizer = Optimizer(some, 1, 1, progress=False)
+
+    async def workflow():
+        search = asyncio.ensure_future(optimizer())
+        while cluster.counts["ListExecutions"] < 3:
+            await asyncio.sleep(0.01)
+        for execution in cluster.running():  # the one that is adopted ends now
+            if execution.name == optimizer.study.trials[0].user_attrs[EXECUTIONS][0]["name"]:
+                execution.finish(Succeeded(outputs(0.5)))
+        await search
+
+    cluster.counts.clear()
+    Pod(cluster, tmp_path, 1).run(workflow)
+    assert states(optimizer.study) == ["COMPLETE"]
+    assert not cluster.running()
+
+
+def test_executions_of_a_search_inside_a_trial_do_not_outlive_a_kill(cluster, tmp_path, monkeypatch):
+    cluster.instant = lambda execution: None
+
+    def search():
+        return Optimizer(quick.nested, 1, 2, progress=False)()
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Launcher, "terminate", lambda *_: None)
+        Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+    left = executions(cluster)
+    assert all(each.running for each in left)
+    cluster.instant = echo()
+    Pod(cluster, tmp_path, 1).run(search)
+    assert {each.phase for each in left} == {PHASES.ABORTED}
+    assert not cluster.running()
+
+
+def test_what_earlier_attempts_have_left_is_terminated_though_the_search_cannot_begin(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, quick.train()))
+    left = executions(cluster)
+    cluster.fail("GetExecutionData", Fault(grpc.StatusCode.PERMISSION_DENIED, times=1000))
+    with pytest.raises(RefusedError, match=r"PERMISSION_DENIED.*Give the eager workflow's service account"):
+        Pod(cluster, tmp_path, 2).run(quick.train)  # attempt 1 has left nothing, so the inputs of its trials are read
+    assert {each.phase for each in left} == {PHASES.ABORTED}
+    assert not cluster.running()

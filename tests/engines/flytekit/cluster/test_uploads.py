@@ -1,0 +1,25 @@
+"""Files among the inputs."""
+
+import pytest
+import quick
+from flytekit.types.file import FlyteFile
+
+from tests.support._compat import forget_uploads
+from tests.support.cluster_searches import echo, states
+from tests.support.eager_pod import Pod, killed_after
+
+
+@pytest.mark.parametrize("content", ["the same", "another"])
+def test_a_trial_with_a_file_is_adopted_if_the_files_content_is_the_same(cluster, tmp_path, content):
+    cluster.instant = echo(seconds=0.2)
+    (tmp_path / "data").write_text("the same")
+
+    def search():
+        return quick.reads_prepared(prepared=quick.Prepared(file=FlyteFile(str(tmp_path / "data"))))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+    (tmp_path / "data").write_text(content)
+    forget_uploads()
+    study = Pod(cluster, tmp_path, 1).run(search)
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == (2 if content == "the same" else 4)

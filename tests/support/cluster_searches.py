@@ -1,0 +1,66 @@
+"""Searches on the cluster of the tests: outcomes, states, and ends."""
+
+import asyncio
+import dataclasses
+
+import grpc
+from flyteidl.core import literals_pb2
+
+from optuna_flyte_dsl import (
+    Cluster,
+)
+from tests.support.eager_pod import IMAGES
+from tests.support.flyteadmin import Succeeded
+
+
+def outputs(value):
+    literals = literals_pb2.LiteralMap()
+    literals.literals["o0"].scalar.primitive.float_value = value
+    return literals
+
+
+def echo(seconds=0.0):
+    """Let each execution return its `x`."""
+
+    def outcome(execution):
+        given = execution.inputs.literals
+        value = given["x"].scalar.primitive.float_value if "x" in given else 1.0
+        return Succeeded(outputs(value), seconds)
+
+    return outcome
+
+
+def there(objective, admin):
+    return objective.on(admin.remote(), image_config=IMAGES)
+
+
+def with_options(objective, **options):
+    copy = objective.__copy__()
+    session = copy._session
+    session.options = dataclasses.replace(session.options, cluster=Cluster(**options))
+    return copy
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def executions(admin):
+    return list(admin.executions.values())
+
+
+PASSING = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INTERNAL,
+]
+
+
+async def ended_there(cluster, search, value=1.0):
+    """Run a search, and let all that runs end once the search has had time to adopt it."""
+    task = asyncio.ensure_future(search)
+    await asyncio.sleep(0.5)
+    for execution in cluster.running():
+        execution.finish(Succeeded(outputs(value)))
+    return await task
