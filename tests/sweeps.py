@@ -321,49 +321,49 @@ def trials_in(kind: str, storage: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def sweep_requests(*, stride: int = 1, first: int = 1) -> int:
-    """Lose each request to flyteadmin, lose its answer, or send it twice. Return the number of faults."""
-    from flyteidl.core import literals_pb2
+    """Lose each request of a search to flyteadmin, lose its answer, or send it twice. Return the number of faults."""
     from flytekit.configuration import Image, ImageConfig
 
-    from tests.support.flyteadmin import FlyteAdmin, Succeeded
-
-    sys.path.insert(0, str(ROOT / "tests" / "pods"))
-    import quick
-
-    def outcome(execution: Any) -> Succeeded:
-        outputs = literals_pb2.LiteralMap()
-        outputs.literals["o0"].CopyFrom(execution.inputs.literals["x"])
-        return Succeeded(outputs, 0.05)
-
     images = ImageConfig(Image("default", "example.com/image", "1"))
-    faults = 0
-    for how in ("request", "answer", "doubled"):
-        for step in range(first, 100_000, stride):
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                FlyteAdmin(pathlib.Path(folder) / "flyte", instant=outcome) as admin,
-            ):
-                admin.fault_at(step, how)
-                study = quick.train.on(admin.remote(), image_config=images).run_sync()
-                states = [trial.state.name for trial in study.trials]
-                assert states == ["COMPLETE"] * 6, (how, step, admin.faulty, states)
-                assert len(admin.executions) == 6, (how, step, admin.faulty)
-                assert not admin.running(), (how, step, admin.faulty)
-                if admin.faulty is None:
-                    break
-                faults += 1
-    return faults
+
+    def run(admin: Any, _: pathlib.Path, begin: Callable[[], None]) -> optuna.Study:
+        begin()
+        return _quick_task().on(admin.remote(), image_config=images).run_sync()
+
+    return _sweep_requests(run, stride, first)
 
 
 def sweep_pod_requests(*, stride: int = 1, first: int = 1) -> int:
     """Do the same to the requests of an eager pod that continues a killed search. Return the number of faults."""
-    from flyteidl.core import literals_pb2
-
     from tests.support.eager_pod import Pod, killed_after
-    from tests.support.flyteadmin import FlyteAdmin, Succeeded
 
+    def run(admin: Any, folder: pathlib.Path, begin: Callable[[], None]) -> optuna.Study:
+        train = _quick_task()
+        Pod(admin, folder, 0).run(lambda: killed_after(admin, 4, train()))
+        begin()
+        return Pod(admin, folder, 1).run(train)
+
+    return _sweep_requests(run, stride, first)
+
+
+def _quick_task() -> Any:
     sys.path.insert(0, str(ROOT / "tests" / "pods"))
     import quick
+
+    return quick.train
+
+
+def _sweep_requests(
+    run: Callable[[Any, pathlib.Path, Callable[[], None]], optuna.Study], stride: int, first: int
+) -> int:
+    """Run a search of six trials for each fault.
+
+    Args:
+        run: Runs the search, and calls its last argument when requests begin to count.
+    """
+    from flyteidl.core import literals_pb2
+
+    from tests.support.flyteadmin import FlyteAdmin, Succeeded
 
     def outcome(execution: Any) -> Succeeded:
         outputs = literals_pb2.LiteralMap()
@@ -377,10 +377,11 @@ def sweep_pod_requests(*, stride: int = 1, first: int = 1) -> int:
                 tempfile.TemporaryDirectory() as folder,
                 FlyteAdmin(pathlib.Path(folder) / "flyte", instant=outcome) as admin,
             ):
-                path = pathlib.Path(folder)
-                Pod(admin, path, 0).run(lambda admin=admin: killed_after(admin, 4, quick.train()))
-                admin.fault_at(sum(admin.counts.values()) + step, how)
-                study = Pod(admin, path, 1).run(quick.train)
+
+                def begin(admin: Any = admin, step: int = step, how: str = how) -> None:
+                    admin.fault_at(sum(admin.counts.values()) + step, how)
+
+                study = run(admin, pathlib.Path(folder), begin)
                 states = [trial.state.name for trial in study.trials]
                 assert states == ["COMPLETE"] * 6, (how, step, admin.faulty, states)
                 assert len(admin.executions) == 6, (how, step, admin.faulty)

@@ -15,11 +15,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import (
-    Float,
-    StorageUnavailableError,
-    optimize,
-)
+from optuna_flyte_dsl import Float, StorageUnavailableError, optimize
 from optuna_flyte_dsl._compat.optuna import engine_of, storage_of
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl.study.attributes import LOST

@@ -8,11 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import (
-    Float,
-    SearchRunningError,
-    optimize,
-)
+from optuna_flyte_dsl import Float, SearchRunningError, optimize
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.study import resuming
 from optuna_flyte_dsl.study.durable import DurableStorage

@@ -10,13 +10,7 @@ import optuna
 import pytest
 import sqlalchemy.exc
 
-from optuna_flyte_dsl import (
-    Float,
-    InvalidOptionError,
-    Minimize,
-    StorageUnavailableError,
-    optimize,
-)
+from optuna_flyte_dsl import Float, InvalidOptionError, Minimize, StorageUnavailableError, optimize
 from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support.postgres import Postgres
 from tests.support.studies import objective, states

@@ -11,12 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import (
-    Float,
-    Minimize,
-    Optimizer,
-    optimize,
-)
+from optuna_flyte_dsl import Float, Minimize, Optimizer, optimize
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.study import liveness
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF

@@ -11,10 +11,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import (
-    Float,
-    optimize,
-)
+from optuna_flyte_dsl import Float, optimize
 from optuna_flyte_dsl.study import session_file
 from optuna_flyte_dsl.study.attributes import OWNER
 from optuna_flyte_dsl.study.liveness import Life, Owner

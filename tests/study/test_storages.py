@@ -8,13 +8,7 @@ import sys
 
 import pytest
 
-from optuna_flyte_dsl import (
-    Float,
-    InvalidOptionError,
-    OptunaFlyteError,
-    StorageUnavailableError,
-    optimize,
-)
+from optuna_flyte_dsl import Float, InvalidOptionError, OptunaFlyteError, StorageUnavailableError, optimize
 from tests.support.studies import objective
 
 

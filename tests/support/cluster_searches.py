@@ -6,9 +6,7 @@ import dataclasses
 import grpc
 from flyteidl.core import literals_pb2
 
-from optuna_flyte_dsl import (
-    Cluster,
-)
+from optuna_flyte_dsl import Cluster
 from tests.support.eager_pod import IMAGES
 from tests.support.flyteadmin import Succeeded
 

@@ -7,11 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import (
-    Float,
-    Minimize,
-    optimize,
-)
+from optuna_flyte_dsl import Float, Minimize, optimize
 from optuna_flyte_dsl.study.attributes import OWNER
 from optuna_flyte_dsl.study.storages import open_storage
 

@@ -13,12 +13,7 @@ import requests
 from flytekit.clients.auth.authenticator import PKCEAuthenticator
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
 
-from optuna_flyte_dsl import (
-    ClusterUnavailableError,
-    Float,
-    Optimizer,
-    RefusedError,
-)
+from optuna_flyte_dsl import ClusterUnavailableError, Float, Optimizer, RefusedError
 from tests.support import wait_until
 from tests.support.cluster_searches import PASSING, echo, executions, outputs, states, there, with_options
 from tests.support.eager_pod import Pod

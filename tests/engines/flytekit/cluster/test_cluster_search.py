@@ -11,10 +11,7 @@ import pytest
 import quick
 from flytekit.core.checkpointer import SyncCheckpoint
 
-from optuna_flyte_dsl import (
-    Optimizer,
-    suggest,
-)
+from optuna_flyte_dsl import Optimizer, suggest
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.storages import open_storage

@@ -7,10 +7,7 @@ import optuna
 import pytest
 import quick
 
-from optuna_flyte_dsl import (
-    Optimizer,
-    RefusedError,
-)
+from optuna_flyte_dsl import Optimizer, RefusedError
 from optuna_flyte_dsl._compat.flytekit import wrap_literal_cache
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.literal_cache import LockedLiteralCache

@@ -4,10 +4,7 @@ import asyncio
 
 import quick
 
-from optuna_flyte_dsl import (
-    Cluster,
-    Optimizer,
-)
+from optuna_flyte_dsl import Cluster, Optimizer
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS

@@ -8,9 +8,7 @@ import pytest
 import quick
 from flyteidl.core import execution_pb2
 
-from optuna_flyte_dsl import (
-    Optimizer,
-)
+from optuna_flyte_dsl import Optimizer
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS
 from tests.support import wait_until
 from tests.support.cluster_searches import PASSING, echo, outputs, states, there

@@ -7,10 +7,7 @@ import pytest
 import quick
 from flytekit.models.security import Identity, SecurityContext
 
-from optuna_flyte_dsl import (
-    Cluster,
-    InvalidOptionError,
-)
+from optuna_flyte_dsl import Cluster, InvalidOptionError
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from tests.support.cluster_searches import executions, there, with_options
 from tests.support.eager_pod import Pod, eager_execution

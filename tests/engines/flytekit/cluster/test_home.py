@@ -10,10 +10,7 @@ import quick
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager
 from flytekit.core.worker_queue import Controller
 
-from optuna_flyte_dsl import (
-    Optimizer,
-    RefusedError,
-)
+from optuna_flyte_dsl import Optimizer, RefusedError
 from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls

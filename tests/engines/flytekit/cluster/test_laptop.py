@@ -4,11 +4,7 @@ import pytest
 import quick
 from flytekit.configuration import ImageConfig
 
-from optuna_flyte_dsl import (
-    Cluster,
-    InvalidOptionError,
-    optimize,
-)
+from optuna_flyte_dsl import Cluster, InvalidOptionError, optimize
 from tests.support.cluster_searches import there
 
 

@@ -11,12 +11,7 @@ import grpc
 import pytest
 import quick
 
-from optuna_flyte_dsl import (
-    Cluster,
-    Optimizer,
-    RefusedError,
-    optimize,
-)
+from optuna_flyte_dsl import Cluster, Optimizer, RefusedError, optimize
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch

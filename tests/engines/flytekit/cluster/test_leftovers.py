@@ -8,10 +8,7 @@ import optuna
 import pytest
 import quick
 
-from optuna_flyte_dsl import (
-    Optimizer,
-    RefusedError,
-)
+from optuna_flyte_dsl import Optimizer, RefusedError
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support.cluster_searches import echo, executions, outputs, states

@@ -8,12 +8,7 @@ import grpc
 import pytest
 import quick
 
-from optuna_flyte_dsl import (
-    Cluster,
-    ClusterError,
-    Optimizer,
-    suggest,
-)
+from optuna_flyte_dsl import Cluster, ClusterError, Optimizer, suggest
 from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR

@@ -16,15 +16,7 @@ from flytekit.models.filters import ValueIn
 from flytekit.models.interface import ParameterMap
 from flytekit.models.literals import LiteralMap
 
-from optuna_flyte_dsl import (
-    Float,
-    Minimize,
-    Optimizer,
-    RefusedError,
-    UnloadableError,
-    optimize,
-    suggest,
-)
+from optuna_flyte_dsl import Float, Minimize, Optimizer, RefusedError, UnloadableError, optimize, suggest
 from tests.support._compat import set_python_outputs
 from tests.support.cluster_searches import executions, states, there, with_options
 from tests.support.eager_pod import IMAGES

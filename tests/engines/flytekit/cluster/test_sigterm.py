@@ -13,11 +13,7 @@ from flyteidl.core import execution_pb2
 from flytekit.configuration import SerializationSettings
 from flytekit.core.worker_queue import Controller
 
-from optuna_flyte_dsl import (
-    Cluster,
-    Optimizer,
-    optimize,
-)
+from optuna_flyte_dsl import Cluster, Optimizer, optimize
 from optuna_flyte_dsl._compat.flytekit import set_stop_handler
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module

@@ -8,10 +8,7 @@ import optuna
 import quick
 from flytekit.exceptions.eager import EagerException
 
-from optuna_flyte_dsl import (
-    ExecutionFailedError,
-    Optimizer,
-)
+from optuna_flyte_dsl import ExecutionFailedError, Optimizer
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support.cluster_searches import ended_there, executions, outputs, states, there
