@@ -20,6 +20,7 @@ from tests.support.flyteadmin.executions import PHASES, Failed, Succeeded
 from tests.support.flyteadmin.literals import as_text, from_text, resolve
 from tests.support.flyteadmin.nodes import NODE, TASK, NodeRecord, single_task_node, task_of, unique_id
 
+IMAGE = pathlib.Path(__file__).parents[1] / "image"  # what the image of each pod has
 SCRIPTS = pathlib.Path(sys.executable).parent
 
 
@@ -48,7 +49,7 @@ class Propeller:
         self.interruptible: dict[str, bool] = {}  # by execution and node, where it was to run
         self.grace = 10.0  # seconds that a pod lives after SIGTERM
         self._admin = admin
-        self._python_path = [str(path) for path in python_path]
+        self._python_path = [str(path) for path in (*python_path, IMAGE)]
         self._environment = environment
         self.system_failures = system_failures
         self._processes: dict[tuple, dict] = {}
