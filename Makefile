@@ -23,7 +23,7 @@ define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	rm -rf $(VENV)/$(1)
 	$(PYTHON) -m venv $(VENV)/$(1)
-	$(VENV)/$(1)/bin/python -m pip install --progress-bar off $(ANY_PYTHON) $(2)
+	$(VENV)/$(1)/bin/python -m pip install --progress-bar off --no-compile $(ANY_PYTHON) $(2)
 	@touch $@
 endef
 

@@ -63,6 +63,7 @@ def test_the_wheel_holds_the_package_and_its_type_marker(installed_wheel):
     }
 
 
+@pytest.mark.newest
 def test_the_installed_wheel_searches_with_the_sources_out_of_the_way(installed_wheel, tmp_path):
     (tmp_path / "user.py").write_text(
         "import flytekit as fl, optuna_flyte_dsl\n"

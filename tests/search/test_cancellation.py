@@ -135,6 +135,7 @@ async def reports(trial: optuna.Trial, x: Float(0, 1)) -> float:
     return x
 
 
+@pytest.mark.newest
 def test_at_steps_with_sqlite(tmp_path):
     urls = (f"sqlite:///{tmp_path}/{number}.db" for number in itertools.count())
     options = {"study_name": "s", "resume": True, "progress": False}

@@ -33,6 +33,7 @@ def caused(cause):
     return error
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_hurried")
 def test_a_database_that_is_restarted_loses_no_value(name):
     with contextlib.closing(Postgres()) as server:
@@ -71,6 +72,7 @@ def test_a_database_file_that_is_locked_for_a_while_loses_no_value(tmp_path, nam
     assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_hurried")
 def test_a_proxy_that_is_restarted_loses_no_value(server, name):
     with contextlib.closing(Proxy(server.url)) as proxy:
