@@ -102,8 +102,8 @@ class Poller:
         """
         self._closed.set()
         self._news.set()
-        patience = time.monotonic() + pauses.poller_close
-        while self._thread is not None and self._thread.is_alive() and time.monotonic() < patience:  # noqa: ASYNC110
+        patience, thread = time.monotonic() + pauses.poller_close, self._thread
+        while thread is not None and thread.is_alive() and time.monotonic() < patience:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     @property

@@ -90,7 +90,7 @@ class TrialCalls:
         earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts or self.attempt else ()
         # Executions that an earlier process has launched for this attempt of the trial. Those that the attempt does not
         # ask for again are terminated.
-        self._earlier = {entry["name"] for entry in earlier if entry.get("attempt", 0) == self.attempt}
+        self._earlier = dict.fromkeys(entry["name"] for entry in earlier if entry.get("attempt", 0) == self.attempt)
         self._attempts_before = [entry for entry in earlier if entry.get("attempt", 0) != self.attempt]
 
     async def __aenter__(self) -> Self:
@@ -102,7 +102,7 @@ class TrialCalls:
             for launch in self._launches:
                 launch.given_up.set()
             left = [launch for launch in self._launches if not launch.over]
-            orphans = self._earlier - {launch.name for launch in self._launches}
+            orphans = self._earlier.keys() - {launch.name for launch in self._launches}
         if self.launcher.leaves_executions:
             orphans = set()
         self.launcher.forget(self.trial)
@@ -259,8 +259,8 @@ class TrialCalls:
         """
         mark = {"attempt": self.attempt} if self.attempt else {}
         with self._lock:
-            names = [launch.name for launch in self._launches if launch.name]
-        executions = [{"name": name, "url": self.launcher.names.url(name), **mark} for name in names]
+            names = [*self._earlier, *(launch.name for launch in self._launches if launch.name)]
+        executions = [{"name": name, "url": self.launcher.names.url(name), **mark} for name in dict.fromkeys(names)]
         await self.launcher.store_attributes(self.trial, {EXECUTIONS: self._attempts_before + executions})
 
     def _prepare(self, launch: Launch) -> None:

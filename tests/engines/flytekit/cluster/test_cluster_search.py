@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import dataclasses
+import itertools
 import math
 import threading
 
@@ -16,7 +17,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support.cluster_searches import echo, ended_there, executions, outputs, states, there, with_options
-from tests.support.eager_pod import Pod, killed_after
+from tests.support.eager_pod import Pod, kill_all, killed_after
 from tests.support.flyteadmin import Succeeded
 from tests.support.sessions import dead_record
 
@@ -195,3 +196,35 @@ def test_running_trials_that_an_old_checkpoint_lacks_are_found_in_flyte(cluster,
     study = Pod(cluster, tmp_path, 1).run(lambda: ended_there(cluster, objective()))
     assert states(study) == ["COMPLETE"] * 6
     assert len(cluster.executions) == 6
+
+
+def test_a_second_kill_forgets_no_execution_that_is_not_asked_for_again_yet(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    pods, seen = itertools.count(), []
+
+    async def slow_to_ask(trial: optuna.Trial):
+        match next(pods):
+            case 0:
+                await asyncio.gather(quick.step(x=0.1), quick.step(x=0.2))
+            case 1:
+                await quick.step(x=0.1)
+            case _:
+                seen.extend(trial.user_attrs[EXECUTIONS])
+        return 0.0
+
+    def search():
+        return Optimizer(slow_to_ask, 1, 1, progress=False)()
+
+    async def killed_again():
+        asked = cluster.counts["GetExecution"]
+        task = asyncio.ensure_future(search())
+        while cluster.counts["GetExecution"] < asked + 2:  # its own execution, and that of the call
+            await asyncio.sleep(0.01)
+        await kill_all()
+        await asyncio.wait([task])
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+    Pod(cluster, tmp_path, 1).run(killed_again)
+    Pod(cluster, tmp_path, 2).run(search)
+    assert {entry["name"] for entry in seen} == {each.name for each in executions(cluster)}
+    assert not cluster.running()

@@ -20,7 +20,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support import wait_until
 from tests.support.cluster_searches import echo, executions, outputs, states, there, with_options
-from tests.support.eager_pod import IMAGES, Pod
+from tests.support.eager_pod import IMAGES, Pod, kill_all
 from tests.support.flyteadmin import Failed, Fault, Succeeded
 from tests.support.flyteadmin.executions import PHASES
 
@@ -184,14 +184,6 @@ def test_a_search_whose_executions_were_terminated_tries_their_points_again(clus
     lost = [trial.params for trial in study.trials[:2]]
     assert [trial.params for trial in study.trials[2:4]] == lost
     assert [trial.user_attrs["optuna_flyte_dsl:retry_of"] for trial in study.trials[2:4]] == [0, 1]
-
-
-async def kill_all():
-    """Let the searches of this pod be gone, as a SIGKILL would: nothing is told, nothing is terminated."""
-    home = home_module.current_home()
-    await home.store.commit()
-    for each in list(home.sigterm.searches):
-        each.end(leave=True)
 
 
 def test_an_execution_that_was_terminated_with_its_pod_is_not_adopted(cluster, tmp_path, monkeypatch):
