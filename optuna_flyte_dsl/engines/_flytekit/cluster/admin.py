@@ -107,6 +107,22 @@ class Admin:
         send = functools.partial(self.send, rpc, request, seconds=seconds, is_paced=is_paced)
         return self.retry(send, f"call {rpc}", given_up=given_up, patience=patience)
 
+    def pages(self, rpc: str, request: Any, field: str, **limits: Any) -> Iterator[Any]:
+        """Yield what all pages of a list hold. The next page is asked for when it is needed. It blocks.
+
+        Args:
+            request: The request for the first page, with the size of a page.
+            field: The field of the response that holds the items.
+            limits: The arguments of `call`.
+        """
+        while True:
+            page = self.call(rpc, request, **limits)
+            items = getattr(page, field)
+            yield from items
+            if not page.token or not items:
+                return
+            request.token = page.token
+
     def send(self, rpc: str, request: Any, *, seconds: float | None = None, is_paced: bool = True) -> Any:
         """Send a request once; see `call`. It raises the error of gRPC."""
         if is_paced:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import functools
 import signal
@@ -25,7 +24,8 @@ from optuna_flyte_dsl.cluster_options import Cluster, OnSigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_runner import ClusterRunner
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import has_ended
-from optuna_flyte_dsl.engines._flytekit.cluster.launcher import TERMINATIONS_AT_ONCE, Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import inner_label
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.leftovers import terminate_leftovers
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
@@ -38,9 +38,6 @@ from optuna_flyte_dsl.study.liveness import Life
 if TYPE_CHECKING:
     from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
 
-_INNER = "-inner"
-"""What the label of executions ends with that a search inside of a trial has launched."""
-
 
 class ClusterSearch:
     """One search on a cluster; see `RemoteSearch`. While the search is entered as a context manager, SIGTERM ends it.
@@ -52,9 +49,8 @@ class ClusterSearch:
     def __init__(self, home: Home, options: Cluster, key: str, thread: Threads) -> None:
         home.traffic = home.traffic or Traffic(home.connection, options.patience)
         context = FlyteContextManager.current_context()
-        self._is_inner = home.outer is not None
-        outer = home.outer.launcher.label.removesuffix(_INNER) if home.outer is not None else ""
-        label = f"{outer}{_INNER}" if outer else home.connection.label(key)
+        self._is_inner = bool(home.label)
+        label = home.label or home.connection.label(key)
         self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic, label)
         self.launcher.on_successor = functools.partial(self.end, leave=True)
         self.is_checkpointed = False
@@ -100,7 +96,7 @@ class ClusterSearch:
     async def _terminate_leftovers(self, label: str) -> None:
         launcher = self.launcher
         if launcher.connection.attempt > 0 and not launcher.leaves_executions:
-            await launcher.workers.run(terminate_leftovers, launcher, label, launcher.taken)
+            await launcher.workers.run(terminate_leftovers, launcher, label)
 
     async def _close(self) -> None:
         await self.commit()
@@ -124,7 +120,7 @@ class ClusterSearch:
             await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution)
         if not self._is_inner:
             # Searches inside of trials start anew.
-            await self._terminate_leftovers(f"{self.launcher.label}{_INNER}")
+            await self._terminate_leftovers(inner_label(self.launcher.label))
         if self._is_task:
             await self.launcher.workers.run(self.launcher.registry.check, objective.target)
 
@@ -237,9 +233,7 @@ class ClusterSearch:
         launcher = self.launcher
         if not launcher.leaves_executions:
             logger.warning("The event loop of a search is blocked: its executions are terminated without it.")
-            with concurrent.futures.ThreadPoolExecutor(TERMINATIONS_AT_ONCE) as threads:
-                terminate = functools.partial(launcher.terminate, cause="the pod ends", deadline=deadline)
-                list(threads.map(terminate, list(launcher.running)))
+            launcher.terminate_all(list(launcher.running), "the pod ends", deadline)
 
     def wait(self, deadline: float) -> bool:
         """Wait for the end of the search, until a time of the monotonic clock. Return whether the search has ended."""

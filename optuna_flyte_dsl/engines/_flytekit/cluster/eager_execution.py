@@ -90,7 +90,7 @@ class EagerExecutionReader:
             seconds: The time limit of a request.
         """
         return self.pod is not None and any(
-            task.id.retry_attempt > self.pod.attempt for task in self._attempts(admin, seconds) or ()
+            task.id.retry_attempt > self.pod.attempt for task in self._attempts(admin, seconds)
         )
 
     def system_failures(self, admin: Admin, seconds: float) -> int:
@@ -102,14 +102,14 @@ class EagerExecutionReader:
             seconds: The time limit of a request.
         """
         assert self.pod is not None
-        before = [task for task in self._attempts(admin, seconds) or () if task.id.retry_attempt < self.pod.attempt]
+        before = [task for task in self._attempts(admin, seconds) if task.id.retry_attempt < self.pod.attempt]
         return self.pod.attempt - len([task for task in before if task.closure.error.kind == ExecutionError.USER])
 
-    def _attempts(self, admin: Admin, seconds: float) -> list[TaskExecution] | None:
-        """Return the attempts of this pod's node; `None` if the node is not known."""
+    def _attempts(self, admin: Admin, seconds: float) -> list[TaskExecution]:
+        """Return the attempts of this pod's node; none if the node is not known."""
         known = self._execution  # without the lock, which a request that is under way may hold
         if known is None or known.node is None:
-            return None
+            return []
         return tasks_of(admin, known.node, patience=0.0, seconds=seconds)
 
 

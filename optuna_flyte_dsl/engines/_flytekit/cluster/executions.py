@@ -21,6 +21,14 @@ SEARCH = "optuna-flyte-dsl-search"
 Labels are searchable, so the next attempt of the pod finds the executions that this one has left.
 """
 
+_INNER = "-inner"
+
+
+def inner_label(label: str) -> str:
+    """Return the value of `SEARCH` for searches inside of the trials of a search, however deep."""
+    return label.removesuffix(_INNER) + _INNER
+
+
 INPUTS_DIGEST = "optuna-flyte-dsl/inputs"
 """The annotation with the digest of an execution's inputs.
 

@@ -27,6 +27,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSea
 from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader, EagerPod
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import inner_label
 from optuna_flyte_dsl.engines._flytekit.cluster.sigterm import SigtermHandler
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
@@ -44,7 +45,7 @@ class Home:
     sigterm: SigtermHandler | None = None
     # What a search and the searches in its trials share; by default made with the first search.
     traffic: Traffic | None = None
-    outer: TrialCalls | None = None  # the trial in which the searches run; `None` outside of a trial
+    label: str = ""  # the label of the executions of searches inside of a trial; empty outside of one
     _counts: collections.Counter[str] = field(default_factory=collections.Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -89,7 +90,9 @@ def current_home() -> Home | None:
 def _home_of_trial(calls: TrialCalls) -> Home:
     launcher, outer = calls.launcher, calls.launcher.connection
     identity = f"{outer.identity}/{launcher.search}/{calls.trial.number}"
-    return Home(dataclasses.replace(outer, identity=identity), traffic=launcher.traffic, outer=calls)
+    return Home(
+        dataclasses.replace(outer, identity=identity), traffic=launcher.traffic, label=inner_label(launcher.label)
+    )
 
 
 def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:

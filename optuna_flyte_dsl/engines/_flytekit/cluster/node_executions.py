@@ -39,20 +39,20 @@ def nodes_with_tasks(
         ended: Whether nodes that have ended are included.
         limits: The time limits of each call; see `Admin.call`.
     """
-    inside = [NodeExecutionListRequest(workflow_execution_id=execution)]
+    inside = [NodeExecutionListRequest(workflow_execution_id=execution, limit=_PAGE)]
     while inside:
-        for node in _pages(admin, "ListNodeExecutions", inside.pop(), "node_executions", given_up, **limits):
+        for node in admin.pages("ListNodeExecutions", inside.pop(), "node_executions", given_up=given_up, **limits):
             if node.id.node_id in _ENDS or (node.closure.phase in TERMINAL_NODE_PHASES and not ended):
                 continue
             tasks = tasks_of(admin, node.id, given_up, **limits)
             yield node, tasks
             child = node.closure.workflow_node_metadata.executionId
             if child.name:
-                inside.append(NodeExecutionListRequest(workflow_execution_id=child))
+                inside.append(NodeExecutionListRequest(workflow_execution_id=child, limit=_PAGE))
             elif not tasks:
                 inside.append(
                     NodeExecutionListRequest(
-                        workflow_execution_id=node.id.execution_id, unique_parent_id=node.id.node_id
+                        workflow_execution_id=node.id.execution_id, unique_parent_id=node.id.node_id, limit=_PAGE
                     )
                 )
 
@@ -65,17 +65,5 @@ def tasks_of(
     Args:
         limits: The time limits of each call; see `Admin.call`.
     """
-    request = TaskExecutionListRequest(node_execution_id=node)
-    return list(_pages(admin, "ListTaskExecutions", request, "task_executions", given_up, **limits))
-
-
-def _pages(
-    admin: Admin, rpc: str, request: Any, field: str, given_up: threading.Event | None, **limits: Any
-) -> Iterator[Any]:
-    request.limit = _PAGE
-    while True:
-        answer = admin.call(rpc, request, given_up=given_up, **limits)
-        yield from getattr(answer, field)
-        if not answer.token:
-            return
-        request.token = answer.token
+    request = TaskExecutionListRequest(node_execution_id=node, limit=_PAGE)
+    return list(admin.pages("ListTaskExecutions", request, "task_executions", given_up=given_up, **limits))

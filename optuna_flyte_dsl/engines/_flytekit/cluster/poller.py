@@ -212,12 +212,11 @@ class Poller:
             sort_by=Sort(key="execution_name", direction=Sort.ASCENDING),
         )
         seen: dict[str, Execution] = {}
-        while True:
-            page = self._admin.call("ListExecutions", request, given_up=self._closed)
-            seen.update((execution.id.name, execution) for execution in page.executions)
-            if not page.token or not page.executions or len(seen) >= len(names):
-                return seen
-            request.token = page.token
+        for execution in self._admin.pages("ListExecutions", request, "executions", given_up=self._closed):
+            seen[execution.id.name] = execution
+            if len(seen) >= len(names):
+                break
+        return seen
 
     def _miss(self, name: str) -> None:
         """Count that a poll did not list an execution. After several such polls, ask for the execution by its name."""

@@ -69,6 +69,13 @@ def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
     assert study.trials[0].user_attrs[EXECUTION_ERROR]["code"] == "NotFound"
 
 
+async def while_hours_pass(loop, search):
+    while not search.done():
+        loop.skip(3601)
+        await asyncio.sleep(0.005)
+    return await search
+
+
 def test_the_time_of_a_trial_goes_on_while_its_second_attempt_waits_for_a_machine(cluster):
     def instant(execution):
         execution.is_second_attempt = True
@@ -79,10 +86,7 @@ def test_the_time_of_a_trial_goes_on_while_its_second_attempt_waits_for_a_machin
     async def search(loop):
         limited = Optimizer(quick.train.task, 2, 2, trial_timeout=3600, progress=False)
         running = asyncio.ensure_future(there(limited, cluster)())
-        while not running.done():
-            loop.skip(3601)
-            await asyncio.sleep(0.005)
-        return await running
+        return await while_hours_pass(loop, running)
 
     assert states(in_movable_time(search)) == ["FAIL"] * 2
 
@@ -109,10 +113,7 @@ def test_the_time_of_a_trial_begins_when_its_pod_runs(cluster):
     async def runs_for_ever(loop):
         cluster.instant = lambda execution: Succeeded(outputs(1.0), seconds=math.inf)
         search = start()
-        while not search.done():
-            loop.skip(3601)
-            await asyncio.sleep(0.005)
-        return await search
+        return await while_hours_pass(loop, search)
 
     assert states(in_movable_time(waits_in_a_queue)) == ["COMPLETE"] * 2
     assert states(in_movable_time(runs_for_ever)) == ["FAIL"] * 2
@@ -130,10 +131,7 @@ def test_the_time_of_a_trial_begins_though_its_pod_is_inside_of_other_nodes(clus
 
     async def search(loop):
         running = asyncio.ensure_future(there(limited, cluster)(x=suggest.float(0, 1)))
-        while not running.done():
-            loop.skip(3601)
-            await asyncio.sleep(0.005)
-        return await running
+        return await while_hours_pass(loop, running)
 
     assert states(in_movable_time(search)) == ["FAIL"] * 2
 
