@@ -8,13 +8,14 @@ import os
 import pathlib
 import pickle
 import socket
+import tempfile
 import threading
-import types
 
 import conformance
 import flytekit as fl
 import grpc
 import optuna
+import psutil
 import pytest
 import trustme
 from flytekit.configuration import Image, ImageConfig
@@ -23,11 +24,10 @@ from flytekit.core.type_engine import TypeEngine
 
 from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, OptunaFlyteError, RefusedError, optimize
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
-from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.engines.remote_trial import connections as connections_module
 from optuna_flyte_dsl.engines.remote_trial import server as server_module
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA
-from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
+from optuna_flyte_dsl.engines.remote_trial.endpoint import ALL_INTERFACES, Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle, using_pruner
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTIONS, LOST, OUTCOME, OWNER
@@ -48,8 +48,9 @@ def study():
 
 
 @pytest.fixture
-def server(study, monkeypatch):
-    server = TrialServer(storage_of(study), study.study_name)
+def server(study, monkeypatch, request):
+    """Return a server of the study's trials, at the endpoint that a test may give."""
+    server = TrialServer(storage_of(study), study.study_name, endpoint=getattr(request, "param", None))
     serve = server.serve
 
     def serve_and_show(trial):
@@ -513,30 +514,58 @@ def test_wrong_certificates_and_taken_ports_are_named(admin, certificate, tmp_pa
         run_on(admin, takes, **options)
 
 
-def test_a_server_listens_only_where_pods_reach_it(study, monkeypatch):
-    assert listening(TrialServer(storage_of(study), study.study_name)) == {"127.0.0.1"}
-    launcher = types.SimpleNamespace(options=Cluster(), _own_address=lambda: "127.0.0.2", _read=Launcher._read)
-    assert Launcher._endpoint(launcher) == Endpoint("127.0.0.2", interface="127.0.0.2")
-    assert listening(TrialServer(storage_of(study), study.study_name, endpoint=Launcher._endpoint(launcher))) == {
-        "127.0.0.2"
-    }
-    launcher.options = Cluster(trials_host="vpn.example.com", trials_port=13000)
-    assert Launcher._endpoint(launcher) == Endpoint("vpn.example.com", 13000, "0.0.0.0")
+def test_a_server_listens_only_where_pods_reach_it(study):
+    here = {"127.0.0.1", "127.0.0.2", "127.0.0.3", "::1"}
+    assert listening(study, Endpoint(), here) == {"127.0.0.1"}
+    assert listening(study, Endpoint("127.0.0.2", interface="127.0.0.2"), here) == {"127.0.0.2"}
+    assert listening(study, Endpoint("::1", interface="::1"), here) == {"::1"}
+    assert listening(study, Endpoint("vpn.example.com", interface=ALL_INTERFACES), here) == here
 
 
-def listening(server):
-    """Return the addresses at which a server takes connections, and close it."""
-    port = int(server.address.rpartition(":")[2])
+def listening(study, endpoint, addresses):
+    """Return the addresses at which a server takes connections, by the one port that it opens; and close it."""
+    before = ports_of_this_process()
+    server = TrialServer(storage_of(study), study.study_name, endpoint=endpoint)
     try:
-        return {each for each in ("127.0.0.1", "127.0.0.2", "127.0.0.3") if takes_connections(each, port)}
+        assert ports_of_this_process() - before == {int(server.address.rpartition(":")[2])}
+        return {each for each in addresses if takes_connections(each, int(server.address.rpartition(":")[2]))}
     finally:
         server.close()
 
 
+def ports_of_this_process():
+    connections = psutil.Process().net_connections("tcp")
+    return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
+
+
 def takes_connections(host, port):
-    with socket.socket() as client:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
         client.settimeout(1)
         return client.connect_ex((host, port)) == 0
+
+
+@pytest.mark.parametrize("server", [Endpoint("::1", interface="::1")], indirect=True)
+def test_a_trial_reports_over_ipv6(study, server):
+    assert server.address.startswith("[::1]:")
+    server.serve(study.ask()).open().report(0.5, 3)
+    assert study.trials[0].intermediate_values == {3: 0.5}
+
+
+@pytest.mark.parametrize("temporary", ["short", "long" * 30])
+def test_a_server_makes_a_folder_of_its_own_and_removes_it(study, monkeypatch, tmp_path, temporary):
+    """The path of a Unix socket may have a hundred characters only."""
+    made, mkdtemp = [], tempfile.mkdtemp
+    (tmp_path / temporary).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / temporary))
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **kwargs: made.append(mkdtemp(**kwargs)) or made[-1])
+    server = TrialServer(storage_of(study), study.study_name)
+    (folder,) = map(pathlib.Path, made)
+    monkeypatch.setenv(TOKEN_ENV, server.token_of(0))
+    server.serve(study.ask()).open().report(0.5, 0)
+    assert folder.stat().st_mode & 0o77 == 0
+    assert [each.name for each in folder.iterdir()] == ["server"]
+    server.close()
+    assert not folder.exists()
 
 
 def run_on(admin, objective, **options):

@@ -8,9 +8,13 @@ import asyncio
 import collections
 import contextlib
 import errno
+import itertools
+import pathlib
 import random
 import resource
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 
@@ -22,6 +26,9 @@ _CONNECTIONS_OF_A_TRIAL = 16
 """The largest number of connections that have shown the token of one trial. Each process of a trial has one."""
 _FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
 _BUFFER = 64 * 1024
+_SERVER = "server"
+_LONGEST_PATH = 80
+"""The largest number of characters of the folder. The path of a Unix socket may have 103 characters on macOS."""
 
 
 class ConnectionGuard:
@@ -31,25 +38,36 @@ class ConnectionGuard:
     connections without a token cannot keep a client with a token out for long. If a trial has too many connections, the
     guard closes the oldest one of this trial.
 
+    The gRPC server listens on a Unix socket in a folder that only this user can enter. So no client can go around the
+    guard.
+
     Args:
-        interface: The address at which clients connect.
+        interface: The IPv4 or IPv6 address at which clients connect; an empty text for all of this machine.
         port: The port of that address; 0 for any free port.
-        server: The port of the gRPC server on the loopback address.
+        listen: Lets the gRPC server listen at an address, such as "unix:/tmp/folder/server".
 
     Raises:
-        OSError: If the address is taken.
+        OSError: If the address at which clients connect is taken.
     """
 
-    def __init__(self, interface: str, port: int, server: int) -> None:
-        self._server = server
+    def __init__(self, interface: str, port: int, listen: Callable[[str], None]) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = max(16, min(_MAX_UNAUTHENTICATED, files // (4 * _FILES_OF_A_CONNECTION)))
-        self._strangers: dict[int, _Pipe] = {}  # the guard's port on its connection to gRPC -> the pipe
+        # The name of the guard's socket on its connection to gRPC -> the pipe.
+        self._strangers: dict[str, _Pipe] = {}
+        self._numbers = itertools.count()
         self._clients: set[_Pipe] = set()
         self._lock = threading.Lock()
         self._admitted: dict[int, collections.deque[_Pipe]] = {}  # trial -> its connections, the oldest one first
-        self._listener = socket.create_server((interface, port), backlog=128)
+        self._listener = _listener(interface, port)
         self.port: int = self._listener.getsockname()[1]
+        self._folder = _short_folder()
+        try:
+            listen(f"unix:{self._folder / _SERVER}")
+        except BaseException:
+            self._listener.close()
+            shutil.rmtree(self._folder)
+            raise
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="optuna-flyte-guard", daemon=True)
         self._thread.start()
@@ -58,11 +76,11 @@ class ConnectionGuard:
         """Note that a connection has shown the token of a trial.
 
         Args:
-            peer: The client's address as gRPC gives it, such as "ipv4:127.0.0.1:4711".
+            peer: The address of the guard's socket as gRPC gives it, such as "unix:/tmp/folder/17".
             trial: The trial's id.
         """
         # A dictionary removes a key in one step. Later calls of the same connection find the key gone.
-        pipe = self._strangers.pop(int(peer.rpartition(":")[2]), None)
+        pipe = self._strangers.pop(peer.rpartition("/")[2], None)
         if pipe is None:
             return
         with self._lock:
@@ -83,6 +101,7 @@ class ConnectionGuard:
         with contextlib.suppress(RuntimeError):  # it is closed already
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self) -> None:
         with contextlib.closing(self._loop), self._listener:
@@ -101,17 +120,30 @@ class ConnectionGuard:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._make_room(len(self._strangers) - 1)
             return
+        key = str(next(self._numbers))
         try:
-            inner = socket.create_connection(("127.0.0.1", self._server), timeout=1)
+            inner = self._connect(key)
         except OSError:
             client.close()
             return
         self._make_room(self._limit - 1)
-        key = inner.getsockname()[1]
         pipe = _Pipe(self._loop, client, inner, lambda: self._forget(key, pipe))
         self._strangers[key] = pipe
         self._clients.add(pipe)
         self._loop.call_later(pauses.server_stranger, self._end_stranger, key, pipe)
+
+    def _connect(self, name: str) -> socket.socket:
+        """Return a socket that is connected to the gRPC server. gRPC sees its name as the address of the client."""
+        inner = socket.socket(socket.AF_UNIX)
+        try:
+            inner.settimeout(1)
+            inner.bind(str(self._folder / name))
+            (self._folder / name).unlink()  # the socket keeps its name
+            inner.connect(str(self._folder / _SERVER))
+        except OSError:
+            inner.close()
+            raise
+        return inner
 
     def _make_room(self, most: int) -> None:
         """Close connections that have shown no token, until at most `most` such connections are left."""
@@ -120,14 +152,26 @@ class ConnectionGuard:
             if pipe is not None:
                 pipe.close()
 
-    def _end_stranger(self, key: int, pipe: "_Pipe") -> None:
+    def _end_stranger(self, key: str, pipe: "_Pipe") -> None:
         if self._strangers.get(key) is pipe:
             pipe.close()
 
-    def _forget(self, key: int, pipe: "_Pipe") -> None:
+    def _forget(self, key: str, pipe: "_Pipe") -> None:
         if self._strangers.get(key) is pipe:
             self._strangers.pop(key, None)
         self._clients.discard(pipe)
+
+
+def _listener(interface: str, port: int) -> socket.socket:
+    everywhere = not interface and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if everywhere or ":" in interface else socket.AF_INET
+    return socket.create_server((interface, port), family=family, backlog=128, dualstack_ipv6=everywhere)
+
+
+def _short_folder() -> pathlib.Path:
+    """Make a folder that only this user can enter, with a path short enough for sockets in it."""
+    parent = tempfile.gettempdir()
+    return pathlib.Path(tempfile.mkdtemp(prefix="optuna-", dir="/tmp" if len(parent) > _LONGEST_PATH else parent))  # noqa: S108 - the folder is new
 
 
 class _Pipe:
@@ -139,9 +183,9 @@ class _Pipe:
         self._loop = loop
         self._sockets = (client, inner)
         self._ended = ended
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for each, other in ((client, inner), (inner, client)):
             each.setblocking(False)
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop.add_reader(each, self._pass_on, each, other)
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:

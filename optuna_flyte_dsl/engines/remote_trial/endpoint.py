@@ -10,6 +10,9 @@ import grpc
 from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
+ALL_INTERFACES = ""
+"""In place of an interface's address: all interfaces, for IPv6 too where the machine has it."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -17,40 +20,40 @@ class Endpoint:
 
     host: str = "127.0.0.1"  # the name or address by which trials reach the server
     port: int = 0  # 0 for any free port
-    interface: str = "127.0.0.1"  # the address of the network interface on which the server listens; 0.0.0.0 for all
+    interface: str = "127.0.0.1"  # the address of the network interface on which the server listens
     certificate: bytes = b""  # PEM, with its chain; empty without TLS
     key: bytes = b""  # PEM, the private key of the certificate
     certificate_name: str = ""  # the name for which the certificate is valid, if it is not `host`
 
-    def listen(self, server: grpc.Server) -> int:
-        """Let a server listen on the loopback address, and return the port there.
+    def address(self, port: int) -> str:
+        """Return the address by which trials reach a port of the server."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+    def guard(self, server: grpc.Server) -> ConnectionGuard:
+        """Let clients connect to a server, through a guard.
 
         Raises:
-            RefusedError: If gRPC cannot use the certificate.
+            RefusedError: If the endpoint's own address is taken, or if gRPC cannot use the certificate.
         """
-        if not self.certificate:
-            return int(server.add_insecure_port("127.0.0.1:0"))
         try:
-            credentials = grpc.ssl_server_credentials([(self.key, self.certificate)])
-            return int(server.add_secure_port("127.0.0.1:0", credentials))
+            return ConnectionGuard(self.interface, self.port, lambda address: self._listen(server, address))
+        except OSError as error:
+            where = f"port {self.port} of {self.interface or 'this machine'}"
+            raise RefusedError(
+                f"The search cannot listen at {where} for its trials: {error}. Choose another "
+                "`Cluster(trials_port=...)`."
+            ) from error
+
+    def _listen(self, server: grpc.Server, address: str) -> None:
+        if not self.certificate:
+            server.add_insecure_port(address)
+            return
+        try:
+            server.add_secure_port(address, grpc.ssl_server_credentials([(self.key, self.certificate)]))
         except RuntimeError as error:
             raise RefusedError(
                 "The search cannot use its certificate. Check that `trials_key` is the key of "
                 "`trials_certificate`, and that both files are in PEM format."
-            ) from error
-
-    def guard(self, port: int) -> ConnectionGuard:
-        """Let clients connect to a server that listens at a port of the loopback address.
-
-        Raises:
-            RefusedError: If the endpoint's own address is taken.
-        """
-        try:
-            return ConnectionGuard(self.interface, self.port, port)
-        except OSError as error:
-            raise RefusedError(
-                f"The search cannot listen at {self.interface}:{self.port} for its trials: {error}. Choose another "
-                "`Cluster(trials_port=...)`."
             ) from error
 
 

@@ -107,9 +107,8 @@ class TrialServer:
         handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(TRIALS_SERVICE, handlers),))
         self.endpoint: Endpoint = endpoint or Endpoint()
-        port = self.endpoint.listen(self._server)
-        self._guard = self.endpoint.guard(port)
-        self.address: str = f"{self.endpoint.host}:{self._guard.port}"
+        self._guard = self.endpoint.guard(self._server)
+        self.address: str = self.endpoint.address(self._guard.port)
         self._server.start()
         self._closed = threading.Event()
         threading.Thread(

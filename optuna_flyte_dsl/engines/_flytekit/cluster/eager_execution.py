@@ -66,6 +66,8 @@ class EagerExecutionReader:
         self.pod = pod
         self._lock = threading.Lock()
         self._execution = None if pod is not None else EagerExecution()
+        self._asking = threading.Lock()
+        self._is_succeeded = False
 
     def read(self, admin: Admin) -> EagerExecution:
         """Return the execution. It blocks."""
@@ -82,16 +84,23 @@ class EagerExecutionReader:
             return self._execution
 
     def has_successor(self, admin: Admin, seconds: float) -> bool:
-        """Tell whether Flyte has begun a later attempt of this pod's node, as far as that is known. It blocks.
+        """Tell whether Flyte has begun a later attempt of this pod's node. It blocks.
 
-        Flyte may begin the next attempt while the pod of the attempt before still ends.
+        Flyte may begin the next attempt while the pod of the attempt before still ends. If flyteadmin does not answer,
+        this returns False: the pod then terminates its executions, because they cost money.
 
         Args:
-            seconds: The time limit of a request.
+            admin: Sends the request, without waiting for the end of an outage.
+            seconds: The time limit of the request.
         """
-        return self.pod is not None and any(
-            task.id.retry_attempt > self.pod.attempt for task in self._attempts(admin, seconds)
-        )
+        with self._asking:
+            if self.pod is not None and not self._is_succeeded:
+                try:
+                    attempts = [task.id.retry_attempt for task in self._attempts(admin, seconds)]
+                    self._is_succeeded = any(attempt > self.pod.attempt for attempt in attempts)
+                except Exception as error:  # noqa: BLE001 - see above
+                    logger.warning("It is not known whether Flyte has begun this pod's next attempt: %r", error)
+            return self._is_succeeded
 
     def system_failures(self, admin: Admin, seconds: float) -> int:
         """Return how many attempts before this one have failed through no fault of the task, as far as that is known.

@@ -1,15 +1,11 @@
 """Launches and terminates executions, and starts the server to which their pods report."""
 
 import concurrent.futures
-import contextlib
 import functools
 import itertools
 import os
-import pathlib
-import socket
 import threading
 import time
-import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,17 +32,15 @@ from optuna_flyte_dsl.engines._flytekit.cluster.execution_names import Execution
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import create_request
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable, Registry
+from optuna_flyte_dsl.engines._flytekit.cluster.search_address import search_address
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
-from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
 
 _TERMINATIONS_AT_ONCE = 32
 _TRIALS_A_LOOKUP = 100
-_NOWHERE = "192.0.2.1"
-"""An address that RFC 5737 leaves to examples: the way to it is the default route."""
 CAUSE = "optuna_flyte_dsl: "
 """The prefix of the cause of each termination by this library."""
 
@@ -144,46 +138,10 @@ class Launcher:
         return TrialServer(
             trial.storage,
             trial.study.study_name,
-            endpoint=self._endpoint(),
+            endpoint=search_address(self.options, str(self.connection.remote.config.platform.endpoint)),
             secret=token,
             token_env=name or TOKEN_ENV,
             shares_secret=name is not None,
-        )
-
-    def _endpoint(self) -> Endpoint:
-        options = self.options
-        host = interface = options.trials_host or self._own_address()
-        if options.trials_host is not None and host not in ("127.0.0.1", "localhost"):
-            interface = "0.0.0.0"  # noqa: S104 - the name may be that of a gateway in front of this machine
-        certificate = self._read("trials_certificate", options.trials_certificate)
-        key = self._read("trials_key", options.trials_key)
-        name = options.trials_certificate_name or ""
-        return Endpoint(host, options.trials_port, interface, certificate, key, name)
-
-    @staticmethod
-    def _read(option: str, path: str | None) -> bytes:
-        if path is None:
-            return b""
-        try:
-            return pathlib.Path(path).read_bytes()
-        except OSError as error:
-            raise RefusedError(
-                f"`{option}` of `Cluster` must be a file that this process can read: {error}. Mount it into the eager "
-                "workflow's pod, as a secret."
-            ) from error
-
-    def _own_address(self) -> str:
-        """Return this machine's address on the route to Flyte."""
-        # An endpoint has one of the forms `host:port`, `https://host` and `dns:///host:port`.
-        endpoint = str(self.connection.remote.config.platform.endpoint)
-        host = urllib.parse.urlsplit(f"//{endpoint.rpartition('://')[2].lstrip('/')}").hostname
-        for target in (host, _NOWHERE):
-            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((target, 9))  # this sends nothing
-                return str(probe.getsockname()[0])
-        raise RefusedError(
-            f"This machine has no IPv4 route to Flyte's endpoint {endpoint!r}, so the address at which pods reach this "
-            "search is not known. Give the address: `Cluster(trials_host=...)`."
         )
 
     def forget(self, trial: Trial) -> None:
@@ -258,15 +216,11 @@ class Launcher:
             list(threads.map(functools.partial(self.terminate, cause=cause, deadline=deadline), names))
 
     def _has_successor(self) -> bool:
-        """Tell whether a later attempt of this pod has begun, which may have adopted the executions. It blocks.
-
-        While the pod ends, flyteadmin is asked once in a second.
-        """
+        """Tell whether a later attempt of this pod has begun. flyteadmin is asked once in a second. It blocks."""
         with self._lock:
-            if not self._is_succeeded and time.monotonic() >= self._next_check:
+            if time.monotonic() >= self._next_check:
                 admin, seconds = Admin(self.connection.remote, patience=0.0), self.options.grace / 8
-                with contextlib.suppress(Exception):  # if in doubt, executions are terminated: they cost money
-                    self._is_succeeded = self.connection.eager_execution.has_successor(admin, seconds)
+                self._is_succeeded = self.connection.eager_execution.has_successor(admin, seconds)
                 self._next_check = time.monotonic() + pauses.successor_check
             return self._is_succeeded
 

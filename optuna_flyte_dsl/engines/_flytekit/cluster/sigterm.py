@@ -34,7 +34,9 @@ class SigtermHandler:
         started = time.monotonic()
         searches = list(self.searches)
         seconds = min([pauses.ending_rpc, *(search.options.grace / 8 for search in searches)])
-        has_successor = any(search.is_durable for search in searches) and self._has_successor(seconds)
+        has_successor = any(search.is_durable for search in searches) and self._eager.has_successor(
+            Admin(self._remote, patience=0.0), seconds
+        )
         asks = any(search.on_sigterm == "auto" for search in searches) and not has_successor
         restarts = has_successor or (asks and self._will_restart(seconds))
         for search in searches:
@@ -49,13 +51,6 @@ class SigtermHandler:
         for search in searches:
             if not search.wait(started + search.options.grace):
                 logger.error("A search has not ended within its grace period.")
-
-    def _has_successor(self, seconds: float) -> bool:
-        try:
-            return self._eager.has_successor(Admin(self._remote, patience=0.0), seconds)
-        except Exception as error:  # noqa: BLE001 - if in doubt, the pod ends as if it had no successor
-            logger.warning("It is not known whether Flyte has already started this pod's next attempt: %r", error)
-            return False
 
     def _will_restart(self, seconds: float) -> bool:
         """Tell whether Flyte will start this pod again; if that cannot be known, return False.

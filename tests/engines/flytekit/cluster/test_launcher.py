@@ -2,21 +2,18 @@
 
 import asyncio
 import collections
-import socket
 import threading
 import time
-import types
 
 import grpc
 import pytest
 import quick
 
-from optuna_flyte_dsl import Cluster, Optimizer, RefusedError, optimize
+from optuna_flyte_dsl import Cluster, Optimizer, optimize
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
-from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support import wait_until
 from tests.support.cluster_searches import echo, executions, outputs, states, there, with_options
@@ -232,25 +229,3 @@ def test_attempts_that_have_failed_are_not_terminated(cluster, tmp_path, warned)
     assert not cluster.counts["TerminateExecution"]
     assert not any("terminated" in line for line in warned())
     assert {len(trial.user_attrs[EXECUTIONS]) for trial in study.trials} == {2}
-
-
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:81", "dns:///127.0.0.1:81", "https://127.0.0.1", "dns:127.0.0.1"])
-def test_the_address_for_pods_is_found_from_each_form_of_an_endpoint(endpoint):
-    platform = types.SimpleNamespace(endpoint=endpoint)
-    remote = types.SimpleNamespace(config=types.SimpleNamespace(platform=platform))
-    launcher = types.SimpleNamespace(connection=types.SimpleNamespace(remote=remote))
-    if endpoint.startswith("dns:127"):
-        pytest.skip("gRPC takes it, flytekit does not")
-    assert Launcher._own_address(launcher) == "127.0.0.1"
-
-
-def test_without_a_route_to_flyte_the_address_is_asked_for(monkeypatch):
-    def no_route(*_):
-        raise OSError("Network is unreachable")
-
-    platform = types.SimpleNamespace(endpoint="dns:///flyte.example.com:443")
-    remote = types.SimpleNamespace(config=types.SimpleNamespace(platform=platform))
-    launcher = types.SimpleNamespace(connection=types.SimpleNamespace(remote=remote))
-    monkeypatch.setattr(socket, "socket", no_route)
-    with pytest.raises(RefusedError, match="trials_host"):
-        Launcher._own_address(launcher)
