@@ -1,1 +1,1 @@
-"""What `make bench` measures: ratios to the ideal or to the bare operation, with the peers in the same run."""
+"""The benchmarks of `make bench`: ratios to the ideal time or to plain Optuna, beside other libraries."""

@@ -1,4 +1,4 @@
-"""Measure the library beside its peers, and print ratios.
+"""Measure the library beside Optuna and flytekitplugins.optuna, and print ratios.
 
 Each figure is the median of a few rounds, in which all contestants take turns, so that a machine that slows down slows
 all of them.
@@ -45,7 +45,7 @@ def seconds(function: Callable[[], object]) -> float:
 def turns(contestants: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
     """Return the median of what each contestant measures, over rounds in which they take turns."""
     for measure in contestants.values():
-        measure()  # what is done once only, such as imports, is not what is asked about
+        measure()  # a first call that is not recorded, for one-time work such as imports
     measured = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, measure in contestants.items():
@@ -144,7 +144,7 @@ def overhead() -> None:
 
 
 def start() -> None:
-    """Measure how long it takes until the first of a million trials starts, and what memory it takes."""
+    """Measure the seconds until the first of a million trials starts, and the memory allocated by then."""
     seen: list[tuple[float, int]] = []
 
     async def first(trial: optuna.Trial) -> float:
@@ -170,7 +170,7 @@ def main() -> None:
     logging.getLogger("flytekit").setLevel(logging.CRITICAL)
     packages = ", ".join(f"{name} {version(name)}" for name in ("flytekit", "optuna", "flytekitplugins-optuna"))
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {packages}")
-    # Else a full garbage collection of all that flytekit has imported, some 70 ms, falls into the turn of one of them.
+    # Otherwise a full garbage collection of what flytekit has imported, about 70 ms, would slow one contestant's turn.
     gc.collect()
     gc.freeze()
     start()

@@ -23,7 +23,7 @@ from tests.support.flyteadmin import FlyteAdmin, Succeeded
 
 LATENCY = 0.01
 WORK = ((128, 5.0, 32, 1.2), (8, 1.0, 4, 1.4))
-"""Trials, seconds of each, how many at once, and the ratio to the ideal that is asked for."""
+"""Number of trials, seconds per trial, concurrency, and the largest accepted ratio to the ideal makespan."""
 
 Search = Callable[[int, int, optuna.Study], Any]
 
@@ -37,7 +37,7 @@ def peer(n_trials: int, concurrency: int, study: optuna.Study) -> Any:
 
 
 def measure(search: Search, n_trials: int, seconds: float, concurrency: int) -> tuple[float, float, float]:
-    """Return the makespan as a ratio to the ideal, the calls for each trial, and those in a minute of waiting."""
+    """Return the makespan as a ratio to the ideal, the calls of flyteadmin per trial, and state reads per minute."""
 
     def outcome(execution):
         outputs = literals_pb2.LiteralMap()
@@ -72,7 +72,7 @@ def measure(search: Search, n_trials: int, seconds: float, concurrency: int) -> 
 
 
 def many() -> None:
-    """Measure what a search of many trials at once keeps in memory, and how often it looks."""
+    """Measure the peak memory of a search with high concurrency, and how often it reads the state of executions."""
 
     def outcome(execution):
         outputs = literals_pb2.LiteralMap()

@@ -1,4 +1,4 @@
-"""What keeping a search costs: PostgreSQL far away, and order among trials that end in any."""
+"""Measure the cost of a distant PostgreSQL, and the cost of `deterministic=True` with trials of unequal duration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LATENCY = 0.05
 
 
 class Far:
-    """Lets a server of this machine answer as one that is far away.
+    """A TCP proxy that delays the packets of a local server, as if the server were far away.
 
     Args:
-        port: The server's.
-        latency: Seconds that each packet takes, there and back together.
+        port: The port of the local server.
+        latency: Seconds of delay of a round trip: half of it in each direction.
     """
 
     def __init__(self, port: int, latency: float) -> None:
@@ -84,7 +84,7 @@ def far_away() -> Iterator[str]:
 
 
 async def stalls(search: Optimizer, beat: float = 0.005) -> tuple[float, float]:
-    """Run a search beside a heartbeat. Return the longest stall of the event loop, and the seconds that it took."""
+    """Run a search beside a heartbeat. Return the longest stall of the event loop, and the search's duration."""
     longest = 0.0
     task = asyncio.ensure_future(search())
     started = last = time.perf_counter()
@@ -128,10 +128,10 @@ def heartbeat() -> dict[str, float]:
 
 
 def order(ratio: float) -> float:
-    """Return the makespan of a deterministic search, as a ratio to that of one that is not.
+    """Return the makespan of a search with `deterministic=True`, divided by the makespan without it.
 
     Args:
-        ratio: How much longer the longest trial is than the shortest; between them, all are as likely.
+        ratio: The longest possible duration of a trial divided by the shortest. Durations are drawn uniformly.
     """
     rng = random.Random(1)
     durations = [0.05 * rng.uniform(1.0, ratio) for _ in range(96)]
@@ -150,7 +150,7 @@ def order(ratio: float) -> float:
 
 
 def main() -> None:
-    """Print both."""
+    """Print the makespans of deterministic searches, and the longest stalls of the event loop."""
     print(
         "\nOne trial after the other, in the order of their numbers: deterministic=True, 96 trials, 8 at once, makespan"
     )

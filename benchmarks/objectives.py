@@ -1,4 +1,7 @@
-"""What is measured. In a module of its own, because flytekitplugins.optuna refuses string annotations."""
+"""The objectives of the benchmarks.
+
+The module lacks `from __future__ import annotations`, because flytekitplugins.optuna refuses string annotations.
+"""
 
 import asyncio
 import time

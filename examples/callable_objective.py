@@ -11,10 +11,10 @@ from optuna_flyte_dsl import Optimizer
 
 
 async def my_objective(trial: optuna.Trial, x_offset: float) -> float:
-    """Return the distance from a point that the search does not know, squared."""
+    """Return the squared distance of (x, y) from (x_offset, 0), which the search is to find."""
     x = trial.suggest_float("x", -10, 10)
     y = trial.suggest_float("y", -5, 5)
-    await asyncio.sleep(0.1)  # the work
+    await asyncio.sleep(0.1)  # stands for the work of a real objective
     return (x - x_offset) ** 2 + y**2
 
 

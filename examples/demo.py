@@ -24,7 +24,7 @@ N_TRIALS, KILL_AFTER = 30, 10
 
 
 def show(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-    """Print a line for each finished trial; `@optimize` calls this."""
+    """Print a line for a finished trial. The search calls `show` as a callback."""
     params = ", ".join(f"{name}={value:.2g}" for name, value in trial.params.items() if isinstance(value, float))
     print(f"  trial {trial.number:2}  accuracy {trial.value:.4f}  {params}, {trial.params['kernel']}", flush=True)
 
@@ -47,7 +47,7 @@ def accuracy(model: SVC) -> float:
 
 
 def run_until(finished: int, journal: str) -> bool:
-    """Run the search in another process; kill it after so many trials. Return whether it was killed."""
+    """Run the search in another process; kill the process after `finished` trials. Return whether it was killed."""
     environment = {**os.environ, "DEMO_JOURNAL": journal}
     with subprocess.Popen(
         [sys.executable, __file__, "search"], stdout=subprocess.PIPE, text=True, env=environment
@@ -75,7 +75,7 @@ def look(journal: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def demo() -> None:
-    """Search, kill, resume, and say what was seen."""
+    """Run a search, kill its process, resume the search, and print the results."""
     with tempfile.TemporaryDirectory() as folder:
         journal = str(pathlib.Path(folder, "demo.journal"))
         print(f"\nA search for {N_TRIALS} trials, 4 at a time, on 1,797 images of handwritten digits:\n", flush=True)

@@ -19,7 +19,7 @@ from optuna_flyte_dsl import Integer, Maximize, Minimize, optimize
 
 
 class Quality(NamedTuple):
-    """What a forest is judged by. The fields name the study's metrics, and their types its directions."""
+    """The objectives. The field names are the study's metric names; the field types declare its directions."""
 
     accuracy: Maximize
     microseconds: Minimize
@@ -28,7 +28,7 @@ class Quality(NamedTuple):
 @optimize(concurrency=2, n_trials=40, seed=7)
 @fl.task
 def train(n_estimators: Integer(1, 100, log=True), max_depth: Integer(2, 16)) -> Quality:
-    """Return a forest's accuracy on digits it has not seen, and its prediction time for one of them."""
+    """Return a forest's accuracy on digits it has not seen, and its prediction time for one digit."""
     features, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(features, digits, random_state=0)
     forest = RandomForestClassifier(n_estimators=n_estimators, max_depth=max_depth, random_state=0).fit(

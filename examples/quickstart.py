@@ -1,6 +1,6 @@
 """Tune a classifier on real data: the chemical analysis of 178 wines, from three growers.
 
-Run it with Flyte, or with plain Python:
+Run the example with Flyte, or with plain Python:
 
     pyflyte run examples/quickstart.py search --n_trials 30
     python examples/quickstart.py

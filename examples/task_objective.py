@@ -1,7 +1,7 @@
 """The second example of flytekitplugins.optuna's documentation: an objective that is a Flyte task.
 
-Two things differ from there. Flytekit refuses an async `@workflow`, so it is an `@fl.eager`; and the markers give `x`
-and `y` the space to search that the original leaves open.
+Two things differ from that documentation. The workflow is an `@fl.eager`, because flytekit refuses an async
+`@workflow`. Markers declare the search space of `x` and `y`, which the plugin's example leaves open.
 
     pyflyte run examples/task_objective.py optuna_workflow --x_offset 2.0
     python examples/task_objective.py
@@ -17,8 +17,8 @@ from optuna_flyte_dsl import Float, Optimizer
 
 @fl.task
 async def flyte_objective(x: Float(-10, 10), y: Float(-5, 5), x_offset: float) -> float:
-    """Return the distance from a point that the search does not know, squared."""
-    await asyncio.sleep(0.1)  # the work
+    """Return the squared distance of (x, y) from (x_offset, 0), which the search is to find."""
+    await asyncio.sleep(0.1)  # stands for the work of a real objective
     return (x - x_offset) ** 2 + y**2
 
 

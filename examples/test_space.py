@@ -1,4 +1,4 @@
-"""Test a search space before it costs money: properties that must hold at each of its points.
+"""Test a search space before a search costs money: check properties that must hold at each point of the space.
 
 python -m pytest examples/test_space.py
 """
@@ -30,7 +30,7 @@ def train(
     return 4.0 * (weights * states + batch_size * width * depth)
 
 
-@settings(deadline=None)  # how long a task takes is not what is asked here
+@settings(deadline=None)  # this test does not limit the duration of a task
 @given(params(train))
 def test_no_trial_runs_out_of_memory(drawn):
     """Draw the arguments of a trial, and call the task once."""
@@ -40,6 +40,6 @@ def test_no_trial_runs_out_of_memory(drawn):
 @settings(max_examples=20, deadline=None)
 @given(params(train, batch_size=8192, depth=suggest.integer(10, 40)))
 def test_nor_with_deeper_networks_and_large_batches(drawn):
-    """Draw from what a call makes of the space."""
+    """Draw from the space of a call that gives `batch_size` a value and `depth` another marker."""
     assert 10 <= drawn["depth"] <= 40
     assert train.task(**drawn) < MEMORY_LIMIT

@@ -1,4 +1,4 @@
-"""`CheckedOptions`: a dataclass whose fields check their values; and the check of names."""
+"""`CheckedOptions`, the base of dataclasses whose fields check their values; `check_names`, for unknown options."""
 
 import ast
 import dataclasses
@@ -14,7 +14,7 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 
 
 class CheckedOptions:
-    """Base of a dataclass whose fields are options: `name: Annotated[type, check] = default`, and a docstring below."""
+    """Base of a dataclass of options. A field is `name: Annotated[type, check] = default`, followed by a docstring."""
 
     def __post_init__(self) -> None:
         for name, check in type(self)._checks().items():
@@ -50,13 +50,13 @@ class CheckedOptions:
 
     @classmethod
     def fill_in(cls, docstring: str | None) -> str:
-        """Replace `{options}` in a docstring by the documentation of the options, as lines of its part `Args:`."""
+        """Replace `{options}` in a docstring by one line of documentation for each option, for its section `Args:`."""
         lines = "\n        ".join(f"{name}: {text}" for name, text in cls.documentation().items())
         return (docstring or "").replace("{options}", lines)
 
     @classmethod
     def signature(cls, *first: inspect.Parameter) -> inspect.Signature:
-        """Return the signature of the class, without the checks beside the types, after some other parameters."""
+        """Return the class's signature, with the parameters `first` in front, and without the checks in annotations."""
         signature = inspect.signature(cls)
         parameters = [
             parameter.replace(annotation=get_args(kind)[0]) if get_origin(kind) is Annotated else parameter
@@ -72,7 +72,7 @@ class CheckedOptions:
             default = field.default_factory() if callable(field.default_factory) else field.default
             check = type(self)._checks().get(field.name)
             if value != (default if check is None or default is dataclasses.MISSING else check(field.name, default)):
-                # A URL may hold a password.
+                # The value of `storage` may be a URL with a password, so it is not shown.
                 changed.append(f"{field.name}={'...' if field.name == 'storage' else repr(value)}")
         return f"{type(self).__name__}({', '.join(changed)})"
 
@@ -80,7 +80,7 @@ class CheckedOptions:
 def check_names(caller: str, names: Iterable[str], known: Collection[str], cure: str = "") -> None:
     """Check that a call names known options only.
 
-    The error names, for each misspelt name, the option of the same meaning or of the nearest name.
+    For each unknown name, the error suggests the option with the same meaning or with the most similar name, if any.
     """
     wrong = [name for name in names if name not in known]
     meant = {name: _nearest(name, known) for name in wrong}

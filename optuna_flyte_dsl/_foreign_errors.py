@@ -31,12 +31,12 @@ _PASSING_REFUSAL = re.compile(
     r"leader changed|no leader|TLS handshake|throttl|no route to host|InternalError|Internal error occurred",
     re.IGNORECASE,
 )
-"""The reasons of such a text that may pass: the API server of Kubernetes, or its database, is away or overloaded."""
+"""Matches a refusal that may pass: the API server of Kubernetes, or its database, is away or overloaded."""
 
 _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
-"""Propeller's message of a task that has no attempt left.
+"""Matches Propeller's message that the last attempt of a task has failed with a user error.
 
-Attempts that the system has spoilt, such as by a lost machine, are counted apart from the user's.
+Propeller counts attempts that failed with a system error, such as a lost machine, separately.
 """
 
 
@@ -45,7 +45,7 @@ def is_storage_outage(error: BaseException) -> bool:
     if isinstance(error, grpc.RpcError):
         code: Any = getattr(error, "code", None)
         status = code() if callable(code) else None
-        # Optuna's proxy passes on the text of its own storage's error, but not the class.
+        # Optuna's gRPC storage proxy passes on the text of the error of the storage behind it, but not the class.
         if is_too_large(error):
             return False
         behind = status is grpc.StatusCode.UNKNOWN and any(text in str(error) for text in _PASSING_TEXTS)
@@ -66,7 +66,7 @@ def is_storage_outage(error: BaseException) -> bool:
 def is_opening_outage(error: BaseException) -> bool:
     """Tell whether a storage's error may pass by itself, while the storage is opened.
 
-    A path that is wrong, or that may not be read, stays wrong, so its error does not pass.
+    A storage path that is wrong, or that lacks permission, stays wrong, so its error does not pass by itself.
     """
     is_wrong = isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError)
     return is_storage_outage(error) and not is_wrong
@@ -76,7 +76,7 @@ def is_wrong_url(error: BaseException) -> bool:
     """Tell whether Optuna or SQLAlchemy cannot use a storage's URL, or lacks its driver."""
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-    # Optuna has a class for Redis that raises a plain ValueError since it was removed.
+    # Optuna has removed its Redis storage: the class that is left raises a plain ValueError.
     return isinstance(error, ArgumentError | NoSuchModuleError | ImportError | ValueError)
 
 
@@ -100,7 +100,7 @@ def is_report_of_several_objectives(error: BaseException) -> bool:
 def is_interpreter_shutdown(error: BaseException) -> bool:
     """Tell whether Python has refused to start a thread or a process because it is exiting.
 
-    Python 3.12 and newer refuse more than Python 3.11 does, with other texts.
+    At exit, Python 3.12 and newer refuse more operations than Python 3.11 does, and with other error texts.
     """
     return isinstance(error, RuntimeError) and any(text in text_of(error) for text in _SHUTDOWN_TEXTS)
 
@@ -126,7 +126,7 @@ def says_login_may_pass(message: str) -> bool:
 
 
 def says_kubernetes_is_away(message: str) -> bool:
-    """Tell whether flyteadmin's message of a failed execution says that Kubernetes could not take it just then."""
+    """Tell whether flyteadmin's message of a failed execution says that Kubernetes was briefly unavailable."""
     return _REFUSED_BY_KUBERNETES in message and _PASSING_REFUSAL.search(message) is not None
 
 

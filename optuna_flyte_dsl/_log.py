@@ -11,7 +11,7 @@ from optuna_flyte_dsl._text import printable
 
 
 def _passes_verbosity(record: logging.LogRecord) -> bool:
-    """Drop a record that Optuna's verbosity silences. A verbosity below Optuna's default, INFO, silences nothing."""
+    """Drop a record that Optuna's verbosity silences. INFO, Optuna's default verbosity, and below silence nothing."""
     verbosity = optuna.logging.get_verbosity()
     return verbosity <= optuna.logging.INFO or record.levelno >= verbosity
 

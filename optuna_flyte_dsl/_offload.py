@@ -1,9 +1,9 @@
 """Lets an async function call blocking functions while the event loop goes on.
 
-`trial.report` and its like are plain functions that may block, on a database for example. Called by an async objective
+`trial.report` and similar methods are sync and may block, for example on a database. Called by an async objective
 in the event loop, `trial.report` would hold up all other trials. So the coroutine of an async objective runs in a
 greenlet. `offload(call)` switches out of that greenlet, runs `call` in a thread while the objective's asyncio task
-awaits it, and switches back with the result. SQLAlchemy's asyncio extension uses the same method:
+awaits it, and switches back with the result. SQLAlchemy's asyncio extension uses greenlets in this way too:
 https://docs.sqlalchemy.org/en/20/orm/extensions/asyncio.html
 """
 
@@ -24,7 +24,7 @@ class _Step(greenlet):
 
     def __init__(self, run: Callable[[], Any]) -> None:
         super().__init__(run)
-        self.gr_context = getcurrent().gr_context  # the coroutine sets context variables of its task, not of a copy
+        self.gr_context = getcurrent().gr_context  # the coroutine sets context variables in its task's own context
         self.task = asyncio.current_task()
 
 

@@ -1,6 +1,6 @@
-"""The checks of single options. Each takes an option's name and value, and returns the value that is kept.
+"""The checks of single options. A check takes an option's name and value, and returns the value to store.
 
-All raise `InvalidOptionError`, with the option's name, the rule, the value and the cure.
+A check that fails raises `InvalidOptionError`, with the option's name, the rule, the value and the cure.
 """
 
 import inspect
@@ -28,13 +28,13 @@ _DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 def must(
     rule: str, accepts: Callable[[Any], bool], *, convert: Callable[[Any], Any] = lambda value: value, cure: str = ""
 ) -> Check:
-    """Return a check.
+    """Return a check that refuses values which break a rule.
 
     Args:
-        rule: What the value must do or be, such as "be an integer", for the message.
+        rule: The rule in the message, after "must", such as "be an integer".
         accepts: Tells whether a value keeps the rule.
-        convert: Returns the value that is kept.
-        cure: What to write instead, as a sentence.
+        convert: Converts an accepted value to the value that the check returns.
+        cure: A sentence of the message that says what to write instead.
     """
 
     def check(name: str, value: Any) -> Any:
@@ -60,7 +60,7 @@ def one_of(shown: str, *choices: str) -> Check:
 
 
 def maker_of(kind: type, example: str) -> Check:
-    """Return a check for `None`, an object of Optuna's, or something that can be called to make one."""
+    """Return a check for `None`, an instance of a class of Optuna, or a callable that returns such an instance."""
 
     def check(name: str, value: Any) -> Any:
         if isinstance(value, type) and not issubclass(value, kind):
@@ -72,7 +72,7 @@ def maker_of(kind: type, example: str) -> Check:
 
 
 def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
-    """Tell whether a value is an integer from `low` to `high`; numpy's integers are, a bool is not."""
+    """Tell whether a value is an integer from `low` to `high`. A numpy integer counts; a bool does not."""
     try:
         return not isinstance(value, bool) and low <= operator.index(value) <= high
     except TypeError:  # it is no integer
@@ -80,7 +80,7 @@ def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
 
 
 def is_seconds(value: Any) -> bool:
-    """Tell whether a value is a number from 0 up that a thread can wait for, in seconds."""
+    """Tell whether a value is a number of seconds, 0 or more, and not longer than a thread can wait."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= threading.TIMEOUT_MAX
 
 
@@ -182,7 +182,7 @@ def callbacks(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def storage(name: str, value: Any) -> Any:
-    """Check for something that may be a storage, without opening it. A message holds no URL, but its cure."""
+    """Check that a value may be a storage, without opening it. Messages quote no URL, which may hold a password."""
     if value is not None and not isinstance(value, str | os.PathLike | BaseStorage) and not callable(value):
         raise InvalidOptionError(
             f"`{name}` must be a URL such as 'sqlite:///study.db', the path of a journal file, a storage of Optuna's, "
@@ -194,7 +194,7 @@ def storage(name: str, value: Any) -> Any:
         _check_url(name, value)
     if isinstance(value, str | os.PathLike) and "://" not in str(value):
         path = pathlib.Path(value)
-        if re.match(r"[\w+]{2,}:/", str(path)):  # `Path` makes one slash of two
+        if re.match(r"[\w+]{2,}:/", str(path)):  # `Path` turns the two slashes of a URL into one
             raise InvalidOptionError(f"`{name}` is a path that begins as a URL does. Give a URL as a string.")
         if path.suffix in _DATABASE_SUFFIXES and not path.exists():
             raise InvalidOptionError(

@@ -1,11 +1,11 @@
-"""The pauses of the library, as one value that a test can set."""
+"""The pauses and time limits of the library, in one object whose fields a test can set."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Pauses:
-    """The times that the library waits, in seconds. Use the instance `pauses`, and read a field when it is needed."""
+    """The times that the library waits, in seconds. Read the fields of the instance `pauses` at each use."""
 
     # Storages.
     storage_patience: float = 600.0  # how long an outage is waited out
@@ -15,7 +15,7 @@ class Pauses:
     storage_first: float = 0.05  # the first pause between two attempts of a call; each next one is twice as long
     storage_longest: float = 5.0  # the longest pause between two attempts of a call
     storage_silence: float = 30.0  # how long a call may be left without any answer when the search ends
-    silence_check: float = 0.25  # between two checks for such a silence
+    silence_check: float = 0.25  # between two checks for a storage call without any answer
     at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
 
     # How often other processes are checked.
@@ -26,7 +26,7 @@ class Pauses:
 
     # The end of a process.
     exit_patience: float = 10.0  # how long Python's exit waits for a search to tell its trials
-    server_check: float = 1.0  # between two looks of the trial server for calls without a message
+    server_check: float = 1.0  # between two checks of the trial server for calls whose message has not arrived
     server_silence: float = 10.0  # how long the message of a call to the trial server may take
     server_stranger: float = 10.0  # how long a connection to the trial server may show no token
     server_call: float = 120.0  # the time limit of a trial's call to its search
@@ -36,7 +36,7 @@ class Pauses:
 
     # flyteadmin.
     successor_check: float = 1.0  # between two checks, while a pod ends, whether its next attempt has begun
-    rpc: float = 30.0  # the time limit of a request
+    rpc: float = 30.0  # the time limit of a request to flyteadmin
     last_termination: float = 1.0  # the time limit of a termination after the grace period
     launch_rpc: float = 10.0  # the time limit of a launch, or of a termination, of an execution
     admin_first: float = 0.2  # the first pause between two attempts of a request; each next one is twice as long
@@ -47,7 +47,7 @@ class Pauses:
     list_call: float = 0.2  # the least time between two calls of `ListExecutions`, on average
     poller_close: float = 1.0  # how long the end of the poller's thread is waited for
 
-    # What people see, and checkpoints.
+    # Progress display, Deck and checkpoints.
     progress_line: float = 10.0  # the least time between two log lines of a search's progress
     deck: float = 10.0  # the least time between two writes of the Deck
     checkpoint_retries: tuple[float, ...] = (0.2, 1.0, 3.0)  # between attempts to read or write a checkpoint

@@ -9,14 +9,14 @@ from optuna_flyte_dsl.errors import NotAwaitedError
 
 
 class PendingSearch(Coroutine[Any, Any, optuna.Study]):
-    """A coroutine that says what to do where it is used as if it were the study."""
+    """A coroutine that raises `NotAwaitedError` if it is used as the study before it is awaited."""
 
     __slots__ = ("_coroutine", "_name")
 
     def __init__(self, coroutine: Coroutine[Any, Any, optuna.Study], name: str) -> None:
         self._coroutine = coroutine
         self._name = name
-        # Python names the coroutine in its warning of one that was never awaited.
+        # Python's warning about a coroutine that was never awaited shows the coroutine's name.
         native: Any = coroutine
         native.__name__ = native.__qualname__ = f"{name}(...)"
 
@@ -36,7 +36,7 @@ class PendingSearch(Coroutine[Any, Any, optuna.Study]):
         return self._coroutine.__await__()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(("cr_", "__")):  # what asyncio and debuggers ask of a coroutine
+        if name.startswith(("cr_", "__")):  # attributes that asyncio and debuggers read from a coroutine
             return getattr(self._coroutine, name)
         raise NotAwaitedError(
             f"`{self._name}(...)` is a search that has not run yet, so it has no `{name}`. Write "

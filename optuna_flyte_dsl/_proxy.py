@@ -1,4 +1,4 @@
-"""`Proxy`, the base of transparent proxies: wrapt's, with a type that checkers know whole."""
+"""`Proxy`, the base class of transparent proxies: wrapt's class, declared so that type checkers understand it."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""The one retry loop."""
+"""`retry`: repeats a call while its error may pass. `backoff`: the pauses between the attempts."""
 
 import random
 import time
@@ -32,8 +32,8 @@ def retry(
     """Call a function until it returns, or until its error is final or the pauses have run out; then raise the error.
 
     Args:
-        pauses: The seconds to wait after each failure. The first one is asked for after the first failure.
-        may_pass: Tells whether an error may pass by itself. `may_pass` hears of each failure, so it may also log.
+        pauses: The seconds to wait after each failure. The iterator is first advanced after the first failure.
+        may_pass: Tells whether an error may pass by itself. `may_pass` is called at each failure, so it may also log.
         wait: Waits for a number of seconds. An error that `wait` raises ends the retries.
     """
     while True:

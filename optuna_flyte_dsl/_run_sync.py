@@ -44,7 +44,7 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="optuna-flyte-run-sync")
     handler = signal.getsignal(signal.SIGINT)
-    # `asyncio.run` handles Ctrl-C by cancelling the caller's task, but that task is waiting here and would not notice.
+    # `asyncio.run` handles Ctrl-C by cancelling its task, but that task is blocked in this function.
     is_asyncios = isinstance(getattr(getattr(handler, "func", None), "__self__", None), asyncio.Runner)
     is_asyncios = is_asyncios and threading.current_thread() is threading.main_thread()
     if is_asyncios:

@@ -17,7 +17,7 @@ def shown(value: object) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an error's text, also of an error whose `__str__` raises."""
+    """Return an error's text, or a substitute text if the error's `__str__` raises."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
@@ -35,5 +35,5 @@ def is_storable_name(name: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a text in which control characters are escaped: an error's text may hold sequences for a terminal."""
+    """Return a text in which control characters are escaped: an error's text may hold escape sequences."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -46,11 +46,11 @@ _this_thread = threading.local()
 
 
 class Threads:
-    """Runs functions in daemon threads. A caller may await them in whichever event loop it runs.
+    """Runs functions in daemon threads. A caller may await a function in any event loop.
 
-    The thread pool of the standard library would not do, for three reasons. The pool's size is fixed, so nested
-    searches deadlock. The pool joins its threads at Python's exit, so one hanging trial hangs the program. The standard
-    pool does not reuse thread names.
+    Python's `ThreadPoolExecutor` is unsuitable for three reasons. A `ThreadPoolExecutor` has a fixed size, so nested
+    searches deadlock. Python joins the threads of a `ThreadPoolExecutor` at exit, so one hanging trial hangs the
+    program. A `ThreadPoolExecutor` does not reuse thread names.
 
     Args:
         limit: The largest number of threads. With `None` there is no limit: a job for which no thread is idle gets a
@@ -71,7 +71,7 @@ class Threads:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this process is a forked child of the one that has the threads."""
+        """Whether this process is a forked child of the process that has the threads."""
         return os.getpid() != self._pid
 
     @property
@@ -185,7 +185,7 @@ def in_own_thread() -> bool:
 async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     """Await `closing()` to its end, even if the caller is cancelled.
 
-    Cancelling the caller has no effect meanwhile. If `closing()` is itself cancelled, it is called anew.
+    While `finish` waits, cancelling the caller has no effect. If `closing()` is itself cancelled, it is called anew.
     """
     while True:
         task = asyncio.ensure_future(closing())
@@ -199,7 +199,7 @@ async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
 
 
 def _settable(error: BaseException) -> BaseException:
-    """Return an error that an asyncio future accepts as its exception, in place of one that it refuses.
+    """Return the error itself, or a RuntimeError in its place if an asyncio future would refuse the error.
 
     A future refuses StopIteration, and GeneratorExit would close the coroutine that awaits the future.
     """

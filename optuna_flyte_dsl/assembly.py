@@ -46,7 +46,7 @@ class Assembly:
     source: StudySource
     space: SearchSpace
     points: tuple[Mapping[str, Any], ...]
-    taken: TakenPoints | None  # `None` if no option needs the points that are taken
+    taken: TakenPoints | None  # the points that trials have tried; `None` if no option needs these points
     thread: Threads
     started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
@@ -63,13 +63,13 @@ class Assembly:
                 raise
             raise StorageUnavailableError(
                 f"The storage of `{self.objective.name}` has not answered for {seconds:g} s, which is the search's "
-                "`timeout`: no trial was run. Look after the storage, or raise `timeout`.",
+                "`timeout`: no trial was run. Check the storage, or raise `timeout`.",
                 (),
                 None,
             ) from None
 
     async def _open_in_time(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that opens or reads the storage before it is a `DurableStorage`; wait out a short outage."""
+        """Call a function that opens or reads the bare storage, without a `DurableStorage`; wait out a short outage."""
         given_up = threading.Event()
         opening = functools.partial(wait_until_open, function, *args, of=self.objective.name, given_up=given_up)
         try:
@@ -84,7 +84,7 @@ class Assembly:
         return study
 
     async def run_remotely(self, remote: RemoteSearch) -> optuna.Study:
-        """Search with the trials on a cluster, and continue what the pod's attempt before has left."""
+        """Search with the trials on a cluster, and continue the trials that the pod's last attempt has left."""
         await remote.check(self.objective)
         study: optuna.Study = await self._open_in_time(self.source.get, remote.open_storage)
         remote.is_checkpointed = self.source.is_checkpointed and remote.open_storage is not None
@@ -128,7 +128,7 @@ class Assembly:
                     if call == 0:
                         await remote.recover(study, self.objective, self.space)
                     left = await thread.run(functools.partial(resume, call=call))
-                    await remote.commit()  # at once, because each attempt's checkpoint starts empty
+                    await remote.commit()  # commit now: each attempt's checkpoint starts empty
                 await self._run(study, left, remote, durable)
                 await thread.run(resuming.settle, study, call)
                 return
@@ -186,7 +186,7 @@ class Assembly:
                     sampler_of_trial=(lambda number: make_sampler(options, number + 1)) if own_samplers else None,
                 )
                 if is_checkpointed:
-                    trials.interrupted_are_lost = False  # a cancellation is intended; SIGTERM sets this to True
+                    trials.interrupted_are_lost = False  # a cancelled trial is not lost, but SIGTERM sets this to True
                 loop = SearchLoop(
                     trials,
                     objective,
@@ -203,7 +203,7 @@ class Assembly:
                 try:
                     await loop.run()
                 except (StorageUnavailableError, asyncio.CancelledError):
-                    raise  # nothing can be told now; a cancelled search has told its trials, or leaves them on purpose
+                    raise  # no storage; or a cancelled search, which has told its trials or leaves them RUNNING
                 except BaseException:
                     if storage is not None:
                         await finish(functools.partial(self._close_strays, storage, study))
@@ -225,7 +225,7 @@ class Assembly:
 
 
 def taken_points(options: Options, space: SearchSpace) -> TakenPoints | None:
-    """Return the points that are taken; `None` if no option needs them."""
+    """Return the `TakenPoints` of a new search; `None` if no option needs the points that trials have tried."""
     if options.duplicates == "allow" and not options.stop_when_exhausted:
         return None
     return TakenPoints(space, options.duplicates, ends=options.stop_when_exhausted)

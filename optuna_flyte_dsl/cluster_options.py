@@ -1,4 +1,4 @@
-"""The options of executions on a Flyte cluster, once: name, type and check, default, and documentation."""
+"""`Cluster`: the options of executions on a Flyte cluster, each with its type, check, default and documentation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Cluster(CheckedOptions):
     launch_burst: Annotated[int, _COUNT] = 50
     """The largest number of executions that are launched at once, before `launches_per_second` holds.
 
-    No burst is allowed while as many executions wait in Flyte to be run.
+    While `launch_burst` executions are queued in Flyte, no burst is allowed.
     """
 
     launches_at_once: Annotated[int, _COUNT] = 16
@@ -72,8 +72,9 @@ class Cluster(CheckedOptions):
     on_sigterm: Annotated[OnSigterm, _ON_SIGTERM] = "auto"
     """What happens to running executions when the pod of the eager workflow gets SIGTERM. "terminate" terminates them.
     "leave" leaves them running, so that the pod's next attempt can adopt them. "auto" leaves them running if the study
-    outlives the pod, the eager workflow's execution has not been aborted, and its task has retries left; otherwise it
-    terminates them."""
+    outlives the pod and Flyte will start the pod again: the eager workflow's execution is not being
+    aborted, and this is not the pod's third system failure. Otherwise "auto" terminates them. If the study does not
+    outlive the pod, executions are always terminated."""
 
     grace: Annotated[float, _SECONDS] = 20.0
     """The seconds after SIGTERM within which the search ends.
@@ -118,17 +119,18 @@ class Cluster(CheckedOptions):
     """
 
     trials_host: Annotated[str | None, _STRING] = None
-    """The address at which pods reach this process, if a task takes `trial: optuna.Trial`. By default the address from
-    which this process reaches Flyte. The connection is encrypted if there is a `trials_certificate`."""
+    """The address at which pods reach the searching process, if a task takes `trial: optuna.Trial`. By default the
+    address from which the searching process reaches Flyte. The connection is encrypted if there is a
+    `trials_certificate`."""
 
     trials_port: Annotated[int, _PORT] = 0
-    """The port of that address; 0 for any free port."""
+    """The port at `trials_host`; 0 for any free port."""
 
     trials_certificate: Annotated[str | None, _STRING] = None
     """The file of a certificate for `trials_host`, with its chain, in PEM format.
 
     Only the searching process reads the file, and sends the certificate to the pods, which trust this certificate
-    alone. Needs `trials_key`.
+    alone. `trials_certificate` needs `trials_key`.
     """
 
     trials_key: Annotated[str | None, _STRING] = None
@@ -138,7 +140,7 @@ class Cluster(CheckedOptions):
     """The name for which the certificate is valid, if it is not `trials_host`."""
 
     trials_token_env: Annotated[str | None, _STRING] = None
-    """The environment variable, here and in the pods, that holds the secret of which each trial's token is made.
+    """The environment variable of the secret from which tokens are made, in the searching process and in the pods.
 
     By default the search sets the token of each trial in the trial's execution, as `OPTUNA_FLYTE_DSL_TOKEN`: everyone
     who may read an execution's specification can read its token.
@@ -146,7 +148,7 @@ class Cluster(CheckedOptions):
 
     trials_storage_env: Annotated[str | None, _STRING] = None
     """The environment variable, in the pods, that holds the URL of the study's storage. Pods then open the storage
-    themselves, and this process serves no trials."""
+    themselves, and do not connect to the searching process."""
 
     max_parallelism: Annotated[int | None, check.optional(_COUNT)] = None
     """The largest number of nodes of one execution that run at the same time."""

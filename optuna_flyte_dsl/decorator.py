@@ -45,15 +45,16 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     """A task or function under `@optimize`: in everything but its call, it is the task or function itself.
 
     A decorated task is an instance of the task's class. A decorated task has the task's name, signature and docstring.
-    A trial's pod can load it, and `map_task` and `create_node` accept it as the task. Awaiting its call runs a search.
+    A trial's pod can load a decorated task, and `map_task` and `create_node` accept it as the task. Awaiting the call
+    of a decorated task runs a search.
 
     Attributes:
         task: The task or function. `train.task(...)` runs the task or function once, without a search.
         space: The search space that the signature declares.
         study: The study of the latest call.
         n_trials: The number of trials that a call runs. `n_trials` can be assigned while no search runs.
-        concurrency: The largest number of trials that run at the same time. Can be assigned as `n_trials` can.
-        delay: The least time between the starts of two trials, in seconds. Can be assigned as `n_trials` can.
+        concurrency: The largest number of trials that run at the same time. Assignable while no search runs.
+        delay: The least time between the starts of two trials, in seconds. Assignable while no search runs.
     """
 
     def __init__(self, wrapped: Any, session: Session) -> None:
@@ -78,8 +79,9 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
             **kwargs: Keyword arguments of the objective: fixed values, suggestions, or containers of suggestions.
 
         Returns:
-            The study of this call, when awaited. Called by flytekit's `create_node`, the promises of a node; called by
-            `pyflyte run file.py train ...`, which gives every parameter a value, the outputs of the task.
+            A coroutine that returns the study of this call. A call by flytekit's `create_node` returns the promises of
+            a node. A call by `pyflyte run file.py train ...`, which gives every parameter a value, returns the outputs
+            of the task.
 
         Raises:
             CompilationError: In the body of a plain workflow, which cannot wait for a search.
@@ -115,7 +117,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
             **options: How the code gets to the cluster. `version`: the version with which tasks are registered; by
                 default a hash of the code. `image_config`: the images of the containers. `source`: the folder that is
                 packaged; by default the root of the objective's package. `destination`: the folder in which a pod
-                unpacks it. `copy_all`: whether all files are packaged, instead of the loaded modules only.
+                unpacks the code. `copy_all`: whether all files are packaged, instead of the loaded modules only.
 
         Returns:
             A new objective. The objective on which `on` is called is not changed.
@@ -132,7 +134,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     @property
     def objective(self) -> Callable[Q, R]:
-        """The task or function, under the name that it has in `Optimizer`."""
+        """The task or function; the same as `task`, under the attribute name that `Optimizer` uses."""
         return self.task
 
     @property
@@ -156,7 +158,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     def __getattr__(self, name: str) -> Any:
         # Called for names that this class does not have.
         if name == "task_function" and isinstance(self.__wrapped__, types.FunctionType):
-            # Flytekit asks for it to name a task. A task over a decorated function is refused when it is called.
+            # Flytekit reads `task_function` to name a task. Calling a task over a decorated function is an error.
             return self.__wrapped__
         methods = {} if name.startswith("_self_") else self._self_pod_methods
         return methods[name] if name in methods else getattr(self.__wrapped__, name)
@@ -165,7 +167,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):
             raise InvalidOptionError(
                 f"`{name}` cannot be assigned to `{self._session.objective.name}`: only `n_trials`, `concurrency` "
-                "and `delay` can. Give the others to `optimize`."
+                "and `delay` can. Give other options to `optimize`."
             )
         super().__setattr__(name, value)
 
@@ -206,7 +208,7 @@ def _rebuild(wrapped: Any, objective: Objective, options: Options) -> Optimized[
 
 
 class Decorator(Protocol):
-    """What `@optimize(...)` returns: it decorates a task or a function."""
+    """The type of what `@optimize(...)` returns: a decorator of a task or a function."""
 
     def __call__(self, objective: Callable[Q, R] | PythonFunctionTask[Any], /) -> Optimized[Q, R]:
         """Return the decorated objective."""
@@ -225,7 +227,7 @@ class _Optimize(Protocol[P]):
 
 
 def _takes_options(options: Callable[P, Options]) -> Callable[[Callable[[Any, Options], Any]], _Optimize[P]]:
-    """Give a function the parameters of a dataclass, of which the function gets an instance."""
+    """Give a function the parameters of an options dataclass, and call the function with an instance."""
 
     def decorate(function: Callable[[Any, Options], Any]) -> _Optimize[P]:
         def optimize(objective: Any = None, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -247,7 +249,7 @@ def _takes_options(options: Callable[P, Options]) -> Callable[[Callable[[Any, Op
 def optimize(objective: Any, options: Options) -> Any:
     """Turn the call of a task or function into a search.
 
-    Use it bare, `@optimize`, or with options, `@optimize(n_trials=100)`, over `@fl.task` or over a function. Each
+    Write `@optimize`, or `@optimize(n_trials=100)` with options, over `@fl.task` or over a function. Each
     awaited call is a search with a new study, unless `study` or `study_name` says otherwise.
 
     Args:

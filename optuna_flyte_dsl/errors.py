@@ -1,7 +1,7 @@
 """Every error that this library raises, under one root class.
 
-Each class stands for one misuse or one kind of failure. Where a caller would expect a `ValueError` or a `TypeError`,
-the class is one too. A message names the parameter, the rule, the value that was given, and what to write instead.
+Each class stands for one misuse or one kind of failure. An error class is also a `ValueError` or a `TypeError` where a
+caller would expect that. A message names the parameter, the rule, the value that was given, and what to write instead.
 """
 
 import builtins
@@ -48,7 +48,7 @@ class DirectionError(OptunaFlyteError, ValueError):
 
 
 class ArgumentError(OptunaFlyteError, TypeError):
-    """Raised when the call of a search has an argument that the objective does not take, or lacks one it needs."""
+    """Raised when the call of a search has an argument that the objective does not take, or lacks a needed argument."""
 
 
 class NotAwaitedError(OptunaFlyteError, AttributeError):
@@ -60,7 +60,7 @@ class OutOfRangeError(OptunaFlyteError, ValueError):
 
 
 class EmptySpaceError(OptunaFlyteError, ValueError):
-    """Raised when a call leaves nothing to search."""
+    """Raised when the arguments of a call fix every parameter, so that nothing is left to search."""
 
 
 class ObjectiveValueError(OptunaFlyteError, ValueError, TypeError):
@@ -68,7 +68,7 @@ class ObjectiveValueError(OptunaFlyteError, ValueError, TypeError):
 
 
 class SearchRunningError(OptunaFlyteError, RuntimeError):
-    """Raised when a running search forbids what is asked for: to assign an option, or another search of its study."""
+    """Raised when an option is assigned while a search runs, or when a search forbids another search of its study."""
 
 
 class CompilationError(OptunaFlyteError, RuntimeError):
@@ -104,12 +104,12 @@ class TooManyFailuresError(OptunaFlyteError, RuntimeError):
 
 
 class StorageUnavailableError(OptunaFlyteError, RuntimeError):
-    """Raised when a search ends while its storage does not answer, so that finished trials could not be told.
+    """Raised when a search ends because its storage does not answer. `untold` lists the finished trials not told.
 
     Attributes:
         untold: One dict for each finished trial that the storage did not take: the study's name, the trial's number,
             state, values and parameters.
-        path: The file in which these dicts are saved, one a line, as JSON. `None` if saving failed too.
+        path: The file with the dicts of `untold`, one JSON object a line. `None` if no file was written.
     """
 
     def __init__(self, message: str, untold: tuple[dict[str, Any], ...], path: pathlib.Path | None) -> None:
@@ -125,7 +125,7 @@ class TrialTimeoutError(OptunaFlyteError, TimeoutError):
 class PythonExitError(OptunaFlyteError, RuntimeError):
     """The error of a trial that was running when Python began to exit.
 
-    Python then starts no thread and no process any more, and worker processes can no longer be reached.
+    While Python exits, it starts no thread and no process, and worker processes can no longer be reached.
     """
 
 

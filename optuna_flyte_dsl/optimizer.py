@@ -21,7 +21,7 @@ from optuna_flyte_dsl.space.objective import undecorated
 from optuna_flyte_dsl.study.opening import StudySource
 
 __all__ = ["Category", "Float", "Integer", "Number", "Optimizer", "Suggestion", "suggest"]
-# In flytekitplugins.optuna, the module `optimizer` has the markers and `optimize` too.
+# This module offers the markers and `optimize` too, because `flytekitplugins.optuna.optimizer` does.
 
 S = TypeVar("S")
 P = ParamSpec("P")
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 def _takes_arguments(
     arguments: Callable[P, OptimizerArguments],
 ) -> Callable[[Callable[[S, OptimizerArguments], None]], Callable[Concatenate[S, P], None]]:
-    """Give a method the parameters of a dataclass, of which the method gets an instance."""
+    """Give a method the parameters of an options dataclass, and call the method with an instance."""
 
     def decorate(method: Callable[[S, OptimizerArguments], None]) -> Callable[Concatenate[S, P], None]:
         def init(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -105,7 +105,7 @@ class Optimizer(SessionAttributes):
 
     @property
     def objective(self) -> Any:
-        """The objective as it was given."""
+        """The objective that was given to `Optimizer`."""
         return self._session.objective.target
 
     @property
@@ -127,9 +127,9 @@ Optimizer.__init__.__signature__ = OptimizerArguments.signature(_self)  # type: 
 
 
 def __getattr__(name: str) -> Any:
-    """Find `optimize` here too, as in flytekitplugins.optuna.
+    """Return `optimize`, which `flytekitplugins.optuna.optimizer` offers too.
 
-    The import is late because the decorator's module imports this one.
+    The module `decorator` is imported when `optimize` is first looked up.
     """
     if name == "optimize":
         return importlib.import_module("optuna_flyte_dsl.decorator").optimize

@@ -1,6 +1,6 @@
-"""Every option of a search, once: its name, its type and check, its default, and its documentation.
+"""`Options`: every option of a search, with its type, check, default and documentation.
 
-`optimize` and `Optimizer` take their parameters from here, and so do their docstrings and the reference page.
+The parameters and docstrings of `optimize` and `Optimizer`, and the reference page, are made from `Options`.
 """
 
 import os
@@ -27,7 +27,7 @@ Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
 Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
 StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
 
-_FEW_TRIALS = 10  # with "auto", a search of so few trials runs to its end
+_FEW_TRIALS = 10  # with `max_consecutive_failures="auto"`, a search of up to so many trials runs to its end
 
 
 _Seconds: TypeAlias = Annotated[float | timedelta | None, check.seconds]
@@ -72,8 +72,8 @@ class Options(CheckedOptions):
     sampler: Annotated[
         BaseSampler | Callable[..., BaseSampler] | None, check.maker_of(BaseSampler, "optuna.samplers.TPESampler")
     ] = None
-    """A sampler of Optuna's; or something that makes one for each search, such as the sampler's class. By default
-    Optuna's TPE, which takes running trials into account."""
+    """An Optuna sampler, or a callable that makes a sampler for each search, such as the sampler's class. The default
+    is a TPESampler that takes running trials into account."""
 
     seed: Annotated[int | None, check.seed] = None
     """The seed of the sampler. With `concurrency=1`, a search with a seed repeats exactly."""
@@ -81,14 +81,14 @@ class Options(CheckedOptions):
     pruner: Annotated[
         BasePruner | Callable[[], BasePruner] | None, check.maker_of(BasePruner, "optuna.pruners.HyperbandPruner()")
     ] = None
-    """A pruner of Optuna's, or something that makes one for each search.
+    """An Optuna pruner, or a callable that makes a pruner for each search.
 
-    Pruning is possible for a single objective only. By default Optuna's MedianPruner.
+    Pruning is possible for a single objective only. The default is Optuna's MedianPruner.
     """
 
     storage: Annotated[StorageOption, check.storage] = None
     """The place where the study is kept: a URL of Optuna's, the path of a journal file, a storage object, or a function
-    that makes one. By default the study is kept in memory."""
+    that makes a storage. By default the study is kept in memory."""
 
     study_name: Annotated[str | None, check.study_name] = None
     """The study's name in its storage. If the storage has a study of this name, the search continues it."""
@@ -98,22 +98,23 @@ class Options(CheckedOptions):
     call adds. With `resume`, `study_name` is by default the objective's name."""
 
     takeover: _Flag = False
-    """With `resume`: whether to close, and to try again, RUNNING trials whose process cannot be checked from here, such
-    as a process on another host."""
+    """With `resume`: whether to close, and to try again, RUNNING trials of a process that cannot be
+    checked from the searching process, such as a process on another host."""
 
     timeout: _Seconds = None
-    """The time limit of the search, in seconds or as a timedelta. When it is reached, no trial starts, running trials
+    """The time limit of the search, in seconds or as a timedelta. At the limit, no more trials start, running trials
     are stopped, and the study is returned."""
 
     trial_timeout: _Seconds = None
     """The time limit of each trial, in seconds or as a timedelta, counted from when its objective begins to run. A
-    trial that exceeds it is stopped and has failed."""
+    trial that exceeds the limit is stopped and fails."""
 
     max_consecutive_failures: Annotated[int | Literal["auto"] | None, check.failures] = "auto"
     """The number of failures in a row that ends the search with `TooManyFailuresError`. `None` sets no limit. "auto"
-    sets 10, or twice `concurrency` if that is more, but at most a quarter of `n_trials` and at least 5. For example, a
-    search of 100 trials at concurrency 8 ends after 16 failures in a row. Once a trial has succeeded, "auto" allows
-    five times as many: 80 in the example. A search of up to 10 trials runs to its end."""
+    sets 10, or twice `concurrency` if that is more, but at most a quarter of `n_trials` and at least 5. Once a
+    trial has succeeded, "auto" allows five times as many. For example, "auto" ends a search of 100 trials at
+    concurrency 8 after 16 failures in a row, or after 80 once a trial has succeeded. With "auto", a search of up
+    to 10 trials runs to its end."""
 
     retries: Annotated[int, check.count_or_zero] = 0
     """How many more times a trial that raises is run, with the same parameters."""
@@ -128,13 +129,16 @@ class Options(CheckedOptions):
     stopped."""
 
     gpus: Annotated[Sequence[int | str] | None, check.gpus] = None
-    """With `executor="process"`: the devices.
+    """With `executor="process"`: the devices for trials.
 
-    Each running trial has one of these devices as its `CUDA_VISIBLE_DEVICES`.
+    Each running trial has one device of `gpus` as its `CUDA_VISIBLE_DEVICES`.
     """
 
     deterministic: _Flag = False
-    """Whether a concurrent search with a seed repeats exactly, in whatever order its trials end."""
+    """Whether a concurrent search repeats exactly, in whatever order its trials end.
+
+    Needs `seed`, or a sampler object with a seed.
+    """
 
     duplicates: Annotated[
         Duplicates, check.one_of(", ".join(map(repr, get_args(Duplicates))), *get_args(Duplicates))
@@ -143,7 +147,7 @@ class Options(CheckedOptions):
     values of the finished trial, "resample" asks for another point."""
 
     stop_when_exhausted: _Flag = False
-    """Whether the search ends when every point of its space is taken."""
+    """Whether the search ends when each point of its space was tried or is being tried."""
 
     callbacks: Annotated[Sequence[Callback] | None, check.callbacks] = None
     """Functions that are called with the study and each finished trial, one at a time, in a thread. `study.stop()` in a
@@ -190,12 +194,10 @@ class Options(CheckedOptions):
     def failure_limits(self) -> tuple[int, int] | None:
         """The failures in a row that end the search: before the first success, and after it. `None` for no limit."""
         limit = self.max_consecutive_failures
-        if limit is None:
+        if limit is None or (limit == "auto" and self.n_trials <= _FEW_TRIALS):
             return None
         if isinstance(limit, int):
             return limit, limit
-        if self.n_trials <= _FEW_TRIALS:
-            return _FEW_TRIALS, _FEW_TRIALS
         first = max(5, min(max(_FEW_TRIALS, 2 * self.concurrency), self.n_trials // 4))
         return first, 5 * first
 
@@ -297,5 +299,5 @@ class OptimizerArguments(Options, _ObjectiveArgument):
     n_trials: Annotated[int, check.count] = field()
 
 
-# Python's errors about parameters name the function that the user has called.
+# Python's errors about arguments show the `__qualname__`: it must be the function that the user calls.
 Options.__init__.__qualname__, OptimizerArguments.__init__.__qualname__ = "optimize", "Optimizer"

@@ -45,7 +45,7 @@ class Session:
         self._running = 0
 
     def on(self, remote: Any, options: DeploymentOptions) -> Session:
-        """Return the session of the same searches with their trials on a cluster."""
+        """Return a session with the same objective and options, whose trials run on a cluster."""
         engine = host_engine(self.objective.target)
         if engine is None:
             raise InvalidOptionError(
@@ -58,7 +58,7 @@ class Session:
         """Assign one of `n_trials`, `concurrency` and `delay`."""
         if self._running:
             raise SearchRunningError(
-                f"`{name}` of `{self.objective.name}` cannot be assigned while a search runs, which would not see it. "
+                f"`{name}` of `{self.objective.name}` cannot be assigned while a search runs, which would ignore it. "
                 "Assign it before the call, or await the search first."
             )
         options = dataclasses.replace(self.options, **{name: value})
@@ -69,7 +69,7 @@ class Session:
         """Use another study for all calls from now on."""
         if self._running:
             raise SearchRunningError(
-                f"`study` of `{self.objective.name}` cannot be assigned while a search runs, which has one. "
+                f"`study` of `{self.objective.name}` cannot be assigned while a search runs, which uses its study. "
                 "Await the search first."
             )
         if not isinstance(study, optuna.Study):
@@ -104,7 +104,7 @@ class Session:
     def open_study(self, source: StudySource) -> optuna.Study:
         """Return the study of a `StudySource`.
 
-        If a search would keep the study in a checkpoint, the study is kept there at once.
+        If a search would keep the study in Flyte's checkpoint, `open_study` opens the study in the checkpoint too.
         """
         site = self._current_site() if self.deployment is None else None
         if site is None or not site.keeps_studies or source.is_given:
@@ -150,7 +150,7 @@ class _Assignable(Generic[T]):
         self._name = name
 
     def __get__(self, instance: SessionAttributes | None, owner: type) -> T:
-        if instance is None:  # asked of the class
+        if instance is None:  # an access on the class, not on an instance
             return self  # type: ignore[return-value]
         value: T = getattr(instance._session.options, self._name)
         return value
@@ -162,8 +162,8 @@ class _Assignable(Generic[T]):
 class SessionAttributes:
     """The base class with the attributes that `Optimizer` and `Optimized` share."""
 
-    __slots__ = ()  # a `__dict__` here would hide the attributes of what a proxy wraps
-    if TYPE_CHECKING:  # annotations would stand before those of what a proxy wraps
+    __slots__ = ()  # a `__dict__` would hide the attributes of the object that a proxy wraps
+    if TYPE_CHECKING:  # annotations would be found before those of the object that a proxy wraps
         n_trials: _Assignable[int]
         concurrency: _Assignable[int]
         delay: _Assignable[float]

@@ -1,4 +1,4 @@
-"""Private names of flytekit. Of the whole library, only the room `engines._flytekit` imports this module."""
+"""Private names of flytekit. Only the package `engines._flytekit` imports this module."""
 
 import atexit
 import copy
@@ -24,7 +24,7 @@ def interface_inputs(task: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def task_function(task: Any) -> Callable[..., Any] | None:
-    """Return the function that a task runs, to wrap it; `None` for a task without one."""
+    """Return the function that a task runs, to wrap that function; `None` for a task without a function."""
     return getattr(task, "_task_function", None)
 
 
@@ -36,7 +36,7 @@ def with_task_function(task: Any, function: Callable[..., Any]) -> Any:
 
 
 def without_deck(task: Any) -> Any:
-    """Return a copy of a task that writes no Deck: for a local call, flytekit would run `pip` twice to make one."""
+    """Return a copy of a task that writes no Deck: for the Deck of a local call, flytekit would run `pip` twice."""
     if getattr(task, "_disable_deck", True):
         return task
     changed = copy.copy(task)
@@ -138,7 +138,7 @@ def _runner_key(thread_name: str) -> str:
     return f"{thread_name}PID:{os.getpid()}"
 
 
-# The controller of an eager workflow, and what it uses.
+# Controllers of eager workflows, clients of flyteadmin, uploads and Decks.
 
 
 def controller_thread(controller: Any) -> threading.Thread:
@@ -150,7 +150,7 @@ def controller_thread(controller: Any) -> threading.Thread:
 def set_stop_handler(controller: Any, handler: Any) -> None:
     """Make flytekit's handler of SIGTERM call `handler.stop()` first, on the main thread.
 
-    The handler stops an event loop in an attribute that flytekit never sets.
+    Flytekit's handler calls `stop()` of the controller's event loop, an attribute that flytekit itself never sets.
     """
     controller._Controller__loop = handler
 
@@ -158,7 +158,7 @@ def set_stop_handler(controller: Any, handler: Any) -> None:
 def admin_method(client: Any, rpc: str) -> Callable[..., Any]:
     """Return an RPC of flyteadmin with its metadata, without the retries of the client.
 
-    The client's outermost interceptor sends a request that has failed three more times, at once and whatever the error.
+    The client's outermost interceptor repeats a failed request up to three times, immediately and whatever the error.
     """
     stub = _stubs.get(client) or _stubs.setdefault(client, type(client._stub)(channel_without_retries(client)))
     method = getattr(stub, rpc)
@@ -169,7 +169,7 @@ _stubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # cli
 
 
 def channel_without_retries(client: Any) -> Any:
-    """Return the channel of a client inside of the interceptor that retries; the names of the layers are gRPC's."""
+    """Return a client's channel without the interceptor that retries. gRPC defines `_channel` and `_interceptor`."""
     return _inside_of(client._channel, RetryExceptionWrapperInterceptor)
 
 

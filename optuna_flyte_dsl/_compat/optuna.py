@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, Trial
 
 
 def trial_id(trial: Trial | FrozenTrial) -> int:
-    """Return a trial's id in its storage, by which storages are asked.
+    """Return a trial's id in its storage: the id that the methods of a storage take.
 
     A trial's id is unique in its storage; its number is unique in its study only.
     """
@@ -28,7 +28,7 @@ def engine_of(storage: BaseStorage) -> Any:
 
 
 def journal_lock_of(storage: BaseStorage) -> Any:
-    """Return the lock object of a journal storage's file, to hold it for longer than one write; `None` if none."""
+    """Return the lock of a journal storage's file, to hold it during several writes; `None` if there is no lock."""
     return getattr(getattr(storage, "_backend", None), "_lock", None)
 
 
@@ -50,17 +50,20 @@ def set_enqueued_params(trial: Trial, params: Mapping[str, Any]) -> None:
 
 
 def cached_params(trial: Trial) -> dict[str, Any]:
-    """Return the parameters that a trial has suggested so far, without a call of the storage, which may be gone."""
+    """Return the parameters that a trial has suggested so far, without calling the storage, which may be down."""
     return trial._cached_frozen_trial.params
 
 
 def refresh(trial: Trial) -> None:
-    """Read a trial anew, because another process has reported to it. It blocks."""
+    """Read a trial anew, because another process has reported to it. The call blocks."""
     trial._cached_frozen_trial = trial.storage.get_trial(trial._trial_id)
 
 
 def detached_trial(study: optuna.Study, trial: Trial) -> Trial:
-    """Return a second object for a trial, which can sample without changing the first one or an in-memory storage."""
+    """Return a second object for a trial.
+
+    Sampling with the second object changes neither the first object nor the trial that an in-memory storage holds.
+    """
     detached = Trial(study, trial._trial_id)
     detached._cached_frozen_trial = copy.deepcopy(detached._cached_frozen_trial)
     return detached

@@ -1,6 +1,6 @@
 """Private names of Optuna's gRPC storage proxy.
 
-The module stands alone because it loads grpc and protobuf, which few searches need.
+This module is separate from `_compat.optuna` because it loads grpc and protobuf, which few searches need.
 """
 
 import grpc
@@ -16,7 +16,7 @@ def serve_storage(storage: BaseStorage, server: grpc.Server) -> None:
 
 
 class StorageProxyClient(GrpcStorageProxy):
-    """Optuna's client of a storage proxy, over a channel of ours.
+    """Optuna's client of a storage proxy, over a channel that the caller has opened.
 
     Args:
         interceptor: The interceptor adds a token to each call.

@@ -28,7 +28,10 @@ class DeploymentOptions(TypedDict, total=False):
 
 
 class RemoteSearch(Protocol):
-    """One search whose trials run on a cluster. As an async context manager, it ends what the search leaves running."""
+    """One search whose trials run on a cluster.
+
+    As an async context manager, a `RemoteSearch` terminates the executions that the search leaves running.
+    """
 
     is_checkpointed: bool  # whether the study is kept in the checkpoint of the searching pod
     is_durable: bool  # whether another process can continue the search
@@ -46,7 +49,7 @@ class RemoteSearch(Protocol):
         ...
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
-        """Tell whether the process that left the evidence is alive; `None` if that is not known. It blocks."""
+        """Tell whether the process that left the evidence is alive; `None` if that is not known. The call blocks."""
 
     def adopts(self, trial: FrozenTrial) -> bool:
         """Tell whether a trial of a dead process can be continued."""
@@ -60,16 +63,16 @@ class RemoteSearch(Protocol):
         """Check that a pod can load the objective."""
 
     async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
-        """Enqueue the trials of an earlier attempt whose checkpoint is missing."""
+        """Enqueue the trials of the pod's earlier attempts that the checkpoint lacks."""
 
     def use_study_in_names(self, identity: str) -> None:
         """Derive the names of executions from the study, because other processes may continue it."""
 
     def attach(self, loop: SearchLoop) -> None:
-        """Note the search loop, which the end of the pod stops."""
+        """Store the search loop, so that the search can stop the loop when the pod ends."""
 
     async def commit(self) -> None:
-        """Return when all that is in the study would outlive this process."""
+        """Wait until the study's present content would outlive this process."""
 
 
 class Site(Protocol):
@@ -88,7 +91,7 @@ class Site(Protocol):
         ...
 
     def open_storage(self, key: str) -> BaseStorage:
-        """Return the storage of the search with a key, for the next attempt of this pod."""
+        """Return the storage that keeps the study of the search with a key for the next attempt of this pod."""
         ...
 
     def start_search(self, options: Cluster, key: str, thread: Threads) -> RemoteSearch:
@@ -97,10 +100,10 @@ class Site(Protocol):
 
 
 class Deployment(Protocol):
-    """The way of a search's trials from this machine to a cluster."""
+    """Deploys the code of a search from this machine to a cluster."""
 
     def site(self, target: Any, patience: float) -> Site:
-        """Return the site of an objective's trials. The first call uploads the code. It blocks."""
+        """Return the site of an objective's trials. The first call uploads the code. The call blocks."""
         ...
 
 
@@ -116,28 +119,29 @@ class Engine(Protocol):
         ...
 
     def prepare(self, task: Any) -> None:
-        """Prepare a task for being decorated, such as its interface's bare markers."""
+        """Prepare a task for `@optimize`, for example by spelling out the bare markers in the task's interface."""
 
     def check_place(self, name: str) -> None:
-        """Raise `CompilationError` where a search cannot run: a workflow is compiled, or a pod imports the module."""
+        """Raise `CompilationError` if no search can run: a workflow is being compiled, or a pod imports the module."""
 
     def call(self, task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return what the call of a decorated task means where it happens; `NotImplemented` if it means a search.
+        """Return the result of a decorated task's call if the call is no search; else `NotImplemented`.
 
-        The decorated task's `__call__` must call this itself, because the caller's module may tell what is meant.
+        The decorated task's `__call__` must call this method directly, because an engine may inspect the frame of
+        `__call__`'s caller.
         """
 
     def pod_methods(
         self, task: Any, objective: Objective, make_pruner: Callable[[], BasePruner]
     ) -> Mapping[str, Callable[..., Any]]:
-        """Return the methods by which a pod runs a decorated task, and which replace the task's own."""
+        """Return the methods that replace a decorated task's own methods when a pod runs the task."""
         ...
 
     def current_site(self) -> Site | None:
-        """Return the site of a search that is called here; `None` if its trials run on this machine."""
+        """Return the site for a search that the caller starts now; `None` if the trials run on this machine."""
 
     def deploy(self, remote: Any, options: DeploymentOptions) -> Deployment:
-        """Return the way to a cluster; raise `InvalidOptionError` if the remote or an option cannot be used."""
+        """Return a deployment to a cluster; raise `InvalidOptionError` if the remote or an option cannot be used."""
         ...
 
     def make_local_runner(self, objective: Objective) -> Runner:

@@ -1,4 +1,4 @@
-"""The choice of a task's engine, by the task's class: no SDK is imported for it."""
+"""Chooses a task's engine by the task's class, without importing an SDK."""
 
 import importlib
 import types
@@ -23,7 +23,7 @@ def register_types() -> None:
         wrapt.register_post_import_hook(_on_import, sdk)
 
 
-_imported: list[str] = []  # the SDKs whose import is complete; `sys.modules` has a module from the import's beginning
+_imported: list[str] = []  # the SDKs whose import is complete; `sys.modules` lists a module when its import begins
 
 
 def _on_import(sdk: types.ModuleType) -> None:
@@ -42,7 +42,7 @@ def engine_of(target: Any) -> Engine | None:
 
 
 def host_engine(target: Any) -> Engine | None:
-    """Return the engine in which an objective runs: a task's own; for a function, the one whose SDK is loaded."""
+    """Return the engine that runs an objective: for a task, its own engine; for a function, a loaded SDK's engine."""
     return engine_of(target) or next(iter(loaded_engines()), None)
 
 

@@ -60,7 +60,7 @@ async def await_thread(running: asyncio.Future[Any]) -> Any:
 
 
 def warn_of_running_thread() -> None:
-    """Warn, once in a process, that the function of a trial that was given up runs on."""
+    """Warn, once in a process, that the function of a trial that was given up is still running."""
     if not _warned.is_set():
         _warned.set()
         logger.warning(

@@ -32,18 +32,18 @@ class _Worker:
     """One worker process.
 
     Args:
-        gpu: The device that it sees; `None` for all devices.
+        gpu: The device that the worker process sees; `None` for all devices.
     """
 
     def __init__(self, gpu: int | str | None, payload: bytes) -> None:
         self.gpu = gpu
         env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        # An initializer, so that every process which loky starts has the objective.
+        # An initializer gets the payload, so that every process which loky starts has the objective.
         self.pool = ProcessPoolExecutor(
             max_workers=1, env=env, initializer=WatchedInitializer(os.getpid()), initargs=(os.getpid(), payload)
         )
         kill_workers_at_exit(self.pool)
-        self.pid: int | None = None  # the process's, and its group's; `None` until it has loaded the objective
+        self.pid: int | None = None  # the id of the process and its group; `None` until the objective is loaded
 
     @property
     def is_alive(self) -> bool:
@@ -52,7 +52,7 @@ class _Worker:
         return False
 
     def kill(self) -> None:
-        """Kill a worker process and its children, which would outlive the worker if the system has killed it."""
+        """Kill a worker process and its children. Children outlive a worker that the operating system has killed."""
         self.pool.shutdown(wait=True, kill_workers=True)
         if self.pid is not None and hasattr(os, "killpg"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -62,10 +62,10 @@ class _Worker:
 class ProcessRunner:
     """Runs the trials of one search, each in a worker process that runs nothing else meanwhile; see `Runner`.
 
-    A worker that crashes, or whose trial is given up, is killed. The next trial gets a new one.
+    A worker that crashes, or whose trial is given up, is killed. The next trial gets a new worker.
 
     Args:
-        make_runner: Makes the runner of the objective inside a worker. The maker must be picklable.
+        make_runner: Makes the runner of the objective inside a worker. `make_runner` must be picklable.
         gpus: The devices, one for each running trial; `None` if trials see all devices.
     """
 
@@ -107,7 +107,7 @@ class ProcessRunner:
         return value
 
     async def _call(self, worker: _Worker, function: Callable[..., Any], *args: Any) -> Any:
-        # In a thread, because a new executor starts its process in `submit`.
+        # `submit` is called in a thread, because a new executor starts its process in `submit`.
         future = asyncio.wrap_future(await self._threads.run(lambda: worker.pool.submit(function, *args)))
         try:
             # Loky's own future is not cancelled: loky's thread, which ends the worker, fails on a cancelled future.
@@ -122,7 +122,7 @@ class ProcessRunner:
             self._busy.add(worker)
             if worker.is_alive:
                 return worker
-            # It has died between two trials: that is the fault of neither.
+            # The worker has died between two trials, so no trial fails.
             await finish(functools.partial(self._give_back, worker, kill=True))
         worker = _Worker(self._gpus.pop() if self._gpus else None, self._payload)
         self._busy.add(worker)
@@ -163,6 +163,6 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
         return bytes(cloudpickle.dumps((objective, make_runner)))
     except Exception as error:
         raise InvalidObjectiveError(
-            f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. Make what it '
-            "needs inside it: open files, locks and connections cannot be sent."
+            f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. Open files, '
+            "locks and connections cannot be sent: create them inside the objective."
         ) from error

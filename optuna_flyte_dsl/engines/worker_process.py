@@ -1,4 +1,4 @@
-"""What runs inside of a worker process: it watches its parent, loads the objective, and runs trials."""
+"""The code of a worker process: watches the parent process, loads the objective, and runs trials."""
 
 import asyncio
 import contextlib
@@ -38,24 +38,25 @@ def watch():
 
 threading.Thread(target=watch, daemon=True).start()
 """
-_WATCH = "optuna-flyte-parent"  # the name of the thread that watches the parent when all is imported
+_WATCH = "optuna-flyte-parent"  # the name of the thread that watches the parent once `start_worker` is imported
 
 
 @dataclass(frozen=True)
 class WatchedInitializer:
     """Unpickles to `start_worker`, and watches the parent process while that function's imports are under way.
 
-    The imports take seconds. A parent process that is killed meanwhile would leave its worker behind for as long.
+    The imports of `start_worker` take seconds. An unwatched worker would outlive a parent process that is killed during
+    the imports.
     """
 
     parent: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled in this order: the early watch, which needs the standard library only; then what is to be imported.
+        # The early watch, which needs the standard library only, is unpickled before the imports of `start_worker`.
         return operator.itemgetter(1), ((_EarlyWatch(self.parent), start_worker),)
 
     def __call__(self, *_: Any) -> None:
-        raise NotImplementedError("it is for a worker process, in which it is `start_worker`")
+        raise NotImplementedError("A `WatchedInitializer` must be unpickled, in a worker process, to `start_worker`.")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def load() -> int:
 
 
 def run_trial(arguments: dict[str, Any], handle: TrialHandle | None, token: str) -> tuple[bytes, bool]:
-    """Return the pickled result, and whether a thread is still running.
+    """Run a trial. Return the pickled result, and whether a thread still runs the objective.
 
     Only the end of this process stops a thread that still runs the objective.
     """
@@ -127,7 +128,7 @@ def run_trial(arguments: dict[str, Any], handle: TrialHandle | None, token: str)
 
     try:
         result: tuple[Any, BaseException | None] = (loop.run(run(), context=contextvars.copy_context()), None)
-    except BaseException as error:  # noqa: BLE001 - the search judges it
+    except BaseException as error:  # noqa: BLE001 - the search judges the error
         result = (None, error)
     return _pickle_result(*result), runner.busy
 
@@ -151,7 +152,7 @@ def _qualified_name(kind: type) -> str:
 
 
 class SubstituteError(RuntimeError):
-    """Stands for an error of a worker process that cannot be pickled."""
+    """Replaces an error of a worker process that cannot be pickled."""
 
     def __init__(self, text: str, names: tuple[str, ...]) -> None:
         super().__init__(text, names)
@@ -162,5 +163,5 @@ class SubstituteError(RuntimeError):
         return self.reason_of_trial
 
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
-        """Tell whether this error stands for an error of one of the given classes; the option `catch` asks for it."""
+        """Tell whether the replaced error is of one of the given classes. The option `catch` needs this method."""
         return any(_qualified_name(kind) in self._names for kind in kinds)

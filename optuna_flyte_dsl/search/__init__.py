@@ -1,4 +1,4 @@
 """The search loop: it asks for trials, runs them and tells their results, within the search's limits.
 
-The loop knows asyncio and Optuna, and no engine.
+The loop depends on asyncio and Optuna, and on no engine.
 """

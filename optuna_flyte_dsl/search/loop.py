@@ -1,6 +1,6 @@
 """The search loop: asks for trials, runs them at the same time, and tells them, until a limit is reached.
 
-A single thread asks for trials and tells them in order, and callbacks run in it: none of it blocks the event loop.
+A single thread asks for trials, tells trials in order and runs callbacks, so that no such call blocks the event loop.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater
 
 @dataclass(eq=False)
 class SearchLoop:
-    """One search."""
+    """Runs one search: asks for its trials, runs them and tells their results."""
 
     trials: AskTell
     objective: Objective
@@ -41,10 +41,10 @@ class SearchLoop:
     options: Options
     _: KW_ONLY
     thread: Threads  # the single thread in which the study is used
-    n_trials: int  # the number of trials to run; in a resumed search, it is smaller than that of the options
+    n_trials: int  # the number of trials to run; in a resumed search, it may be less than `options.n_trials`
     initial_points: Sequence[Mapping[str, Any]] = ()
     started: float | None = None  # when the search was called, in the event loop's time; by default when it is run
-    # Awaited after each trial. If the study is kept in a checkpoint, `commit` makes durable what was told.
+    # Awaited after each trial. `commit` saves the checkpoint in which the study is kept; `None` without a checkpoint.
     commit: Callable[[], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class SearchLoop:
         self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught)
         self._timeout, self._trial_timeout = options.timeouts
         self._claimed = 0  # trials that were asked for, or are about to be
-        self._found_none = False  # whether the last ask found nothing to do; a trial that ends later may change that
+        self._found_none = False  # whether the last ask returned no trial; telling a trial resets the flag
         self._timed_out = False
         self._is_cancelled = False  # whether the search cancels its trials
         self._suspended = False
@@ -66,7 +66,7 @@ class SearchLoop:
         )
 
     async def run(self) -> None:
-        """Run the search to its end. However the search ends, each trial that it has asked for is told before."""
+        """Run the search to its end. Before `run` ends, it tells each open trial, unless `suspend` was called."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._context = contextvars.copy_context()
         self._wake = asyncio.Event()  # set when the search stops, so that no trial waits out its delay
@@ -116,7 +116,7 @@ class SearchLoop:
         return self.trials.has_quota or self._claimed < self.n_trials
 
     def _add_trial(self) -> None:
-        # Each trial has a context of its own: the context variables that an objective sets do not reach the next one.
+        # Each trial has its own context: context variables that one trial's objective sets do not reach other trials.
         self._claimed += 1
         task = self._loop.create_task(self._run_trial(), context=self._context.copy())
         self._tasks.add(task)
@@ -200,13 +200,13 @@ class SearchLoop:
         return self._timed_out
 
     async def _run_attempts(self, asked: AskedTrial) -> Outcome:
-        """Run a trial, and again with the same parameters while it raises and retries are left."""
-        # A trial of a process that has died may have made attempts there.
+        """Run a trial. While the objective raises and retries are left, run it again with the same parameters."""
+        # An adopted trial may have made attempts in the process that has died.
         reasons: list[str] = list(asked.attempts)
         has_limit = self._timeout is not None or self._trial_timeout is not None
         clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
         while True:
-            # Another attempt must not see what this one changes.
+            # The objective may change its arguments: each attempt gets its own copies.
             arguments = copy_containers(asked.arguments) if self.options.retries else asked.arguments
             run = TrialRun(asked.trial, arguments, len(reasons))
             outcome = await self._run_attempt(run, clock)
@@ -264,7 +264,7 @@ class SearchLoop:
     def _closes_coroutine(self, error: BaseException) -> bool:
         """Tell whether an error closes this coroutine because its event loop is gone.
 
-        An objective may raise GeneratorExit too.
+        A GeneratorExit that the objective has raised does not close this coroutine.
         """
         return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is None
 
@@ -274,8 +274,8 @@ class SearchLoop:
                 await self._wake.wait()
 
     async def _abandon(self, error: BaseException) -> None:
-        """Cancel all running trials, and tell those that were asked for."""
-        if self.thread.is_forked:  # the search is the parent's
+        """Cancel all running trials, and tell all trials that were asked for and not told."""
+        if self.thread.is_forked:  # this process is a forked child, and the parent runs the search
             return
         self.trials.stopped = True
         self.trials.hurry()
@@ -298,7 +298,7 @@ class SearchLoop:
         closing.result()
 
     def _close_in_this_thread(self) -> None:
-        """Tell the trials that are still open because `_abandon` was broken off: by an interrupt, or with its loop."""
+        """Tell the trials that are still open because an interrupt or the loop's end has broken off `_abandon`."""
         if not self._suspended and not self.thread.is_forked:
             self.trials.stopped = True
             self.trials.close_open("The search was interrupted while this trial ran.")

@@ -29,7 +29,7 @@ class TrialOrder:
         self._wake()
 
     async def turn_to_tell(self, turn: int) -> None:
-        """Wait until a trial may be told: after the trials before it, and after the asks that must not see it."""
+        """Wait until a trial may be told: all earlier trials are told, and all asks that must not see it are done."""
         await self._until(lambda: self._told == turn and self._asked >= self._asks_before(turn))
 
     def told(self) -> None:

@@ -88,7 +88,7 @@ class Judge:
         # The last three classes need no `catch`: they are not errors of the objective's code.
         if isinstance(error, (*self.caught, asyncio.CancelledError, WorkerDiedError, TrialTimeoutError)):
             return True
-        stands_for = _attribute(error, "stands_for")  # the error of another process
+        stands_for = _attribute(error, "stands_for")  # a method of errors that stand for another process's error
         return callable(stands_for) and bool(stands_for(self.caught))
 
 
@@ -106,14 +106,14 @@ def one_line(text: str | None) -> str:
 
 
 def mark_retries_used(error: BaseException, *, used: bool = True) -> None:
-    """Mark an error as that of the last attempt which a task's own `retries` allow, or remove the mark."""
+    """Mark an error as the error of the last attempt that a task's own `retries` allow, or remove the mark."""
     if used or retries_are_used(error):
         with contextlib.suppress(Exception):  # a user's `__setattr__` may raise anything
             setattr(error, _RETRIES_USED, used)
 
 
 def retries_are_used(error: BaseException) -> bool:
-    """Tell whether a task has used up its own `retries`. The search's `retries` do not multiply with them."""
+    """Tell whether a task has used up its own `retries`. The search then does not retry the trial."""
     return bool(_attribute(error, _RETRIES_USED))
 
 

@@ -26,7 +26,7 @@ class Tally:
     """Counts the finished trials of a search, and keeps the best value."""
 
     name: str
-    n_trials: int  # the number of trials that were asked for
+    n_trials: int  # the number of trials that the search is to have
     directions: list[StudyDirection]
     finished: int = 0
     failed: int = 0
@@ -144,11 +144,11 @@ class Lines:
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", line)
         elif optuna.logging.get_verbosity() <= optuna.logging.INFO:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - what a bar shows on a terminal
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - replaces the progress bar
 
 
 def _on_terminal() -> bool:
-    """Tell whether standard error is a terminal. Rich would also say yes if FORCE_COLOR is set."""
+    """Tell whether standard error is a terminal. Rich's own test is also true if FORCE_COLOR is set."""
     return sys.stderr.isatty()
 
 

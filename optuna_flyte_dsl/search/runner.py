@@ -27,12 +27,12 @@ class TrialRun:
 class Runner(Protocol):
     """Runs the objective of each trial of one search.
 
-    A runner translates its SDK's errors into those that the loop understands: `optuna.TrialPruned`; a `ClusterError`,
+    A runner translates its SDK's errors into errors of the search loop: `optuna.TrialPruned`; a `ClusterError`,
     which ends the search; an error for which `retries_are_used` holds; and any other error, which fails the trial.
     """
 
     async def run(self, run: TrialRun) -> Any:
-        """Return what the objective returned, or raise what it raised. Cancelling this gives up the trial."""
+        """Return what the objective returned, or raise what it raised. Cancelling `run` gives up the trial."""
 
     async def close(self) -> None:
         """Free what the runner holds. `close` is called once, after the last trial."""

@@ -11,10 +11,10 @@ from optuna_flyte_dsl._pauses import pauses
 
 
 class ExitGuard:
-    """A context in which Python's exit cancels the search, and waits until its trials are told.
+    """A context manager under which Python's exit cancels the search, and waits until the search has told its trials.
 
-    A local eager workflow runs in a daemon thread of flytekit's. When Ctrl-C ends the main thread, nothing else would
-    end the search.
+    A local eager workflow runs in a daemon thread of flytekit's. Without an `ExitGuard`, a search in that thread would
+    not notice that Ctrl-C ends the main thread.
     """
 
     def __init__(
@@ -27,8 +27,8 @@ class ExitGuard:
         self._closed = threading.Event()
 
     def __enter__(self) -> None:
-        # Registered anew for each search: exit handlers run in reverse order, and flytekit's, which stops its event
-        # loop, was registered when that loop was made.
+        # Exit handlers run in reverse order. Each search registers its handler when it starts, so that the handler runs
+        # before flytekit's handler, which stops flytekit's event loop.
         atexit.register(self._at_exit)
 
     def __exit__(self, *_: object) -> None:
@@ -36,7 +36,7 @@ class ExitGuard:
         atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
-        if self._is_forked():  # the search is the parent's
+        if self._is_forked():  # this process is a forked child, and the parent runs the search
             return
         try:
             if self._task is not None and self._loop.is_running():
@@ -46,7 +46,7 @@ class ExitGuard:
                 self._task.cancel()
                 self._loop.run_until_complete(asyncio.wait([self._task], timeout=pauses.exit_patience))
         finally:
-            with contextlib.suppress(ValueError):  # this is not the main thread
+            with contextlib.suppress(ValueError):  # only the main thread may set a signal handler
                 # Another Ctrl-C would stop the search from storing its last results.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._close()

@@ -1,4 +1,4 @@
-"""Asks for the trials of one search, samples their parameters, and tells them. All of it blocks."""
+"""Asks for the trials of one search, samples their parameters, and tells them, by blocking calls."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -41,12 +41,12 @@ class AskedTrial:
     trial: Trial
     arguments: dict[str, Any]
     outcome: Outcome | None = None  # the trial's outcome, if it is known without a run
-    attempts: Sequence[str] = ()  # why each attempt of the process that ran the trial before has failed
+    attempts: Sequence[str] = ()  # for an adopted trial: why each of its earlier attempts has failed
 
 
 @dataclass(eq=False)
 class AskTell:
-    """The trials of one search that are asked for and not told."""
+    """Asks for and tells the trials of one search, and keeps the trials that are asked for and not told."""
 
     study: optuna.Study
     objective: Objective
@@ -78,7 +78,7 @@ class AskTell:
         self._adopted = list(reversed(self.adopted))
         self._study_name = ""
         self._quota = Quota(self.study, storage, self.total) if storage is not None and self.total is not None else None
-        self.has_quota: bool = self._quota is not None  # if so, only an ask tells how many trials are missing
+        self.has_quota: bool = self._quota is not None  # whether only an ask tells if trials are missing
         self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
         self._before: int | None = None  # the number of the study's trials before the first ask
@@ -102,7 +102,7 @@ class AskTell:
             self._study_name = self.study.study_name  # read now, while the storage answers
         if not points:
             return
-        # Other searches may begin with the same points.
+        # The lock is held, because another search may enqueue the same points at the same time.
         with self._quota.exclusive() if self._quota is not None else contextlib.nullcontext():
             for point in points:
                 self.study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -154,7 +154,7 @@ class AskTell:
             raise
 
     def _check_alone(self) -> None:
-        """Refuse another search beside a deterministic one, by the owners of its trials."""
+        """Raise an error if the owners of the study's trials show another search beside this deterministic search."""
         if self.storage is None or not self.options.deterministic:
             return
         trials = self.study.get_trials(deepcopy=False)
@@ -175,8 +175,8 @@ class AskTell:
     def _sample(self, trial: Trial) -> AskedTrial:
         number = trial.number
         if self.is_quick is None:
-            # A change of thread would take as long as all the rest. Exact types are compared, because a subclass may do
-            # anything.
+            # In memory, a change of thread takes as long as an ask or a tell. Exact types are compared, because a
+            # subclass may block.
             in_memory = type(trial.storage) is InMemoryStorage
             self.is_quick = in_memory and type(self._sampler) is RandomSampler and not self.options.callbacks
         if self.sampler_of_trial is not None:
@@ -202,7 +202,7 @@ class AskTell:
         return AskedTrial(number, trial, arguments, Outcome(TrialState.COMPLETE, values) if values else None)
 
     def _drop_what_does_not_fit(self, trial: Trial) -> None:
-        """Let the retry of a lost trial sample anew what lies outside of the space, which may be another one now."""
+        """Drop enqueued parameters of a retry outside of the space, which may have changed. They are sampled anew."""
         markers, params = dict(self.space), enqueued_params(trial)
         fitting = {name: each for name, each in params.items() if name not in markers or contains(markers[name], each)}
         if len(fitting) < len(params):
@@ -211,7 +211,7 @@ class AskTell:
     def keep(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Keep the outcome of a trial that waits for its turn to be told.
 
-        The search may end meanwhile. In a storage that outlives the process, the outcome is stored too.
+        The search may end before that turn. In a storage that outlives the process, the outcome is stored too.
         """
         if outcome.fatal is None:
             self._untold[asked.number] = outcome
@@ -228,11 +228,11 @@ class AskTell:
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
         if LOST in frozen.user_attrs and not outcome.lost and outcome.values is not None:
             self._tell_late(frozen, outcome)
-        self._open.pop(number, None)  # the loop's thread may have given it up meanwhile
+        self._open.pop(number, None)  # the event loop's thread may have removed the trial
         self._untold.pop(number, None)
         if outcome.fatal is not None:
             self.stopped = True
-            if not isinstance(outcome.fatal, Exception):  # a SystemExit has no text of its own
+            if not isinstance(outcome.fatal, Exception):  # a SystemExit may end the program without a message
                 logger.error("Trial %d of `%s` ends the search: %s", number, self.objective.name, outcome.reason)
             raise outcome.fatal
         if outcome.state is TrialState.FAIL:
@@ -291,7 +291,7 @@ class AskTell:
                 raise TimeoutError
 
         with contextlib.suppress(TimeoutError):
-            # A durable storage has waited out the outage itself.
+            # A `DurableStorage` has already retried its calls, so no attempt is added.
             waits = iter(pauses.at_last if self.storage is None else ())
             retry(tell_all, waits, may_pass=lambda error: isinstance(error, TimeoutError))
         self._open.clear()
@@ -308,7 +308,7 @@ class AskTell:
 
         `give_up` is called in another thread, because the study's thread waits for the storage.
         """
-        trials, untold = self._open.copy(), self._untold.copy()  # a silent storage may answer at any moment
+        trials, untold = self._open.copy(), self._untold.copy()  # copies: if the storage answers now, the dicts change
         left = {number: (trial, untold[number]) for number, trial in trials.items() if number in untold}
         self._open.clear()
         if not left:

@@ -1,4 +1,4 @@
-"""Saves the outcomes of trials that a storage does not take."""
+"""Saves the outcomes of finished trials in a file when the storage does not accept them."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from optuna_flyte_dsl.search.outcome import Outcome
 
 
 def untold_error(name: str, study: str, untold: Mapping[int, tuple[Trial, Outcome]]) -> StorageUnavailableError:
-    """Save the outcomes of trials that could not be told in a file, and return the error that names the file."""
+    """Save in a file the outcomes of trials that could not be told, and return the error that names the file."""
     lines: list[dict[str, Any]] = [
         {
             "study": study,

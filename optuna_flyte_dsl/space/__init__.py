@@ -1,1 +1,1 @@
-"""The language: markers, signatures, search spaces and objectives. Pure: no Flyte, no storage, no I/O."""
+"""Markers, signatures, search spaces and objectives. The package uses no Flyte, no storage and no I/O."""

@@ -12,7 +12,7 @@ from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty
-"""The type of a parameter whose annotation names none."""
+"""Stands for the type of a parameter whose annotation names no type."""
 
 _PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
 
@@ -26,7 +26,7 @@ class ReadAnnotation(NamedTuple):
 
 
 def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
-    """Take an annotation apart."""
+    """Return the marker of an annotation, the type beside the marker, and whether `None` is accepted."""
     if isinstance(annotation, type) and issubclass(annotation, Suggestion):
         raise InvalidAnnotationError(
             f"{where} is the class {annotation.__name__}. Call it, with its bounds: `{_example(annotation)}`."

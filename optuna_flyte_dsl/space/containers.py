@@ -26,7 +26,7 @@ def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], 
         if type(value) is dict:
             return items
         copied = copy.copy(value)  # a subclass, such as OrderedDict or defaultdict
-        for key, item in items.items():  # the `update` of a Counter adds
+        for key, item in items.items():  # not by `update`, which adds counts in a Counter
             copied[key] = item
         return copied
     if type(value) is list:

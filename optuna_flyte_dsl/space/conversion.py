@@ -1,4 +1,4 @@
-"""The types of values: an int becomes a float where one is declared, and a suggestion has its marker's type."""
+"""The types of values: an int becomes a float where the signature declares a float, and markers have value types."""
 
 from numbers import Real
 from typing import Any
@@ -18,7 +18,7 @@ def value_types(marker: Suggestion) -> tuple[type, ...]:
 
 
 def to_float(base: Any, value: Any) -> Any:
-    """Return a real number as a float if its declared type is float: flytekit converts no int.
+    """Return a real number as a float if its declared type is float, because flytekit does not convert an int.
 
     Other values are returned unchanged.
     """

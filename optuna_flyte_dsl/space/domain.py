@@ -25,7 +25,7 @@ def count(marker: Suggestion) -> float:
 
 
 def value_at(marker: Suggestion, index: int) -> Any:
-    """Return the value of a finite marker that has an index, from 0 to `count(marker) - 1`."""
+    """Return the value at an index, from 0 to `count(marker) - 1`, of a marker with finitely many values."""
     if isinstance(marker, Category):
         return marker.choices[index]
     grid = grid_of(marker)

@@ -3,7 +3,7 @@
 Every piece of code that counts the steps of a marker uses this module.
 
 The arithmetic is exact in base ten, as a user writes the numbers. In binary floats, three steps of 0.1 are
-0.30000000000000004; here they are 0.3. Where a float is looked up, a rounding error still finds its index.
+0.30000000000000004; on a `Grid`, they are 0.3. `Grid.index` tolerates rounding errors.
 """
 
 import functools

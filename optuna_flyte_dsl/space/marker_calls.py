@@ -1,4 +1,4 @@
-"""What a wrong call of a marker says: metaclasses, because Python itself refuses a wrong number of arguments."""
+"""Metaclasses that raise this library's errors for wrong calls of markers, instead of Python's TypeError."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 
 
 class CheckedCall(type):
-    """The class of the markers' classes: a wrong number or name of arguments is an error of this library."""
+    """Metaclass of markers: a wrong number of arguments, or a wrong name, raises an error of this library."""
 
     if not TYPE_CHECKING:
 
@@ -25,7 +25,7 @@ class CheckedCall(type):
 
 
 class MarkerNames(type):
-    """The class of `suggest`: Optuna's names are errors that say the name here."""
+    """Metaclass of `suggest`: for a name that Optuna uses, the error says this library's name."""
 
     if not TYPE_CHECKING:
 

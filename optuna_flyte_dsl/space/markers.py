@@ -1,4 +1,4 @@
-"""The words of a signature: markers of searched parameters, and directions of objectives."""
+"""The annotations of an objective's signature: markers of searched parameters, and directions of objectives."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def _repetition(choices: Sequence[Any]) -> tuple[Any, Any] | None:
             if key in hashed:
                 return hashed[key], choice
             hashed[key] = choice
-        except Exception:  # noqa: BLE001 - it has no hash, or a user's `__hash__` or `__eq__` raises
+        except Exception:  # noqa: BLE001 - the choice has no hash, or a user's `__hash__` or `__eq__` raises
             rivals = choices[:index]
         for earlier in rivals:
             if same(choice, earlier):

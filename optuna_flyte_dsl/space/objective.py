@@ -20,7 +20,7 @@ from optuna_flyte_dsl.space.signatures import read_signature
 
 
 def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...]:
-    """Return what one run of an objective returned as the values of its trial.
+    """Convert what one run of an objective returned to the values of its trial.
 
     Args:
         n_objectives: The number of the study's directions.
@@ -62,8 +62,8 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
         f"{shown(value)}, of type {type(value).__name__}" for value in (returned if several else (returned,))
     )
     return ObjectiveValueError(
-        f"`{name}` returned {described}, which Flyte does not take for what its annotation says. Write `float(...)` "
-        "around it."
+        f"`{name}` returned {described}, which Flyte does not accept for the return annotation. Write `float(...)` "
+        "around the value."
     )
 
 
@@ -94,7 +94,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class TaskDescription:
-    """What an engine reads from a task."""
+    """The name and the signature of a task, which its engine reads."""
 
     name: str
     signature: inspect.Signature
@@ -107,13 +107,13 @@ class Objective:
     target: Any
     name: str
     kind: Kind
-    takes_trial: bool  # whether it has a parameter `trial`; a task's must have the type `optuna.Trial`
+    takes_trial: bool  # whether the objective takes `trial`; for a task, only with the type `optuna.Trial`
     space: SearchSpace
     returns: ReturnAnnotation
 
     @classmethod
     def of(cls, target: Any, task: TaskDescription | None = None) -> Objective:
-        """Read an objective."""
+        """Read the name, the kind, the search space and the return annotation of a task or function."""
         if task is not None:
             name, signature, kind = task.name, task.signature, Kind.TASK
             takes_trial = TRIAL in signature.parameters and is_trial(signature.parameters[TRIAL].annotation)
@@ -163,7 +163,7 @@ class Objective:
         return merge_directions(self.name, self.returns.directions, given)
 
     def refusal(self, returned: Any, *, refused_by_sdk: bool = False) -> Exception | None:
-        """Return the error of a task's value, as far as the return annotation tells; see `task_refusal`."""
+        """Return the error for a value that a task returned against its return annotation; see `task_refusal`."""
         if self.returns.directions is None:
             return None
         return task_refusal(self.name, returned, len(self.returns.directions), refused_by_sdk=refused_by_sdk)

@@ -1,7 +1,7 @@
 """The search space: the searched parameters of an objective, and its fixed arguments.
 
-A space is made from a signature. The arguments of a call are bound to it. A trial's suggestions then make the keyword
-arguments of one run.
+`SearchSpace.from_signature` makes a space, `bind` adds the arguments of a call, and `suggest` returns the keyword
+arguments of one trial.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             **kwargs: Values by parameter name.
 
         Raises:
-            ArgumentError: If the objective has no such parameter, or one is given twice.
+            ArgumentError: If the objective has no such parameter, or a parameter is given twice.
             OutOfRangeError: If a fixed value lies outside its marker.
         """
         if len(args) > len(self._declared):

@@ -1,1 +1,1 @@
-"""Where trials are kept, and which process runs them."""
+"""Opens studies and storages, resumes studies, and tells which process runs a trial."""

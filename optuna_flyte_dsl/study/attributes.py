@@ -8,7 +8,7 @@ PREFIX = "optuna_flyte_dsl:"
 # User attributes of a trial.
 ERROR = f"{PREFIX}error"  # why the trial failed, in at most 2,000 characters
 ATTEMPTS = f"{PREFIX}attempts"  # why each attempt of the trial but the last one failed: a list of strings
-LOST = f"{PREFIX}lost"  # True if it failed only because its search or process ended; a resumed search does not count it
+LOST = f"{PREFIX}lost"  # True if the trial failed only because its search or process ended: the trial does not count
 RETRY_OF = f"{PREFIX}retry_of"  # the number of the lost trial whose parameters this trial tries again
 OUTCOME = f"{PREFIX}outcome"  # {"state", "values"} of a deterministic search's trial that waits for its turn to be told
 FIXED_ARGUMENTS = f"{PREFIX}fixed"  # a hash of the fixed arguments, if the search looks for points tried already
@@ -19,10 +19,10 @@ EXECUTION_ERROR = f"{PREFIX}execution_error"  # Flyte's error: see `ExecutionFai
 # System attributes of a trial.
 OWNER = f"{PREFIX}owner:"  # the prefix of the attribute that names the trial's process; a session id follows
 REQUEST = f"{PREFIX}request"  # an id of the request that stored an enqueued trial, so that none is stored twice
-GIVEN_BACK = f"{PREFIX}given_back"  # True if a search has asked for the trial, and has given it back as one too many
+GIVEN_BACK = f"{PREFIX}given_back"  # True if a search has set the trial to WAITING, as the study had a trial too many
 PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` in another process or in a pod
 
 # User attributes of a study.
-GOALS = f"{PREFIX}goals"  # how many finished trials the study is to have when the first call ends, the second, ...
+GOALS = f"{PREFIX}goals"  # a list: how many finished trials the study is to have at the end of each call
 IDENTITY = f"{PREFIX}identity"  # an id of the study that is unique among all studies
 ARGUMENTS = f"{PREFIX}arguments"  # the fixed arguments of the study's first search

@@ -16,7 +16,7 @@ def content_hash(value: Any) -> str:
 
 
 class _ContentHasher(NumpyHasher):
-    """Joblib's hasher, also for what it hashes by memory or by order: frozensets, and subclasses of arrays."""
+    """Joblib's hasher, with a hash by content for frozensets and masked arrays too."""
 
     def save(self, obj: Any) -> None:
         if type(obj) is frozenset:

@@ -91,7 +91,7 @@ class AdvisoryLock:
                 connection.close()
 
     def is_held(self, key: int, server: str | None) -> bool | None:
-        """Tell whether a process holds a lock; `None` if the server was restarted since, which freed all locks."""
+        """Tell whether a process holds a lock; `None` if a restart of the server has freed the lock."""
         with self._engine.connect() as connection:
             if not _ask(connection, "SELECT pg_try_advisory_lock(:key)", key=key):
                 return True

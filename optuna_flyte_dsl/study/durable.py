@@ -31,9 +31,9 @@ T = TypeVar("T")
 class DurableStorage(Proxy):
     """A proxy of a storage whose data is kept after this process ends.
 
-    A call that fails because of a temporary error is made again. When the creation of a trial is repeated, the trial
-    that the failed attempt may have stored is looked for. When a state change is repeated and refused, the stored state
-    is read.
+    A call that fails because of a temporary error is retried. Before the creation of a trial is retried, the proxy
+    looks for a trial that the failed attempt has stored. If the retry of a state change is refused, the proxy reads the
+    stored state.
     """
 
     def __init__(self, storage: BaseStorage, owner: Owner, what: str) -> None:
@@ -79,10 +79,10 @@ class DurableStorage(Proxy):
         return self._self_durably(lambda: self._self_owner.life(trial))
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Store a trial. A running trial names its owner from its first moment on, in the same transaction.
+        """Store a trial. A running trial and its owner are stored in one transaction.
 
-        If the storage's response is lost, the trial may be stored although the call has failed. Optuna's storage of a
-        database may also have made the call again by itself, so that there are two trials. Both are found.
+        If the storage's response is lost, the trial may be stored although the call has failed. Optuna's RDB
+        storage may also have retried the call by itself and stored two trials. A retry here finds all these trials.
         """
         if template_trial is not None:
             return self._self_create_template(study_id, template_trial)
@@ -105,14 +105,14 @@ class DurableStorage(Proxy):
         return created
 
     def _self_find_spares(self, study_id: int) -> None:
-        """Find the running trials of this search that it has not asked for, as far as it knows."""
+        """Find the running trials that this search owns, but that no successful call of the search has returned."""
         running = self.__wrapped__.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
         mine = sorted(trial_id(trial) for trial in running if self._self_owner.owns(trial))
         self._self_spares[:] = [each for each in mine if each not in self._self_mine]
         self._self_owner.running.update(self._self_spares)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial. Optuna reads a trial right after making it: a gap in the trials' numbers is noticed then."""
+        """Return a trial. The first read of a new trial, right after its creation, looks for a gap in the numbers."""
         trial: FrozenTrial = self._self_durably(lambda: self.__wrapped__.get_trial(trial_id))
         study_id, created = self._self_unchecked
         if created == trial_id:
@@ -125,7 +125,7 @@ class DurableStorage(Proxy):
         return trial
 
     def _self_create_template(self, study_id: int, template: FrozenTrial) -> int:
-        """Store a trial as it is given, such as an enqueued one, once: it carries a mark of this request."""
+        """Store a given trial, such as an enqueued trial, exactly once: the trial carries an id of the request."""
         storage, mark = self.__wrapped__, uuid.uuid4().hex
         marked = copy.deepcopy(template)
         marked.system_attrs = {**template.system_attrs, REQUEST: mark}
@@ -162,9 +162,9 @@ class DurableStorage(Proxy):
         self.spares.clear()
 
     def close_strays(self, study: str) -> None:
-        """Close the running trials of this search in a study, after an error of the storage while one was asked for.
+        """Close the running trials of this search in a study, after a call that asks for a trial has failed.
 
-        A failed call may have taken effect. All trials for which an ask has succeeded are told before this call.
+        A failed call may have stored a trial. All trials for which an ask has succeeded are told before this call.
         """
         study_id = self.get_study_id_from_name(study)
         running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
@@ -178,7 +178,7 @@ class DurableStorage(Proxy):
             self.set_trial_state_values(each, TrialState.FAIL)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
-        """Set a trial's state. A trial that becomes RUNNING names its owner before."""
+        """Set a trial's state. Before a trial becomes RUNNING, its owner is stored."""
         storage, owner = self.__wrapped__, self._self_owner
         if state is TrialState.RUNNING:
             self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, owner.evidence))
@@ -235,8 +235,8 @@ class DurableStorage(Proxy):
             if not self._self_warned and time.monotonic() - started > pauses.storage_warning:
                 self._self_warned = True
                 logger.warning(
-                    "The storage of `%s` does not answer (%s), and is waited for, at most %g s. What is finished "
-                    "is kept, and told when it does.",
+                    "The storage of `%s` does not answer (%s). Retrying for at most %g s: finished trials are kept, "
+                    "and told when the storage answers.",
                     self._self_what,
                     type(error).__name__,
                     pauses.storage_patience,
@@ -261,7 +261,7 @@ class DurableStorage(Proxy):
 
 
 def _blocks_an_event_loop() -> bool:
-    """Tell whether waiting here would hold up an event loop.
+    """Tell whether a wait in this thread would block an event loop.
 
     An event loop in one of this library's threads serves one job only, so blocking it is harmless.
     """

@@ -1,8 +1,8 @@
 """Tells which process runs a trial, and whether that process is alive: by evidence, never by a clock.
 
-The evidence is: in a Flyte pod, the pod's execution; a file that the process holds locked, on its machine or beside the
-file of its storage; on a shared PostgreSQL, an advisory lock that the process holds. About other processes nothing is
-known, so they count as neither alive nor dead.
+Evidence of a process is the execution of its Flyte pod; a file that the process holds locked, on its machine or beside
+the file of its storage; or an advisory lock that the process holds on a shared PostgreSQL. A process without evidence
+counts as neither alive nor dead.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Owner:
         _living_sessions.add(self.session)
 
     def open(self) -> Owner:
-        """Take the locks by which other processes see that this one is alive.
+        """Take the locks by which other processes see that this process is alive.
 
-        It blocks. Another thread may call `close` meanwhile.
+        `open` blocks. While `open` runs, another thread may call `close`.
         """
         self._files.open()
         self._evidence.update(self._files.evidence)
@@ -113,7 +113,7 @@ class Owner:
         return bool(trial.system_attrs.get(self.key))
 
     def life(self, trial: FrozenTrial) -> Life:
-        """Tell whether the process that runs a trial is alive. It blocks."""
+        """Tell whether the process that runs a trial is alive. `life` blocks."""
         lives = {self._life_by_evidence(trial.system_attrs[key]) for key in owner_keys(trial)}
         if Life.ALIVE in lives:
             return Life.ALIVE
@@ -128,14 +128,14 @@ class Owner:
         return self._life_by_locks(evidence) if life is Life.UNKNOWN else life
 
     def _life_by_locks(self, evidence: Evidence) -> Life:
-        """Tell by its locks whether the process that owns a trial is alive: each of them that is held proves it."""
+        """Tell by its locks whether the process that owns a trial is alive. One held lock proves it."""
         is_held = self._files.is_held(evidence)
         lock = self._lock if "lock" in evidence else None
         if is_held:
             return Life.ALIVE
         if is_held is None:
             return self._life_by_lock(lock, evidence) if lock is not None else Life.UNKNOWN
-        # A file that is free may be a copy, as on a cloned disk.
+        # An unlocked file may be a copy, as on a cloned disk, so the lock in the database is checked too.
         in_database = lock is not None and lock.is_held(evidence["lock"], evidence.get("server"))
         return Life.ALIVE if in_database else Life.DEAD
 

@@ -97,12 +97,12 @@ class ClaimsFile:
 
 
 def _unlock(file: Any) -> None:
-    """Release a lock. Closing the file would not, while a process that was forked meanwhile has it open."""
+    """Release a lock. Closing the file does not release the lock while a forked child has the file open."""
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
 locked_files: set[int] = set()
-"""Descriptors of the files that this process holds locked. A forked child closes them: it would keep the locks."""
+"""Descriptors of the files that this process holds locked. A forked child closes them, to not keep the locks."""
 
 
 def _close_in_child() -> None:
@@ -125,7 +125,7 @@ def file_of(storage: BaseStorage) -> pathlib.Path | None:
     path = str(getattr(url, "database", None) or "")
     if url is None or url.get_backend_name() != "sqlite" or not path or path.startswith((":", "file:")):
         return None
-    if not os.path.isabs(path):  # SQLAlchemy has resolved the path when it made the engine
+    if not os.path.isabs(path):  # ask SQLite, since the working directory may have changed
         with engine_of(storage).connect() as connection:
             path = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
     return pathlib.Path(path).resolve()

@@ -1,6 +1,6 @@
-"""Searches of one study in memory that run at the same time: some options refuse such neighbours.
+"""Refuses a second search of a study in memory if an option of one of the two searches forbids it.
 
-In a storage that is kept, the owners of trials tell of other searches; see `liveness`.
+For a study in another storage, the owners of trials show other searches; see `liveness`.
 """
 
 import collections
@@ -18,7 +18,7 @@ from optuna_flyte_dsl.options import Options
 
 _lock = threading.Lock()
 _running: weakref.WeakKeyDictionary[BaseStorage, collections.Counter[tuple[str, bool]]] = weakref.WeakKeyDictionary()
-"""The running searches by storage: for each study's name, those that refuse neighbours, and the others."""
+"""storage -> (study name, whether the search forbids another search) -> number of running searches"""
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ _OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
 
 
 def check_study_options(options: Options, objective: Objective) -> None:
-    """Check that a study with these options would fit the objective, without making one."""
+    """Check that a study with these options would fit the objective, without making a study."""
     known = options.given_directions or objective.returns.directions
     if options.pruner is not None and known is not None and options.pruner is not NopPruner:
         _check_pruning(objective.name, make_pruner(options), len(known), is_given=True)
@@ -45,11 +45,11 @@ def check_study_options(options: Options, objective: Objective) -> None:
 def open_study(
     options: Options, objective: Objective, new_name: str, storage: BaseStorage | None = None
 ) -> optuna.Study:
-    """Return the study of a search. It may block.
+    """Return the study of a search. `open_study` may block.
 
     Args:
         new_name: The name of a study that the options do not name.
-        storage: The storage of a study that the options do not give. If neither gives one, the study is in memory.
+        storage: Used if the options give neither a study nor a storage. With no storage at all, the study is in memory.
     """
     if options.study is None:
         directions = objective.directions_with(options.given_directions) or (StudyDirection.MINIMIZE,)
@@ -91,8 +91,7 @@ def make_sampler(options: Options, n_trials: int) -> BaseSampler:
     if not _OPTUNA_4:
         return TPESampler(seed=seed)
     with _without_experimental_warnings():
-        # With this option, TPE takes running trials into account. Optuna 5 takes running trials into account by
-        # default.
+        # With `constant_liar=True`, TPE takes running trials into account, as Optuna 5 does by default.
         return TPESampler(seed=seed, constant_liar=True)
 
 
@@ -107,7 +106,7 @@ def make_pruner(options: Options) -> BasePruner:
 
 
 def pruner_in_pod(options: Options) -> BasePruner:
-    """Return the pruner of a trial that opens its storage itself, in a pod."""
+    """Return the pruner for a pod that opens the study's storage itself."""
     return options.study.pruner if isinstance(options.study, optuna.Study) else make_pruner(options)
 
 
@@ -161,7 +160,7 @@ class StudySource:
         return self._options.study is not None or self._options.storage is not None
 
     def get(self, storage: Callable[[], BaseStorage] | None = None) -> optuna.Study:
-        """Return the study; the first call makes it. It may block.
+        """Return the study; the first call makes the study, and may block.
 
         Args:
             storage: Opens the storage of a study that the user has not given. By default the study is in memory.
@@ -189,7 +188,7 @@ def _check_study(options: Options, objective: Objective, study: optuna.Study) ->
 
 
 def _check_pruning(name: str, pruner: BasePruner, n_objectives: int, *, is_given: bool = False) -> None:
-    """Refuse a pruner for several objectives: Optuna would refuse it in the first trial that reports.
+    """Refuse a pruner for several objectives: Optuna refuses it only when a trial reports.
 
     A MedianPruner that the user has not given is accepted: it is the default that Optuna gives each study.
     """
@@ -205,7 +204,8 @@ def _seed_argument(factory: Callable[..., Any], given: int | None, seed: int | N
         return {}
     if "seed" not in inspect.signature(factory).parameters:
         raise InvalidOptionError(
-            f"`seed={given}` was given, but `sampler={shown(factory)}` takes no `seed`. Let it take one, or drop it."
+            f"`seed={given}` was given, but `sampler={shown(factory)}` takes no `seed`. Give a sampler with "
+            "a parameter `seed`, or drop `seed`."
         )
     return {"seed": seed}
 

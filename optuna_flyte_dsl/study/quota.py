@@ -1,4 +1,4 @@
-"""Asks for trials until a study has its total, beside other processes that do the same."""
+"""Asks for trials until a study has its total, while other processes may ask for trials of the same study."""
 
 import contextlib
 import enum
@@ -46,11 +46,11 @@ class Quota:
             yield
 
     def ask(self, ask: Callable[[], Trial]) -> Trial | AskLater | None:
-        """Ask for a trial if one is missing. It blocks.
+        """Ask for a trial if the study lacks trials. `ask` blocks.
 
         Returns:
             The trial; `ASK_LATER` if live processes run all missing trials; `None` if no trial is missing, or if it
-            cannot be known whether the processes that run the missing ones live.
+            cannot be known whether the processes that run the missing trials are alive.
         """
         with self.exclusive():
             trials = self._trials()
@@ -99,14 +99,14 @@ class Quota:
             is_given_back = trial.state is TrialState.WAITING and GIVEN_BACK in trial.system_attrs
             if not is_given_back or enqueued_params_of(trial) is not None:
                 continue
-            if self.storage.get_trial(trial_id(trial)).state is TrialState.WAITING:  # nobody has acquired it meanwhile
+            if self.storage.get_trial(trial_id(trial)).state is TrialState.WAITING:  # no search has acquired it
                 with contextlib.suppress(UpdateFinishedTrialError):  # another search has closed the trial
                     self.storage.set_trial_user_attr(trial_id(trial), LOST, True)
                     self.storage.set_trial_user_attr(trial_id(trial), ERROR, "Other searches have run enough trials.")
                     self.storage.set_trial_state_values(trial_id(trial), TrialState.FAIL)
 
     def _close_second_retry(self, trial: Trial, retried: int) -> bool:
-        """Close a trial that retries the same lost trial as an earlier one: two processes enqueued it at once."""
+        """Close a trial that retries the same lost trial as an earlier trial: two processes enqueued a retry."""
         for earlier in self._trials()[: trial.number]:
             if earlier.user_attrs.get(RETRY_OF) == retried:
                 trial.set_user_attr(LOST, True)

@@ -41,7 +41,9 @@ def resume(
     adopts: Callable[[FrozenTrial], bool] = lambda _: False,
     call: int | None = None,
 ) -> Resumption:
-    """Adopt or close the trials of dead processes, enqueue lost trials again, and return what is left to do. It blocks.
+    """Adopt or close the trials of dead processes, enqueue lost trials again, and return what is left to do.
+
+    `resume` blocks.
 
     Args:
         n_trials: The number of finished trials that is asked for.
@@ -54,8 +56,8 @@ def resume(
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         # At the first call in a checkpoint, every running trial was left by an earlier attempt of the same pod.
         adopted, lives = release(study, storage, running, takeover=takeover or call == 0, adopts=adopts)
-        if not call:  # what an earlier call of this process has stopped, such as at its timeout, is not tried again
-            retry_lost(study)  # a trial may have been closed by a search that did not continue
+        if not call:  # a trial that an earlier call in this process has stopped, as at its timeout, is not retried
+            retry_lost(study)  # an earlier search may have closed a lost trial, but ended before it enqueued the retry
     if lives[Life.UNKNOWN]:
         logger.warning("%s", left_running(lives[Life.UNKNOWN]))
     finished = finished_in(study)
@@ -64,7 +66,7 @@ def resume(
         if call == len(goals):
             goals.append((goals[-1] if goals else len(finished)) + n_trials)
             study.set_user_attr(attributes.GOALS, goals)
-        # Trials that the call before has not finished belong to the call before, not to this call.
+        # Trials that the previous call has not finished belong to the goal of the previous call, not of this call.
         done = max(len(finished), goals[call - 1]) if call else len(finished)
         return Resumption(max(goals[call] - done, len(adopted)), tuple(adopted), finished)
     if len(finished) >= n_trials and not adopted and all(trial.state is TrialState.FAIL for trial in finished):
@@ -78,7 +80,7 @@ def resume(
 
 
 def settle(study: optuna.Study, call: int) -> None:
-    """Lower the goal of a call that has ended with fewer trials, so that no other process continues it. It blocks."""
+    """Lower the goal of a call that has ended with fewer trials, so that no process continues it. `settle` blocks."""
     goals = list(study.user_attrs.get(attributes.GOALS, []))
     n_finished = len(finished_in(study))
     if call == len(goals) - 1 and n_finished < goals[call]:
@@ -94,7 +96,7 @@ def release(
     takeover: bool = False,
     adopts: Callable[[FrozenTrial], bool] = lambda _: False,
 ) -> tuple[list[FrozenTrial], dict[Life, list[FrozenTrial]]]:
-    """Adopt or close those of some running trials whose process is dead. It blocks.
+    """Adopt or close those of some running trials whose process is dead. `release` blocks.
 
     Args:
         takeover: Whether a process about which nothing is known counts as dead.
@@ -126,7 +128,7 @@ def release(
 
 
 def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Tell a running trial whose process is dead: with its outcome if that is stored, else as lost. It blocks."""
+    """Tell a running trial whose process is dead: with its stored outcome, or as lost. `close_lost` blocks."""
     outcome = trial.user_attrs.get(attributes.OUTCOME)
     if outcome is not None:
         study.tell(trial.number, outcome["values"], state=TrialState[outcome["state"]], skip_if_finished=True)
@@ -139,7 +141,7 @@ def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def retry_lost(study: optuna.Study) -> None:
-    """Enqueue again the parameters of each lost trial that is not a retry itself. It blocks."""
+    """Enqueue again the parameters of each lost trial that is not a retry itself. `retry_lost` blocks."""
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get(attributes.RETRY_OF) for trial in trials}
     for trial in trials:
@@ -156,7 +158,7 @@ def counts(trial: FrozenTrial) -> bool:
 
 
 def finished_in(study: optuna.Study) -> tuple[FrozenTrial, ...]:
-    """Return the trials of a study that count as finished. It blocks."""
+    """Return the trials of a study that count as finished. `finished_in` blocks."""
     return tuple(trial for trial in study.get_trials(deepcopy=False) if counts(trial))
 
 
@@ -171,7 +173,7 @@ def left_running(trials: Sequence[FrozenTrial]) -> str:
 
 
 def identity_of(study: optuna.Study) -> str:
-    """Return an id of a study that is unique, even among studies of the same name in other storages. It blocks."""
+    """Return an id of a study that is unique among all studies in all storages. `identity_of` blocks."""
     identity = study.user_attrs.get(attributes.IDENTITY)
     if identity is None:
         study.set_user_attr(attributes.IDENTITY, uuid.uuid4().hex)
@@ -180,7 +182,7 @@ def identity_of(study: optuna.Study) -> str:
 
 
 def check_space(study: optuna.Study, space: SearchSpace) -> None:
-    """Check that the parameters of a space fit the trials that a study already has. It blocks."""
+    """Check that the parameters of a space fit the trials that a study already has. `check_space` blocks."""
     known: dict[str, BaseDistribution] = {}
     for trial in study.get_trials(deepcopy=False):
         known.update(trial.distributions)
@@ -196,7 +198,7 @@ def check_space(study: optuna.Study, space: SearchSpace) -> None:
 
 
 def note_fixed_arguments(study: optuna.Study, space: SearchSpace, name: str) -> None:
-    """Store the fixed arguments of a study's first search, and warn if they are others now. It blocks."""
+    """Store the fixed arguments of a study's first search, and warn if this search has others. The function blocks."""
     fixed = {key: value for key, value in space.arguments.items() if isinstance(value, bool | int | float | str)}
     before = study.user_attrs.get(attributes.ARGUMENTS)
     if before is None:

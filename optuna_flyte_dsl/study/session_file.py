@@ -24,11 +24,11 @@ _KEPT = 30 * 24 * 3600.0
 _LOCAL_FILE_SYSTEMS = re.compile(
     "apfs|bcachefs|btrfs|exfat|ext[234]|f2fs|hfs|jfs|msdos|ntfs3?|overlay(fs)?|ramfs|reiserfs|rootfs|tmpfs|vfat|xfs|zfs"
 )
-"""The file systems that one machine uses alone. On any other, a lock that seems free may be held on another machine."""
+"""Local file systems. On a file system that is not listed, a lock that seems free may be held on another machine."""
 
 
 class SessionFiles:
-    """The locked files of one search: one on this machine, and one beside the file of its storage, if it has one.
+    """The locked files of one search: one on this machine, and one beside the storage's file, if the storage is a file.
 
     Args:
         beside: The folder beside the storage's file, where other machines and containers find the session's file.
@@ -69,7 +69,7 @@ class SessionFiles:
         while self._files:
             try:
                 path, file = self._files.popitem()
-            except KeyError:  # another thread was faster
+            except KeyError:  # another thread has released the last file
                 return
             if is_clean:
                 path.unlink(missing_ok=True)
@@ -87,9 +87,9 @@ def folder_beside(path: pathlib.Path | None) -> pathlib.Path | None:
 def _local_folder() -> pathlib.Path | None:
     """Return a folder of this machine and user, which outlives a restart of the machine where that is possible.
 
-    Where no folder is to be had, as in a container with a file system that cannot be written, return `None`.
+    Return `None` if no folder can be written, as in a container with a read-only file system.
     """
-    root = pathlib.Path("/var/tmp")  # noqa: S108 - files in it have unique names, and are created by O_EXCL
+    root = pathlib.Path("/var/tmp")  # noqa: S108 - the files have unique names, and are created with O_EXCL
     try:
         if not os.access(root, os.W_OK):
             root = pathlib.Path(tempfile.gettempdir())
@@ -125,7 +125,7 @@ def _is_held(path: pathlib.Path) -> bool | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, AttributeError):  # the file is not there, or this system has no flock
+    except (OSError, AttributeError):  # the file does not exist, or this system has no flock
         return None
     return False if _is_local(path) else None
 

@@ -1,4 +1,4 @@
-"""Opens the storage that the option `storage` names, and refuses files and folders that cannot be one."""
+"""Opens the storage that the option `storage` names, and refuses files and folders that cannot be a storage."""
 
 import contextlib
 import functools
@@ -25,15 +25,15 @@ _OPENING_TRIES = 5
 
 
 def is_kept(storage: BaseStorage) -> bool:
-    """Tell whether a storage may outlive this process, or be used by others too."""
+    """Tell whether a storage may outlive this process, or be used by other processes too."""
     return not isinstance(storage, InMemoryStorage)
 
 
 def preload_database(storage: StorageOption) -> None:
-    """Load the database driver of a storage's URL, so that an event loop need not stand still for it later.
+    """Load the database driver of a storage's URL, so that the import does not block an event loop later.
 
     The imports themselves are quick; the full garbage collection that they cause is slow, because it walks over all
-    objects. A pod and a worker process load nothing, because they may not need it.
+    objects. A pod and a worker process load no driver, because they may not need a driver.
     """
     in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
     if isinstance(storage, str) and "://" in storage and not in_pod and multiprocessing.parent_process() is None:
@@ -51,12 +51,12 @@ def _preload_driver(scheme: str) -> None:
 
 
 def open_storage(storage: StorageOption) -> BaseStorage:
-    """Open a storage. It may block."""
+    """Open a storage. `open_storage` may block."""
     if isinstance(storage, os.PathLike) or (isinstance(storage, str) and "://" not in storage):
         check.storage("storage", storage)
         return _open_journal(pathlib.Path(storage))
     if isinstance(storage, str):
-        check.storage("storage", storage)  # the URL may be that of a user's function
+        check.storage("storage", storage)  # a URL that a user's function returned is unchecked
         _check_sqlite_folder(storage)
         # Another process may create the database's tables at the same time.
         waits = (random.uniform(0.1, 0.5) for _ in range(_OPENING_TRIES))  # noqa: S311 - not a secret
@@ -98,9 +98,9 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
         with path.open("rb") as file:
             first = file.readline()
         if first and not first.startswith(b'{"op_code":'):
-            # The lock would cut off its last line, and the search would append to it.
+            # `FileLock` would cut off the file's partial last line, and the search would append to the file.
             raise InvalidOptionError(
-                f"`storage`: the file {str(path)!r} is there, and is no journal of Optuna's. Give the path of a new "
+                f"`storage`: the file {str(path)!r} exists, and is no journal of Optuna's. Give the path of a new "
                 "file; or, for a SQLite database, its URL, as in 'sqlite:///study.db'."
             )
     path = path.absolute()  # a trial may change the working directory
@@ -109,7 +109,7 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
 
 
 class _Journal(JournalFileBackend):
-    """A journal file that is named where it is damaged."""
+    """Optuna's journal file backend, with an error that names the file and the damaged line."""
 
     def __init__(self, file_path: str, lock_obj: Any) -> None:
         super().__init__(file_path, lock_obj)

@@ -1,4 +1,4 @@
-"""Points of a search space that were tried already: reuses their values, samples others, or ends the search."""
+"""Finds points that were tried already, to reuse their values, to sample other points, or to end the search."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ from optuna_flyte_dsl.study.resuming import counts
 from optuna_flyte_dsl.study.view import preview_of
 
 _TRIES = 30
-"""How often a sampler is asked for a new point before one is drawn without it."""
+"""How often a sampler is asked for a new point before a point is drawn without the sampler."""
 
 _Key = tuple[Hashable, ...]
 """A point as one key for each parameter; see `domain.key_of`.
@@ -108,7 +108,7 @@ class TakenPoints:
         return point
 
     def _point(self, index: int) -> dict[str, Any]:
-        """Return the point of a finite space that has an index."""
+        """Return the point at an index of a space with finitely many points."""
         point = {}
         for name, marker in self._markers.items():
             index, digit = divmod(index, int(domain.count(marker)))
@@ -118,7 +118,7 @@ class TakenPoints:
     def _taken(self, study: optuna.Study) -> Iterator[FrozenTrial]:
         for trial in study.get_trials(deepcopy=False):
             same = trial.user_attrs.get(FIXED_ARGUMENTS) == self._fixed
-            # The space may have been another one when the trial was run.
+            # The trial may have been run with another search space.
             if same and (trial.state is TrialState.RUNNING or counts(trial)) and None not in self._key(trial):
                 yield trial
 

@@ -14,7 +14,7 @@ from optuna_flyte_dsl._proxy import Proxy
 
 
 class _AnnouncingSampler(Proxy):
-    """A wrapper of a sampler that reports each new trial at once, so that it is known even if sampling fails.
+    """A wrapper of a sampler that reports each new trial at once, so that its number is known even if sampling fails.
 
     Args:
         announce: Called with the number of each trial that an ask has stored.
@@ -25,7 +25,7 @@ class _AnnouncingSampler(Proxy):
         self._self_announce = announce
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Announce the trial; Optuna calls this first."""
+        """Announce the trial. Optuna calls `before_trial` before the trial is sampled."""
         self._self_announce(trial.number)
         self.__wrapped__.before_trial(study, trial)
 
@@ -71,7 +71,7 @@ def view_of(
 
 
 def snapshot_of(view: optuna.Study, trials: Sequence[FrozenTrial], sampler: BaseSampler) -> optuna.Study:
-    """Return a view in which a sampler sees only the given trials, even if others are told meanwhile."""
+    """Return a view in which a sampler sees only the given trials, even if other trials are told later."""
     snapshot = _copy_of(view, with_trials(type(view), trials))
     share_cache_of_trials(snapshot)
     vars(snapshot)["sampler"] = sampler

@@ -1,1 +1,1 @@
-"""What users import in their own tests."""
+"""Test helpers for users of the library."""

@@ -16,19 +16,19 @@ from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Draw the keyword arguments of one trial.
 
-    Every draw is a point that a search can ask for: within the bounds, which are drawn often; on the grid of a step;
-    spread over the orders of magnitude where a marker says `log`. Draws shrink towards the low bounds and the first
+    Every draw is a point that a search can ask for: within the bounds, and on the grid of a step. The bounds are drawn
+    often. Draws with `log=True` spread over the orders of magnitude. Draws shrink towards the low bounds and the first
     choices.
 
     Args:
-        objective_or_space: An objective under `@optimize`, a bare one, or a `SearchSpace`.
-        **fixed: Arguments, as at a call: fixed values or suggestions.
+        objective_or_space: An objective with or without `@optimize`, or a `SearchSpace`.
+        **fixed: Arguments, as in a call of the objective: fixed values or suggestions.
 
     Returns:
         A strategy of dicts, to be passed on as `train.task(**drawn)`.
 
     Raises:
-        ArgumentError: If the arguments do not fit, or one is missing.
+        ArgumentError: If the arguments do not fit the objective, or an argument is missing.
 
     >>> from hypothesis import given
     >>> from optuna_flyte_dsl import Integer, SearchSpace, optimize
@@ -51,10 +51,10 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
     """Draw the values of one parameter.
 
     Args:
-        marker: What the parameter may be.
+        marker: The parameter's marker.
 
     Raises:
-        InvalidMarkerTypeError: If it is no marker of this library.
+        InvalidMarkerTypeError: If `marker` is no marker of this library.
     """
     match marker:
         case Category():
@@ -70,21 +70,21 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
 
 
 def _orders(marker: Float | Integer) -> st.SearchStrategy[float]:
-    """Draw numbers that are even in their logarithm, and shrink to the lowest."""
+    """Draw numbers uniformly in their logarithm. The draws shrink towards `low`."""
     span = math.log(marker.high) - math.log(marker.low)
     return st.floats(0, span).map(lambda above: marker.high if above == span else _above(marker, above))
 
 
 def _above(marker: Float | Integer, above: float) -> float:
-    """Return the number that many natural orders of magnitude above the lowest, within the bounds."""
+    """Return `low * e**above`, within the bounds of the marker."""
     if above == 0:
         return marker.low
-    if isinstance(marker, Integer):  # it may be too large for a float
+    if isinstance(marker, Integer):  # an int may be too large for a float
         return min(max(math.floor(marker.low * _exp(above)), marker.low), marker.high)
     return min(max(math.exp(math.log(marker.low) + above), marker.low), marker.high)
 
 
 def _exp(above: float) -> Fraction:
-    """Return e to a power that a float may not hold."""
+    """Return `e**above` as a fraction: the result may be too large for a float."""
     twos = int(above / math.log(2))
     return Fraction(math.exp(above - twos * math.log(2))) * Fraction(2) ** twos

@@ -174,7 +174,7 @@ def test_by_default_a_search_ends_when_nothing_works():
         with pytest.raises(TooManyFailuresError) as error:
             search(fails, n_trials=n_trials).run_sync()
         assert len(error.value.study.trials) == failures
-    assert states(search(fails, n_trials=9).run_sync()) == ["FAIL"] * 9
+    assert states(search(fails, n_trials=10).run_sync()) == ["FAIL"] * 10
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 6))

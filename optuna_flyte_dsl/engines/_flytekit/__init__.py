@@ -1,1 +1,1 @@
-"""The engine that runs trials with flytekit. Of the library's rooms, only `engines._flytekit` imports flytekit."""
+"""The engine that runs trials with flytekit. Only `engines._flytekit` and `_compat.flytekit` import flytekit."""

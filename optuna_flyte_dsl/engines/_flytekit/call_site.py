@@ -1,4 +1,4 @@
-"""Tells what the call of a decorated task means, by the place of the call."""
+"""Tells from the place of a decorated task's call whether the call is a search."""
 
 import enum
 import os

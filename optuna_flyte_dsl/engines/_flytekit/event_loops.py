@@ -1,7 +1,7 @@
-"""Event loops of threads: flytekit's coroutines run in the thread that waits for them, and its loops are closed.
+"""Runs flytekit's coroutines in the thread that waits for them, and closes the event loops that flytekit has made.
 
-By itself, flytekit runs the coroutines of a thread in an event loop in another thread, which it keeps for the thread's
-name for ever. A call in another thread takes three changes of thread, and leaves a thread and an event loop behind.
+By itself, flytekit runs the coroutines of each thread in the event loop of a second thread. Flytekit never ends the
+second thread. Each call in a new thread switches threads three times, and leaves a thread and an event loop behind.
 """
 
 import asyncio
@@ -44,7 +44,8 @@ def outlive_exit(thread: threading.Thread) -> None:
     """Make a flytekit thread run its own coroutines, so that the thread can end when Python exits.
 
     At Python's exit, flytekit stops the loops that it keeps for threads, and then joins the thread of its `Controller`.
-    If that thread is just publishing the Deck, it waits for ever for a loop that has stopped, and the pod never ends.
+    If the `Controller`'s thread is publishing the Deck, that thread would wait for ever for a stopped event loop, and
+    the pod would never end.
     """
     if not isinstance(compat.runner_of(thread.name), _OwnLoop):
         compat.set_runner(thread.name, _OwnLoop())

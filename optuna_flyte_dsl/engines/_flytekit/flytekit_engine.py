@@ -30,14 +30,14 @@ def describe(task: Any) -> TaskDescription:
     ignored = getattr(getattr(task, "metadata", None), "cache_ignore_input_vars", None) or ()
     if trial is not None and is_trial(trial.annotation) and TRIAL in ignored:
         raise InvalidObjectiveError(
-            f"`{name}` leaves `trial` out of its cache's key, with `cache_ignore_input_vars`. A pruned trial's "
-            "value would be taken for another's. Drop `trial` there."
+            f"`{name}` leaves `trial` out of its cache's key, with `cache_ignore_input_vars`. The cache "
+            "could return a pruned trial's value for another trial. Drop `trial` from `cache_ignore_input_vars`."
         )
     return TaskDescription(name, signature)
 
 
 def prepare(task: Any) -> None:
-    """Spell out the bare categories of several types in a task's interface, and make its workflow of one node."""
+    """Spell out each bare `Category` of several types in a task's interface, and wrap the task in a workflow."""
     if entities.is_task(task):
         spell_out_unions(task)
         if not isinstance(task, EagerAsyncPythonFunctionTask):  # flytekit itself makes the workflow of an eager task
@@ -75,7 +75,7 @@ def call(task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def pod_methods(
     task: Any, objective: Objective, make_pruner: Callable[[], BasePruner]
 ) -> Mapping[str, Callable[..., Any]]:
-    """Return the methods that replace a task's own in its pod: `dispatch_execute`, which checks the returned value."""
+    """Return the `dispatch_execute` that replaces the task's method in a pod, and checks the returned values."""
     if not entities.is_task(task):
         return {}
 
@@ -88,7 +88,7 @@ def pod_methods(
 
 
 def deploy(remote: Any, options: DeploymentOptions) -> LaptopDeployment:
-    """Return the way to the cluster of a `FlyteRemote`; see `LaptopDeployment`."""
+    """Return a deployment to the cluster of a `FlyteRemote`; see `LaptopDeployment`."""
     elsewhere = (
         "Project and domain are those of the remote; options of executions go to `optimize(cluster=Cluster(...))`."
     )

@@ -39,7 +39,7 @@ class FlytekitRunner:
                 self._stack.append(LocalController(self._threads, context).context())
 
     async def run(self, run: TrialRun) -> Any:
-        # A new list, because the stack is mutable and copied contexts share it.
+        # The list is copied, because copies of a context share one context stack.
         flyte_context_Var.set(list(self._stack))
         return await self._call(run)
 
@@ -63,7 +63,7 @@ class FlytekitRunner:
             wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
             if wrong is None:
                 raise
-            raise wrong from error  # flytekit's error says less
+            raise wrong from error  # flytekit's error does not name the cure
 
     @property
     def busy(self) -> bool:

@@ -1,7 +1,7 @@
 """Runs the entities that local trials await, in threads, as many at the same time as the search asks for.
 
 In a local eager workflow, flytekit runs awaited entities one at a time, and blocks the caller's event loop. In an eager
-workflow on a cluster, it awaits `context.worker_queue.add(entity, input_kwargs)` instead. During a search, the
+workflow on a cluster, flytekit awaits `context.worker_queue.add(entity, input_kwargs)`. During a search, the
 `LocalController` is that worker queue. The local controller runs each entity in a thread, under a context stack of its
 own.
 """
@@ -38,7 +38,7 @@ class LocalController:
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Run an entity in a thread, and return its outputs as Python values; flytekit calls this."""
-        # A plain task without a cache needs no cache; any other entity may contain a cached task.
+        # A plain task without `cache=True` does not use the local cache; any other entity may contain a cached task.
         is_plain = isinstance(entity, PythonFunctionTask) and entity.execution_mode is entity.ExecutionBehavior.DEFAULT
         if not is_plain or entity.metadata.cache:
             with _lock:
@@ -53,12 +53,12 @@ class LocalController:
         use_own_loop()
         flyte_context_Var.set([self._context.with_worker_queue(call).build()])  # type: ignore[arg-type]
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
-            # As `LaunchPlan.__call__` does it: locally, a launch plan is its workflow with some inputs given.
+            # `LaunchPlan.__call__` does the same: locally, a launch plan runs its workflow with the saved inputs.
             entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
         return flyte_entity_call_handler(self._eager_as_on_cluster(compat.without_deck(entity)), **input_kwargs)
 
     def context(self) -> FlyteContext:
-        """Return the current context with this controller in it, so that what is awaited goes through `add`."""
+        """Return the current context with this worker queue, so that flytekit calls `add` for each awaited entity."""
         context = FlyteContextManager.current_context()
         state = context.execution_state or context.new_execution_state()
         eager = context.with_execution_state(state.with_params(mode=_Mode.EAGER_EXECUTION))

@@ -35,7 +35,7 @@ def checking_outputs(task: Any, objective: Objective) -> Any:
 
     def check(value: Any) -> None:
         if (wrong := objective.refusal(value)) is not None:
-            # Raise it as an error of the user's code, because another attempt would raise the same.
+            # `wrong` is raised as a user error, which Flyte does not retry: another attempt would raise the same error.
             raise FlyteUserRuntimeException(wrong) from wrong
 
     checked = observing_outputs(task, check)

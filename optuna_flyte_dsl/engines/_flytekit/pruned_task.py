@@ -1,4 +1,4 @@
-"""Lets a task that raises `TrialPruned` end well in Flyte, with its trial marked as pruned."""
+"""Lets a task that raises `TrialPruned` succeed in Flyte, and marks the task's trial as pruned."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ from optuna_flyte_dsl.space.objective import TRIAL
 
 
 def marking_pruned(function: Callable[..., Any], outputs: Iterable[Any]) -> Callable[..., Any]:
-    """Wrap a task's function: where it raises `TrialPruned`, the wrapper marks the trial and returns NaN or 0."""
+    """Wrap a task's function: on `TrialPruned`, the wrapper marks the trial as pruned and returns NaN or 0."""
     kinds = tuple(outputs)
     values = tuple(0 if kind is int else math.nan for kind in kinds)
     stand_in = values if len(kinds) > 1 else values[0]

@@ -124,7 +124,7 @@ def _sandbox_execute(execute: Any, task: PythonTask[Any], args: tuple[Any, ...],
 
     def once(call: EntityCall) -> Any:
         inside = FlyteContextManager.current_context().new_builder()
-        # On a cluster, the tasks that a plain task calls are a part of it, and have no limits of their own.
+        # On a cluster, the tasks that a plain task calls run in the plain task's pod, without limits of their own.
         queue: Any = None if is_plain else call
         inside.worker_queue = queue
         with FlyteContextManager.with_context(inside):

@@ -1,6 +1,6 @@
 """Wraps a task in a workflow of one node, so that Flyte can launch the task by a launch plan.
 
-Flyte ignores `timeout` and `interruptible` of a task that is launched alone, and makes its labels not searchable.
+For a task that is launched alone, Flyte ignores `timeout` and `interruptible`, and does not index the labels.
 """
 
 import weakref
@@ -18,7 +18,7 @@ _workflows: weakref.WeakKeyDictionary[Any, WorkflowBase] = weakref.WeakKeyDictio
 
 
 def workflow_around(task: Any) -> WorkflowBase | None:
-    """Return the workflow of one node that runs a task: same name, inputs and outputs.
+    """Return the workflow of one node that runs a task. The workflow has the task's name, inputs and outputs.
 
     Flytekit's registration and packaging find this workflow, and register a launch plan of the same name with it.
 
@@ -39,7 +39,7 @@ def workflow_around(task: Any) -> WorkflowBase | None:
 
 def _make_workflow(task: Any) -> WorkflowBase:
     if isinstance(task, EagerAsyncPythonFunctionTask):
-        workflow: WorkflowBase = task.get_as_workflow()  # it terminates the executions of a failed eager workflow
+        workflow: WorkflowBase = task.get_as_workflow()  # with the node that terminates a failed task's executions
         return workflow
     workflow = ImperativeWorkflow(name=task.name)
     inputs = {name: workflow.add_workflow_input(name, kind) for name, kind in task.python_interface.inputs.items()}
@@ -52,8 +52,8 @@ def _make_workflow(task: Any) -> WorkflowBase:
 def launch_plan_of(workflow: WorkflowBase) -> LaunchPlan:
     """Return the launch plan that has a workflow's name.
 
-    Flytekit keeps its default launch plans by name, so in a notebook it would return the launch plan of an earlier
-    definition.
+    Flytekit keeps its default launch plans by name, so in a notebook flytekit would return the launch plan of an
+    earlier definition of the workflow.
     """
     parameters = transform_inputs_to_parameters(FlyteContext.current_context(), workflow.python_interface)
     return LaunchPlan(workflow.name, workflow, parameters, LiteralMap({}))

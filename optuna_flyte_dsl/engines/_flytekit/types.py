@@ -25,7 +25,7 @@ _NATIVE_TYPES = (type(None), bool, int, float, str)
 
 
 def native_type(marker: Suggestion) -> Any:
-    """Return the Python type of a marker's values: a class, or a union of some."""
+    """Return the Python type of a marker's values: a class, or a union of classes."""
     if isinstance(marker, type):
         raise InvalidMarkerTypeError(
             f"An annotation is the class {marker.__name__}. Call it, with its bounds, as in `x: Float(0, 1)` or "

@@ -1,1 +1,1 @@
-"""A trial in another process or in a pod: it gets a handle, and a server in the searching process answers."""
+"""Trials in other processes or pods: a handle gives a trial's address; the searching process serves the trial."""

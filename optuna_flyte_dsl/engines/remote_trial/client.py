@@ -1,4 +1,4 @@
-"""The side of a trial's process or pod: an Optuna storage, sampler and pruner that ask the trial server."""
+"""The client in a trial's process or pod: an Optuna storage, sampler and pruner that call the trial server."""
 
 import hmac
 import json
@@ -50,7 +50,7 @@ def connect(
 
 
 class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    """Adds the token to the metadata of each call, and says what to do with a message that is too large."""
+    """Adds the token to the metadata of each call, and raises an error with the cure if a message is too large."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -58,7 +58,7 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
         details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or pauses.server_call)
-        call = continuation(details, request)  # grpc keeps the details of the call that are not given here
+        call = continuation(details, request)  # grpc keeps all details of the call except `metadata` and `timeout`
         error = call.exception()
         if error is not None and is_too_large(error):
             raise OptunaFlyteError(

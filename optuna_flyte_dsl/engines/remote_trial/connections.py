@@ -1,6 +1,6 @@
-"""`ConnectionGuard`: stands before a gRPC server, and bounds the connections that have not shown a token.
+"""`ConnectionGuard`: a proxy before a gRPC server, which limits the connections that have not shown a token.
 
-gRPC for Python has no bound on the number of connections. Without a bound, idle connections use up the process's file
+gRPC for Python does not limit the number of connections. Without a limit, idle connections use up the process's file
 descriptors.
 """
 
@@ -23,12 +23,12 @@ from optuna_flyte_dsl._pauses import pauses
 _MAX_UNAUTHENTICATED = 512
 """The largest number of connections without a token, if the process may open enough files."""
 _CONNECTIONS_OF_A_TRIAL = 16
-"""The largest number of connections that have shown the token of one trial. Each process of a trial has one."""
+"""The largest number of connections that have shown the token of one trial. A process opens one connection."""
 _FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
 _BUFFER = 64 * 1024
 _SERVER = "server"
 _LONGEST_PATH = 80
-"""The largest number of characters of the folder. The path of a Unix socket may have 103 characters on macOS."""
+"""The largest length of the folder's path, in characters. On macOS, a Unix socket's path has at most 103 characters."""
 
 
 class ConnectionGuard:
@@ -38,11 +38,11 @@ class ConnectionGuard:
     connections without a token cannot keep a client with a token out for long. If a trial has too many connections, the
     guard closes the oldest one of this trial.
 
-    The gRPC server listens on a Unix socket in a folder that only this user can enter. So no client can go around the
-    guard.
+    The gRPC server listens on a Unix socket in a folder that only this user can enter, so no other user's client can
+    bypass the guard.
 
     Args:
-        interface: The IPv4 or IPv6 address at which clients connect; an empty text for all of this machine.
+        interface: The IPv4 or IPv6 address at which clients connect; an empty text for all interfaces.
         port: The port of that address; 0 for any free port.
         listen: Lets the gRPC server listen at an address, such as "unix:/tmp/folder/server".
 
@@ -79,7 +79,7 @@ class ConnectionGuard:
             peer: The address of the guard's socket as gRPC gives it, such as "unix:/tmp/folder/17".
             trial: The trial's id.
         """
-        # A dictionary removes a key in one step. Later calls of the same connection find the key gone.
+        # `dict.pop` is atomic. Later calls of the same connection find no key.
         pipe = self._strangers.pop(peer.rpartition("/")[2], None)
         if pipe is None:
             return
@@ -92,13 +92,13 @@ class ConnectionGuard:
                 self._loop.call_soon_threadsafe(oldest.close)
 
     def forget(self, trial: int) -> None:
-        """Note that a trial has ended. gRPC closes its connections when they have been idle for a while."""
+        """Note that a trial has ended. gRPC closes a trial's connections when they have been idle for a while."""
         with self._lock:
             self._admitted.pop(trial, None)
 
     def close(self) -> None:
         """Close all connections, and end the thread."""
-        with contextlib.suppress(RuntimeError):  # it is closed already
+        with contextlib.suppress(RuntimeError):  # the guard is closed already
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -133,12 +133,12 @@ class ConnectionGuard:
         self._loop.call_later(pauses.server_stranger, self._end_stranger, key, pipe)
 
     def _connect(self, name: str) -> socket.socket:
-        """Return a socket that is connected to the gRPC server. gRPC sees its name as the address of the client."""
+        """Return a socket that is connected to the gRPC server. gRPC reports `name` as the client's address."""
         inner = socket.socket(socket.AF_UNIX)
         try:
             inner.settimeout(1)
             inner.bind(str(self._folder / name))
-            (self._folder / name).unlink()  # the socket keeps its name
+            (self._folder / name).unlink()  # the socket stays bound to the name
             inner.connect(str(self._folder / _SERVER))
         except OSError:
             inner.close()
@@ -148,7 +148,7 @@ class ConnectionGuard:
     def _make_room(self, most: int) -> None:
         """Close connections that have shown no token, until at most `most` such connections are left."""
         while len(self._strangers) > max(0, most):
-            pipe = self._strangers.pop(random.choice(list(self._strangers)), None)  # noqa: S311 - it need not be secret
+            pipe = self._strangers.pop(random.choice(list(self._strangers)), None)  # noqa: S311 - not a secret
             if pipe is not None:
                 pipe.close()
 
@@ -208,7 +208,7 @@ class _Pipe:
         except OSError:
             self.close()
             return
-        if sent < len(data):  # read no more until the target has taken it
+        if sent < len(data):  # stop reading from the source until the target has taken all data
             self._loop.remove_reader(source)
             self._loop.add_writer(target, self._go_on, data[sent:], source, target)
 

@@ -1,6 +1,6 @@
-"""`Endpoint`: where a trial server listens, with TLS if it has a certificate.
+"""`Endpoint`: the address of a trial server, with TLS if the endpoint has a certificate.
 
-Also the channel by which trials reach the server.
+`open_channel` opens the channel by which a trial reaches the server.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
 ALL_INTERFACES = ""
-"""In place of an interface's address: all interfaces, for IPv6 too where the machine has it."""
+"""The value of `Endpoint.interface` for all interfaces: IPv4, and also IPv6 if the machine supports IPv6."""
 
 
 @dataclass(frozen=True)

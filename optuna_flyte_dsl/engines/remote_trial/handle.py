@@ -85,7 +85,7 @@ def mark_pruned(trial: BaseTrial) -> None:
 
 
 def is_pruned(trial: Trial) -> bool:
-    """Tell, in the searching process, whether `mark_pruned` was called for a trial. It blocks."""
+    """Tell, in the searching process, whether `mark_pruned` was called for a trial. The call blocks."""
     return bool(trial.storage.get_trial(trial_id(trial)).system_attrs.get(PRUNED))
 
 

@@ -1,8 +1,8 @@
 """`TrialServer`: serves a search's trials, by Optuna's gRPC storage proxy. Each trial has a token of its own.
 
-The server judges a call by its metadata before it reads the message, so a caller without a token holds up nobody. A
-token allows the parameters, reports and attributes of its own trial. Sampling and pruning need the study's other
-trials, so the server does both. The connection is encrypted if the endpoint has a certificate.
+The server judges a call by its metadata before it reads the message, so a caller without a token delays no other
+caller. A token gives access to the parameters, reports and attributes of its own trial. Sampling and pruning need the
+study's other trials, so the server samples and prunes. The connection is encrypted if the endpoint has a certificate.
 """
 
 import collections
@@ -36,22 +36,22 @@ _MAX_WORKERS = 128
 _CALLS_OF_A_TRIAL = 8
 """The largest number of calls of one trial that are served at the same time."""
 _REFUSALS_AT_ONCE = 8
-"""The largest number of refusals with a reason at the same time.
+"""The largest number of calls that are refused with a reason at the same time.
 
-Further callers without a token hear that there is no such method.
+gRPC refuses further calls without a reason, as UNIMPLEMENTED.
 """
 _WRITABLE = ("artifacts:", "constraints:", "terminator:cv_scores")
-"""What the keys of the system attributes begin with that Optuna writes where an objective runs.
+"""The prefixes of the system attributes that Optuna sets in the process of an objective.
 
-Optuna writes others, such as the state of a sampler, where a trial is asked for and told. A trial's process may not
-write those, because the searching process believes them: it unpickles the state of the sampler `CmaEsSampler`.
+Optuna sets other system attributes, such as a sampler's state, in the process that calls `ask` and `tell`. A trial's
+process may not set a sampler's state, because the searching process trusts that state: `CmaEsSampler` unpickles it.
 """
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", 2 * _CALLS_OF_A_TRIAL),  # of one connection
+    ("grpc.max_concurrent_streams", 2 * _CALLS_OF_A_TRIAL),  # gRPC's limit for each connection
     ("grpc.max_receive_message_length", 4 * 2**20),
     ("grpc.server_handshake_timeout_ms", 5_000),
-    ("grpc.max_connection_idle_ms", 60_000),  # a trial connects again when it has something to say
+    ("grpc.max_connection_idle_ms", 60_000),  # a trial connects again for its next call
 )
 
 # The calls of the storage proxy that a trial needs. None of these calls creates or ends a trial or a study.
@@ -74,13 +74,13 @@ _ALLOWED = frozenset(
 class TrialServer:
     """Serves the trials of one search to the processes or pods that run them.
 
-    Besides the storage proxy it answers two calls of our own, by which a trial asks its study's sampler and pruner.
+    Besides the storage proxy, the server has the two methods by which a trial asks its study's sampler and pruner.
 
     Args:
         endpoint: The server's address; by default on this machine alone.
         secret: The secret from which the token of each trial is made; by default a new one.
         token_env: The environment variable in which a trial's process finds its token.
-        shares_secret: Whether that variable holds the secret instead: it comes from the user.
+        shares_secret: Whether the variable `token_env` holds the secret, which the user has set, instead of a token.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class TrialServer:
 
     def _prune(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         trial = self._find(json.loads(data), context)
-        # `trial.should_prune()` would not do: the trial's reports are in the storage, and not in the local trial
+        # `trial.should_prune()` would miss the trial's reports: they are in the storage, and not in the local trial
         # object.
         stored = trial.storage.get_trial(trial_id(trial))
         return json.dumps(bool(trial.study.pruner.prune(trial.study, stored))).encode()
@@ -167,7 +167,7 @@ class TrialServer:
 
 
 class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Lets a trial's calls pass that are about this trial, and refuses all others.
+    """Lets a call pass if it is about the trial whose token it has shown, and refuses all other calls.
 
     Args:
         admit: Called with the address of each client that has shown a token, and with the token's trial.
@@ -188,7 +188,7 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         self._refusals = threading.BoundedSemaphore(_REFUSALS_AT_ONCE)
         self._lock = threading.Lock()
         self._calls: collections.Counter[int] = collections.Counter()  # trial -> its calls that are being served
-        self._silent: dict[grpc.ServicerContext, float] = {}  # call whose message has not come -> when it began
+        self._silent: dict[grpc.ServicerContext, float] = {}  # call without a message yet -> its start time
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         details = handler_call_details
@@ -211,9 +211,9 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         return None if handler is None else self._checked(handler, method, trial)
 
     def _refusal(self, code: grpc.StatusCode, reason: str) -> Any:
-        """Return a handler that refuses a call without waiting for its message; `None` if many are being refused."""
+        """Return a handler that refuses a call before its message arrives; `None` while too many calls are refused."""
         if not self._refusals.acquire(blocking=False):
-            return None  # grpc refuses it in the thread that reads the network
+            return None  # grpc refuses the call in the thread that reads the network
 
         def refuse(_: Iterator[Any], context: grpc.ServicerContext) -> None:
             self._refusals.release()
@@ -224,7 +224,7 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
     def _checked(self, handler: Any, method: str, trial: int) -> Any:
         """Return a handler that serves a call if its message is about the trial.
 
-        The handler takes a stream, so that it runs before the message is there, and can give up waiting for the
+        The handler takes a stream, so that it runs before the message arrives, and can give up waiting for the
         message.
         """
 
@@ -257,9 +257,9 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 self._calls[trial] -= 1
 
     def _refusal_of(self, message: Any, method: str, trial: int) -> str:
-        """Return why a message is refused; an empty text if it is not."""
+        """Return the reason why a message is refused; an empty text if the message is allowed."""
         foreign = "A trial may read and change only what is its own."
-        if isinstance(message, bytes):  # of our own service
+        if isinstance(message, bytes):  # a message of `TRIALS_SERVICE`
             return "" if json.loads(message)["trial"] == trial else foreign
         fields = message.DESCRIPTOR.fields_by_name
         expected = {**self._study, "trial_id": trial}

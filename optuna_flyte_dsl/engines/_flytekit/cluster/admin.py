@@ -1,4 +1,4 @@
-"""Calls flyteadmin. Waits out errors that pass: an outage, a restart, an overload."""
+"""Calls flyteadmin, and waits out transient errors: an outage, a restart, an overload."""
 
 import functools
 import threading
@@ -39,7 +39,7 @@ _FINAL = {
 }
 """Final statuses of flyteadmin: the same request would get the same status again.
 
-All other statuses may pass by themselves, unless the message is too large.
+All other statuses are transient, unless the message is too large.
 """
 
 _PASSING_HTTP_ERRORS = (requests.ConnectionError, requests.Timeout, requests.JSONDecodeError)
@@ -57,7 +57,7 @@ _LOGINS_BY_A_PERSON = ("standard", "pkce", "deviceflow")
 
 _REQUESTS_PER_SECOND = 50.0
 _BURST = 50.0
-"""The pace of all requests that this process sends through one remote."""
+"""The largest number of requests that this process sends through one remote at once, before the rate holds."""
 
 
 _paces: weakref.WeakKeyDictionary[FlyteRemote, TokenBucket] = weakref.WeakKeyDictionary()
@@ -100,7 +100,7 @@ class Admin:
         """Call an RPC of flyteidl's AdminService, and return its response.
 
         Args:
-            patience: The seconds for which an outage is waited out; by default the search's.
+            patience: The seconds for which an outage is waited out; by default the patience of the search.
             seconds: The time limit of one attempt; by default `pauses.rpc`.
             is_paced: Whether the request waits for its turn among all requests of this process.
         """
@@ -108,7 +108,7 @@ class Admin:
         return self.retry(send, f"call {rpc}", given_up=given_up, patience=patience)
 
     def pages(self, rpc: str, request: Any, field: str, **limits: Any) -> Iterator[Any]:
-        """Yield what all pages of a list hold. The next page is asked for when it is needed. It blocks.
+        """Yield the items of all pages of a list. Each page is requested when it is needed. The call blocks.
 
         Args:
             request: The request for the first page, with the size of a page.
@@ -124,7 +124,7 @@ class Admin:
             request.token = page.token
 
     def send(self, rpc: str, request: Any, *, seconds: float | None = None, is_paced: bool = True) -> Any:
-        """Send a request once; see `call`. It raises the error of gRPC."""
+        """Send a request once; see `call`. A failed request raises gRPC's own error."""
         if is_paced:
             self.wait_for_turn()
         return admin_method(self.remote.client, rpc)(request, timeout=pauses.rpc if seconds is None else seconds)
@@ -145,13 +145,13 @@ class Admin:
         return call
 
     def check_login(self, execution: WorkflowExecutionIdentifier) -> None:
-        """Refuse, in a pod, a login that waits for a person, if flyteadmin asks for a login. It blocks.
+        """Raise `RefusedError` if flyteadmin needs a login, and the pod's login waits for a person. The call blocks.
 
         Args:
-            execution: The pod's execution, of which flyteadmin is asked.
+            execution: The pod's execution, which a request without a login tries to read.
         """
         platform = self.remote.config.platform
-        mode = getattr(platform.auth_mode, "value", platform.auth_mode)  # an enum's value, or a text of the user's
+        mode = getattr(platform.auth_mode, "value", platform.auth_mode)  # an enum, or a string
         if str(mode).lower() not in _LOGINS_BY_A_PERSON or platform.proxy_command:
             return
         try:
@@ -252,9 +252,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_login_outage(error: BaseException) -> bool:
-    """Tell whether the identity provider is away, when flytekit logs in or renews a login: it may come back.
+    """Tell whether flytekit cannot log in, or renew a login, because the identity provider is unavailable.
 
-    An HTTP connection to another server that is away, such as one for uploads, counts too.
+    A failed HTTP connection to another server, such as a server for uploads, counts too.
     """
     return any(
         isinstance(each, _PASSING_HTTP_ERRORS)
@@ -264,7 +264,7 @@ def _is_login_outage(error: BaseException) -> bool:
 
 
 def _described(error: BaseException) -> str:
-    """Return the first cause of an error of a login: flytekit wraps it in errors without a text."""
+    """Return the text of a login error's root cause, which flytekit wraps in errors without a text."""
     return str(list(_causes(error))[-1])[:300]
 
 
@@ -275,6 +275,6 @@ def _is_refused_login(error: BaseException) -> bool:
 
 
 def status_of(error: BaseException) -> Any:
-    """Return the gRPC status among an error's causes: flytekit wraps it in errors without a code."""
+    """Return the gRPC status among an error's causes. Flytekit wraps a gRPC error in errors without a status."""
     found = (each for each in _causes(error) if isinstance(each, grpc.RpcError) and isinstance(each, grpc.Call))
     return next(found, None)

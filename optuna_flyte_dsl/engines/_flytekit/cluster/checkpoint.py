@@ -63,17 +63,17 @@ class CheckpointStore:
         self._restored = False
 
     def storage(self, key: str) -> BaseStorage:
-        """Return the storage of a search, with the trials that the attempt before has left. It may block."""
+        """Return the storage of a search, with the trials of the pod's earlier attempts. The call may block."""
         self.is_new(key)
         with self._lock:
             self._journals.setdefault(key, [])
         return JournalStorage(_CheckpointJournal(self, key))
 
     def is_new(self, key: str) -> bool:
-        """Tell whether the attempt before has left nothing of a search. It may block."""
+        """Tell whether the checkpoint of the pod's earlier attempts has no journal of a search. The call may block."""
         with self._lock:
             if not self._restored:
-                # In a thread of its own, to leave the caller's context and event loop alone.
+                # A new thread restores, so that the caller's Flyte context and event loop stay as they are.
                 _start_thread(self._restore).join()
                 self._restored = True
             return not self._journals.get(key)
@@ -102,7 +102,7 @@ class CheckpointStore:
         await asyncio.wrap_future(future)
 
     def _restore(self) -> None:
-        """Read the journal of the attempt before, and write it again: each attempt's checkpoint starts empty."""
+        """Read the previous attempt's journals, to commit them again: each attempt's checkpoint starts empty."""
         flyte_context_Var.set([self._context])
         use_own_loop()
         try:
@@ -110,8 +110,8 @@ class CheckpointStore:
         except FlyteDataNotFoundException:
             logger.debug("There is no earlier checkpoint.", exc_info=True)
             return
-        except Exception as error:  # noqa: BLE001 - a search that starts anew is worth more than none
-            logger.warning("The checkpoint of the attempt before cannot be read: %r. The search starts anew.", error)
+        except Exception as error:  # noqa: BLE001 - the search then starts without history
+            logger.warning("The checkpoint of the previous attempt cannot be read: %r. The search starts anew.", error)
             return
         finally:
             close_loops(threading.current_thread().name)
@@ -137,7 +137,7 @@ class CheckpointStore:
             close_loops(threading.current_thread().name)
 
     def _write(self) -> bool:
-        """Wait for a commit and write it. Return whether the writing thread is to go on."""
+        """Wait for a commit, and upload the changed segments. Return whether the writing thread continues."""
         with self._lock:
             if not self._lock.wait_for(lambda: self._waiting, timeout=pauses.checkpoint_idle):
                 self._thread = None
@@ -152,7 +152,7 @@ class CheckpointStore:
             _retry_access(lambda: self._save(files))
             self._clean = last
             self._turn = not self._turn
-        except Exception as error:  # noqa: BLE001 - the next commit writes it too
+        except Exception as error:  # noqa: BLE001 - the next commit retries
             logger.warning("The checkpoint could not be written, and will be tried again: %r", error)
         for future in waiting:
             if future.set_running_or_notify_cancel():
@@ -175,11 +175,11 @@ def _plain(value: Any) -> Any:
     """Return a NumPy number as a Python number, because JSON knows no NumPy numbers and an attribute may hold one."""
     if callable(item := getattr(value, "item", None)):
         return item()
-    raise TypeError(f"{shown(value)}, of type {type(value).__name__}, cannot be kept: use what JSON has.")
+    raise TypeError(f"{shown(value)}, of type {type(value).__name__}, cannot be stored: use a type of JSON.")
 
 
 def _retry_access(access: Callable[[], T]) -> T:
-    """Access the checkpoint, again if that fails for another reason than missing data."""
+    """Access the checkpoint, and retry a failed access unless the data is missing."""
 
     def may_pass(error: Exception) -> bool:
         if isinstance(error, FlyteDataNotFoundException):

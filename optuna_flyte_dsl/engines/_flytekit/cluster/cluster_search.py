@@ -106,7 +106,7 @@ class ClusterSearch:
 
     @property
     def open_storage(self) -> Callable[[], BaseStorage] | None:
-        """Opens the search's storage in the checkpoint; `None` if there is no checkpoint."""
+        """The function that opens the search's storage in the checkpoint; `None` if there is no checkpoint."""
         return self._open if self._store is not None else None
 
     def _open(self) -> BaseStorage:
@@ -119,7 +119,7 @@ class ClusterSearch:
         if pod is not None:
             await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution)
         if not self._is_inner:
-            # Searches inside of trials start anew.
+            # Searches inside of trials start anew in each attempt, so no attempt adopts their earlier executions.
             await self._terminate_leftovers(inner_label(self.launcher.label))
         if self._is_task:
             await self.launcher.workers.run(self.launcher.registry.check, objective.target)
@@ -129,11 +129,11 @@ class ClusterSearch:
         return ClusterRunner(objective, self.launcher)
 
     async def recover(self, study: optuna.Study, objective: Objective, space: SearchSpace) -> None:
-        """Enqueue the trials of the attempts before that their checkpoint lacks, and that are found in Flyte.
+        """Enqueue the trials of the pod's earlier attempts that the checkpoint lacks, and that have executions.
 
-        An attempt that is killed before its first write leaves no checkpoint, and one whose last writes have failed
-        leaves an old one. But the attempt's trials have executions, whose names are known and whose inputs are the
-        parameters.
+        An attempt that is killed before its first write leaves no checkpoint. An attempt whose last writes have failed
+        leaves an outdated checkpoint. A trial's execution can be found by its name, and the execution's inputs are the
+        trial's parameters.
         """
         is_retry = self._sigterm is not None and self.launcher.connection.attempt > 0
         if not (is_retry and objective.kind is Kind.TASK):
@@ -143,7 +143,7 @@ class ClusterSearch:
         try:
             points = await self.launcher.workers.run(self.launcher.find_inputs, objective.target, names, first)
         except AdminError as error:
-            raise error.refusal("read what the attempts before have launched") from error
+            raise error.refusal("read the executions of this pod's earlier attempts") from error
         if points:
             logger.warning("The checkpoint lacks trials: %d were found in Flyte.", len(points))
         for point in points:
@@ -153,7 +153,7 @@ class ClusterSearch:
         self.launcher.names.study = identity
 
     def adopts(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial of a dead process can be run again, so that it finds its executions.
+        """Tell whether a trial of a dead process can be run again, so that the trial adopts its executions.
 
         Every running trial of a task that is kept in the checkpoint can be continued, because its execution's name is
         known. In another storage, or for a function, a trial that has launched no execution may have had other effects,
@@ -184,13 +184,13 @@ class ClusterSearch:
         return {"execution": execution, "node": pod.folder, "attempt": pod.attempt}
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
-        """Tell by its execution whether another eager workflow is running; see `RemoteSearch.life`. It blocks."""
+        """Tell by its execution whether another eager workflow is running; see `RemoteSearch.life`. The call blocks."""
         execution = evidence.get("execution")
         if not execution:
             return None
         own, node = self.evidence, evidence.get("node", "")
         if [execution, node] == [own.get("execution"), own.get("node")]:
-            # The attempt before may still be ending, but this attempt has replaced it.
+            # The pod of an earlier attempt may still be ending, but this attempt has replaced the earlier attempt.
             return Life.DEAD if evidence["attempt"] < own["attempt"] else Life.ALIVE
         project, domain, name = execution
         identifier = WorkflowExecutionIdentifier(project=project, domain=domain, name=name)
@@ -208,7 +208,7 @@ class ClusterSearch:
 
     @property
     def on_sigterm(self) -> OnSigterm:
-        """What happens to running executions at SIGTERM: they are terminated if nobody could adopt them."""
+        """What happens to running executions at SIGTERM. Executions that no process could adopt are terminated."""
         return self.options.on_sigterm if self.is_durable else "terminate"
 
     def end(self, *, leave: bool) -> None:
@@ -229,7 +229,7 @@ class ClusterSearch:
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
     def terminate_running(self, deadline: float) -> None:
-        """Terminate what runs, from another thread: the search's own thread does not come to it. It blocks."""
+        """Terminate the running executions from another thread, because the event loop is blocked. The call blocks."""
         launcher = self.launcher
         if not launcher.leaves_executions:
             logger.warning("The event loop of a search is blocked: its executions are terminated without it.")

@@ -100,7 +100,7 @@ class Converter:
 
     @staticmethod
     def _whole(context: FlyteContext, full: literals_pb2.LiteralMap, blob: Any) -> LiteralMap:
-        """Return literals that a response contains, or, if they are too large for that, points to."""
+        """Return the literals of a response. Literals that the response lacks are downloaded from the blob."""
         if not full.literals and blob.bytes > 0:
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "literals.pb")

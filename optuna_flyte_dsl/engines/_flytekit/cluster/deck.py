@@ -17,7 +17,7 @@ from optuna_flyte_dsl._pauses import pauses
 
 _TITLE = "Eager Executions"
 _SHOWN = 1_000
-"""The largest number of executions that are listed: the latest ones."""
+"""The largest number of executions that the Deck lists. The Deck leaves out the earliest executions."""
 
 
 class ExecutionsDeck:
@@ -70,7 +70,7 @@ class ExecutionsDeck:
     def publish(self) -> None:
         """Begin to write the Deck if the list has changed, unless the last write is recent or still under way.
 
-        The write has a thread of its own, because nothing limits its time.
+        The Deck is written in a thread of its own, because nothing limits the time of the write.
         """
         params = self._context.user_space_params
         if not self._changed or time.monotonic() < self._next or params is None or not params.enable_deck:
@@ -88,7 +88,7 @@ class ExecutionsDeck:
                 self._deck = Deck(_TITLE)
             set_deck_html(self._deck, self._page(""))
             Deck.publish()
-        except Exception:  # noqa: BLE001 - a Deck is worth less than a search
+        except Exception:  # noqa: BLE001 - a failed Deck must not end the search
             logger.debug("The Deck could not be written.", exc_info=True)
 
     def _page(self, base: str) -> str:

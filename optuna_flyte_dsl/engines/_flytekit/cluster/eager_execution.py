@@ -56,10 +56,10 @@ class EagerExecution:
 class EagerExecutionReader:
     """Reads the eager workflow's execution from flyteadmin once.
 
-    All searches of the eager workflow use what the first one has read.
+    All searches of the eager workflow share the result of the first read.
 
     Args:
-        pod: The eager workflow's pod; `None` outside of one.
+        pod: The eager workflow's pod; `None` outside of a pod.
     """
 
     def __init__(self, pod: EagerPod | None) -> None:
@@ -70,7 +70,7 @@ class EagerExecutionReader:
         self._is_succeeded = False
 
     def read(self, admin: Admin) -> EagerExecution:
-        """Return the execution. It blocks."""
+        """Return the execution. The call blocks."""
         with self._lock:
             if self._execution is None:
                 assert self.pod is not None
@@ -84,10 +84,10 @@ class EagerExecutionReader:
             return self._execution
 
     def has_successor(self, admin: Admin, seconds: float) -> bool:
-        """Tell whether Flyte has begun a later attempt of this pod's node. It blocks.
+        """Tell whether Flyte has begun a later attempt of this pod's node. The call blocks.
 
-        Flyte may begin the next attempt while the pod of the attempt before still ends. If flyteadmin does not answer,
-        this returns False: the pod then terminates its executions, because they cost money.
+        Flyte may begin the next attempt while the pod of the previous attempt is still ending. If flyteadmin does not
+        answer, the result is False. The pod then terminates its executions, because executions cost money.
 
         Args:
             admin: Sends the request, without waiting for the end of an outage.
@@ -98,14 +98,14 @@ class EagerExecutionReader:
                 try:
                     attempts = [task.id.retry_attempt for task in self._attempts(admin, seconds)]
                     self._is_succeeded = any(attempt > self.pod.attempt for attempt in attempts)
-                except Exception as error:  # noqa: BLE001 - see above
+                except Exception as error:  # noqa: BLE001 - the result is then False
                     logger.warning("It is not known whether Flyte has begun this pod's next attempt: %r", error)
             return self._is_succeeded
 
     def system_failures(self, admin: Admin, seconds: float) -> int:
-        """Return how many attempts before this one have failed through no fault of the task, as far as that is known.
+        """Return how many earlier attempts of this pod have failed by a system error. The call blocks.
 
-        What is not known counts as such a failure. It blocks.
+        An attempt whose kind of error is not known counts as a system error.
 
         Args:
             seconds: The time limit of a request.
@@ -115,8 +115,8 @@ class EagerExecutionReader:
         return self.pod.attempt - len([task for task in before if task.closure.error.kind == ExecutionError.USER])
 
     def _attempts(self, admin: Admin, seconds: float) -> list[TaskExecution]:
-        """Return the attempts of this pod's node; none if the node is not known."""
-        known = self._execution  # without the lock, which a request that is under way may hold
+        """Return the attempts of this pod's node; an empty list if the node is not known."""
+        known = self._execution  # read without the lock, which a running `read` may hold
         if known is None or known.node is None:
             return []
         return tasks_of(admin, known.node, patience=0.0, seconds=seconds)
@@ -138,7 +138,7 @@ def _own_node(admin: Admin, pod: EagerPod) -> NodeExecutionIdentifier | None:
 
 
 def has_ended(admin: Admin, execution: WorkflowExecutionIdentifier, folder: str) -> bool:
-    """Tell whether the node of an execution whose data is in a folder has ended, as far as that is known. It blocks."""
+    """Tell whether the node of an execution whose data is in a folder has ended, as far as that is known. Blocks."""
     nodes = nodes_with_tasks(admin, execution, ended=True)
     phases = (node.closure.phase for node, _ in nodes if node.input_uri == _inputs_of(folder))
     return next(phases, None) in TERMINAL_NODE_PHASES

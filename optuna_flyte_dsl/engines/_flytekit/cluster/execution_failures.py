@@ -20,14 +20,14 @@ from optuna_flyte_dsl.search.outcome import mark_retries_used
 
 
 class EagerExecutionFailedError(ExecutionFailedError, EagerException):
-    """The error of a failed execution as eager workflows know it."""
+    """The error of a failed execution. Eager workflows can catch this error as flytekit's `EagerException`."""
 
 
 def read_closure(admin: Admin, identifier: WorkflowExecutionIdentifier, seen: Any, given_up: threading.Event) -> Any:
-    """Return the closure of a failed execution, read anew because `ListExecutions` cuts messages short. It blocks.
+    """Return the closure of a failed execution, read anew because `ListExecutions` cuts messages short. Blocks.
 
     Args:
-        seen: The closure that `ListExecutions` has returned. It is returned if the execution cannot be read.
+        seen: The closure that `ListExecutions` has returned; the result if the execution cannot be read.
     """
     try:
         return admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=given_up).closure
@@ -72,10 +72,10 @@ def vanished(identifier: WorkflowExecutionIdentifier) -> Execution:
 
 
 def has_not_begun(execution: Execution) -> bool:
-    """Tell whether Kubernetes was away when flyteadmin gave it an execution: that may pass.
+    """Tell whether an execution has failed because Kubernetes was unavailable when flyteadmin launched the execution.
 
-    flyteadmin 1.16.8 answers the request that creates such an execution as if nothing had happened, and stores the
-    execution as FAILED.
+    flyteadmin 1.16.8 answers the CreateExecution request for such an execution with success, and stores the execution
+    as FAILED.
     """
     closure = execution.closure
     is_system_failure = closure.phase == WorkflowExecution.FAILED and closure.error.kind == ExecutionError.SYSTEM

@@ -31,11 +31,11 @@ class ExecutionNames:
     study: str | None = None  # the identity of a study that other processes may continue; it replaces the caller's
 
     def name(self, trial: int, entity: str, call: str, collision: int, *, attempt: int = 0) -> str:
-        """Return the name of an execution: for people, the entity and the trial's number; and a hash.
+        """Return the name of an execution: a prefix, the entity and the trial's number, and a hash of the call.
 
         Args:
-            call: What tells the call from the trial's other calls.
-            collision: How many names of this call belong to other executions.
+            call: The key that distinguishes the call from the trial's other calls.
+            collision: The number of earlier names of this call that other executions have taken.
             attempt: The number of the trial's attempt.
         """
         caller, prefix = self.connection.identity, self.connection.prefix
@@ -55,8 +55,8 @@ class ExecutionNames:
     def url(self, name: str) -> str:
         """Return the address of an execution's page in the console.
 
-        In a pod, Flyte gives the address of the pod's own page. The remote's endpoint would not do: it may be an
-        address inside the cluster.
+        In a pod, Flyte gives the address of the pod's own page in the console. The remote's endpoint is used last,
+        because the endpoint may be an address inside the cluster.
         """
         console, _, rest = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/projects/")
         console = self.console or (console if rest else "")

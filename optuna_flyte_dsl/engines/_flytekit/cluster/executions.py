@@ -18,14 +18,14 @@ ATTEMPT = "optuna-flyte-dsl/attempt"
 SEARCH = "optuna-flyte-dsl-search"
 """The label with a hash of the search that has launched an execution.
 
-Labels are searchable, so the next attempt of the pod finds the executions that this one has left.
+Labels are searchable, so the pod's next attempt finds the executions that this attempt has left.
 """
 
 _INNER = "-inner"
 
 
 def inner_label(label: str) -> str:
-    """Return the value of `SEARCH` for searches inside of the trials of a search, however deep."""
+    """Return the value of the label `SEARCH` for searches inside of a search's trials, at any depth of nesting."""
     return label.removesuffix(_INNER) + _INNER
 
 
@@ -34,8 +34,8 @@ INPUTS_DIGEST = "optuna-flyte-dsl/inputs"
 
 Flyte stores the annotation in the database row of the execution, which nothing overwrites.
 
-The inputs that Flyte returns cannot be compared instead: a request that is refused because its name is taken overwrites
-them.
+Flyte's stored inputs of an execution are not comparable: a CreateExecution request overwrites the stored inputs even if
+Flyte refuses the request because its name is taken.
 """
 
 

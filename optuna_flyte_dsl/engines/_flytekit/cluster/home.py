@@ -1,6 +1,6 @@
-"""Where a search runs: on the cluster of the eager workflow that calls it, or of a remote.
+"""`Home`: the cluster on which a search runs its trials, of an eager workflow or of a remote.
 
-What happens to a search when its pod gets SIGTERM.
+`current_home` also makes the handler that ends the searches of a pod at SIGTERM.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Home:
     store: CheckpointStore | None = None  # keeps studies in the pod's checkpoint; `None` if there is no checkpoint
     # Ends searches when the pod gets SIGTERM; `None` outside of an eager workflow's pod.
     sigterm: SigtermHandler | None = None
-    # What a search and the searches in its trials share; by default made with the first search.
+    # The poller and pace that a search shares with the searches in its trials; by default made with the first search.
     traffic: Traffic | None = None
-    label: str = ""  # the label of the executions of searches inside of a trial; empty outside of one
+    label: str = ""  # the label of the executions of searches inside of a trial; empty outside of a trial
     _counts: collections.Counter[str] = field(default_factory=collections.Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -71,7 +71,7 @@ _lock = threading.Lock()
 
 
 def current_home() -> Home | None:
-    """Return the home of a search that is called here; `None` if the search does not launch executions by itself.
+    """Return the home of a search that is called in this context; `None` if the search launches no executions itself.
 
     With a worker queue of an unknown class, such as that of another library, the queue runs the awaited tasks.
     """
@@ -98,7 +98,7 @@ def _home_of_trial(calls: TrialCalls) -> Home:
 def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
     in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
     if in_pod and "FLYTE_PLATFORM_URL" not in os.environ and get_config_file(None) is None:
-        # flytekit would send requests to its sandbox, at localhost:30080.
+        # Without an address, flytekit would send requests to its sandbox, at localhost:30080.
         raise RefusedError(
             "This pod does not know the address of flyteadmin, so it cannot launch trials. Ask the operator of your "
             "Flyte to set FLYTE_PLATFORM_URL for all pods, in `plugins.k8s.default-env-vars`; or set it in the task's "
@@ -109,7 +109,7 @@ def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
     connection = Connection(
         controller.remote,
         controller.ss,
-        # An execution may have several nodes of eager workflows.
+        # The pod's folder distinguishes several eager tasks of one execution.
         f"{controller.tag}/{pod.folder}" if pod is not None else controller.tag,
         controller.exec_prefix,
         controller.get_labels().values,

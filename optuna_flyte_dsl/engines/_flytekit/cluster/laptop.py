@@ -1,4 +1,4 @@
-"""Trials on a cluster, searched from a laptop: packages and uploads the code, as `pyflyte run --remote` does."""
+"""Searches on a laptop with trials on a cluster: the code is packaged and uploaded as by `pyflyte run --remote`."""
 
 import functools
 import hashlib
@@ -31,7 +31,7 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 
 @dataclass(eq=False)
 class LaptopDeployment:
-    """The way of trials from this machine to a cluster; see `Deployment`, and `Optimized.on` for the options."""
+    """Deploys the code of a search from this machine; see `Deployment`, and `Optimized.on` for the options."""
 
     remote: FlyteRemote
     version: str | None = None
@@ -65,9 +65,9 @@ class LaptopDeployment:
             raise InvalidOptionError(f"`source` must be a folder, but got {shown(source)}.")
 
     def site(self, target: Any, patience: float) -> Home:
-        """Return the home of the objective's searches. It blocks.
+        """Return the home of the objective's searches. The call blocks.
 
-        The first time, this method packages and uploads the code. Later, it returns the same home.
+        The first call of this method packages and uploads the code. Later calls return the same home.
         """
         with self._lock:
             if self._home is None:

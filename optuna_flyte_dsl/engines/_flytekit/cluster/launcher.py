@@ -113,7 +113,7 @@ class Launcher:
         )
 
     def serve(self, trial: Trial) -> TrialHandle:
-        """Serve a trial to its pod, and return its handle. It blocks."""
+        """Serve a trial to its pod, and return its handle. The call blocks."""
         options = self.options
         if options.trials_storage_env is not None:
             return TrialHandle(f"env:{options.trials_storage_env}", trial_id(trial), trial.study.study_name)
@@ -121,7 +121,7 @@ class Launcher:
             if self._server is None:
                 self._server = self._start_server(trial)
                 logger.info(
-                    "Trials report to %s. The token keeps others out; what is sent is %s.",
+                    "Trials report to %s. Each trial has a token; the connection is %s.",
                     self._server.address,
                     "encrypted" if self._server.endpoint.certificate else "not encrypted",
                 )
@@ -149,7 +149,7 @@ class Launcher:
             self._server.forget(trial)
 
     def find_inputs(self, entity: Any, names: Sequence[str], first: int) -> list[dict[str, Any] | None]:
-        """Read the inputs with which the trials of this search have launched an entity. It blocks.
+        """Read the inputs with which the trials of this search have launched an entity. The call blocks.
 
         Args:
             first: The number of the first trial.
@@ -186,7 +186,7 @@ class Launcher:
 
         Args:
             deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
-                short attempt, unless flyteadmin has not answered the termination before.
+                short attempt, unless flyteadmin has not answered the previous termination.
         """
         if self.is_ending and self._has_successor():
             logger.warning("A later attempt of this pod runs the search: %s is left to it.", name)
@@ -216,7 +216,7 @@ class Launcher:
             list(threads.map(functools.partial(self.terminate, cause=cause, deadline=deadline), names))
 
     def _has_successor(self) -> bool:
-        """Tell whether a later attempt of this pod has begun. flyteadmin is asked once in a second. It blocks."""
+        """Tell whether a later attempt of this pod has begun. A result is kept for a second. The call blocks."""
         with self._lock:
             if time.monotonic() >= self._next_check:
                 admin, seconds = Admin(self.connection.remote, patience=0.0), self.options.grace / 8

@@ -1,4 +1,4 @@
-"""Terminates the executions that earlier attempts of a pod have left running, and that no trial asks for any more."""
+"""Terminates the executions that earlier attempts of a pod have left running, and that no trial has adopted."""
 
 from flyteidl.admin.common_pb2 import NamedEntityIdentifier, ResourceListRequest, Sort
 from flyteidl.admin.execution_pb2 import Execution
@@ -13,7 +13,7 @@ _PAGE = 100
 
 
 def terminate_leftovers(launcher: Launcher, label: str) -> None:
-    """Terminate what a search's earlier attempts have left running and this attempt has not taken. It blocks.
+    """Terminate the executions of earlier attempts that this attempt has not adopted. The call blocks.
 
     Failures are logged.
 
@@ -36,7 +36,7 @@ def terminate_leftovers(launcher: Launcher, label: str) -> None:
         return
     left = [name for name in before if name not in launcher.taken]
     launcher.terminated += len(left)
-    launcher.terminate_all(left, "the search does without it", deadline)
+    launcher.terminate_all(left, "the search no longer needs this execution", deadline)
 
 
 def _attempt_of(execution: Execution) -> int:

@@ -30,10 +30,10 @@ def nodes_with_tasks(
     ended: bool = False,
     **limits: Any,
 ) -> Iterator[tuple[NodeExecution, list[TaskExecution]]]:
-    """Yield the nodes of an execution, each with its attempts to run a task. It blocks.
+    """Yield the nodes of an execution, each with its attempts to run a task. The call blocks.
 
     A node without a task may contain other nodes: a sub-workflow, a conditional, a launch plan. `ListNodeExecutions`
-    does not list those with the others, so they are asked for too.
+    does not list the nodes inside of such a node, so a further request lists them.
 
     Args:
         ended: Whether nodes that have ended are included.
@@ -60,7 +60,7 @@ def nodes_with_tasks(
 def tasks_of(
     admin: Admin, node: NodeExecutionIdentifier, given_up: threading.Event | None = None, **limits: Any
 ) -> list[TaskExecution]:
-    """Return the attempts of a node to run its task. It blocks.
+    """Return the attempts of a node to run its task. The call blocks.
 
     Args:
         limits: The time limits of each call; see `Admin.call`.

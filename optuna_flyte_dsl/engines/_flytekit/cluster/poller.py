@@ -39,7 +39,7 @@ _MISSED = 5
 """An execution that this many polls did not list is asked for by its name."""
 
 _PODS_PER_SECOND = 5.0
-"""The number of executions for which polls ask in a second whether their pods run: each takes two calls, or more."""
+"""The largest number of executions in a second whose pods are polled. Polling a pod takes two calls, or more."""
 
 _QUEUED_PHASES = frozenset({WorkflowExecution.UNDEFINED, WorkflowExecution.QUEUED})
 _WAITING_PHASES = frozenset(
@@ -48,7 +48,7 @@ _WAITING_PHASES = frozenset(
 
 
 class Poller:
-    """Polls executions until they end, in a thread of its own, which sleeps while there are none.
+    """Polls executions until they end, in a thread of its own. The thread sleeps while no execution is awaited.
 
     Args:
         after_poll: Called after each round of polls, also after a round without executions. It must not raise.
@@ -112,7 +112,7 @@ class Poller:
         return len(self._waiting) - len(self._begun)
 
     def interval(self) -> float:
-        """Return the seconds until the next poll: few for short executions, more for long ones."""
+        """Return the seconds until the next poll. The longer executions usually take, the longer is this interval."""
         with self._lock:
             count = len(self._waiting)
             usual = statistics.median(self._durations) if self._durations else None
@@ -126,9 +126,9 @@ class Poller:
     def _run(self) -> None:
         try:
             self._poll_until_closed()
-        except BaseException as error:  # noqa: BLE001 - those who await the executions would wait for ever
+        except BaseException as error:  # noqa: BLE001 - callers would await the executions for ever
             with self._lock:
-                self._thread = None  # the next one who waits starts another thread
+                self._thread = None  # the next call of `wait_for` starts another thread
                 names = list(self._waiting)
             fault = ClusterError(f"Running executions can no longer be polled: {error!r}. Please report this.")
             fault.__cause__ = error
@@ -158,7 +158,7 @@ class Poller:
             seen = self.find(names)
         except GivenUpError:
             return
-        except BaseException as error:  # noqa: BLE001 - those who await the executions get it
+        except BaseException as error:  # noqa: BLE001 - the callers that await the executions get the error
             for name in names:
                 self._settle(name, error)
             return
@@ -179,9 +179,9 @@ class Poller:
             self._poll_pod(name, seen[name])
 
     def _poll_pod(self, name: str, execution: Execution) -> None:
-        """Call `on_running` once a pod of an execution has begun, or if flyteadmin does not say.
+        """Call `on_running` once a pod of an execution runs, or if flyteadmin refuses to list the execution's tasks.
 
-        The phase of the execution does not tell: it is RUNNING even while its pod is queued.
+        The phase of an execution does not tell whether its pod runs: the phase is RUNNING even while the pod is queued.
         """
         try:
             runs = self._has_running_task(execution.id)
@@ -193,7 +193,7 @@ class Poller:
         with self._lock:
             on_running = self._on_running.pop(name, None)
             if on_running is not None and not runs:
-                self._on_running[name] = on_running  # at the end, so that the next poll asks for others first
+                self._on_running[name] = on_running  # as the last entry: the next poll asks for other pods first
         if on_running is not None and runs:
             on_running()
 
@@ -203,7 +203,7 @@ class Poller:
         return any(task.closure.phase not in _WAITING_PHASES for _, tasks in nodes for task in tasks)
 
     def find(self, names: Sequence[str]) -> dict[str, Execution]:
-        """Return those of some executions that exist, by name, as `ListExecutions` returns them. It blocks."""
+        """Return the existing executions with given names, by name, as `ListExecutions` lists them. The call blocks."""
         request = ResourceListRequest(
             id=self._where,
             limit=len(names),
@@ -230,7 +230,7 @@ class Poller:
             )
         except GivenUpError:
             return
-        except BaseException as error:  # noqa: BLE001 - whoever awaits the execution gets it
+        except BaseException as error:  # noqa: BLE001 - the caller that awaits the execution gets the error
             if not (isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND):
                 self._settle(name, error)
                 return

@@ -59,10 +59,10 @@ class Registry:
         self._settings = settings
         self._lock = threading.Lock()
         self._locks: dict[int, threading.Lock] = {}
-        self._found: dict[int, tuple[Any, Launchable]] = {}  # by id; keeping the entity keeps its id
+        self._found: dict[int, tuple[Any, Launchable]] = {}  # by id; Python does not reuse the id of a kept entity
 
     def find(self, entity: Any, given_up: threading.Event) -> Launchable:
-        """Return the registered form of an entity; the first call may register the entity. It blocks."""
+        """Return the registered form of an entity; the first call may register the entity. The call blocks."""
         key = id(entity)
         self.enter()
         with self._lock:
@@ -84,7 +84,7 @@ class Registry:
             return self._found[key][1]
 
     def enter(self) -> None:
-        """Set a fresh Flyte context in this thread: in an eager workflow's, compiling would launch tasks."""
+        """Set a fresh Flyte context in this thread: in an eager workflow's context, compiling would launch tasks."""
         use_own_loop()
         flyte_context_Var.set([self._admin.remote.context])
 
@@ -134,7 +134,7 @@ class Registry:
             return paced(remote.fetch_launch_plan)(*where)
 
     def _fetch_plan_of(self, task: FlyteTask) -> FlyteLaunchPlan | None:
-        """Return the launch plan of a task: it has the task's name and interface.
+        """Return the launch plan that has the name, version and interface of a task.
 
         `None` if the task has no launch plan.
         """
@@ -166,7 +166,7 @@ class Registry:
                 raise
             logger.warning(
                 "`%s` is launched without a launch plan: its `timeout` and `interruptible` do not hold, and its labels "
-                "are not searchable. This user may not register one. Register it with `pyflyte register`. %s",
+                "are not searchable. This user may not register launch plans: let another run `pyflyte register`. %s",
                 entity.name,
                 error,
             )
@@ -203,7 +203,7 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
 def check_loadable(entity: Any) -> None:
     """Check that a pod can load each task of a task, workflow or launch plan."""
     if isinstance(entity, ReferenceEntity):
-        return  # it is registered already
+        return  # a reference is to a registered entity
     if isinstance(entity, WorkflowBase):
         for node in entity.nodes:
             check_loadable(node.flyte_entity)

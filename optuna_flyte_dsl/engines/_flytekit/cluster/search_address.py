@@ -15,7 +15,7 @@ _DOCUMENTATION_ADDRESSES = ("192.0.2.1", "2001:db8::1")
 
 
 def search_address(options: Cluster, flyte_endpoint: str) -> Endpoint:
-    """Return where the server of a search listens for the pods of its trials.
+    """Return the address at which a search's server listens for the pods of the search's trials.
 
     Args:
         options: The options with the host, the port and the certificate.
@@ -26,7 +26,7 @@ def search_address(options: Cluster, flyte_endpoint: str) -> Endpoint:
     """
     host = interface = options.trials_host or _own_address(flyte_endpoint)
     if options.trials_host is not None and host not in _LOOPBACK:
-        interface = ALL_INTERFACES  # the name may be that of a gateway in front of this machine
+        interface = ALL_INTERFACES  # `trials_host` may be the name of a gateway in front of this machine
     certificate = _read("trials_certificate", options.trials_certificate)
     key = _read("trials_key", options.trials_key)
     return Endpoint(host, options.trials_port, interface, certificate, key, options.trials_certificate_name or "")
@@ -51,7 +51,7 @@ def _own_address(flyte_endpoint: str) -> str:
         with contextlib.suppress(OSError):
             for family, _, _, _, address in socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM):
                 with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-                    probe.connect(address)  # this sends nothing
+                    probe.connect(address)  # connecting a UDP socket sends no packet
                     return str(probe.getsockname()[0])
     raise RefusedError(
         f"This machine has no route to Flyte's endpoint {flyte_endpoint!r}, so the address at which pods reach this "

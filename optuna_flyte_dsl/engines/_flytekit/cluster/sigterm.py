@@ -13,9 +13,9 @@ from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader
 
 _SYSTEM_FAILURES = 3
-"""The failures of the system's after which Flyte does not start a pod again: `max-node-retries-system-failures`.
+"""The number of system failures after which Flyte does not start a pod again.
 
-This is the default of propeller 1.16. A pod cannot read what an operator has set.
+The number is propeller 1.16's default of `max-node-retries-system-failures`. A pod cannot read the operator's setting.
 """
 
 
@@ -40,7 +40,7 @@ class SigtermHandler:
         asks = any(search.on_sigterm == "auto" for search in searches) and not has_successor
         restarts = has_successor or (asks and self._will_restart(seconds))
         for search in searches:
-            # What a successor may have adopted is the successor's.
+            # A later attempt of the pod may have adopted the executions, so this attempt leaves them running.
             leave = search.on_sigterm == "leave" or (search.on_sigterm == "auto" and restarts)
             leave = leave or (search.is_durable and has_successor)
             logger.warning("The pod ends: running executions are %s.", "left running" if leave else "terminated")
@@ -55,8 +55,8 @@ class SigtermHandler:
     def _will_restart(self, seconds: float) -> bool:
         """Tell whether Flyte will start this pod again; if that cannot be known, return False.
 
-        The end of a pod by SIGTERM is a failure of the system's. An execution that is aborted is ABORTING before its
-        pod gets SIGTERM.
+        Flyte counts the end of a pod by SIGTERM as a system failure. An execution that is aborted is in the phase
+        ABORTING before its pod gets SIGTERM.
         """
         if self._eager.pod is None:
             return False

@@ -6,15 +6,15 @@ import time
 
 
 class TokenBucket:
-    """A token bucket: it holds a burst of tokens, and fills at a rate. It is full at first."""
+    """A token bucket: it holds a burst of tokens, and fills at a rate. A new bucket is full."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokens = math.inf  # requests that may begin at once; below 0, requests that wait
+        self._tokens = math.inf  # the number of requests that may begin at once; if negative, of requests that wait
         self._filled = 0.0  # the time at which tokens were last added
 
     def take(self, rate: float, burst: float) -> float:
-        """Take a token, and return the seconds until it is there.
+        """Reserve a token, and return the seconds until the token is available.
 
         Args:
             rate: The tokens that are added in a second.
@@ -26,7 +26,7 @@ class TokenBucket:
             return max(0.0, -self._tokens / rate)
 
     def take_at_once(self, rate: float, burst: float) -> bool:
-        """Take a token if it is there, and return whether it was; see `take`."""
+        """Take a token if one is available, and return whether a token was taken; see `take`."""
         with self._lock:
             self._fill(rate, burst)
             is_there = self._tokens >= 1

@@ -44,9 +44,9 @@ class Traffic:
             await poller.close()
 
     def wait_to_launch(self, options: Cluster, given_up: threading.Event) -> None:
-        """Wait for the turn of a launch.
+        """Wait until the token bucket allows a launch.
 
-        While as many executions as a burst has wait to be run in Flyte, launches keep to the rate.
+        While `launch_burst` or more executions are queued in Flyte, launches follow the rate without a burst.
         """
         poller = self._poller
         queued = poller.queued if poller is not None else 0

@@ -55,14 +55,14 @@ class Launch:
 
     entity: Any
     inputs: Mapping[str, Any]
-    call: str = ""  # what tells the call from the trial's other calls; see `TrialCalls._call_of`
+    call: str = ""  # the key of the call among the trial's calls; see `TrialCalls._call_of`
     name: str = ""
     target: Launchable | None = None
     request: ExecutionCreateRequest | None = None
     submitted: bool = False  # whether Flyte may have the execution
     over: bool = False  # whether the execution has ended, or was refused
     given_up: threading.Event = field(default_factory=threading.Event)
-    idle: threading.Event = field(default_factory=threading.Event)  # set while no thread sends a request about it
+    idle: threading.Event = field(default_factory=threading.Event)  # set while no thread runs a step of the launch
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -78,7 +78,7 @@ class TrialCalls:
     launcher: Launcher
     trial: Trial
     attempt: int = 0  # the number of the trial's attempt
-    is_task: bool = False  # whether the objective is a task: its trial is one call
+    is_task: bool = False  # whether the objective is a task: then a trial is one call
     on_begin: Callable[[], None] | None = None  # called in the event loop when the first execution begins to run
 
     def __post_init__(self) -> None:
@@ -88,8 +88,8 @@ class TrialCalls:
         self._launches: list[Launch] = []
         self._closed = False
         earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts or self.attempt else ()
-        # Executions that an earlier process has launched for this attempt of the trial. Those that the attempt does not
-        # ask for again are terminated.
+        # Executions that an earlier process has launched for this attempt of the trial. The end of the attempt
+        # terminates the earlier executions that the attempt has not adopted.
         self._earlier = dict.fromkeys(entry["name"] for entry in earlier if entry.get("attempt", 0) == self.attempt)
         self._attempts_before = [entry for entry in earlier if entry.get("attempt", 0) != self.attempt]
 
@@ -119,7 +119,7 @@ class TrialCalls:
         deadline = self.launcher.end_of_grace()
         await asyncio.gather(
             *(self._end(launch) for launch in launches),
-            *(self._terminate(name, "does without it", deadline) for name in orphans),
+            *(self._terminate(name, "no longer needs this execution", deadline) for name in orphans),
         )
 
     async def _end(self, launch: Launch) -> None:
@@ -127,7 +127,7 @@ class TrialCalls:
         deadline = self.launcher.end_of_grace()
         self.launcher.poller.forget(launch.name)
         launch.given_up.set()
-        # A request that is under way may launch the execution. It ends at the time limit of a launch.
+        # A request that is under way may launch the execution. A launch request ends at its time limit.
         patience = min(pauses.launch_rpc, self.launcher.options.grace / 2)
         await self.launcher.terminators.run(launch.idle.wait, patience)
         if launch.submitted and not launch.over and not self.launcher.leaves_executions:
@@ -238,10 +238,10 @@ class TrialCalls:
         self._show(launch, "")
 
     def _call_of(self, launch: Launch) -> str:
-        """Return what tells a call from the trial's other calls, the same in each process that continues the trial.
+        """Return the key of a call among the trial's calls, the same in each process that continues the trial.
 
         The trial of a task is one call. A function may await calls in another order in each process, so its calls are
-        told apart by their inputs. Of calls with the same inputs, each may have the execution of another.
+        told apart by their inputs. Calls of one entity with the same inputs are interchangeable.
         """
         if self.is_task:
             return "0"
@@ -255,7 +255,7 @@ class TrialCalls:
     async def _store_names(self) -> None:
         """Store the names of the trial's executions, before a launch.
 
-        If this process dies, another one must find the executions.
+        If this process dies, another process must find the executions.
         """
         mark = {"attempt": self.attempt} if self.attempt else {}
         with self._lock:
@@ -269,16 +269,16 @@ class TrialCalls:
         launch.request = self.launcher.request(self.trial, launch.target, inputs, digest)
 
     def _create(self, launch: Launch) -> bool:
-        """Launch the execution. Return whether it has the name now: another execution may have taken the name."""
+        """Launch or adopt the execution; return False if another execution has the name."""
         launcher, request = self.launcher, launch.request
         assert request is not None
         request.name = launch.name
-        # Look the name up first where an earlier attempt may have used it: even a refused CreateExecution has effects.
+        # Look the name up first if it may be taken, because even a refused CreateExecution overwrites stored inputs.
         launch.submitted = launch.name in self._earlier or launcher.connection.attempt > 0
 
         def create() -> bool:
             there = self._find(launch) if launch.submitted else None
-            # Noted in this thread, because the event loop may be blocked when the pod ends.
+            # The name is added in this thread, because the event loop may be blocked when the pod ends.
             launcher.running.add(launch.name)
             if there is not None:
                 return self._take(launch, there)
@@ -288,8 +288,8 @@ class TrialCalls:
             return True
 
         def may_pass(error: Exception) -> bool:
-            # At the first executions of a task, flyteadmin makes a workflow around it; of several such requests at once
-            # it refuses all but one.
+            # For the first execution of a task, flyteadmin makes a workflow around the task. If several requests
+            # need that workflow at once, flyteadmin refuses all requests but one.
             return isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
 
         def wait(seconds: float) -> None:
@@ -311,7 +311,7 @@ class TrialCalls:
         """Return the execution that has a launch's name; `None` if no execution has it.
 
         Args:
-            patience: The seconds for which an outage is waited out; `None` for the search's.
+            patience: The seconds for which an outage is waited out; `None` for the search's patience.
         """
         request = WorkflowExecutionGetRequest(id=self.launcher.names.identifier(launch.name))
         try:
@@ -325,7 +325,10 @@ class TrialCalls:
         return found
 
     def _take(self, launch: Launch, there: Execution) -> bool:
-        """Adopt an execution of this launch's name and inputs: its response was lost, or an earlier attempt made it."""
+        """Adopt an execution with the launch's name if it has the launch's inputs too; return whether it was adopted.
+
+        Either the response to this launch was lost, or an earlier attempt has launched the execution.
+        """
         assert launch.request is not None
         ours, theirs = launch.request.spec, there.spec
         same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]

@@ -34,7 +34,7 @@ class Uploads(Proxy):
 
     async def async_put_raw_data(self, lpath: Any, *args: Any, **kwargs: Any) -> str:
         content = lpath
-        if isinstance(lpath, io.IOBase):  # it can be read once only
+        if isinstance(lpath, io.IOBase):  # a stream can be read once only
             content = lpath.read()
             lpath = io.StringIO(content) if isinstance(content, str) else io.BytesIO(content)
             content = content.encode() if isinstance(content, str) else content
@@ -58,13 +58,13 @@ class Uploads(Proxy):
 def digest(inputs: LiteralMap, values: Mapping[str, Any], context: FlyteContext, prefix: str) -> str:
     """Return a hash of inputs, the same in each process, with the content of uploads in place of their addresses.
 
-    It blocks.
+    The call blocks.
 
     Args:
-        values: The Python values of the inputs. Flytekit pickles values of other types than its own, and the pickle of
-            a set is another one in each process: such a value is hashed by its content instead.
-        prefix: The prefix of the addresses of uploads. Flytekit writes tables there by other ways than its data access:
-            their content is read back.
+        values: The Python values of the inputs. Flytekit pickles values of types that it does not know. The pickle of a
+            set differs between processes, so values that flytekit pickles are hashed by their content.
+        prefix: The prefix of the addresses of uploads. Flytekit writes tables under this prefix without its data access
+            layer, so the content of tables is read back.
     """
     hashed, contents = LiteralMap(), []
     for name, literal in sorted(inputs.literals.items()):
@@ -77,7 +77,7 @@ def digest(inputs: LiteralMap, values: Mapping[str, Any], context: FlyteContext,
         if address.startswith(prefix) and address not in _hashes:
             _hashes[address] = _read_back(address, context)
     data = hashed.SerializeToString(deterministic=True)
-    # Replacing the bytes finds an address wherever it is: a dataclass with a file is one encoded value.
+    # Addresses are replaced in the serialized bytes, because an encoded dataclass may contain the address of a file.
     hashes = _hashes.copy()  # other threads upload too
     for address in sorted(hashes, key=len, reverse=True):
         data = data.replace(address.encode(), hashes[address].encode())
