@@ -1,5 +1,6 @@
 """Recognizes errors of Optuna, gRPC, databases, loky and Python whose class alone does not tell what happened."""
 
+import errno
 import re
 from typing import Any
 
@@ -38,6 +39,30 @@ _USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: US
 
 Propeller counts attempts that failed with a system error, such as a lost machine, separately.
 """
+
+
+_FINAL_FILE_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+
+_PASSING_ERRNOS = (
+    None,  # a client of a blob store that raises a bare OSError
+    errno.EIO,
+    errno.EBUSY,
+    errno.EAGAIN,
+    errno.ESTALE,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+)
+
+_STORE_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "obstore", "requests", "s3fs", "urllib3")
+"""The packages that access blob stores for fsspec and flytekit."""
+
+_PASSING_STORE_ERRORS = re.compile(
+    r"Connect|Timeout|timed out|Unavailable|SlowDown|TooManyRequests|Server(Error|Disconnected)|InternalError|"
+    r"\b(429|500|502|503|504)\b|error sending request|retr(y|ies)",
+)
+"""The classes and texts of their errors that may pass."""
 
 
 def is_storage_outage(error: BaseException) -> bool:
@@ -91,6 +116,27 @@ def is_race_for_tables(error: BaseException) -> bool:
     return bool(known & {"IntegrityError", "ProgrammingError"}) or "already exists" in str(error)
 
 
+def is_blob_store_outage(error: BaseException) -> bool:
+    """Tell whether an access of the blob store has failed for a reason that may pass.
+
+    Flytekit and fsspec wrap the error of the store's own client, which is among the causes.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _FINAL_FILE_ERRORS):
+            return False
+        if isinstance(cause, ConnectionError | TimeoutError) or (
+            isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS
+        ):
+            return True
+        if type(cause).__module__.partition(".")[0] in _STORE_CLIENTS and _PASSING_STORE_ERRORS.search(
+            f"{type(cause).__name__} {text_of(cause)}"
+        ):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def is_report_of_several_objectives(error: BaseException) -> bool:
     """Tell whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
     # flytekit puts the name of the task in front of the text.
@@ -133,3 +179,8 @@ def says_kubernetes_is_away(message: str) -> bool:
 def says_too_large_for_kubernetes(message: str) -> bool:
     """Tell whether flyteadmin's message of a failed execution says that its inputs are too large for Kubernetes."""
     return _REFUSED_BY_KUBERNETES in message and "too large" in message
+
+
+def says_other_structure(message: str) -> bool:
+    """Tell whether flyteadmin's refusal of a registration says that the name and version belong to another entity."""
+    return "with different structure already exists" in message

@@ -29,6 +29,7 @@ class Pauses:
     server_check: float = 1.0  # between two checks of the trial server for calls whose message has not arrived
     server_silence: float = 10.0  # how long the message of a call to the trial server may take
     server_stranger: float = 10.0  # how long a connection to the trial server may show no token
+    server_files: float = 1.0  # how long the trial server accepts no connection when open files are used up
     server_call: float = 120.0  # the time limit of a trial's call to its search
     server_reach: float = 60.0  # how long a trial tries to connect to its search
     server_close: float = 2.0  # how long the end of the trial server is waited for
@@ -50,7 +51,9 @@ class Pauses:
     # Progress display, Deck and checkpoints.
     progress_line: float = 10.0  # the least time between two log lines of a search's progress
     deck: float = 10.0  # the least time between two writes of the Deck
+    deck_end: float = 5.0  # how long the end of the last write of the Deck is waited for
     checkpoint_retries: tuple[float, ...] = (0.2, 1.0, 3.0)  # between attempts to read or write a checkpoint
+    checkpoint_patience: float = 600.0  # how long an outage of the blob store is waited out to read a checkpoint
     checkpoint_idle: float = 5.0  # the thread that writes checkpoints ends after this long without work
 
 

@@ -4,16 +4,16 @@ _SHOWN_LIMIT = 300  # characters
 _NAME_LIMIT = 512  # characters: the width of the columns of names in Optuna's databases
 
 
-def shown(value: object) -> str:
+def shown(value: object, limit: int = _SHOWN_LIMIT) -> str:
     """Return a user's value as an error message shows it.
 
-    The text is the value's repr, cut after 300 characters. If the repr raises, the text is the value's class.
+    The text is the value's repr, cut after `limit` characters. If the repr raises, the text is the value's class.
     """
     try:
         text = repr(value)
     except Exception as error:  # noqa: BLE001 - a user's `__repr__` may raise anything
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
-    return text if len(text) <= _SHOWN_LIMIT else f"{text[:_SHOWN_LIMIT]}... ({len(text)} characters)"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
 def text_of(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl._threads import Threads, finish
@@ -120,7 +121,7 @@ class Assembly:
                 durable,
                 n_trials,
                 takeover=options.takeover,
-                adopts=remote.adopts if remote is not None else lambda _: False,
+                adopts=_adopts(remote),
             )
             if remote is not None and is_checkpointed:
                 async with self.source.opening:
@@ -180,6 +181,7 @@ class Assembly:
                     options,
                     observer=reporter,
                     adopted=left.adopted,
+                    adopts=_adopts(remote),
                     storage=storage,
                     total=options.n_trials if has_total else None,
                     points=self.taken,
@@ -222,6 +224,11 @@ class Assembly:
 
             return ProcessRunner(objective, make_runner, options.gpus)
         return make_runner(objective)
+
+
+def _adopts(remote: RemoteSearch | None) -> Callable[[FrozenTrial], bool]:
+    """Return the function that tells whether a dead process's trial can be continued."""
+    return remote.adopts if remote is not None else lambda _: False
 
 
 def taken_points(options: Options, space: SearchSpace) -> TakenPoints | None:

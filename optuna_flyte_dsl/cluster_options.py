@@ -73,7 +73,7 @@ class Cluster(CheckedOptions):
     """What happens to running executions when the pod of the eager workflow gets SIGTERM. "terminate" terminates them.
     "leave" leaves them running, so that the pod's next attempt can adopt them. "auto" leaves them running if the study
     outlives the pod and Flyte will start the pod again: the eager workflow's execution is not being
-    aborted, and this is not the pod's third system failure. Otherwise "auto" terminates them. If the study does not
+    aborted, and this is not the pod's fourth system failure. Otherwise "auto" terminates them. If the study does not
     outlive the pod, executions are always terminated."""
 
     grace: Annotated[float, _SECONDS] = 20.0

@@ -55,6 +55,8 @@ class AskTell:
     _: KW_ONLY
     observer: Callback | None = None  # called like a callback, before the callbacks; it must be quick
     adopted: Sequence[FrozenTrial] = ()  # trials of an earlier process: run first, with the parameters that they have
+    # Whether a running trial of a process that dies during the search can be continued.
+    adopts: Callable[[FrozenTrial], bool] = lambda _: False
     storage: DurableStorage | None = None  # the durable proxy of the study's storage, if that outlives the process
     total: int | None = None  # the number of finished trials that the study is to have; `None` without a total
     points: TakenPoints | None = None  # the points that are taken; `None` if points may be repeated
@@ -77,7 +79,9 @@ class AskTell:
         self._observers = [*([self.observer] if self.observer is not None else ()), *(options.callbacks or ())]
         self._adopted = list(reversed(self.adopted))
         self._study_name = ""
-        self._quota = Quota(self.study, storage, self.total) if storage is not None and self.total is not None else None
+        self._quota: Quota | None = None
+        if storage is not None and self.total is not None:
+            self._quota = Quota(self.study, storage, self.total, self.adopts)
         self.has_quota: bool = self._quota is not None  # whether only an ask tells if trials are missing
         self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
@@ -120,14 +124,12 @@ class AskTell:
             return None
         try:
             self._check_alone()
-            is_adopted = bool(self._adopted)
             trial = self._next_trial()
             if isinstance(trial, Trial):
                 self._open[trial.number] = trial
                 self._check_alone()
                 asked = self._sample(trial)
-                if is_adopted:
-                    asked.attempts = trial.user_attrs.get(ATTEMPTS, ())
+                asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
                 return asked
             if trial is ASK_LATER and self.options.deterministic:
                 raise self._another_search()

@@ -20,7 +20,7 @@ EXECUTION_ERROR = f"{PREFIX}execution_error"  # Flyte's error: see `ExecutionFai
 OWNER = f"{PREFIX}owner:"  # the prefix of the attribute that names the trial's process; a session id follows
 REQUEST = f"{PREFIX}request"  # an id of the request that stored an enqueued trial, so that none is stored twice
 GIVEN_BACK = f"{PREFIX}given_back"  # True if a search has set the trial to WAITING, as the study had a trial too many
-PRUNED = f"{PREFIX}pruned"  # True if the trial's task raised `TrialPruned` in another process or in a pod
+PRUNED = f"{PREFIX}pruned"  # the name of the execution in whose pod the trial's task has raised `TrialPruned`
 
 # User attributes of a study.
 GOALS = f"{PREFIX}goals"  # a list: how many finished trials the study is to have at the end of each call

@@ -5,7 +5,7 @@ import enum
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -15,8 +15,8 @@ from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.study.attributes import ERROR, GIVEN_BACK, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable import DurableStorage
-from optuna_flyte_dsl.study.liveness import Life, describe_owner
-from optuna_flyte_dsl.study.resuming import counts, left_running, release
+from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
+from optuna_flyte_dsl.study.resuming import counts, is_adoptable, left_running, release
 
 
 class AskLater(enum.Enum):
@@ -35,6 +35,9 @@ class Quota:
     study: optuna.Study
     storage: DurableStorage
     total: int  # the number of finished trials that the study is to have
+    # Tells whether a running trial of a dead process can be continued.
+    adopts: Callable[[FrozenTrial], bool] = lambda _: False
+    _adopted: list[FrozenTrial] = field(default_factory=list)
     _warned: bool = False
     _name: str = ""
 
@@ -49,9 +52,12 @@ class Quota:
         """Ask for a trial if the study lacks trials. `ask` blocks.
 
         Returns:
-            The trial; `ASK_LATER` if live processes run all missing trials; `None` if no trial is missing, or if it
-            cannot be known whether the processes that run the missing trials are alive.
+            The trial, which is a dead process's trial if that can be continued; `ASK_LATER` if live processes run all
+            missing trials; `None` if no trial is missing, or if it cannot be known whether the processes that run the
+            missing trials are alive.
         """
+        if self._adopted:
+            return Trial(self.study, trial_id(self._adopted.pop()))
         with self.exclusive():
             trials = self._trials()
             if self._missing(trials) > 0:
@@ -60,6 +66,8 @@ class Quota:
         if not others:
             self._close_given_back(trials)
             return None
+        if self._adopt(others):
+            return self.ask(ask)
         _, lives = release(self.study, self.storage, others)
         if lives[Life.DEAD]:
             return self.ask(ask)
@@ -68,6 +76,24 @@ class Quota:
             return ASK_LATER
         self._warn(left_running(lives[Life.UNKNOWN]))
         return None
+
+    def _adopt(self, others: Sequence[FrozenTrial]) -> bool:
+        """Adopt the trials of dead processes that can be continued; return whether there were such trials.
+
+        Only under a lock, two searches cannot adopt the same trial.
+        """
+        if not self.storage.owner.excludes:
+            return False
+        dead = [t for t in others if is_adoptable(t, self.adopts) and self.storage.life(t) is Life.DEAD]
+        if dead:
+            with self.exclusive():
+                now = {trial.number: trial for trial in self._trials()}
+                for before in dead:
+                    trial = now[before.number]
+                    if trial.state is TrialState.RUNNING and owner_keys(trial) == owner_keys(before):
+                        self.storage.adopt(trial)
+                        self._adopted.append(trial)
+        return bool(dead)
 
     def _warn(self, message: str) -> None:
         if not self._warned:

@@ -114,7 +114,7 @@ def release(
         life = known[owners] = known.get(owners) or storage.life(trial)
         if life is Life.UNKNOWN and takeover:
             life = Life.DEAD
-        if life is Life.DEAD and attributes.OUTCOME not in trial.user_attrs and adopts(trial):
+        if life is Life.DEAD and is_adoptable(trial, adopts):
             storage.adopt(trial)
             adopted.append(trial)
             continue
@@ -125,6 +125,11 @@ def release(
     if lives[Life.DEAD]:
         retry_lost(study)
     return adopted, lives
+
+
+def is_adoptable(trial: FrozenTrial, adopts: Callable[[FrozenTrial], bool]) -> bool:
+    """Tell whether a running trial of a dead process can be continued: it has no outcome yet, and `adopts` agrees."""
+    return attributes.OUTCOME not in trial.user_attrs and adopts(trial)
 
 
 def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import socket
+import struct
 import tempfile
 import threading
 
@@ -26,7 +27,7 @@ from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, Optun
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines.remote_trial import connections as connections_module
 from optuna_flyte_dsl.engines.remote_trial import server as server_module
-from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA
+from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE
 from optuna_flyte_dsl.engines.remote_trial.endpoint import ALL_INTERFACES, Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle, using_pruner
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
@@ -253,7 +254,10 @@ def test_calls_without_a_token_hold_up_nobody(study, server):
     channels, calls, release = open_calls(server.address, 40, ())
     try:
         wait_until(lambda: sum(call.done() for call in calls) == len(calls))
-        assert {call.code() for call in calls} <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+        codes = {call.code() for call in calls}
+        assert grpc.StatusCode.UNAUTHENTICATED in codes
+        # A connection is closed a second after its first refusal.
+        assert codes <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE}
         there.report(0.5, 0)
     finally:
         release.set()
@@ -395,7 +399,7 @@ def test_pods_report_to_the_process_that_searches(admin, caplog):
     said = "".join(record.getMessage() for record in caplog.records)
     for token in tokens:
         assert token not in said + "".join(map(str, study.trials))
-    assert "what is sent is not encrypted" in said
+    assert "the connection is not encrypted" in said
     address = TrialHandle.from_text(
         next(iter(admin.executions.values())).inputs.literals["trial"].scalar.primitive.string_value
     )
@@ -465,6 +469,36 @@ def test_the_guard_closes_all_connections_with_the_server(study):
         connection.close()
 
 
+def calls_without_a_token(count):
+    """Return the bytes of a client of gRPC that begins so many calls on one connection."""
+
+    def frame(kind, flags, stream, payload):
+        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+    def header(name, value):
+        return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+
+    path = header(":path", f"/{TRIALS_SERVICE}/Suggest")
+    headers = header(":method", "POST") + header(":scheme", "http") + path + header(":authority", "x")
+    headers += header("content-type", "application/grpc") + header("te", "trailers")
+    greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+    return greeting + b"".join(frame(1, 4, 1 + 2 * number, headers) for number in range(count))
+
+
+def test_a_connection_without_a_token_has_few_calls_judged_and_is_closed(study, server, monkeypatch):
+    judged = []
+    refusal = server_module._Gate._refusal
+    monkeypatch.setattr(server_module._Gate, "_refusal", lambda *given: judged.append(1) or refusal(*given))
+    (connection,) = open_connections(server.address, 1)
+    connection.settimeout(0.5)
+    with contextlib.suppress(TimeoutError, ConnectionError):  # nobody reads what is left, or the connection is closed
+        connection.sendall(calls_without_a_token(50_000))
+    assert is_closed(connection)
+    assert 1 <= len(judged) < 100
+    connection.close()
+    server.serve(study.ask()).open().report(0.5, 0)
+
+
 @pytest.fixture
 def certificate(tmp_path):
     """Make a certificate for the name "search.example.com"; return the paths of it, of its key, and of another one."""
@@ -484,7 +518,7 @@ def test_with_a_certificate_what_a_trial_sends_is_encrypted(admin, certificate, 
     study = run_on(admin, takes, **options, trials_certificate_name="search.example.com")
     assert states(study) == ["COMPLETE"] * 3
     assert [trial.intermediate_values for trial in study.trials] == [{0: number} for number in range(3)]
-    assert "what is sent is encrypted" in "".join(record.getMessage() for record in caplog.records)
+    assert "the connection is encrypted" in "".join(record.getMessage() for record in caplog.records)
 
 
 def test_a_trial_trusts_the_searchs_certificate_alone(study, certificate, monkeypatch, pauses):

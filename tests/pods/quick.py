@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import flytekit as fl
 import optuna
@@ -34,6 +34,11 @@ def sync_step(x: float) -> float:
 @fl.task
 async def reads(kind: Category(["a", "b"]), file: FlyteFile) -> float:
     return 1.0
+
+
+@fl.task
+def takes_anything(x: float, thing: Any) -> float:
+    return x
 
 
 @fl.task
@@ -103,6 +108,20 @@ class Prepared:
 
     file: FlyteFile
     note: str = ""
+
+
+@dataclasses.dataclass
+class Tagged:
+    """Sets in a value of another kind."""
+
+    tags: set[int]
+    inner: list[dict[str, frozenset[int]]]
+
+
+@optimize(concurrency=2, n_trials=2, progress=False, seed=1)
+@fl.task
+def reads_tagged(x: Float(0, 1), tagged: Tagged) -> float:
+    return x
 
 
 @optimize(concurrency=2, n_trials=2, progress=False, seed=1)

@@ -3,10 +3,12 @@
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from optuna import TrialPruned
+from optuna.trial import BaseTrial
 
 from optuna_flyte_dsl.engines.remote_trial.handle import mark_pruned
 from optuna_flyte_dsl.space.objective import TRIAL
@@ -23,19 +25,33 @@ def marking_pruned(function: Callable[..., Any], outputs: Iterable[Any]) -> Call
         @functools.wraps(function)
         async def awaited(**inputs: Any) -> Any:
             try:
-                return await function(**inputs)
+                value = await function(**inputs)
             except TrialPruned:
-                mark_pruned(inputs[TRIAL])
+                _mark(inputs[TRIAL])
                 return stand_in
+            _remove_mark(inputs[TRIAL])
+            return value
 
         return awaited
 
     @functools.wraps(function)
     def called(**inputs: Any) -> Any:
         try:
-            return function(**inputs)
+            value = function(**inputs)
         except TrialPruned:
-            mark_pruned(inputs[TRIAL])
+            _mark(inputs[TRIAL])
             return stand_in
+        _remove_mark(inputs[TRIAL])
+        return value
 
     return called
+
+
+def _mark(trial: BaseTrial) -> None:
+    mark_pruned(trial, os.environ.get("FLYTE_INTERNAL_EXECUTION_ID", ""))
+
+
+def _remove_mark(trial: BaseTrial) -> None:
+    """Remove the mark of an earlier attempt of this execution, whose pod may have died after it set the mark."""
+    if os.environ.get("FLYTE_ATTEMPT_NUMBER", "0") != "0":
+        mark_pruned(trial, "")

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import errno
 import itertools
+import math
 import pathlib
 import random
 import resource
@@ -26,6 +27,12 @@ _CONNECTIONS_OF_A_TRIAL = 16
 """The largest number of connections that have shown the token of one trial. A process opens one connection."""
 _FILES_OF_A_CONNECTION = 3  # one socket to the client, and two sockets between the guard and gRPC
 _BUFFER = 64 * 1024
+_BYTES_OF_A_STRANGER = 4 * 1024
+"""How many bytes a client may send before it has shown a token: a TLS handshake and the metadata of one call.
+
+The client's further bytes wait until the client has shown a token.
+"""
+_REFUSAL = 1.0  # the seconds after which a refused client's connection is closed
 _SERVER = "server"
 _LONGEST_PATH = 80
 """The largest length of the folder's path, in characters. On macOS, a Unix socket's path has at most 103 characters."""
@@ -80,9 +87,11 @@ class ConnectionGuard:
             trial: The trial's id.
         """
         # `dict.pop` is atomic. Later calls of the same connection find no key.
-        pipe = self._strangers.pop(peer.rpartition("/")[2], None)
+        pipe = self._strangers.pop(_name_in(peer), None)
         if pipe is None:
             return
+        with contextlib.suppress(RuntimeError):  # the guard is closed
+            self._loop.call_soon_threadsafe(pipe.admit)
         with self._lock:
             admitted = self._admitted.setdefault(trial, collections.deque())
             admitted.append(pipe)
@@ -90,6 +99,18 @@ class ConnectionGuard:
         if oldest is not None:
             with contextlib.suppress(RuntimeError):  # the guard is closed
                 self._loop.call_soon_threadsafe(oldest.close)
+
+    def refuse(self, peer: str) -> None:
+        """Close a connection whose first call has shown no valid token, when the refusal has reached the client.
+
+        Args:
+            peer: As for `admit`.
+        """
+        name = _name_in(peer)
+        pipe = self._strangers.get(name)
+        if pipe is not None:
+            with contextlib.suppress(RuntimeError):  # the guard is closed
+                self._loop.call_soon_threadsafe(self._loop.call_later, _REFUSAL, self._end_stranger, name, pipe)
 
     def forget(self, trial: int) -> None:
         """Note that a trial has ended. gRPC closes a trial's connections when they have been idle for a while."""
@@ -117,20 +138,33 @@ class ConnectionGuard:
         try:
             client, _ = self._listener.accept()
         except OSError as error:  # the client has gone, or there are too many open files
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._make_room(len(self._strangers) - 1)
+            if error.errno in (errno.EMFILE, errno.ENFILE) and not self._free_files():
+                self._pause()
             return
         key = str(next(self._numbers))
         try:
             inner = self._connect(key)
-        except OSError:
+        except OSError as error:
             client.close()
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._free_files()  # for the client's next attempt
             return
         self._make_room(self._limit - 1)
         pipe = _Pipe(self._loop, client, inner, lambda: self._forget(key, pipe))
         self._strangers[key] = pipe
         self._clients.add(pipe)
         self._loop.call_later(pauses.server_stranger, self._end_stranger, key, pipe)
+
+    def _free_files(self) -> bool:
+        """Close a connection that has shown no token; return whether there was one."""
+        there = bool(self._strangers)
+        self._make_room(len(self._strangers) - 1)
+        return there
+
+    def _pause(self) -> None:
+        """Accept no connection for a moment, because files are used up: else, this thread would not sleep."""
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(pauses.server_files, self._loop.add_reader, self._listener, self._accept)
 
     def _connect(self, name: str) -> socket.socket:
         """Return a socket that is connected to the gRPC server. gRPC reports `name` as the client's address."""
@@ -162,6 +196,11 @@ class ConnectionGuard:
         self._clients.discard(pipe)
 
 
+def _name_in(peer: str) -> str:
+    """Return the name of the guard's socket in a client's address as gRPC gives it."""
+    return peer.rpartition("/")[2]
+
+
 def _listener(interface: str, port: int) -> socket.socket:
     everywhere = not interface and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if everywhere or ":" in interface else socket.AF_INET
@@ -183,14 +222,28 @@ class _Pipe:
         self._loop = loop
         self._sockets = (client, inner)
         self._ended = ended
+        self._left: float = _BYTES_OF_A_STRANGER  # how many bytes the client may still send
+        self._is_paused = False  # whether nothing more is read from the client
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for each, other in ((client, inner), (inner, client)):
             each.setblocking(False)
             loop.add_reader(each, self._pass_on, each, other)
 
+    def admit(self) -> None:
+        """Let the client send as many bytes as it likes: it has shown a token."""
+        self._left = math.inf
+        if self._is_paused and self._sockets[0].fileno() >= 0:
+            self._is_paused = False
+            self._loop.add_reader(self._sockets[0], self._pass_on, *self._sockets)
+
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        is_clients = source is self._sockets[0]
+        if is_clients and self._left <= 0:
+            self._is_paused = True
+            self._loop.remove_reader(source)
+            return
         try:
-            data = source.recv(_BUFFER)
+            data = source.recv(int(min(_BUFFER, self._left)) if is_clients else _BUFFER)
         except BlockingIOError:
             return
         except OSError:
@@ -198,6 +251,8 @@ class _Pipe:
         if not data:
             self.close()
             return
+        if is_clients:
+            self._left -= len(data)
         self._send(data, source, target)
 
     def _send(self, data: bytes, source: socket.socket, target: socket.socket) -> None:

@@ -78,15 +78,22 @@ def using_pruner(make: Callable[[], BasePruner]) -> Iterator[None]:
         _make_pruner.reset(token)
 
 
-def mark_pruned(trial: BaseTrial) -> None:
-    """Store, from the process that runs a trial's task, that the task has raised `TrialPruned`."""
+def mark_pruned(trial: BaseTrial, execution: str) -> None:
+    """Store, from the process that runs a trial's task, that the task has raised `TrialPruned`.
+
+    Args:
+        execution: The name of the execution; empty if the attempt before has set the mark, and this attempt removes it.
+    """
     if isinstance(trial, Trial):
-        trial.storage.set_trial_system_attr(trial_id(trial), PRUNED, True)
+        trial.storage.set_trial_system_attr(trial_id(trial), PRUNED, execution)
 
 
-def is_pruned(trial: Trial) -> bool:
-    """Tell, in the searching process, whether `mark_pruned` was called for a trial. The call blocks."""
-    return bool(trial.storage.get_trial(trial_id(trial)).system_attrs.get(PRUNED))
+def pruned_in(trial: Trial) -> str:
+    """Return, in the searching process, the execution for which `mark_pruned` was called last. The call blocks.
+
+    The text is empty if the task has not raised `TrialPruned`.
+    """
+    return str(trial.storage.get_trial(trial_id(trial)).system_attrs.get(PRUNED, ""))
 
 
 def _variable(name: str, what: str) -> str:

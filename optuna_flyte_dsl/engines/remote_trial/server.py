@@ -100,7 +100,9 @@ class TrialServer:
         self._search = uuid.uuid4().hex
         self._trials: dict[int, Trial] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="optuna-flyte-serve")
-        gate = _Gate(self._trials, self.token_of, self._admit, storage.get_study_id_from_name(study), study)
+        gate = _Gate(
+            self._trials, self.token_of, self._admit, self._refuse, storage.get_study_id_from_name(study), study
+        )
         self._server = grpc.server(self._pool, interceptors=[gate], options=_OPTIONS)
         serve_storage(storage, self._server)
         methods = {"Suggest": self._suggest, "Prune": self._prune}
@@ -139,6 +141,9 @@ class TrialServer:
     def _admit(self, peer: str, trial: int) -> None:
         self._guard.admit(peer, trial)
 
+    def _refuse(self, peer: str) -> None:
+        self._guard.refuse(peer)
+
     def _find(self, request: dict[str, Any], context: grpc.ServicerContext) -> Trial:
         trial = self._trials.get(request["trial"])
         if trial is None:
@@ -171,6 +176,7 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         admit: Called with the address of each client that has shown a token, and with the token's trial.
+        refuse: Called with the address of a client that has shown no valid token.
     """
 
     def __init__(
@@ -178,12 +184,14 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         trials: dict[int, Trial],
         token_of: Callable[[int], str],
         admit: Callable[[str, int], None],
+        refuse: Callable[[str], None],
         study_id: int,
         study_name: str,
     ) -> None:
         self._trials = trials
         self._token_of = token_of
         self._admit = admit
+        self._refuse = refuse
         self._study = {"study_id": study_id, "study_name": study_name}
         self._refusals = threading.BoundedSemaphore(_REFUSALS_AT_ONCE)
         self._lock = threading.Lock()
@@ -217,6 +225,8 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
 
         def refuse(_: Iterator[Any], context: grpc.ServicerContext) -> None:
             self._refusals.release()
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                self._refuse(context.peer())
             context.abort(code, reason)
 
         return grpc.stream_unary_rpc_method_handler(refuse)

@@ -1,5 +1,6 @@
 """The control plane: flyteidl's real services on a free loopback port."""
 
+import base64
 import collections
 import concurrent.futures
 import contextlib
@@ -80,7 +81,7 @@ class FlyteAdmin:
         latency: Seconds that each RPC takes.
         python_path: Folders with the modules that the image of each container has.
         environment: Variables that each process gets.
-        system_failures: The number of failures of the system's, as of a pod that is killed, after which a task fails.
+        system_failures: The number of failures of the system's, as of a pod that is killed, that are retried.
         abort_seconds: How long a terminated execution is ABORTING, before its pods hear of it.
         has_login: Whether there are services for logging in, as where flyteadmin asks for credentials.
     """
@@ -113,6 +114,7 @@ class FlyteAdmin:
         self.launch_plans: dict[tuple, launch_plan_pb2.LaunchPlanSpec] = {}
         self.times: list[tuple[str, float]] = []
         self.stored_inputs: dict[tuple[str, str, str], literals_pb2.LiteralMap] = {}
+        self.overwritten: list[str] = []  # names in use for which another creation was asked: its inputs are stored
         self.single_task_races = 1  # for each version of a task
         self._races = collections.Counter()
         self.max_download = 2 * 2**20  # bytes of outputs that GetExecutionData reads
@@ -231,6 +233,7 @@ class FlyteAdmin:
                 self._races[version] += 1
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "workflow with identical structure already exists")
             if execution.key in self.executions:
+                self.overwritten.append(name)
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"entity execution already exists {execution.key}")
             parent = request.spec.metadata.parent_node_execution
             if parent.node_id and not self._has_node(parent):
@@ -387,7 +390,12 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
             if not getattr(identifier, field):
                 raise invalid(f"missing {field}")
         with self._admin.lock:
-            if key_of(identifier) in table:
+            there = table.get(key_of(identifier))
+            if there is not None and there.SerializeToString(deterministic=True) != spec.SerializeToString(
+                deterministic=True
+            ):
+                raise invalid(f"{identifier.name} {kind} with different structure already exists.")
+            if there is not None:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"{kind} with identical structure already exists")
             spec_copy = type(spec)()
             spec_copy.CopyFrom(spec)
@@ -625,7 +633,7 @@ class _DataProxy(dataproxy_pb2_grpc.DataProxyServiceServicer):
     def CreateUploadLocation(self, request, context):
         if not request.project or not request.domain:
             raise invalid("project and domain are required")
-        root = request.filename_root or uuid.uuid4().hex
+        root = request.filename_root or base64.b32encode(request.content_md5).decode()
         return self._admin._uploads.location(f"{request.project}/{request.domain}/{root}/{request.filename or 'data'}")
 
 

@@ -41,7 +41,7 @@ class Propeller:
         admin: The control plane.
         python_path: Folders with the modules that the image of each container has.
         environment: Variables that each process gets.
-        system_failures: The number of failures of the system's, as of a pod that is killed, after which a task fails.
+        system_failures: The number of failures of the system's, as of a pod that is killed, that are retried.
     """
 
     def __init__(self, admin, python_path, environment, system_failures):
@@ -235,10 +235,12 @@ class Propeller:
                 stopped = (PHASES.ABORTING, PHASES.ABORTED)
                 if self._closed or execution.phase in stopped or execution.is_failing:
                     raise _Error(again.failed) from None
-                failures[again.system] += 1
-                allowed = self.system_failures if again.system else template.metadata.retries.retries + 1
+                # As `isEligibleForRetry` in propeller's executor.go: the failure that is judged is not yet counted.
+                allowed = self.system_failures if again.system else template.metadata.retries.retries
                 if failures[again.system] >= allowed:
-                    raise _Error(_exhausted(again.failed, allowed)) from None
+                    shown = allowed if again.system else allowed + 1
+                    raise _Error(_exhausted(again.failed, shown)) from None
+                failures[again.system] += 1
             attempt, previous = attempt + 1, str(checkpoint)
 
     def _attempt(self, execution, template, inputs, record, checkpoint, previous, attempt, environment, *, timeout):

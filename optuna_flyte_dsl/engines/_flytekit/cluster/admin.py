@@ -144,7 +144,7 @@ class Admin:
 
         return call
 
-    def check_login(self, execution: WorkflowExecutionIdentifier) -> None:
+    def check_login(self, execution: WorkflowExecutionIdentifier, given_up: threading.Event) -> None:
         """Raise `RefusedError` if flyteadmin needs a login, and the pod's login waits for a person. The call blocks.
 
         Args:
@@ -154,12 +154,16 @@ class Admin:
         mode = getattr(platform.auth_mode, "value", platform.auth_mode)  # an enum, or a string
         if str(mode).lower() not in _LOGINS_BY_A_PERSON or platform.proxy_command:
             return
-        try:
-            call = admin_method_without_login(self.remote.client, "GetExecution")
+        call = admin_method_without_login(self.remote.client, "GetExecution")
+
+        def read() -> Any:
             self.wait_for_turn()
-            call(WorkflowExecutionGetRequest(id=execution), timeout=pauses.rpc)
-        except grpc.RpcError as error:
-            if status_of(error) is not None and status_of(error).code() is grpc.StatusCode.UNAUTHENTICATED:
+            return call(WorkflowExecutionGetRequest(id=execution), timeout=pauses.rpc)
+
+        try:
+            self.retry(read, "call GetExecution", given_up=given_up)
+        except AdminError as error:
+            if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 raise RefusedError(
                     "flyteadmin asks for a login, and this pod is configured for one in a browser: it would wait for "
                     "ever. Ask the operator of your Flyte to set FLYTE_CREDENTIALS_AUTH_MODE=client_credentials, with "

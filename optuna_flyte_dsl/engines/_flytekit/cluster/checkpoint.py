@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import itertools
 import json
 import pathlib
@@ -13,13 +14,14 @@ from typing import Any, TypeVar
 
 from flytekit.core.checkpointer import Checkpoint
 from flytekit.core.context_manager import FlyteContext, flyte_context_Var
-from flytekit.exceptions.user import FlyteDataNotFoundException
+from flytekit.exceptions.user import FlyteDataNotFoundException, FlyteRecoverableException
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
+from optuna_flyte_dsl._foreign_errors import is_blob_store_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl._retry import retry
+from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops, use_own_loop
 
@@ -70,11 +72,17 @@ class CheckpointStore:
         return JournalStorage(_CheckpointJournal(self, key))
 
     def is_new(self, key: str) -> bool:
-        """Tell whether the checkpoint of the pod's earlier attempts has no journal of a search. The call may block."""
+        """Tell whether the checkpoint of the pod's earlier attempts has no journal of a search. The call may block.
+
+        Raises:
+            FlyteRecoverableException: If the blob store was unavailable all the time. Flyte then starts the pod again.
+        """
         with self._lock:
             if not self._restored:
                 # A new thread restores, so that the caller's Flyte context and event loop stay as they are.
-                _start_thread(self._restore).join()
+                restored: concurrent.futures.Future[None] = concurrent.futures.Future()
+                _start_thread(lambda: self._restore_to(restored))
+                restored.result()
                 self._restored = True
             return not self._journals.get(key)
 
@@ -101,16 +109,28 @@ class CheckpointStore:
             self._lock.notify_all()
         await asyncio.wrap_future(future)
 
+    def _restore_to(self, restored: concurrent.futures.Future[None]) -> None:
+        try:
+            self._restore()
+            restored.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            restored.set_exception(error)
+
     def _restore(self) -> None:
         """Read the previous attempt's journals, to commit them again: each attempt's checkpoint starts empty."""
         flyte_context_Var.set([self._context])
         use_own_loop()
         try:
-            folder = _retry_access(lambda: self._checkpoint.restore(None))  # type: ignore[arg-type]
+            folder = _retry_access(self._restored_folder, is_final=is_blob_store_outage)
         except FlyteDataNotFoundException:
             logger.debug("There is no earlier checkpoint.", exc_info=True)
             return
-        except Exception as error:  # noqa: BLE001 - the search then starts without history
+        except Exception as error:
+            if is_blob_store_outage(error):
+                raise FlyteRecoverableException(
+                    f"The checkpoint of the previous attempt could not be read for {pauses.checkpoint_patience:g} "
+                    f"seconds: {error!r}"
+                ) from error
             logger.warning("The checkpoint of the previous attempt cannot be read: %r. The search starts anew.", error)
             return
         finally:
@@ -126,6 +146,12 @@ class CheckpointStore:
             self._segments[0] += _text(key, line)
         if self._segments[0]:
             self._segments.append(bytearray())
+
+    def _restored_folder(self) -> Any:
+        """Return the folder of the earlier checkpoint. An outage of the blob store is waited out."""
+        waits = backoff(pauses.checkpoint_retries[0], pauses.admin_longest, lambda: pauses.checkpoint_patience)
+        restore = functools.partial(self._checkpoint.restore, None)  # type: ignore[arg-type]
+        return retry(restore, waits, may_pass=is_blob_store_outage)
 
     def _work(self) -> None:
         flyte_context_Var.set([self._context])
@@ -178,11 +204,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{shown(value)}, of type {type(value).__name__}, cannot be stored: use a type of JSON.")
 
 
-def _retry_access(access: Callable[[], T]) -> T:
-    """Access the checkpoint, and retry a failed access unless the data is missing."""
+def _retry_access(access: Callable[[], T], *, is_final: Callable[[Exception], bool] = lambda _: False) -> T:
+    """Access the checkpoint, and retry a failed access unless the data is missing or the error is final."""
 
     def may_pass(error: Exception) -> bool:
-        if isinstance(error, FlyteDataNotFoundException):
+        if isinstance(error, FlyteDataNotFoundException) or is_final(error):
             return False
         logger.debug("The checkpoint could not be accessed.", exc_info=error)
         return True

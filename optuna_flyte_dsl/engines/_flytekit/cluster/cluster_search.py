@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_runner import ClusterRunner
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import has_ended
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import inner_label
+from optuna_flyte_dsl.engines._flytekit.cluster.laptop_sigterm import laptop_sigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.leftovers import terminate_leftovers
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
@@ -60,48 +60,42 @@ class ClusterSearch:
         self._thread = thread
         self._store, self._sigterm = home.store, home.sigterm
         self._over = threading.Event()
+        self._given_up = threading.Event()  # set when the search ends: the requests of its beginning are given up
         self._loop_of_trials: SearchLoop | None = None
-        self._handles_sigterm = self._got_sigterm = False
         self._is_task = False
+        self._ends_at: float | None = None  # when the grace period of a pod that ends is over
 
     async def __aenter__(self) -> Self:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._sigterm is not None:
             self._sigterm.searches.add(self)
-        elif threading.current_thread() is threading.main_thread():
-            # SIGTERM cancels the search, as Ctrl-C does. Without a handler, SIGTERM would end the process and leave
-            # executions running.
-            self._handles_sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-            if self._handles_sigterm:
-                self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        elif not self._is_inner:
+            laptop_sigterm.enter()
         return self
 
-    def _on_sigterm(self) -> None:
-        self._got_sigterm = True
-        if self._task is not None:
-            self._task.cancel()
-
     async def __aexit__(self, *_: object) -> None:
+        self._given_up.set()
         try:
             await finish(self._close)
         finally:
             if self._sigterm is not None:
                 self._sigterm.searches.discard(self)
-            if self._handles_sigterm:
-                self._loop.remove_signal_handler(signal.SIGTERM)
             self._over.set()
-        if self._got_sigterm:
-            raise SystemExit(128 + signal.SIGTERM)
+        if self._sigterm is None and not self._is_inner:
+            laptop_sigterm.leave()
 
     async def _terminate_leftovers(self, label: str) -> None:
         launcher = self.launcher
         if launcher.connection.attempt > 0 and not launcher.leaves_executions:
-            await launcher.workers.run(terminate_leftovers, launcher, label)
+            deadline = self._ends_at or launcher.end_of_grace()
+            await launcher.workers.run(terminate_leftovers, launcher, label, deadline)
 
     async def _close(self) -> None:
         await self.commit()
         if not self._is_inner:
             await self._terminate_leftovers(self.launcher.label)
+            # An earlier attempt that was still ending may have launched executions after the first look.
+            await self._terminate_leftovers(inner_label(self.launcher.label))
         await self.launcher.close()
 
     @property
@@ -117,7 +111,7 @@ class ClusterSearch:
         self._is_task = objective.kind is Kind.TASK
         pod = self.launcher.connection.eager_execution.pod
         if pod is not None:
-            await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution)
+            await self.launcher.workers.run(self.launcher.admin.check_login, pod.execution, self._given_up)
         if not self._is_inner:
             # Searches inside of trials start anew in each attempt, so no attempt adopts their earlier executions.
             await self._terminate_leftovers(inner_label(self.launcher.label))
@@ -141,7 +135,9 @@ class ClusterSearch:
         names = sorted({name.split(".", 1)[0] for name in space})
         first = await self._thread.run(lambda: len(study.get_trials(deepcopy=False)))
         try:
-            points = await self.launcher.workers.run(self.launcher.find_inputs, objective.target, names, first)
+            points = await self.launcher.workers.run(
+                self.launcher.find_inputs, objective.target, names, first, self._given_up
+            )
         except AdminError as error:
             raise error.refusal("read the executions of this pod's earlier attempts") from error
         if points:
@@ -217,6 +213,7 @@ class ClusterSearch:
         Args:
             leave: Whether executions are left running.
         """
+        self._ends_at = self._ends_at or self.launcher.end_of_grace()
         self.launcher.leaves_executions = leave
         self.launcher.is_ending = True
         if self._loop_of_trials is not None:

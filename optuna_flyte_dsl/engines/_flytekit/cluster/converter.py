@@ -20,6 +20,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines._flytekit.cluster.uploads import Uploads, digest
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.engines._flytekit.literal_cache import lock_literal_cache
+from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.errors import ArgumentError
 
 
@@ -43,13 +44,16 @@ class Converter:
         flyte_context_Var.set([self._context])
         return self._context
 
-    def inputs(self, name: str, target: Launchable, given: Mapping[str, Any]) -> tuple[literals_pb2.LiteralMap, str]:
+    def inputs(
+        self, name: str, target: Launchable, given: Mapping[str, Any]
+    ) -> tuple[literals_pb2.LiteralMap, str, str]:
         """Convert the arguments of a call to the inputs of an execution.
 
         Local files among the arguments are uploaded.
 
         Returns:
-            The inputs; and their digest, which is the same in each process.
+            The inputs; their digest; and the digest of the inputs without a `TrialHandle`, because the address in a
+            handle changes with each process. Else each process has the same digests.
         """
         context = self._enter()
         context = context.with_file_access(cast("FileAccessProvider", Uploads(context.file_access))).build()
@@ -63,7 +67,15 @@ class Converter:
             kind = target.interface.inputs[key].type
             literal = TypeEngine.to_literal(context, value, target.python_interface.inputs[key], kind)
             literals.literals[key].CopyFrom(literal.to_flyte_idl())
-        return literals, digest(literals, values, context, self._prefix)
+        whole = digest(literals, values, context, self._prefix)
+        handles = [key for key, value in values.items() if isinstance(value, TrialHandle)]
+        if not handles:
+            return literals, whole, whole
+        stable = literals_pb2.LiteralMap()
+        stable.CopyFrom(literals)
+        for key in handles:
+            del stable.literals[key]
+        return literals, whole, digest(stable, values, context, self._prefix)
 
     def arguments(
         self, target: Launchable, names: Sequence[str], data: WorkflowExecutionGetDataResponse

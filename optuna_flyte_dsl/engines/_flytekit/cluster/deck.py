@@ -14,10 +14,18 @@ from flytekit.deck.deck import Deck
 from optuna_flyte_dsl._compat.flytekit import set_deck_html
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._text import shown
 
 _TITLE = "Eager Executions"
 _SHOWN = 1_000
 """The largest number of executions that the Deck lists. The Deck leaves out the earliest executions."""
+
+_TEXT_LIMIT = 2_000  # characters
+
+
+def text_for_deck(value: Any) -> str:
+    """Return the text of inputs or outputs. The call may take long: it runs the `__repr__` of users' classes."""
+    return shown(value, _TEXT_LIMIT)
 
 
 class ExecutionsDeck:
@@ -51,14 +59,14 @@ class ExecutionsDeck:
 
         controller.render_html = render_html  # type: ignore[method-assign]
 
-    def show(self, name: str, *, entity: str, kind: str, url: str, inputs: Any, outputs: Any) -> None:
+    def show(self, name: str, *, entity: str, kind: str, url: str, inputs: str, outputs: str) -> None:
         row = NODE_HTML_TEMPLATE.format(
             entity_type=html.escape(kind),
             entity_name=html.escape(entity),
             execution_name=html.escape(name),
             url=html.escape(url, quote=True),
-            inputs=html.escape(str(inputs)[:2_000]),
-            outputs=html.escape(str(outputs)[:2_000]),
+            inputs=html.escape(inputs[:_TEXT_LIMIT]),
+            outputs=html.escape(outputs[:_TEXT_LIMIT]),
         )
         with self._lock:
             self._rows[name] = row
@@ -80,6 +88,11 @@ class ExecutionsDeck:
             self._changed = False
             self._writer = threading.Thread(target=self._write, name="optuna-flyte-deck", daemon=True)
             self._writer.start()
+
+    def finish(self) -> None:
+        """Wait for a write that is under way, so that it does not replace the page that flytekit writes at the end."""
+        if self._writer is not None:
+            self._writer.join(pauses.deck_end)
 
     def _write(self) -> None:
         flyte_context_Var.set([self._context])

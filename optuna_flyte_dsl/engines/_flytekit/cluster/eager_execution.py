@@ -69,15 +69,20 @@ class EagerExecutionReader:
         self._asking = threading.Lock()
         self._is_succeeded = False
 
-    def read(self, admin: Admin) -> EagerExecution:
-        """Return the execution. The call blocks."""
+    def read(self, admin: Admin, given_up: threading.Event | None = None) -> EagerExecution:
+        """Return the execution. The call blocks.
+
+        Raises:
+            GivenUpError: If `given_up` was set before flyteadmin has answered.
+        """
         with self._lock:
             if self._execution is None:
                 assert self.pod is not None
                 spec, node = ExecutionSpec(), None
                 try:
-                    spec = admin.call("GetExecution", WorkflowExecutionGetRequest(id=self.pod.execution)).spec
-                    node = _own_node(admin, self.pod)
+                    request = WorkflowExecutionGetRequest(id=self.pod.execution)
+                    spec = admin.call("GetExecution", request, given_up=given_up).spec
+                    node = _own_node(admin, self.pod, given_up)
                 except AdminError as error:
                     logger.warning("The eager workflow's execution could not be read: %s", error)
                 self._execution = EagerExecution(spec, node)
@@ -122,14 +127,14 @@ class EagerExecutionReader:
         return tasks_of(admin, known.node, patience=0.0, seconds=seconds)
 
 
-def _own_node(admin: Admin, pod: EagerPod) -> NodeExecutionIdentifier | None:
+def _own_node(admin: Admin, pod: EagerPod, given_up: threading.Event | None) -> NodeExecutionIdentifier | None:
     """Return the node execution in whose pod this process runs; `None` if no single node can be identified."""
     # Where the operator has set the console's address, the pod knows its node's page.
     _, _, page = os.environ.get("FLYTE_EXECUTION_URL", "").partition("/nodeId/")
     if page:
         return NodeExecutionIdentifier(node_id=page.partition("/")[0], execution_id=pod.execution)
     same_task = []
-    for node, tasks in nodes_with_tasks(admin, pod.execution):
+    for node, tasks in nodes_with_tasks(admin, pod.execution, given_up):
         if node.input_uri == _inputs_of(pod.folder):
             return node.id
         if any(task.id.task_id.name == pod.task for task in tasks):

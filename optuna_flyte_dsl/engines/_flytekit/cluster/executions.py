@@ -65,8 +65,8 @@ def create_request(
     spec = ExecutionSpec(
         launch_plan=target.id,
         metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL, parent_node_execution=eager.node),
-        labels=Labels(values={**options.labels, **connection.labels, SEARCH: label}),
-        annotations=Annotations(values={**options.annotations, **marks}),
+        labels=Labels(values={**target.labels, **options.labels, **connection.labels, SEARCH: label}),
+        annotations=Annotations(values={**target.annotations, **options.annotations, **marks}),
         envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
         tags=list(options.tags),
         max_parallelism=options.max_parallelism or 0,

@@ -26,6 +26,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
+from optuna_flyte_dsl.engines._flytekit.cluster.laptop_sigterm import laptop_sigterm
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 
@@ -43,6 +44,7 @@ class LaptopDeployment:
     _home: Home | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        laptop_sigterm.install()  # here, because a search may run in another thread than the main thread
         remote, version, image_config, source = self.remote, self.version, self.image_config, self.source
         if not isinstance(remote, FlyteRemote):
             raise InvalidOptionError(

@@ -63,6 +63,7 @@ class Launcher:
     is_ending: bool = False  # whether this process is told to end
     on_successor: Callable[[], None] = lambda: None  # called if a later attempt of the pod has taken the search over
     adopts: bool = False  # whether executions of an earlier process are adopted
+    is_silent: bool = False  # whether flyteadmin has not answered the latest termination
     terminated: int = 0
     running: set[str] = field(default_factory=set)  # the names of the executions that are not known to have ended
     taken: set[str] = field(default_factory=set)  # the names of the executions that were launched or adopted
@@ -75,7 +76,6 @@ class Launcher:
         self.poller: Poller = self.traffic.enter()
         self._left = False
         self._is_succeeded, self._next_check = False, 0.0
-        self._is_silent = False  # whether flyteadmin has not answered the latest termination
         self._server: TrialServer | None = None
         self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
         self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
@@ -97,7 +97,9 @@ class Launcher:
         """Return the Flyte context of a trial, in which calls go through the trial's worker queue."""
         return self._context.with_worker_queue(queue).build()
 
-    def request(self, trial: Trial, target: Launchable, inputs: LiteralMap, digest: str) -> ExecutionCreateRequest:
+    def request(
+        self, trial: Trial, target: Launchable, inputs: LiteralMap, digest: str, given_up: threading.Event
+    ) -> ExecutionCreateRequest:
         env = {}
         if self._server is not None and self.options.trials_token_env is None:
             env[TOKEN_ENV] = self._server.token_of(trial_id(trial))
@@ -109,7 +111,7 @@ class Launcher:
             inputs,
             label=self.label,
             digest=digest,
-            eager=self.connection.eager_execution.read(self.admin),
+            eager=self.connection.eager_execution.read(self.admin, given_up),
         )
 
     def serve(self, trial: Trial) -> TrialHandle:
@@ -148,7 +150,9 @@ class Launcher:
         if self._server is not None:
             self._server.forget(trial)
 
-    def find_inputs(self, entity: Any, names: Sequence[str], first: int) -> list[dict[str, Any] | None]:
+    def find_inputs(
+        self, entity: Any, names: Sequence[str], first: int, given_up: threading.Event
+    ) -> list[dict[str, Any] | None]:
         """Read the inputs with which the trials of this search have launched an entity. The call blocks.
 
         Args:
@@ -158,7 +162,7 @@ class Launcher:
             The inputs of each trial from the first one up to the last one with an execution. An item is `None` if the
             trial has no execution, or if its inputs cannot be read.
         """
-        target = self.registry.find(entity, threading.Event())
+        target = self.registry.find(entity, given_up)
         found: list[dict[str, Any] | None] = []
         for start in itertools.count(first, _TRIALS_A_LOOKUP):
             numbers = range(start, start + _TRIALS_A_LOOKUP)
@@ -167,7 +171,9 @@ class Launcher:
             for name in names_of_trials:
                 request = WorkflowExecutionGetDataRequest(id=self.names.identifier(name))
                 found.append(
-                    self.converter.arguments(target, names, self.admin.call("GetExecutionData", request))
+                    self.converter.arguments(
+                        target, names, self.admin.call("GetExecutionData", request, given_up=given_up)
+                    )
                     if name in existing
                     else None
                 )
@@ -188,21 +194,23 @@ class Launcher:
             deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
                 short attempt, unless flyteadmin has not answered the previous termination.
         """
-        if self.is_ending and self._has_successor():
+        if self._has_successor():
             logger.warning("A later attempt of this pod runs the search: %s is left to it.", name)
+            if not self.is_ending:
+                self.on_successor()
             return
         request = ExecutionTerminateRequest(id=self.names.identifier(name), cause=f"{CAUSE}{cause}")
         left = deadline - time.monotonic()
-        if left <= 0 and self._is_silent:
+        if left <= 0 and self.is_silent:
             logger.error("The execution %s could not be terminated: flyteadmin does not answer.", name)
             return
         attempt = max(pauses.last_termination, min(pauses.launch_rpc, left / 2))
         try:
             patience = max(0.0, left - attempt)
             self.admin.call("TerminateExecution", request, patience=patience, seconds=attempt, is_paced=False)
-            self._is_silent = False
+            self.is_silent = False
         except ClusterUnavailableError as error:
-            self._is_silent = True
+            self.is_silent = True
             logger.error("The execution %s could not be terminated: %s", name, error)
         except AdminError as error:
             if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
@@ -217,6 +225,8 @@ class Launcher:
 
     def _has_successor(self) -> bool:
         """Tell whether a later attempt of this pod has begun. A result is kept for a second. The call blocks."""
+        if self.connection.eager_execution.pod is None:
+            return False
         with self._lock:
             if time.monotonic() >= self._next_check:
                 admin, seconds = Admin(self.connection.remote, patience=0.0), self.options.grace / 8

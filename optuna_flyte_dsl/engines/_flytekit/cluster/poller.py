@@ -61,6 +61,8 @@ class Poller:
         self._lock = threading.Lock()
         self._waiting: dict[str, concurrent.futures.Future[Execution]] = {}
         self._since: dict[str, float] = {}
+        self._patience: dict[str, float | None] = {}
+        self._outage_began: float | None = None  # when flyteadmin last began to leave polls unanswered
         self._on_running: dict[str, Callable[[], None]] = {}
         self._pods = TokenBucket()
         self._missed: collections.Counter[str] = collections.Counter()
@@ -70,11 +72,20 @@ class Poller:
         self._news = threading.Event()
         self._closed = threading.Event()
 
-    def wait_for(self, name: str, on_running: Callable[[], None] | None = None) -> concurrent.futures.Future[Execution]:
-        """Return a future of an execution's final state. An execution that Flyte no longer has counts as FAILED."""
+    def wait_for(
+        self, name: str, on_running: Callable[[], None] | None = None, patience: float | None = None
+    ) -> concurrent.futures.Future[Execution]:
+        """Return a future of an execution's final state. An execution that Flyte no longer has counts as FAILED.
+
+        Args:
+            on_running: Called when a pod of the execution runs.
+            patience: The seconds after which an outage of flyteadmin becomes the future's error; by default the
+                patience of the poller's `Admin`.
+        """
         future: concurrent.futures.Future[Execution] = concurrent.futures.Future()
         with self._lock:
             self._waiting[name] = future
+            self._patience[name] = patience
             if on_running is not None:
                 self._on_running[name] = on_running
             self._since[name] = time.monotonic()
@@ -89,11 +100,16 @@ class Poller:
         with self._lock:
             future = self._waiting.pop(name, None)
             self._since.pop(name, None)
-            self._missed.pop(name, None)
-            self._begun.discard(name)
-            self._on_running.pop(name, None)
+            self._drop(name)
         if future is not None:
             future.cancel()
+
+    def _drop(self, name: str) -> None:
+        """Forget all details of an execution. The caller holds the lock."""
+        self._patience.pop(name, None)
+        self._missed.pop(name, None)
+        self._begun.discard(name)
+        self._on_running.pop(name, None)
 
     async def close(self) -> None:
         """End the thread, and wait for it a moment.
@@ -155,12 +171,14 @@ class Poller:
 
     def _poll(self, names: Sequence[str]) -> None:
         try:
-            seen = self.find(names)
+            seen = self._seen_in_time(names)
         except GivenUpError:
             return
         except BaseException as error:  # noqa: BLE001 - the callers that await the executions get the error
             for name in names:
                 self._settle(name, error)
+            return
+        if seen is None:
             return
         for name in names:
             execution = seen.get(name)
@@ -177,6 +195,27 @@ class Poller:
             if not self._pods.take_at_once(_PODS_PER_SECOND, _PODS_PER_SECOND):
                 break
             self._poll_pod(name, seen[name])
+
+    def _seen_in_time(self, names: Sequence[str]) -> dict[str, Execution] | None:
+        """Return what `find` returns; `None` after an outage that not all searches wait out.
+
+        The searches that share the poller may have different patience.
+        """
+        waited = 0.0 if self._outage_began is None else time.monotonic() - self._outage_began
+        began = time.monotonic() - waited
+        with self._lock:
+            given = {name: self._patience.get(name) for name in names}
+        patience = {name: self._admin.patience if own is None else own for name, own in given.items()}
+        try:
+            seen = self.find(names, patience=max(0.0, min(patience.values()) - waited))
+        except ClusterUnavailableError as error:
+            self._outage_began = began
+            for name in names:
+                if began + patience[name] <= time.monotonic():
+                    self._settle(name, error)
+            return None
+        self._outage_began = None
+        return seen
 
     def _poll_pod(self, name: str, execution: Execution) -> None:
         """Call `on_running` once a pod of an execution runs, or if flyteadmin refuses to list the execution's tasks.
@@ -202,8 +241,12 @@ class Poller:
         nodes = nodes_with_tasks(self._admin, identifier, self._closed, ended=True, patience=0.0)
         return any(task.closure.phase not in _WAITING_PHASES for _, tasks in nodes for task in tasks)
 
-    def find(self, names: Sequence[str]) -> dict[str, Execution]:
-        """Return the existing executions with given names, by name, as `ListExecutions` lists them. The call blocks."""
+    def find(self, names: Sequence[str], *, patience: float | None = None) -> dict[str, Execution]:
+        """Return the existing executions with given names, by name, as `ListExecutions` lists them. The call blocks.
+
+        Args:
+            patience: The seconds for which an outage is waited out; by default the patience of the poller's `Admin`.
+        """
         request = ResourceListRequest(
             id=self._where,
             limit=len(names),
@@ -212,7 +255,8 @@ class Poller:
             sort_by=Sort(key="execution_name", direction=Sort.ASCENDING),
         )
         seen: dict[str, Execution] = {}
-        for execution in self._admin.pages("ListExecutions", request, "executions", given_up=self._closed):
+        limits = {"given_up": self._closed, "patience": patience}
+        for execution in self._admin.pages("ListExecutions", request, "executions", **limits):
             seen[execution.id.name] = execution
             if len(seen) >= len(names):
                 break
@@ -226,10 +270,10 @@ class Poller:
         identifier = WorkflowExecutionIdentifier(project=self._where.project, domain=self._where.domain, name=name)
         try:
             execution = self._admin.call(
-                "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=self._closed
+                "GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=self._closed, patience=0.0
             )
-        except GivenUpError:
-            return
+        except (GivenUpError, ClusterUnavailableError):
+            return  # a later poll asks again
         except BaseException as error:  # noqa: BLE001 - the caller that awaits the execution gets the error
             if not (isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND):
                 self._settle(name, error)
@@ -242,9 +286,7 @@ class Poller:
         with self._lock:
             future = self._waiting.pop(name, None)
             since = self._since.pop(name, None)
-            self._missed.pop(name, None)
-            self._begun.discard(name)
-            self._on_running.pop(name, None)
+            self._drop(name)
             if since is not None and isinstance(end, Execution):
                 self._durations.append(time.monotonic() - since)
         if future is None or not future.set_running_or_notify_cancel():

@@ -6,7 +6,8 @@ import importlib
 import sys
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -32,6 +33,7 @@ from flytekit.remote import FlyteLaunchPlan, FlyteTask, FlyteWorkflow
 from flytekit.tools.translator import get_serializable
 
 from optuna_flyte_dsl._compat.flytekit import branch_nodes
+from optuna_flyte_dsl._foreign_errors import says_other_structure
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, status_of
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
@@ -49,6 +51,9 @@ class Launchable:
     python_interface: Interface
     defaults: dict[str, Any]
     required: frozenset[str]  # the inputs that a call must give
+    # Of a launch plan. An execution with labels or annotations of its own does not get those of its launch plan.
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 class Registry:
@@ -116,7 +121,13 @@ class Registry:
             try:
                 task = paced(remote.fetch_task)(*where)
             except FlyteEntityNotExistException:
-                task = paced(remote.register_task)(entity, settings, version)
+                try:
+                    task = paced(remote.register_task)(entity, settings, version)
+                except Exception as error:
+                    status = status_of(error)
+                    if status is None or not says_other_structure(status.details()):
+                        raise
+                    task = paced(remote.fetch_task)(*where)  # another search has just registered this version
             return self._fetch_plan_of(task) or self._register_plan_of(entity, task, settings)
         try:
             return paced(remote.fetch_launch_plan)(*where)
@@ -162,12 +173,17 @@ class Registry:
                     register(spec, settings, str(settings.version), create_default_launchplan=False)
         except Exception as error:
             status = status_of(error)
-            if status is None or status.code() is not grpc.StatusCode.PERMISSION_DENIED:
+            if status is not None and status.code() is grpc.StatusCode.PERMISSION_DENIED:
+                cure = "This user may not register launch plans: let another run `pyflyte register`."
+            elif status is not None and says_other_structure(status.details()):
+                cure = "A workflow or launch plan of this name and version has another interface: rename one of them."
+            else:
                 raise
             logger.warning(
                 "`%s` is launched without a launch plan: its `timeout` and `interruptible` do not hold, and its labels "
-                "are not searchable. This user may not register launch plans: let another run `pyflyte register`. %s",
+                "are not searchable. %s %s",
                 entity.name,
+                cure,
                 error,
             )
             return task
@@ -193,11 +209,19 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
         for name, (kind, default) in python.inputs_with_defaults.items():
             if default is None and UnionTransformer.is_optional_type(kind):
                 defaults[name] = None  # flytekit too gives None to an optional input without a default
-        return Launchable(fetched.id.to_flyte_idl(), interface, python, defaults, frozenset(interface.inputs))
+        required = frozenset(interface.inputs)
+        return Launchable(fetched.id.to_flyte_idl(), interface, python, defaults, required, *_metadata_of(fetched))
     fixed = set(fetched.fixed_inputs.literals)
     optional = {name for name, parameter in fetched.default_inputs.parameters.items() if not parameter.required}
     required = frozenset(interface.inputs) - fixed - optional
-    return Launchable(fetched.id.to_flyte_idl(), interface, python, {}, required)
+    return Launchable(fetched.id.to_flyte_idl(), interface, python, {}, required, *_metadata_of(fetched))
+
+
+def _metadata_of(fetched: FlyteTask | FlyteLaunchPlan) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the labels and the annotations of a launch plan; nothing for a task."""
+    if isinstance(fetched, FlyteTask):
+        return {}, {}
+    return dict(fetched.labels.values or {}), dict(fetched.annotations.values or {})
 
 
 def check_loadable(entity: Any) -> None:

@@ -13,7 +13,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader
 
 _SYSTEM_FAILURES = 3
-"""The number of system failures after which Flyte does not start a pod again.
+"""The number of system failures after each of which Flyte starts a pod again. A further one ends the pod's node.
 
 The number is propeller 1.16's default of `max-node-retries-system-failures`. A pod cannot read the operator's setting.
 """
@@ -66,7 +66,7 @@ class SigtermHandler:
             execution = admin.call("GetExecution", request, seconds=seconds)
             if execution.closure.phase not in (WorkflowExecution.QUEUED, WorkflowExecution.RUNNING):
                 return False
-            return self._eager.system_failures(admin, seconds) + 1 < _SYSTEM_FAILURES
+            return self._eager.system_failures(admin, seconds) < _SYSTEM_FAILURES
         except Exception as error:  # noqa: BLE001 - if in doubt, executions are terminated, because they cost money
             logger.warning("It is not known whether Flyte will start this pod again: %r", error)
             return False

@@ -1,5 +1,6 @@
 """`Traffic`: the pace and the poller that all searches of a caller share."""
 
+import asyncio
 import threading
 
 from optuna_flyte_dsl.cluster_options import Cluster
@@ -42,6 +43,8 @@ class Traffic:
                 self._poller = None
         if poller is not None:
             await poller.close()
+            if self._connection.deck is not None:
+                await asyncio.to_thread(self._connection.deck.finish)
 
     def wait_to_launch(self, options: Cluster, given_up: threading.Event) -> None:
         """Wait until the token bucket allows a launch.

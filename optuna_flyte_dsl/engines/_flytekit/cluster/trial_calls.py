@@ -7,65 +7,27 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 import asyncio
 import collections
 import contextlib
-import functools
-import itertools
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
-import grpc
-from flyteidl.admin.execution_pb2 import (
-    Execution,
-    ExecutionCreateRequest,
-    WorkflowExecutionGetDataRequest,
-    WorkflowExecutionGetRequest,
-)
+from flyteidl.admin.execution_pb2 import Execution
 from flyteidl.core.execution_pb2 import WorkflowExecution
-from flytekit.core.python_function_task import AsyncPythonFunctionTask, EagerAsyncPythonFunctionTask
-from flytekit.core.workflow import WorkflowBase
 from optuna import TrialPruned
 from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import refresh
-from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl._retry import backoff, retry
+from optuna_flyte_dsl._retry import backoff
 from optuna_flyte_dsl._threads import finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
-from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import (
-    EagerExecutionFailedError,
-    failure_of,
-    has_not_begun,
-    read_closure,
-    vanished,
-)
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
+from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import EagerExecutionFailedError, has_not_begun
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
-from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
+from optuna_flyte_dsl.engines._flytekit.cluster.trial_execution import TrialExecution
 from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
-from optuna_flyte_dsl.engines.remote_trial.handle import is_pruned
-from optuna_flyte_dsl.errors import RefusedError
+from optuna_flyte_dsl.engines.remote_trial.handle import pruned_in
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
-
-
-@dataclass(eq=False)
-class Launch:
-    """One execution of a trial, from the call to the end of the execution."""
-
-    entity: Any
-    inputs: Mapping[str, Any]
-    call: str = ""  # the key of the call among the trial's calls; see `TrialCalls._call_of`
-    name: str = ""
-    target: Launchable | None = None
-    request: ExecutionCreateRequest | None = None
-    submitted: bool = False  # whether Flyte may have the execution
-    over: bool = False  # whether the execution has ended, or was refused
-    given_up: threading.Event = field(default_factory=threading.Event)
-    idle: threading.Event = field(default_factory=threading.Event)  # set while no thread runs a step of the launch
-
-    def __post_init__(self) -> None:
-        self.idle.set()
 
 
 @dataclass(eq=False)
@@ -85,7 +47,7 @@ class TrialCalls:
         self._takes_trial = False
         self._equal_calls: collections.Counter[tuple[str, str]] = collections.Counter()  # by entity and inputs
         self._lock = threading.Lock()
-        self._launches: list[Launch] = []
+        self._executions: list[TrialExecution] = []
         self._closed = False
         earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts or self.attempt else ()
         # Executions that an earlier process has launched for this attempt of the trial. The end of the attempt
@@ -99,10 +61,10 @@ class TrialCalls:
     async def __aexit__(self, *_: object) -> None:
         with self._lock:
             self._closed = True
-            for launch in self._launches:
-                launch.given_up.set()
-            left = [launch for launch in self._launches if not launch.over]
-            orphans = self._earlier.keys() - {launch.name for launch in self._launches}
+            for execution in self._executions:
+                execution.given_up.set()
+            left = [execution for execution in self._executions if not execution.over]
+            orphans = self._earlier.keys() - {execution.name for execution in self._executions}
         if self.launcher.leaves_executions:
             orphans = set()
         self.launcher.forget(self.trial)
@@ -115,25 +77,25 @@ class TrialCalls:
         with contextlib.suppress(Exception):  # the storage's error is raised when the trial is told
             await self.launcher.terminators.run(refresh, self.trial)
 
-    async def _end_all(self, launches: list[Launch], orphans: set[str]) -> None:
+    async def _end_all(self, left: list[TrialExecution], orphans: set[str]) -> None:
         deadline = self.launcher.end_of_grace()
         await asyncio.gather(
-            *(self._end(launch) for launch in launches),
+            *(self._end(execution) for execution in left),
             *(self._terminate(name, "no longer needs this execution", deadline) for name in orphans),
         )
 
-    async def _end(self, launch: Launch) -> None:
+    async def _end(self, execution: TrialExecution) -> None:
         """Terminate an execution that nobody waits for any longer."""
         deadline = self.launcher.end_of_grace()
-        self.launcher.poller.forget(launch.name)
-        launch.given_up.set()
+        self.launcher.poller.forget(execution.name)
+        execution.given_up.set()
         # A request that is under way may launch the execution. A launch request ends at its time limit.
         patience = min(pauses.launch_rpc, self.launcher.options.grace / 2)
-        await self.launcher.terminators.run(launch.idle.wait, patience)
-        if launch.submitted and not launch.over and not self.launcher.leaves_executions:
-            await self._terminate(launch.name, "was given up", deadline)
-            self.launcher.running.discard(launch.name)
-            launch.over = True
+        await self.launcher.terminators.run(execution.idle.wait, patience)
+        if execution.submitted and not execution.over and not self.launcher.leaves_executions:
+            await self._terminate(execution.name, "was given up", deadline)
+            self.launcher.running.discard(execution.name)
+        execution.over = True
 
     async def _terminate(self, name: str, why: str, deadline: float) -> None:
         self.launcher.terminated += 1
@@ -143,48 +105,67 @@ class TrialCalls:
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
         inputs = {name: await self._to_send(value) for name, value in input_kwargs.items()}
-        launch = Launch(entity, inputs)
+        execution = TrialExecution(self.launcher, self.trial, entity, inputs)
         with self._lock:
             if self._closed:
                 raise asyncio.CancelledError
-            self._launches.append(launch)
+            self._executions.append(execution)
         try:
-            on_running = self._on_running()
-            waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: self.launcher.options.patience)
-            while True:
-                await self._launch(launch)
-                end = await asyncio.wrap_future(self.launcher.poller.wait_for(launch.name, on_running))
-                if has_not_begun(end) and (pause := next(waits, None)) is not None:
-                    await asyncio.sleep(pause)
-                elif not end.closure.abort_metadata.cause.startswith(CAUSE):
-                    break
-                # A replaced pod has terminated the execution while that pod ended, or the execution has never begun. So
-                # the execution is launched again, under another name.
-            launch.over = True
-            self.launcher.running.discard(launch.name)
+            await self._run(execution, execution.prepare)
+            end = await self._end_of(execution)
+            execution.over = True
+            self.launcher.running.discard(execution.name)
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
-                value = await self._run(launch, self._outputs)
-                self._show(launch, value)
-                if self._takes_trial and await self.launcher.workers.run(is_pruned, self.trial):
+                value, text = await self._run(execution, execution.outputs)
+                self._show(execution, text)
+                if self._takes_trial and await self._is_pruned(execution):
                     raise TrialPruned
                 return value
-            failure: EagerExecutionFailedError = await self._run(launch, self._failure, end)
+            failure = execution.failure(end)
         except EagerExecutionFailedError as error:
             failure = error
         except asyncio.CancelledError:
-            launch.given_up.set()
-            if not launch.over:
-                await finish(lambda: self._end(launch))
+            execution.given_up.set()
+            if not execution.over:
+                await finish(lambda: self._end(execution))
             raise
         except GivenUpError:
             raise asyncio.CancelledError from None
         except AdminError as error:
             raise error.refusal(f"launch or read an execution of `{entity.name}`") from error
-        self._show(launch, failure)
+        self._show(execution, str(failure))
         await self.launcher.store_attributes(self.trial, {EXECUTION_ERROR: failure.summary()})
         if failure.stands_for((TrialPruned,)):
             raise TrialPruned
         raise refusal_in(failure.message) or failure
+
+    async def _is_pruned(self, execution: TrialExecution) -> bool:
+        """Tell whether the task of an execution has raised `TrialPruned`, and not that of another execution.
+
+        A task of the execution may also run in an execution of its own, which a launch plan inside has launched.
+        """
+        pruned = await self.launcher.workers.run(pruned_in, self.trial)
+        with self._lock:
+            others = {each.name for each in self._executions} | self._earlier.keys()
+        return bool(pruned) and (pruned == execution.name or pruned not in others)
+
+    async def _end_of(self, execution: TrialExecution) -> Execution:
+        """Launch an execution, and return its end. An execution that did not begin is launched again."""
+        on_running, patience = self._on_running(), self.launcher.options.patience
+        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: patience)
+        while True:
+            await self._launch(execution)
+            end = await asyncio.wrap_future(self.launcher.poller.wait_for(execution.name, on_running, patience))
+            if end.closure.phase == WorkflowExecution.SUCCEEDED:
+                return end
+            end = await self._run(execution, execution.whole, end)
+            if has_not_begun(end) and (pause := next(waits, None)) is not None:
+                await asyncio.sleep(pause)
+            elif not end.closure.abort_metadata.cause.startswith(CAUSE):
+                return end
+            # A replaced pod has terminated the execution while that pod ended, or the execution has never begun. So
+            # the execution is launched again, under another name.
+            execution.collisions += 1
 
     async def _to_send(self, value: Any) -> Any:
         """Replace a `Trial` input by its `TrialHandle`. Pass other inputs through."""
@@ -209,35 +190,36 @@ class TrialCalls:
 
         return begin
 
-    def _run(self, launch: Launch, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        """Run a step in a worker thread. A termination of the execution waits until the step is done."""
+    def _run(self, execution: TrialExecution, step: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run a method of an execution in a worker thread. A termination of the execution waits for its end."""
 
-        def step() -> Any:
+        def run() -> Any:
             with self._lock:
-                if launch.given_up.is_set():
+                if execution.given_up.is_set():
                     raise GivenUpError("Given up: a launch.")
-                launch.idle.clear()
+                execution.idle.clear()
             try:
-                return function(launch, *args)
+                return step(*args)
             finally:
-                launch.idle.set()
+                execution.idle.set()
 
-        return self.launcher.workers.run(step)
+        return self.launcher.workers.run(run)
 
-    async def _launch(self, launch: Launch) -> None:
-        await self._run(launch, self._prepare)
-        launch.call = launch.call or self._call_of(launch)
-        for collision in itertools.count():
-            launch.name = self.launcher.names.name(
-                self.trial.number, launch.entity.name, launch.call, collision, attempt=self.attempt
+    async def _launch(self, execution: TrialExecution) -> None:
+        execution.call = execution.call or self._call_of(execution)
+        while True:
+            execution.name = self.launcher.names.name(
+                self.trial.number, execution.entity.name, execution.call, execution.collisions, attempt=self.attempt
             )
+            execution.may_be_taken = execution.name in self._earlier or self.launcher.connection.attempt > 0
             await self._store_names()
-            if await self._run(launch, self._create):
+            if await self._run(execution, execution.create):
                 break
-        self.launcher.taken.add(launch.name)
-        self._show(launch, "")
+            execution.collisions += 1
+        self.launcher.taken.add(execution.name)
+        self._show(execution, "")
 
-    def _call_of(self, launch: Launch) -> str:
+    def _call_of(self, execution: TrialExecution) -> str:
         """Return the key of a call among the trial's calls, the same in each process that continues the trial.
 
         The trial of a task is one call. A function may await calls in another order in each process, so its calls are
@@ -245,11 +227,10 @@ class TrialCalls:
         """
         if self.is_task:
             return "0"
-        assert launch.request is not None
-        digest = launch.request.spec.annotations.values[INPUTS_DIGEST]
+        digest = execution.stable_digest
         with self._lock:
-            number = self._equal_calls[launch.entity.name, digest]
-            self._equal_calls[launch.entity.name, digest] += 1
+            number = self._equal_calls[execution.entity.name, digest]
+            self._equal_calls[execution.entity.name, digest] += 1
         return f"{digest}/{number}"
 
     async def _store_names(self) -> None:
@@ -259,142 +240,18 @@ class TrialCalls:
         """
         mark = {"attempt": self.attempt} if self.attempt else {}
         with self._lock:
-            names = [*self._earlier, *(launch.name for launch in self._launches if launch.name)]
+            names = [*self._earlier, *(each.name for each in self._executions if each.name)]
         executions = [{"name": name, "url": self.launcher.names.url(name), **mark} for name in dict.fromkeys(names)]
         await self.launcher.store_attributes(self.trial, {EXECUTIONS: self._attempts_before + executions})
 
-    def _prepare(self, launch: Launch) -> None:
-        launch.target = self.launcher.registry.find(launch.entity, launch.given_up)
-        inputs, digest = self.launcher.converter.inputs(launch.entity.name, launch.target, launch.inputs)
-        launch.request = self.launcher.request(self.trial, launch.target, inputs, digest)
-
-    def _create(self, launch: Launch) -> bool:
-        """Launch or adopt the execution; return False if another execution has the name."""
-        launcher, request = self.launcher, launch.request
-        assert request is not None
-        request.name = launch.name
-        # Look the name up first if it may be taken, because even a refused CreateExecution overwrites stored inputs.
-        launch.submitted = launch.name in self._earlier or launcher.connection.attempt > 0
-
-        def create() -> bool:
-            there = self._find(launch) if launch.submitted else None
-            # The name is added in this thread, because the event loop may be blocked when the pod ends.
-            launcher.running.add(launch.name)
-            if there is not None:
-                return self._take(launch, there)
-            launcher.traffic.wait_to_launch(launcher.options, launch.given_up)
-            launch.submitted = True  # from now on, a lost response may hide that the name is taken
-            launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
-            return True
-
-        def may_pass(error: Exception) -> bool:
-            # For the first execution of a task, flyteadmin makes a workflow around the task. If several requests
-            # need that workflow at once, flyteadmin refuses all requests but one.
-            return isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
-
-        def wait(seconds: float) -> None:
-            if launch.given_up.wait(seconds):
-                raise GivenUpError("Given up: a launch.")
-
-        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
-        try:
-            outage_proof = functools.partial(
-                launcher.admin.retry, create, "call CreateExecution", given_up=launch.given_up
-            )
-            return retry(outage_proof, waits, may_pass=may_pass, wait=wait)
-        except AdminError as error:
-            launch.over, launch.submitted = True, False
-            launcher.running.discard(launch.name)
-            raise error.refusal(f"launch an execution of `{launch.entity.name}`") from error
-
-    def _find(self, launch: Launch, patience: float | None = 0.0) -> Execution | None:
-        """Return the execution that has a launch's name; `None` if no execution has it.
-
-        Args:
-            patience: The seconds for which an outage is waited out; `None` for the search's patience.
-        """
-        request = WorkflowExecutionGetRequest(id=self.launcher.names.identifier(launch.name))
-        try:
-            found: Execution = self.launcher.admin.call(
-                "GetExecution", request, given_up=launch.given_up, patience=patience
-            )
-        except AdminError as error:
-            if error.code is grpc.StatusCode.NOT_FOUND:
-                return None
-            raise
-        return found
-
-    def _take(self, launch: Launch, there: Execution) -> bool:
-        """Adopt an execution with the launch's name if it has the launch's inputs too; return whether it was adopted.
-
-        Either the response to this launch was lost, or an earlier attempt has launched the execution.
-        """
-        assert launch.request is not None
-        ours, theirs = launch.request.spec, there.spec
-        same = theirs.annotations.values.get(INPUTS_DIGEST) == ours.annotations.values[INPUTS_DIGEST]
-        # An execution with this cause was terminated by the process that had launched it.
-        is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
-        is_void = is_aborted or has_not_begun(there)
-        launch.submitted = same and theirs.launch_plan == ours.launch_plan and not is_void
-        if not launch.submitted and INPUTS_DIGEST in theirs.annotations.values:
-            attempt = int(theirs.annotations.values.get(ATTEMPT, "0"))
-            if self.launcher.names.study is None and attempt > self.launcher.connection.attempt:
-                logger.warning("A later attempt of this pod runs the search: this attempt leaves all executions to it.")
-                self.launcher.on_successor()
-                raise GivenUpError("Given up: a launch.")
-            # An earlier process of this search has launched the execution, and that process is gone.
-            deadline = self.launcher.end_of_grace()
-            self.launcher.terminate(launch.name, f"trial {self.trial.number} asks for something else now", deadline)
-        return launch.submitted
-
-    def _data(self, launch: Launch) -> Any:
-        identifier = self.launcher.names.identifier(launch.name)
-        request = WorkflowExecutionGetDataRequest(id=identifier)
-        try:
-            return self.launcher.admin.call("GetExecutionData", request, given_up=launch.given_up)
-        except AdminError as error:
-            if error.code is not grpc.StatusCode.NOT_FOUND:
-                raise
-            closure = vanished(identifier).closure
-            raise failure_of(launch.entity.name, launch.name, self.launcher.names.url(launch.name), closure) from error
-
-    def _outputs(self, launch: Launch) -> Any:
-        assert launch.target is not None
-
-        def uri() -> str:
-            there = self._find(launch, None)
-            if there is None or not there.closure.outputs.uri:
-                raise RefusedError(
-                    f"Flyte's answer lacks the outputs of the execution {launch.name} of `{launch.entity.name}`, and "
-                    "their address. Outputs that are larger than flyteadmin's `maxDownloadMBs` are left out: return "
-                    "what is large as a file (`FlyteFile`), or let the operator raise that limit."
-                )
-            return str(there.closure.outputs.uri)
-
-        return self.launcher.converter.outputs(launch.target, self._data(launch), uri)
-
-    def _failure(self, launch: Launch, seen: Execution) -> EagerExecutionFailedError:
-        identifier = self.launcher.names.identifier(launch.name)
-        closure = read_closure(self.launcher.admin, identifier, seen.closure, launch.given_up)
-        return failure_of(launch.entity.name, launch.name, self.launcher.names.url(launch.name), closure)
-
-    def _show(self, launch: Launch, outputs: Any) -> None:
+    def _show(self, execution: TrialExecution, outputs: str) -> None:
         deck = self.launcher.connection.deck
         if deck is not None:
             deck.show(
-                launch.name,
-                entity=launch.entity.name,
-                kind=_kind(launch.entity),
-                url=self.launcher.names.url(launch.name),
-                inputs=launch.inputs,
+                execution.name,
+                entity=execution.entity.name,
+                kind=execution.kind,
+                url=execution.url,
+                inputs=execution.shown_inputs,
                 outputs=outputs,
             )
-
-
-def _kind(entity: Any) -> str:
-    """Return the kind of an entity, in the words of flytekit's Deck."""
-    if isinstance(entity, EagerAsyncPythonFunctionTask):
-        return "Eager Workflow"
-    if isinstance(entity, AsyncPythonFunctionTask):
-        return "Async Task"
-    return "Workflow" if isinstance(entity, WorkflowBase) else "Task"

@@ -1,6 +1,7 @@
 """Hashes the content of the files that a launch uploads, because each upload has a new address."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -62,7 +63,8 @@ def digest(inputs: LiteralMap, values: Mapping[str, Any], context: FlyteContext,
 
     Args:
         values: The Python values of the inputs. Flytekit pickles values of types that it does not know. The pickle of a
-            set differs between processes, so values that flytekit pickles are hashed by their content.
+            set differs between processes, so values that flytekit pickles, or that hold a set, are hashed by their
+            content.
         prefix: The prefix of the addresses of uploads. Flytekit writes tables under this prefix without its data access
             layer, so the content of tables is read back.
     """
@@ -85,12 +87,30 @@ def digest(inputs: LiteralMap, values: Mapping[str, Any], context: FlyteContext,
 
 
 def _content_of(literal: Literal, value: Any) -> str | None:
-    """Return a hash of the content of a value that Flyte carries as a pickle; `None` for all other values."""
-    if not any(isinstance(each, Blob) and each.metadata.type.format == _PICKLE for each in _stored([literal])):
-        return None
+    """Return a hash of a value's content if its literal differs between processes; `None` for all other values.
+
+    Flyte's pickle of a set, and the encoded list that a dataclass's set becomes, have another order in each process.
+    """
+    is_pickle = any(isinstance(each, Blob) and each.metadata.type.format == _PICKLE for each in _stored([literal]))
+    if not is_pickle:
+        data = literal.SerializeToString()
+        if not _holds_set(value) or any(address.encode() in data for address in _hashes.copy()):
+            return None
     with contextlib.suppress(Exception):  # whatever the value's class raises
         return content_hash(value)
     return None
+
+
+def _holds_set(value: Any) -> bool:
+    """Tell whether a value is a set, or has a set among its items or its fields, at any depth."""
+    if isinstance(value, set | frozenset):
+        return True
+    if isinstance(value, Mapping):
+        return any(map(_holds_set, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_set, value))
+    is_record = dataclasses.is_dataclass(value) or hasattr(type(value), "model_fields")  # or a model of pydantic
+    return is_record and not isinstance(value, type) and any(map(_holds_set, vars(value).values()))
 
 
 def _hash_of(path: pathlib.Path) -> str:

@@ -193,8 +193,10 @@ def test_requests_keep_to_their_pace_though_many_pods_wait_for_a_machine(cluster
         assert number <= 2 * (5 + 5 * (moment - started)) + 1
 
 
-def test_a_pod_whose_login_would_wait_for_a_browser_is_told_at_once_what_to_set(cluster, tmp_path):
-    cluster.fail("*", Fault(grpc.StatusCode.UNAUTHENTICATED, times=10_000))
+@pytest.mark.parametrize("outage", [0, 2])
+def test_a_pod_whose_login_would_wait_for_a_browser_is_told_at_once_what_to_set(cluster, tmp_path, outage):
+    faults = [Fault(times=outage)] if outage else []
+    cluster.fail("*", *faults, Fault(grpc.StatusCode.UNAUTHENTICATED, times=10_000))
     with pytest.raises(RefusedError, match=r"FLYTE_CREDENTIALS_AUTH_MODE=client_credentials"):
         Pod(cluster, tmp_path, 0).run(quick.train)
-    assert sum(cluster.counts.values()) == 1
+    assert sum(cluster.counts.values()) == outage + 1

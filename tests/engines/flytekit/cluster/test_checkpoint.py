@@ -7,6 +7,7 @@ import optuna
 import pytest
 from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import FlyteContextManager
+from flytekit.exceptions.user import FlyteRecoverableException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
@@ -233,3 +234,43 @@ def test_running_trials_in_a_checkpoint_are_of_an_earlier_attempt_even_without_e
     study.ask().suggest_float("x", 0, 1)
     assert Process(study).resume(2, 0, lambda trial: False).n_trials == 2
     assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+
+
+class Away:
+    """A checkpoint whose blob store is away for the first reads."""
+
+    def __init__(self, checkpoint, failures, error):
+        self._checkpoint, self._failures, self._error = checkpoint, failures, error
+
+    def restore(self, path):
+        self._failures -= 1
+        if self._failures >= 0:
+            raise self._error
+        return self._checkpoint.restore(path)
+
+
+def restored(tmp_path, failures, error):
+    store = store_at(tmp_path, 0)
+    tell_some(study_in(store), 3)
+    asyncio.run(store.commit())
+    checkpoint = SyncCheckpoint(str(tmp_path / "1"), str(tmp_path / "0"))
+    return CheckpointStore(Away(checkpoint, failures, error), FlyteContextManager.current_context())
+
+
+def test_an_outage_of_the_blob_store_is_waited_out_before_a_study_starts_anew(tmp_path, pauses):
+    pauses.checkpoint_retries, pauses.admin_longest = (0.001,) * 3, 0.002
+    store = restored(tmp_path, 30, OSError("503 Slow Down"))
+    assert len(study_in(store).trials) == 3
+
+
+def test_after_a_long_outage_of_the_blob_store_flyte_starts_the_pod_again(tmp_path, pauses):
+    pauses.checkpoint_retries, pauses.checkpoint_patience = (0.001,) * 3, 0.05
+    store = restored(tmp_path, 10**9, ConnectionError("refused"))
+    with pytest.raises(FlyteRecoverableException, match=r"could not be read for 0.05 seconds: ConnectionError"):
+        study_in(store)
+
+
+def test_a_checkpoint_that_cannot_be_read_at_all_is_told(tmp_path, pauses, warned):
+    pauses.checkpoint_retries = (0.001,) * 3
+    assert study_in(restored(tmp_path, 10**9, PermissionError("denied"))).trials == []
+    assert any("The search starts anew" in line for line in warned())

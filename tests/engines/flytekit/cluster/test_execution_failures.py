@@ -70,6 +70,10 @@ def test_a_passing_fault_while_a_failure_is_read_is_waited_out(cluster, code):
     assert {trial.user_attrs[EXECUTION_ERROR]["message"] for trial in study.trials} == {"the whole message" * 20}
 
 
+POST = 'Post "https://10.96.0.1:443/apis/flyte.lyft.com/v1alpha1/namespaces/project-development/flyteworkflows"'
+"""How a failed request of client-go begins: longer than what flyteadmin lists of a message."""
+
+
 def test_an_execution_that_kubernetes_has_refused_is_launched_again(cluster):
     """flyteadmin stores it as FAILED, and answers the request as if nothing had happened."""
     refusals = itertools.count()
@@ -82,7 +86,9 @@ def test_an_execution_that_kubernetes_has_refused_is_launched_again(cluster):
 
     cluster.instant = instant
     assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
-    assert len(cluster.executions) == 11
+    assert len(cluster.executions) == cluster.counts["CreateExecution"] == 11
+    assert cluster.overwritten == [], "no name is asked for that is known to be taken"
+    assert not cluster.counts["TerminateExecution"]
 
 
 def test_an_execution_whose_data_is_gone_is_a_failed_trial(cluster):
@@ -100,6 +106,9 @@ def test_an_execution_whose_data_is_gone_is_a_failed_trial(cluster):
         ("failed to create workflow in propeller admission webhook denied the request", 1),
         ("failed to create workflow in propeller Timeout: request did not complete within requested timeout", 2),
         ("failed to create workflow in propeller etcdserver: leader changed", 2),
+        (f"failed to create workflow in propeller {POST}: dial tcp 10.96.0.1:443: connect: connection refused", 2),
+        (f"failed to create workflow in propeller {POST}: unexpected EOF", 2),
+        (f"failed to create workflow in propeller {POST}: x509: certificate signed by unknown authority", 1),
     ],
 )
 def test_only_what_may_pass_is_launched_again_where_kubernetes_refuses(cluster, message, launches):

@@ -2,15 +2,19 @@
 
 import asyncio
 import itertools
+import time
+import types
 
 import grpc
 import optuna
 import pytest
 import quick
 
-from optuna_flyte_dsl import Optimizer, RefusedError
+from optuna_flyte_dsl import ClusterUnavailableError, Optimizer, RefusedError
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_search
 from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.leftovers import terminate_leftovers
 from tests.support.cluster_searches import echo, executions, outputs, states
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Fault, Succeeded
@@ -92,3 +96,56 @@ def test_what_earlier_attempts_have_left_is_terminated_though_the_search_cannot_
         Pod(cluster, tmp_path, 2).run(quick.train)  # attempt 1 has left nothing, so the inputs of its trials are read
     assert {each.phase for each in left} == {PHASES.ABORTED}
     assert not cluster.running()
+
+
+def test_executions_that_an_attempt_launches_while_it_still_ends_are_terminated_at_the_end(
+    cluster, tmp_path, monkeypatch
+):
+    cluster.instant = lambda execution: None
+
+    def search():
+        return Optimizer(quick.nested, 1, 2, progress=False)()
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Launcher, "terminate", lambda *_: None)
+        Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+    left = dict(cluster.executions)
+    cluster.executions.clear()  # the attempt before has not launched them yet
+    looks = []
+
+    def late(*given):
+        looks.append(given)
+        if len(looks) == 1:
+            cluster.executions.update(left)
+
+    sweep = cluster_search.terminate_leftovers
+    monkeypatch.setattr(cluster_search, "terminate_leftovers", lambda *given: (sweep(*given), late(*given)))
+    cluster.instant = echo()
+    Pod(cluster, tmp_path, 1).run(search)
+    assert {each.phase for each in left.values()} == {PHASES.ABORTED}
+
+
+class _Silent:
+    """A flyteadmin that answers nothing."""
+
+    def __init__(self):
+        self.limits = []
+
+    def pages(self, *_, patience, seconds):
+        self.limits.append((patience, seconds))
+        raise ClusterUnavailableError("no answer")
+        yield
+
+
+@pytest.mark.parametrize("left", [20.0, -1.0])
+def test_a_pod_that_ends_asks_a_frozen_flyteadmin_no_longer_than_its_grace_period(left, warned):
+    admin = _Silent()
+    where = types.SimpleNamespace(project="project", domain="development", attempt=1)
+    launcher = types.SimpleNamespace(connection=where, admin=admin, is_silent=False, taken=set())
+    terminate_leftovers(launcher, "label", time.monotonic() + left)
+    assert all(patience + seconds <= left for patience, seconds in admin.limits)
+    assert len(admin.limits) == (1 if left > 0 else 0)
+    launcher.is_silent = True  # flyteadmin has not answered the termination before
+    terminate_leftovers(launcher, "label", time.monotonic() + left)
+    assert len(admin.limits) == (1 if left > 0 else 0)
+    assert len(warned()) == 2

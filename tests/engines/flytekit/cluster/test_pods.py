@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import reporting
 from flyteidl.core import identifier_pb2
 from flytekit.configuration import Image, ImageConfig
 
+from optuna_flyte_dsl import Optimizer
 from tests.support import scripts, wait_until
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import PHASES
@@ -188,7 +190,7 @@ def test_a_pod_that_is_killed_before_it_could_write_anything_breaks_no_chain(clu
 def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluster, tmp_path):
     (tmp_path / "go").touch()
     execution = run(cluster, "slow.py", "search")
-    for kill in range(2):  # the third failure of the system's would be the last
+    for kill in range(3):  # the fourth failure of the system's would be the last
         # At a moment given by what has been asked of the control plane, not by a clock.
         goal = cluster.counts["CreateExecution"] + 1 + 2 * kill % 3
         wait_until(lambda now=goal: cluster.counts["CreateExecution"] >= now or not execution.running, 60)
@@ -207,7 +209,7 @@ def test_a_search_killed_at_any_moment_loses_no_trial_and_runs_none_twice(cluste
 def test_a_pod_that_is_told_to_end_terminates_its_executions(cluster, number):
     execution = run(cluster, "slow.py", "search")
     wait_until(lambda: len(log(cluster)) == 2, 60)
-    for attempt in (1, 2):  # after these two, Flyte does not start the pod again, whatever its retries are
+    for attempt in (1, 2, 3):  # after these three, Flyte does not start the pod again, whatever its retries are
         os.killpg(pod_of(cluster, execution).pid, signal.SIGKILL)
         wait_until(lambda now=attempt: len(attempts_of(cluster)) == now + 1, 60)
         polls = cluster.counts["ListExecutions"]
@@ -347,5 +349,71 @@ def test_what_a_task_returns_is_judged_in_its_pod(cluster):
     assert text == ended
     assert ended_by_number == numpy
     assert numpy.startswith("ObjectiveValueError: `numpy` returned np.float64(0.")
-    assert "Write `float(...)` around it" in numpy
+    assert "Write `float(...)` around the value" in numpy
     assert "[USER:RuntimeError] ValueError: it was not to be (see http" in raised
+
+
+@pytest.mark.newest
+def test_a_task_that_was_pruned_and_is_called_again_is_judged_by_its_latest_call(cluster):
+    remote = cluster.remote()
+    images = ImageConfig(Image("default", "example.com/image", "1"))
+    local = Optimizer(reporting.tries_again, 1, 1, progress=False)
+    there = Optimizer(reporting.tries_again, 1, 1, progress=False).on(remote, image_config=images)
+    for study in (local.run_sync(), there.run_sync()):
+        assert [(trial.state.name, trial.values) for trial in study.trials] == [("COMPLETE", [0.25])]
+
+
+# The searches of a process: two at the same time, one after another, and one beside a running event loop.
+SEARCHES = {
+    "two": ("asyncio.run(both())", 4),
+    "second": ("asyncio.run(one_after_another())", 2),
+    "notebook": ("asyncio.run(in_a_loop())", 2),
+}
+LAPTOP = """
+import asyncio, sys
+import slow
+from flytekit.configuration import Config, Image, ImageConfig, PlatformConfig
+from flytekit.remote import FlyteRemote
+
+remote = FlyteRemote(Config(PlatformConfig(sys.argv[1], insecure=True)), "project", "development", sys.argv[2])
+images = ImageConfig(Image("default", "example.com/image", "1"))
+train = slow.train.on(remote, image_config=images)
+
+async def both():
+    await asyncio.gather(train(), train())
+
+async def one_after_another():
+    first = asyncio.ensure_future(train())
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(train())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    await second
+
+async def in_a_loop():
+    train.run_sync()
+
+"""
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("searches", SEARCHES)
+def test_sigterm_here_ends_all_searches_of_the_process(cluster, tmp_path, searches):
+    call, running = SEARCHES[searches]
+    cluster.instant = lambda execution: None
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAPTOP + call, cluster.endpoint, str(tmp_path / "raw")],
+        env={**os.environ, "PYTHONPATH": f"{PODS}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: len(cluster.running()) == running or process.poll() is not None, 60)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert not cluster.running(), errors

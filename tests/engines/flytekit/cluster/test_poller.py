@@ -8,12 +8,13 @@ import grpc
 import pytest
 import quick
 
-from optuna_flyte_dsl import Cluster, ClusterError, Optimizer, suggest
+from optuna_flyte_dsl import Cluster, ClusterError, ClusterUnavailableError, Optimizer, suggest
 from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR
 from tests.support import in_movable_time
 from tests.support.cluster_searches import echo, outputs, states, there, with_options
+from tests.support.eager_pod import Pod
 from tests.support.flyteadmin import Fault, Succeeded
 
 
@@ -55,7 +56,9 @@ def test_looks_are_rarer_as_trials_prove_long(monkeypatch, pauses):
 def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
     hidden = threading.Event()
     listed = poller_module.Poller.find
-    monkeypatch.setattr(poller_module.Poller, "find", lambda self, names: {} if hidden else listed(self, names))
+    monkeypatch.setattr(
+        poller_module.Poller, "find", lambda self, names, **limits: {} if hidden else listed(self, names)
+    )
     study = there(quick.train, cluster).run_sync()
     assert states(study) == ["COMPLETE"] * 6
 
@@ -151,3 +154,24 @@ def test_an_error_of_the_poller_itself_reaches_those_who_wait(cluster, monkeypat
     monkeypatch.setattr(poller_module.Poller, "interval", broken)
     with pytest.raises(ClusterError, match="a fault of the library"):
         there(quick.train, cluster).run_sync()
+
+
+def test_each_search_waits_out_an_outage_for_as_long_as_its_own_patience(cluster, tmp_path):
+    """The searches of one workflow share the poller."""
+    cluster.instant = lambda execution: None
+    hasty, patient = with_options(quick.train, patience=0.2, grace=0.2), with_options(quick.train, patience=600.0)
+
+    async def workflow():
+        searches = [asyncio.ensure_future(hasty(base=1.0)), asyncio.ensure_future(patient(base=2.0))]
+        while len(cluster.executions) < 4:
+            await asyncio.sleep(0.005)
+        cluster.fail("ListExecutions", Fault(times=10**6))
+        with pytest.raises(ClusterUnavailableError):
+            await searches[0]
+        cluster.faults.clear()
+        cluster.instant = echo()
+        for execution in cluster.running():
+            execution.finish(echo()(execution))
+        return await searches[1]
+
+    assert states(Pod(cluster, tmp_path, 0).run(workflow)) == ["COMPLETE"] * 6

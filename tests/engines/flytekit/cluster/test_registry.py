@@ -1,5 +1,7 @@
 """What is registered and fetched, and what no pod could load."""
 
+import copy
+import dataclasses
 import importlib.util
 import sys
 from typing import Optional
@@ -12,11 +14,13 @@ import quick
 from flyteidl.core import identifier_pb2
 from flytekit.configuration import SerializationSettings
 from flytekit.core.task import ReferenceTask
+from flytekit.models.common import Annotations, Labels
 from flytekit.models.filters import ValueIn
 from flytekit.models.interface import ParameterMap
 from flytekit.models.literals import LiteralMap
+from flytekit.remote import FlyteRemote
 
-from optuna_flyte_dsl import Float, Minimize, Optimizer, RefusedError, UnloadableError, optimize, suggest
+from optuna_flyte_dsl import Cluster, Float, Minimize, Optimizer, RefusedError, UnloadableError, optimize, suggest
 from tests.support._compat import set_python_outputs
 from tests.support.cluster_searches import executions, states, there, with_options
 from tests.support.eager_pod import IMAGES
@@ -150,6 +154,47 @@ def test_a_user_who_may_not_register_launch_plans_is_told_what_does_not_hold(clu
     assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
     assert kinds_of(cluster) == {identifier_pb2.TASK}
     assert "its `timeout` and `interruptible` do not hold" in caplog.text
+
+
+def test_a_workflow_of_the_same_name_with_another_interface_leaves_the_task_alone(cluster, caplog):
+    remote = cluster.remote()
+    settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
+    workflow = fl.Workflow(name="quick.step")
+    node = workflow.add_entity(quick.sync_step, x=workflow.add_workflow_input("x", float))
+    workflow.add_workflow_output("o0", node.outputs["o0"])
+    remote.register_workflow(workflow, settings, "v1")
+    search = Optimizer(quick.step, 2, 2, progress=False).on(cluster.remote(), image_config=IMAGES, version="v1")
+    assert states(search.run_sync(x=suggest.float(0, 1))) == ["COMPLETE"] * 2
+    assert kinds_of(cluster) == {identifier_pb2.TASK}
+    assert "has another interface: rename one of them" in caplog.text
+
+
+def test_a_version_that_another_search_has_just_registered_is_used(cluster, monkeypatch):
+    registered = FlyteRemote.register_task
+
+    def loses_the_race(self, entity, settings, version):
+        other = copy.deepcopy(settings)
+        other = dataclasses.replace(other, env={"OTHER": "search"})
+        registered(cluster.remote(), entity, other, version)
+        return registered(self, entity, settings, version)
+
+    monkeypatch.setattr(FlyteRemote, "register_task", loses_the_race)
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+
+
+def test_an_execution_has_the_labels_and_annotations_of_its_launch_plan_too(cluster):
+    plan = fl.LaunchPlan.get_or_create(
+        quick.flow,
+        name="quick.labelled",
+        labels=Labels({"team": "vision", "cost": "plan"}),
+        annotations=Annotations({"mesh": "off"}),
+    )
+    options = Cluster(labels={"cost": "call"})
+    there(Optimizer(plan, 1, 1, cluster=options, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    (execution,) = executions(cluster)
+    assert execution.spec.labels.values["team"] == "vision"
+    assert execution.spec.labels.values["cost"] == "call"
+    assert execution.spec.annotations.values["mesh"] == "off"
 
 
 def test_a_task_of_which_flytekit_makes_no_node_is_launched_alone(cluster):

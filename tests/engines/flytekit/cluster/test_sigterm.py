@@ -13,12 +13,12 @@ from flyteidl.core import execution_pb2
 from flytekit.configuration import SerializationSettings
 from flytekit.core.worker_queue import Controller
 
-from optuna_flyte_dsl import Cluster, Optimizer, optimize
+from optuna_flyte_dsl import Cluster, Float, Optimizer, optimize
 from optuna_flyte_dsl._compat.flytekit import set_stop_handler
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from optuna_flyte_dsl.study.attributes import OWNER
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import wait_until
@@ -133,11 +133,17 @@ def test_a_pod_that_ends_late_tells_no_trial_that_its_successor_has_adopted(clus
     assert not any("optuna_flyte_dsl:lost" in trial.user_attrs for trial in left)
 
 
-def test_a_pod_that_meets_an_execution_of_its_successor_leaves_the_search_to_it(cluster, tmp_path, warned):
+@pytest.mark.parametrize("is_stored", [False, True])
+@pytest.mark.parametrize("same_inputs", [False, True])
+def test_a_pod_that_meets_an_execution_of_its_successor_leaves_the_search_to_it(
+    cluster, tmp_path, warned, is_stored, same_inputs
+):
     cluster.instant = echo(seconds=math.inf)
+    options = {"storage": tmp_path / "study.journal", "resume": True} if is_stored else {}
+    train = optimize(quick.train.task, concurrency=2, n_trials=6, seed=1, progress=False, **options)
 
     async def meets_a_successor():
-        task = await until_two_run(cluster, quick.train())
+        task = await until_two_run(cluster, train())
         # The successor runs trial 2 with another point, under the name that this pod would give it.
         first = next(iter(cluster.executions.values()))
         home = home_module.current_home()
@@ -146,6 +152,10 @@ def test_a_pod_that_meets_an_execution_of_its_successor_leaves_the_search_to_it(
         theirs.spec = type(first.spec)()
         theirs.spec.CopyFrom(first.spec)
         theirs.spec.annotations.values[ATTEMPT] = "1"
+        if same_inputs:
+            converted = search.launcher.converter.inputs
+            same = theirs.spec.annotations.values[INPUTS_DIGEST]
+            search.launcher.converter.inputs = lambda *given: (converted(*given)[0], same, same)
         cluster.executions[theirs.key] = theirs
         first.finish(echo()(first))
         with pytest.raises(asyncio.CancelledError):
@@ -158,9 +168,9 @@ def test_a_pod_that_meets_an_execution_of_its_successor_leaves_the_search_to_it(
     assert not cluster.counts["TerminateExecution"]
 
 
-@pytest.mark.parametrize("failures", [0, 1, 2])
+@pytest.mark.parametrize("failures", [0, 2, 3])
 def test_at_sigterm_executions_are_left_while_flyte_starts_the_pod_again(cluster, tmp_path, failures):
-    """Flyte gives up after three failures of the system's, whatever the retries of the task are."""
+    """Flyte retries three failures of the system's, whatever the retries of the task are."""
     cluster.instant = lambda execution: None
 
     async def ended(search):
@@ -174,7 +184,7 @@ def test_at_sigterm_executions_are_left_while_flyte_starts_the_pod_again(cluster
     pod.node.errors = [execution_pb2.ExecutionError.USER] * (3 - failures)
     pod.node.errors += [execution_pb2.ExecutionError.SYSTEM] * failures
     pod.run(lambda: ended(quick.train()))
-    assert [each.running for each in executions(cluster)] == [failures < 2] * 2
+    assert [each.running for each in executions(cluster)] == [failures < 3] * 2
 
 
 @pytest.mark.parametrize("begins_before", [True, False])
@@ -236,3 +246,57 @@ def test_at_sigterm_executions_are_terminated_though_the_event_loop_is_blocked(c
     left = []
     Pod(cluster, tmp_path, 0).run(main)
     assert not left
+
+
+def test_a_replaced_pod_that_is_not_told_to_end_terminates_nothing_and_gives_the_search_up(cluster, tmp_path, warned):
+    """A machine that the control plane cannot reach runs on."""
+    cluster.instant = lambda execution: None
+    pod = Pod(cluster, tmp_path, 0)
+
+    async def gives_a_trial_up():
+        search = asyncio.ensure_future(Optimizer(impatient, 1, 3, progress=False)())
+        while not cluster.executions:
+            await asyncio.sleep(0.005)
+        pod.node.tasks.append(TASK.RUNNING)  # Flyte has begun the next attempt
+        begun.set()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    begun = asyncio.Event()
+
+    async def impatient(x: Float(0, 1)):
+        task = asyncio.ensure_future(quick.step(x=x))
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        return x
+
+    pod.run(gives_a_trial_up)
+    assert all(each.running for each in executions(cluster))
+    assert any("A later attempt of this pod runs the search" in line for line in warned())
+    assert not cluster.counts["TerminateExecution"]
+
+
+def test_a_launch_that_waits_for_its_turn_when_the_pod_ends_is_not_made(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+    options = Cluster(grace=4.0, on_sigterm="terminate", launches_per_second=1.0, launch_burst=1)
+    optimizer = Optimizer(quick.train.task, 6, 6, cluster=options, progress=False)
+    release = threading.Event()
+
+    def stop(home):
+        home.sigterm.stop()
+        release.set()
+
+    async def main():
+        search = await until_two_run(cluster, optimizer())
+        thread = threading.Thread(target=stop, args=(home_module.current_home(),))
+        thread.start()
+        release.wait(60)  # in the event loop: while it is blocked, nobody gives up the launches that wait
+        launched.append(len(cluster.executions))
+        await asyncio.wait([search])
+        await asyncio.to_thread(thread.join)
+
+    launched = []
+    Pod(cluster, tmp_path, 0).run(main)
+    assert launched == [2]
+    assert not cluster.running()

@@ -2,16 +2,21 @@
 
 import asyncio
 import collections
+import itertools
 import math
 
 import optuna
+import pytest
 import quick
+import reporting
 from flytekit.exceptions.eager import EagerException
+from flytekit.exceptions.system import FlyteUploadDataException
 
 from optuna_flyte_dsl import ExecutionFailedError, Optimizer
+from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
-from tests.support.cluster_searches import ended_there, executions, outputs, states, there
+from tests.support.cluster_searches import ended_there, executions, outputs, states, there, with_options
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Failed, Fault, Succeeded
 from tests.support.flyteadmin.executions import PHASES
@@ -132,3 +137,76 @@ def test_a_trial_in_its_second_attempt_is_continued_there(cluster, tmp_path):
     assert [entry["name"] for entry in study.trials[0].user_attrs[EXECUTIONS]] == [
         each.name for each in executions(cluster)
     ]
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_an_outage_of_the_blob_store_fails_no_trial(cluster, monkeypatch, side):
+    failures = itertools.count()
+    converted = getattr(Converter, side)
+
+    def failing(*given):
+        if next(failures) < 20:
+            raise FlyteUploadDataException("Failed to put data") from OSError("503 Slow Down")
+        return converted(*given)
+
+    monkeypatch.setattr(Converter, side, failing)
+    assert states(there(quick.train, cluster).run_sync()) == ["COMPLETE"] * 6
+    assert len(cluster.executions) == 6
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), FileNotFoundError("gone"), ValueError("wrong")])
+def test_what_the_blob_store_refuses_is_a_failed_trial_at_once(cluster, monkeypatch, error):
+    asked = itertools.count()
+
+    def refuses(*_):
+        next(asked)
+        raise FlyteUploadDataException("Failed to put data") from error
+
+    monkeypatch.setattr(Converter, "inputs", refuses)
+    study = there(Optimizer(quick.train.task, 1, 2, progress=False), cluster).run_sync()
+    assert states(study) == ["FAIL"] * 2
+    assert next(asked) == 2
+
+
+def test_a_function_that_is_continued_holds_no_more_pods_than_its_trials_need(cluster, tmp_path):
+    """The address of a trial is another one in each process: its old execution makes room for the new one."""
+    cluster.instant = lambda execution: None
+
+    async def reports(trial: optuna.Trial):
+        return await asyncio.to_thread(reporting.watched, trial=trial, x=trial.suggest_float("x", 0, 1))
+
+    def search():
+        return Optimizer(reports, 2, 2, progress=False)()
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+
+    async def continued():
+        task = asyncio.ensure_future(search())
+        while len(cluster.executions) < 4:
+            await asyncio.sleep(0.01)
+        running.append(len(cluster.running()))
+        for execution in cluster.running():
+            execution.finish(Succeeded(outputs(1.0)))
+        return await task
+
+    running = []
+    assert states(Pod(cluster, tmp_path, 1).run(continued)) == ["COMPLETE"] * 2
+    assert running == [2]
+
+
+def test_a_search_that_is_cancelled_before_its_first_launch_does_not_wait_for_flyteadmin(cluster, tmp_path, pauses):
+    pauses.launch_rpc = 600.0
+    cluster.fail("GetExecution", Fault(times=10**6))
+    train = with_options(quick.train, grace=1200.0, patience=1200.0)
+
+    async def workflow():
+        search = asyncio.ensure_future(train())
+        while not cluster.counts["GetExecution"]:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        search.cancel()
+        await asyncio.wait([search])
+        return search.cancelled()
+
+    assert Pod(cluster, tmp_path, 0).run(workflow)
+    assert not cluster.executions

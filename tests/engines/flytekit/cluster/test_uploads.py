@@ -23,3 +23,18 @@ def test_a_trial_with_a_file_is_adopted_if_the_files_content_is_the_same(cluster
     study = Pod(cluster, tmp_path, 1).run(search)
     assert states(study) == ["COMPLETE"] * 2
     assert len(cluster.executions) == (2 if content == "the same" else 4)
+
+
+def test_a_trial_with_a_set_in_a_dataclass_is_adopted_though_the_sets_order_is_another(cluster, tmp_path):
+    """The order of a set's items depends on what it held before, and on the process."""
+    cluster.instant = echo(seconds=0.2)
+    orders = [{0, 8}, {8, 0}]
+    assert [list(each) for each in orders] == [[0, 8], [8, 0]]
+
+    def search(attempt):
+        return quick.reads_tagged(tagged=quick.Tagged(tags=orders[attempt], inner=[{"a": frozenset({attempt * 0})}]))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search(0)))
+    study = Pod(cluster, tmp_path, 1).run(lambda: search(1))
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == 2
