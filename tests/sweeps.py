@@ -95,17 +95,54 @@ def quick() -> Iterator[None]:
         vars(pauses).update(vars(before))
 
 
-def sweep_postgresql(server: Postgres, searches: int, *, stride: int = 1, first: int = 1) -> int:
-    """Cut the connection before, and after, each statement of PostgreSQL's protocol. Return the number of cuts."""
-    with contextlib.closing(CuttingProxy(server.port)) as proxy:
+@contextlib.contextmanager
+def partner(url: str) -> Iterator[Callable[[str], Callable[[], list[Any]]]]:
+    """Yield a function that starts a search of a study in another process, and returns a function that awaits its end.
+
+    That process stays for all searches of a sweep.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "tests.sweeps", "partner", url]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def end() -> list[Any]:
+            errors = json.loads(process.stdout.readline())
+            return [AssertionError(error) for error in errors]
+
+        def start(name: str) -> Callable[[], list[Any]]:
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+            return end
+
+        try:
+            yield start
+        finally:
+            process.stdin.close()
+
+
+def _be_partner(url: str) -> None:
+    for line in sys.stdin:
+        found = search(url, line.strip())
+        print(json.dumps([repr(each) for each in found if isinstance(each, BaseException)]), flush=True)
+
+
+def sweep_postgresql(server: Postgres, searches: int, *, processes: int = 1, stride: int = 1, first: int = 1) -> int:
+    """Cut the connection before, and after, each statement of PostgreSQL's protocol. Return the number of cuts.
+
+    Args:
+        searches: The searches of one study that this process runs at the same time.
+        processes: 2 if another process runs a further search of the study. The connections of both are cut.
+    """
+    with contextlib.closing(CuttingProxy(server.port)) as proxy, contextlib.ExitStack() as stack:
         url = server.url.replace(f":{server.port}/", f":{proxy.port}/")
         direct = optuna.storages.RDBStorage(server.url)
+        start = stack.enter_context(partner(url)) if processes == 2 else lambda _: list
         cuts = 0
         for after in (False, True):
             for step in range(first, 100_000, stride):
                 name = f"{searches} {after} {step} {time.monotonic_ns()}"
                 proxy.cut(step, after=after)
-                found = search(url, name, searches)
+                theirs = start(name)
+                found = [*search(url, name, searches), *theirs()]
                 trials = optuna.load_study(study_name=name, storage=direct).get_trials()
                 check(trials, found, ("after" if after else "before", step))
                 if not proxy.cuts:
@@ -400,14 +437,17 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with quick():
         if options.internal:
+            if options.internal[0] == "partner":
+                _be_partner(options.internal[1])
+                return
             _, kind, stride, first = options.internal
             print(_kills_of(kind, int(stride), int(first)))
             return
         stride = options.stride
         with contextlib.closing(Postgres()) as server:
-            for searches in (1, 2):
-                cuts = sweep_postgresql(server, searches, stride=stride)
-                print(f"PostgreSQL, {searches} at once: {cuts} cuts", flush=True)
+            for searches, processes in ((1, 1), (2, 1), (1, 2)):
+                cuts = sweep_postgresql(server, searches, processes=processes, stride=stride)
+                print(f"PostgreSQL, {searches} at once, {processes} processes: {cuts} cuts", flush=True)
         for kind in FAULTS:
             print(f"{kind}: {sweep_file(kind, stride=stride)} failures", flush=True)
             print(f"{kind}: {sweep_final_errors(kind, stride=stride)} final errors", flush=True)

@@ -21,9 +21,9 @@ def server():
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("searches", "stride"), [(1, 397), (2, 431)])
-def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, stride):
-    assert sweeps.sweep_postgresql(server, searches, stride=stride, first=9) >= 6
+@pytest.mark.parametrize(("searches", "processes", "stride"), [(1, 1, 397), (2, 1, 431), (1, 2, 431)])
+def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, processes, stride):
+    assert sweeps.sweep_postgresql(server, searches, processes=processes, stride=stride, first=9) >= 6
 
 
 @pytest.mark.parametrize(("kind", "stride"), [("journal", 3), pytest.param("sqlite", 521, marks=pytest.mark.newest)])
