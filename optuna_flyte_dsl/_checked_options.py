@@ -6,8 +6,8 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Collection, Iterable
-from typing import Annotated, get_args, get_origin
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from optuna_flyte_dsl._option_checks import Check
 from optuna_flyte_dsl.errors import InvalidOptionError
@@ -15,6 +15,14 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 
 class CheckedOptions:
     """Base of a dataclass of options. A field is `name: Annotated[type, check] = default`, followed by a docstring."""
+
+    _cures: ClassVar[Mapping[str, str]] = {}
+    """What to write instead of a name that is no option, if that is known."""
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Refuse names of unknown options, before Python does."""
+        check_names(cls.__name__, given, cls.__dataclass_fields__, cures=cls._cures)  # type: ignore[attr-defined]
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, check in type(self)._checks().items():
@@ -77,7 +85,9 @@ class CheckedOptions:
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
-def check_names(caller: str, names: Iterable[str], known: Collection[str], cure: str = "") -> None:
+def check_names(
+    caller: str, names: Iterable[str], known: Collection[str], cure: str = "", *, cures: Mapping[str, str] | None = None
+) -> None:
     """Check that a call names known options only.
 
     For each unknown name, the error suggests the option with the same meaning or with the most similar name, if any.
@@ -85,11 +95,12 @@ def check_names(caller: str, names: Iterable[str], known: Collection[str], cure:
     wrong = [name for name in names if name not in known]
     meant = {name: _nearest(name, known) for name in wrong}
     if wrong:
-        cures = [f"Did you mean `{option}`?" for option in meant.values() if option]
-        if None in meant.values():
-            cures.append(cure or f"It has {', '.join(f'`{each}`' for each in known)}.")
+        said = [cures[name] for name in wrong if cures is not None and name in cures]
+        said += [f"Did you mean `{option}`?" for name, option in meant.items() if option and name not in (cures or ())]
+        if not said or None in [option for name, option in meant.items() if name not in (cures or ())]:
+            said.append(cure or f"It has {', '.join(f'`{each}`' for each in known)}.")
         listed = " and no option ".join(f"`{name}`" for name in wrong)
-        raise InvalidOptionError(f"`{caller}` has no option {listed}. {' '.join(cures)}")
+        raise InvalidOptionError(f"`{caller}` has no option {listed}. {' '.join(said)}")
 
 
 _SYNONYMS = {

@@ -31,7 +31,7 @@ from optuna_flyte_dsl.study.durable import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
 from optuna_flyte_dsl.study.neighbours import refuse_neighbours
 from optuna_flyte_dsl.study.opening import StudySource, make_sampler, wait_until_open
-from optuna_flyte_dsl.study.storages import is_kept
+from optuna_flyte_dsl.study.storages import check_choices, is_kept
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.view import view_of
 
@@ -100,7 +100,8 @@ class Assembly:
         options, thread, n_trials = self.options, self.thread, self.options.n_trials
         is_checkpointed = remote is not None and remote.is_checkpointed
         if not self.objective.suggests_itself and not is_checkpointed:
-            await self._open_in_time(resuming.check_space, study, self.space)
+            check = functools.partial(resuming.check_space, resumes=options.resume)
+            await self._open_in_time(check, study, self.space)
         storage = storage_of(study)
         if not is_kept(storage):
             with refuse_neighbours(study, options, self.objective.name):
@@ -108,6 +109,7 @@ class Assembly:
                 left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
                 await self._run(study, left, remote, None)
             return
+        check_choices(self.space)
         durable: DurableStorage | None = None
         evidence = (remote.evidence, remote.life) if remote is not None else ()
         owner = await self._open_in_time(Owner, storage, *evidence)
@@ -169,7 +171,7 @@ class Assembly:
         runner = self._make_runner(remote)
         try:
             total = options.n_trials if has_total else left.n_trials + len(left.finished)
-            tally = Tally(objective.name, total, study.directions)
+            tally = Tally(objective.name, total, study.directions, options.resume)
             for trial in left.finished:
                 tally.add(trial)
             own_samplers = options.deterministic and objective.takes_trial and options.makes_samplers

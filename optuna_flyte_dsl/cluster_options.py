@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._checked_options import CheckedOptions
@@ -50,6 +50,11 @@ class Cluster(CheckedOptions):
     >>> Cluster(interruptible=True, labels={"team": "vision"}).labels
     {'team': 'vision'}
     """
+
+    _cures: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("cpu", "gpu", "mem", "memory", "requests", "limits", "resources"),
+        "Resources belong to the task: `@fl.task(requests=fl.Resources(cpu=..., mem=...))`.",
+    )
 
     launches_per_second: Annotated[float, _SECONDS] = 10.0
     """The largest number of executions launched in a second, after a burst.

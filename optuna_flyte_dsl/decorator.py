@@ -16,7 +16,7 @@ from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import engine_of, host_engine, read_objective
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.session import Session, SessionAttributes
+from optuna_flyte_dsl.session import Session, SessionAttributes, no_attribute
 from optuna_flyte_dsl.space.objective import Objective, undecorated
 from optuna_flyte_dsl.study.opening import StudySource, pruner_in_pod
 
@@ -99,8 +99,12 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
         source = self._self_prepared or self._self_new_source()
-        search = self._session.search(source, args, kwargs)
-        self._self_latest, self._self_prepared = source, None
+
+        def begin() -> None:
+            self._self_latest = source
+
+        search = self._session.search(source, args, kwargs, begin)
+        self._self_prepared = None
         return search
 
     def _self_new_source(self) -> StudySource:
@@ -157,11 +161,17 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that this class does not have.
-        if name == "task_function" and isinstance(self.__wrapped__, types.FunctionType):
-            # Flytekit reads `task_function` to name a task. Calling a task over a decorated function is an error.
-            return self.__wrapped__
         methods = {} if name.startswith("_self_") else self._self_pod_methods
-        return methods[name] if name in methods else getattr(self.__wrapped__, name)
+        if name in methods:
+            return methods[name]
+        try:
+            return getattr(self.__wrapped__, name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            if (engine := host_engine(self.__wrapped__)) is not None:
+                engine.check_attribute(self._session.objective.name, name)
+            raise no_attribute(self._session.objective.name, name, f"{self!r}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):

@@ -14,14 +14,17 @@ import optuna
 from optuna_flyte_dsl._checked_options import check_names
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import read_objective
+from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.options import OptimizerArguments, Options
-from optuna_flyte_dsl.session import Session, SessionAttributes
+from optuna_flyte_dsl.session import Session, SessionAttributes, no_attribute
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Number, Suggestion, suggest
 from optuna_flyte_dsl.space.objective import undecorated
 from optuna_flyte_dsl.study.opening import StudySource
 
 __all__ = ["Category", "Float", "Integer", "Number", "Optimizer", "Suggestion", "suggest"]
 # This module offers the markers and `optimize` too, because `flytekitplugins.optuna.optimizer` does.
+
+_REQUIRED = ("objective", "concurrency", "n_trials")
 
 S = TypeVar("S")
 P = ParamSpec("P")
@@ -35,6 +38,13 @@ def _takes_arguments(
     def decorate(method: Callable[[S, OptimizerArguments], None]) -> Callable[Concatenate[S, P], None]:
         def init(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
             check_names("Optimizer", kwargs, OptimizerArguments.__dataclass_fields__)
+            fields = OptimizerArguments.__dataclass_fields__
+            given = {*list(fields)[: len(args)], *kwargs}
+            if missing := [name for name in _REQUIRED if name not in given]:
+                raise InvalidOptionError(
+                    f"`Optimizer` needs {' and '.join(f'`{name}`' for name in missing)}, as in "
+                    "`Optimizer(objective, concurrency=4, n_trials=100)`."
+                )
             method(self, arguments(*args, **kwargs))
 
         return functools.update_wrapper(init, method)
@@ -116,6 +126,11 @@ class Optimizer(SessionAttributes):
     @study.setter
     def study(self, study: optuna.Study) -> None:
         self._source = self._session.assign_study(study)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not yet set, as while the object is copied
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise no_attribute(self._session.objective.name, name, f"{self!r}")
 
     def __repr__(self) -> str:
         return f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"

@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._checked_options import CheckedOptions
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.directions import Direction, read_directions
-from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.objective import Kind, Objective
 
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
 Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
@@ -268,6 +269,19 @@ class Options(CheckedOptions):
             InvalidOptionError: If an option cannot work with this objective.
             ArgumentError: If an initial point names a parameter that the objective does not have.
         """
+        if self.resume and self.study is None and self.study_name is None and objective.name == "<lambda>":
+            raise InvalidOptionError("`resume=True` needs `study_name` for a lambda, because a lambda has no name.")
+        if self.pruner is not None and not objective.takes_trial and objective.kind is not Kind.TASK:
+            raise InvalidOptionError(
+                f"`pruner` has no effect, because `{objective.name}` cannot report: it does not take `trial`. Add the "
+                "parameter `trial: optuna.Trial`, or drop `pruner`."
+            )
+        if self.n_trials == 1 < self.concurrency:
+            logger.warning(
+                "`%s` will run one trial, because `n_trials` is 1. Give `n_trials`, beside `concurrency=%d`.",
+                objective.name,
+                self.concurrency,
+            )
         if self.deterministic and objective.takes_trial and not self.makes_samplers and self.concurrency > 1:
             raise InvalidOptionError(
                 f"`deterministic=True`: `{objective.name}` takes `trial`, so it may sample while it runs, at the same "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import optuna
@@ -15,7 +15,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.assembly import Assembly, taken_points
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
-from optuna_flyte_dsl.engines.engine_choice import host_engine
+from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
 from optuna_flyte_dsl.errors import InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.space.objective import Objective
@@ -38,7 +38,8 @@ class Session:
     def __init__(self, objective: Objective, options: Options, deployment: Deployment | None = None) -> None:
         check_study_options(options, objective)
         options.check_objective(objective)
-        preload_database(options.storage)
+        if not in_pod():  # a pod may not need the driver
+            preload_database(options.storage)
         self.objective = objective
         self.options: Options = options
         self.deployment = deployment
@@ -80,9 +81,17 @@ class Session:
         return StudySource(options, self.objective)
 
     def search(
-        self, source: StudySource, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        source: StudySource,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        on_begin: Callable[[], None] = lambda: None,
     ) -> Coroutine[Any, Any, optuna.Study]:
-        """Check the arguments of a call, and return the search as a coroutine."""
+        """Check the arguments of a call, and return the search as a coroutine.
+
+        Args:
+            on_begin: Called when the coroutine begins to run. A coroutine that is not awaited never begins.
+        """
         engine = host_engine(self.objective.target)
         if engine is not None:
             engine.check_place(self.objective.name)
@@ -99,7 +108,12 @@ class Session:
         taken = taken_points(self.options, space)
         if not self.objective.suggests_itself:
             points = tuple(space.convert_point(point) for point in points)
-        return PendingSearch(self._search(source, space, points, taken), self.objective.name)
+
+        async def search() -> optuna.Study:
+            on_begin()
+            return await self._search(source, space, points, taken)
+
+        return PendingSearch(search(), self.objective.name)
 
     def open_study(self, source: StudySource) -> optuna.Study:
         """Return the study of a `StudySource`.
@@ -157,6 +171,18 @@ class _Assignable(Generic[T]):
 
     def __set__(self, instance: SessionAttributes, value: T) -> None:
         instance._session.assign(self._name, value)
+
+
+def no_attribute(name: str, attribute: str, kind: str) -> AttributeError:
+    """Return the error of an attribute that neither a search nor its objective has, with the cure if that is known."""
+    if hasattr(optuna.Study, attribute) and not attribute.startswith("_"):
+        return AttributeError(
+            f"`{name}` is a search, and `{attribute}` belongs to its study. Write `{name}.study.{attribute}`, or use "
+            f"the study that `{name}.run_sync(...)` returns."
+        )
+    if attribute in ("run", "start", "search", "fit"):
+        return AttributeError(f"`{name}` has no `{attribute}`. Write `{name}.run_sync(...)`, or `await {name}(...)`.")
+    return AttributeError(f"{kind} has no attribute {attribute!r}")
 
 
 class SessionAttributes:

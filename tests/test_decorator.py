@@ -24,6 +24,7 @@ from flytekit.tools.translator import get_serializable
 from optuna_flyte_dsl import (
     ArgumentError,
     Category,
+    Cluster,
     CompilationError,
     EmptySpaceError,
     Float,
@@ -32,6 +33,7 @@ from optuna_flyte_dsl import (
     InvalidMarkerTypeError,
     InvalidObjectiveError,
     InvalidOptionError,
+    Maximize,
     NotAwaitedError,
     Optimized,
     Optimizer,
@@ -467,7 +469,7 @@ def test_the_class_itself_can_be_inspected():
 
 
 def test_a_task_that_leaves_its_trial_out_of_its_cache_is_refused_with_the_cure():
-    with pytest.raises(InvalidObjectiveError, match="Drop `trial` there"):
+    with pytest.raises(InvalidObjectiveError, match="Drop `trial` from `cache_ignore_input_vars`"):
 
         @optimize
         @fl.task(cache=True, cache_version="1", cache_ignore_input_vars=("trial",))
@@ -569,3 +571,68 @@ def test_decorators_in_the_wrong_order_are_named_in_a_script_too(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
     said = " ".join(done.stderr.replace("│", " ").split())  # flytekit frames its tracebacks
     assert "Put `@optimize` above `@fl.task`." in said
+
+
+def test_what_belongs_to_the_study_or_is_called_otherwise_is_named_with_the_cure():
+    def bowl(x: Float(0, 1)) -> float:
+        return x
+
+    for made in (optimize(bowl, n_trials=2, progress=False), Optimizer(bowl, 1, 2, progress=False)):
+        with pytest.raises(AttributeError, match=r"`best_params` belongs to its study. Write `bowl.study.best_params`"):
+            made.best_params  # noqa: B018
+        with pytest.raises(AttributeError, match=r"`bowl` has no `run`. Write `bowl.run_sync\(...\)`, or `await bowl"):
+            made.run()
+        with pytest.raises(AttributeError, match=r"has no attribute 'no_such_thing'"):
+            made.no_such_thing  # noqa: B018
+        assert not hasattr(made, "__no_such_thing__")
+
+
+def test_a_call_that_is_never_awaited_changes_no_study():
+    @optimize(n_trials=2, progress=False)
+    def bowl(x: Float(0, 1)) -> float:
+        return x
+
+    study = bowl.run_sync()
+    forgotten = bowl()
+    assert bowl.study is study, "the study of the latest call that has begun"
+    assert len(asyncio.run(forgotten).trials) == 2
+    assert bowl.study is not study
+
+
+@pytest.mark.parametrize("annotation", [Maximize(), optuna.study.StudyDirection.MAXIMIZE, 0.5, Float(0, 1)])
+def test_a_return_annotation_that_is_a_value_is_refused(annotation):
+    def bowl(x: Float(0, 1)):
+        return x
+
+    bowl.__annotations__["return"] = annotation
+    with pytest.raises(InvalidObjectiveError, match=r"`bowl` must return a float.* Return `float`, `Minimize`"):
+        optimize(bowl)
+
+
+def test_a_pruner_without_a_trial_to_prune_is_refused():
+    with pytest.raises(InvalidOptionError, match=r"`pruner` has no effect, because `bowl` cannot report.*Trial`"):
+
+        @optimize(pruner=optuna.pruners.MedianPruner)
+        def bowl(x: Float(0, 1)) -> float:
+            return x
+
+
+def test_more_at_once_than_the_one_trial_of_a_search_without_n_trials_is_told(warned):
+    @optimize(concurrency=4)
+    def bowl(x: Float(0, 1)) -> float:
+        return x
+
+    assert warned() == ["`bowl` will run one trial, because `n_trials` is 1. Give `n_trials`, beside `concurrency=4`."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mem": "4Gi"}, r"`Cluster` has no option `mem`. Resources belong to the task: `@fl.task\(requests="),
+        ({"interuptible": True}, r"`Cluster` has no option `interuptible`. Did you mean `interruptible`\?"),
+        ({"mem": 1, "lables": {}}, r"Resources belong to the task.* Did you mean `labels`\?$"),
+    ],
+)
+def test_an_unknown_option_of_a_cluster_is_named_with_the_cure(options, message):
+    with pytest.raises(InvalidOptionError, match=message):
+        Cluster(**options)

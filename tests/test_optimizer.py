@@ -47,8 +47,10 @@ def test_an_optimizer_has_one_study_and_a_second_call_adds_to_it():
 
 
 def test_a_parameter_too_few_or_too_many_is_named():
-    with pytest.raises(TypeError, match=r"Optimizer\(\) missing 2 required positional arguments: 'concurrency' and"):
+    with pytest.raises(InvalidOptionError, match=r"`Optimizer` needs `concurrency` and `n_trials`, as in `Opt"):
         Optimizer(marked)
+    with pytest.raises(InvalidOptionError, match=r"`Optimizer` needs `n_trials`, as in"):
+        Optimizer(marked, concurrency=2)
     with pytest.raises(TypeError, match=r"optimize\(\) takes from 1 to 5 positional arguments"):
         optimize(1, 2, 3, 4, 5, 6)
 

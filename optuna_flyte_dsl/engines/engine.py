@@ -121,6 +121,10 @@ class Engine(Protocol):
     def prepare(self, task: Any) -> None:
         """Prepare a task for `@optimize`, for example by spelling out the bare markers in the task's interface."""
 
+    def in_pod(self) -> bool:
+        """Tell whether this process runs in a pod that the SDK has started."""
+        ...
+
     def check_place(self, name: str) -> None:
         """Raise `CompilationError` if no search can run: a workflow is being compiled, or a pod imports the module."""
 
@@ -129,6 +133,14 @@ class Engine(Protocol):
 
         The decorated task's `__call__` must call this method directly, because an engine may inspect the frame of
         `__call__`'s caller.
+        """
+
+    def check_attribute(self, name: str, attribute: str) -> None:
+        """Raise an error if only the SDK's own decorator, put above `@optimize`, reads this attribute of a function.
+
+        Args:
+            name: The name of the objective.
+            attribute: An attribute that the function under `@optimize` does not have.
         """
 
     def pod_methods(

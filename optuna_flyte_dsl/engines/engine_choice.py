@@ -46,6 +46,11 @@ def host_engine(target: Any) -> Engine | None:
     return engine_of(target) or next(iter(loaded_engines()), None)
 
 
+def in_pod() -> bool:
+    """Tell whether this process runs in a pod that an SDK has started."""
+    return any(engine.in_pod() for engine in loaded_engines())
+
+
 def read_objective(target: Any) -> Objective:
     """Read an objective of any kind."""
     engine = engine_of(target)

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import math
+import pathlib
+import sysconfig
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,11 @@ from optuna_flyte_dsl.space.objective import read_values
 
 REASON_LIMIT = 2_000
 """The largest number of characters of a stored reason."""
+
+_OTHER_CODE = tuple(
+    {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), str(pathlib.Path(__file__).parents[1])}
+)
+"""The folders of Python, of installed packages, and of this library."""
 
 _RETRIES_USED = "__optuna_flyte_dsl_retries_used__"
 
@@ -98,6 +106,16 @@ def reason_of(error: BaseException) -> str:
     if reason is None:
         reason = f"{type(error).__name__}: {text_of(error)}"
     return reason[:REASON_LIMIT]
+
+
+def place_of(error: BaseException | None) -> str:
+    """Return where in the user's code an error was raised: file, line and function, as in "train.py:6, in load".
+
+    The text is empty if no traceback shows the user's code, as for an error of another process.
+    """
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    own = [frame for frame in frames if not frame.filename.startswith(_OTHER_CODE)]
+    return f"{pathlib.Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}" if own else ""
 
 
 def one_line(text: str | None) -> str:

@@ -28,6 +28,7 @@ class Tally:
     name: str
     n_trials: int  # the number of trials that the search is to have
     directions: list[StudyDirection]
+    resumes: bool = False  # whether the next run continues the search
     finished: int = 0
     failed: int = 0
     pruned: int = 0
@@ -63,6 +64,7 @@ class Reporter:
 
     def __init__(self, tally: Tally, *, enabled: bool) -> None:
         self._tally = tally
+        self._before = tally.finished  # the trials of earlier runs
         self._display = _choose(tally) if enabled else None
 
     def __enter__(self) -> Self:
@@ -72,15 +74,16 @@ class Reporter:
         tally = self._tally
         if tally.finished and kind is not None and not issubclass(kind, Exception):
             logger.warning(
-                "`%s` was interrupted when %d of %d trials had finished. They are in its study.",
+                "`%s` was interrupted when %d of %d trials had finished. They are in its study.%s",
                 tally.name,
                 tally.finished,
                 tally.n_trials,
+                " Run it again to continue." if tally.resumes else "",
             )
         elif tally.failed == tally.finished > 1:
             logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, tally.last_reason)
         if self._display is not None:
-            self._display.close(self._tally)
+            self._display.close(self._tally, ran=tally.finished > self._before)
 
     def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""
@@ -114,7 +117,7 @@ class Bar:
         """Show the tally after a trial."""
         self._progress.update(self._task, completed=tally.finished, state=tally.describe())
 
-    def close(self, tally: Tally) -> None:
+    def close(self, tally: Tally, *, ran: bool = True) -> None:  # noqa: ARG002 - the bar is full from its beginning
         """Show the last tally and free the terminal."""
         self.show(tally)
         self._progress.stop()
@@ -133,9 +136,13 @@ class Lines:
             self._next = time.monotonic() + pauses.progress_line
             self._log("", tally)
 
-    def close(self, tally: Tally) -> None:
-        """Log the last tally."""
-        self._log("search over, ", tally)
+    def close(self, tally: Tally, *, ran: bool = True) -> None:
+        """Log the last tally.
+
+        Args:
+            ran: Whether the search has run a trial.
+        """
+        self._log("search over, " if ran else "no trial was run, ", tally)
 
     def _log(self, event: str, tally: Tally) -> None:
         state = tally.describe()

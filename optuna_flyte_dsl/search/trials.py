@@ -20,7 +20,7 @@ from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
-from optuna_flyte_dsl.search.outcome import Outcome, one_line, reason_of
+from optuna_flyte_dsl.search.outcome import Outcome, one_line, place_of, reason_of
 from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
@@ -238,7 +238,9 @@ class AskTell:
                 logger.error("Trial %d of `%s` ends the search: %s", number, self.objective.name, outcome.reason)
             raise outcome.fatal
         if outcome.state is TrialState.FAIL:
-            logger.warning("Trial %d of `%s` failed: %s", number, self.objective.name, one_line(outcome.reason))
+            where = place_of(outcome.error)
+            reason = one_line(outcome.reason) + (f" ({where})" if where else "")
+            logger.warning("Trial %d of `%s` failed: %s", number, self.objective.name, reason)
         for observer in self._observers:
             observer(self.study, frozen)
         error = self._failures.count(outcome)

@@ -11,6 +11,7 @@ from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, InvalidOptionError
+from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.signatures import read_hints
 
 Direction: TypeAlias = str | StudyDirection
@@ -119,6 +120,8 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
     origin = get_origin(annotation)
     if origin in (Awaitable, Coroutine):
         return read_return_annotation(name, get_args(annotation)[-1], strict=strict)
+    if isinstance(annotation, StudyDirection | Real | Suggestion) and not isinstance(annotation, type):
+        raise _not_floats(name, annotation)  # such as `-> Maximize()`, which is 0.0
     if isinstance(annotation, tuple):
         return ReturnAnnotation(tuple(_direction_of(name, item, annotation) for item in annotation))
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):

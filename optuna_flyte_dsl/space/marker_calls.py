@@ -1,9 +1,25 @@
 """Metaclasses that raise this library's errors for wrong calls of markers, instead of Python's TypeError."""
 
+import difflib
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
+
+_SYNONYMS = {"min": "low", "lower": "low", "max": "high", "upper": "high", "q": "step", "values": "choices"}
+"""Names that other libraries have for the arguments of markers."""
+
+
+def _message(cls: type, wrong: str, given: Iterable[str]) -> str:
+    """Return the message of a wrong call of a marker; the first unknown name among the given ones is the cause."""
+    known = list(inspect.signature(cls.__init__).parameters)[1:]  # type: ignore[misc]  # of this very class
+    example = 'Category(["a", "b"])' if cls.__name__ == "Category" else f"{cls.__name__}(0, 1)"
+    unknown = next((name for name in given if name not in known), None)
+    meant = _SYNONYMS.get(unknown or "")
+    if unknown is not None and (near := [meant] if meant in known else difflib.get_close_matches(unknown, known, 1)):
+        return f"{cls.__name__} has no `{unknown}`. Did you mean `{near[0]}`? Write it as in `{example}`."
+    return f"{cls.__name__}: {wrong}. Write it as in `{example}`."
 
 
 class CheckedCall(type):
@@ -19,8 +35,7 @@ class CheckedCall(type):
                 try:
                     inspect.signature(cls.__init__).bind(cls, *args, **kwargs)
                 except TypeError as wrong:
-                    example = 'Category(["a", "b"])' if cls.__name__ == "Category" else f"{cls.__name__}(0, 1)"
-                    raise InvalidMarkerTypeError(f"{cls.__name__}: {wrong}. Write it as in `{example}`.") from None
+                    raise InvalidMarkerTypeError(_message(cls, str(wrong), kwargs)) from None
                 raise error
 
 

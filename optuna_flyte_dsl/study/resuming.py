@@ -6,7 +6,7 @@ be continued is closed as lost. A lost trial does not count, and its parameters 
 
 import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -186,12 +186,23 @@ def identity_of(study: optuna.Study) -> str:
     return str(identity)
 
 
-def check_space(study: optuna.Study, space: SearchSpace) -> None:
-    """Check that the parameters of a space fit the trials that a study already has. `check_space` blocks."""
+def check_space(study: optuna.Study, space: SearchSpace, *, resumes: bool = False) -> None:
+    """Check that the parameters of a space fit the trials that a study already has. `check_space` blocks.
+
+    Args:
+        resumes: Whether the study's trials count towards `n_trials`.
+    """
     known: dict[str, BaseDistribution] = {}
     for trial in study.get_trials(deepcopy=False):
         known.update(trial.distributions)
-    for name, distribution in space.distributions().items():
+    wanted = space.distributions()
+    if resumes and known and wanted and not known.keys() & wanted.keys():
+        raise InvalidOptionError(
+            f"`resume=True`: the study {study.study_name!r} has trials of another search: their parameters are "
+            f"{_names(known)}, and this search has {_names(wanted)}. Give another `study_name`: by default, it is the "
+            "name of the objective."
+        )
+    for name, distribution in wanted.items():
         if name in known:
             try:
                 check_distribution_compatibility(known[name], distribution)
@@ -200,6 +211,10 @@ def check_space(study: optuna.Study, space: SearchSpace) -> None:
                     f"`{name}` is {distribution} now, but the trials of the study {study.study_name!r} have "
                     f"{known[name]}: {error} Give another `study_name`, or the space that it had."
                 ) from error
+
+
+def _names(parameters: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(parameters))
 
 
 def note_fixed_arguments(study: optuna.Study, space: SearchSpace, name: str) -> None:

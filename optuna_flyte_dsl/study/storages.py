@@ -1,6 +1,7 @@
 """Opens the storage that the option `storage` names, and refuses files and folders that cannot be a storage."""
 
 import contextlib
+import difflib
 import functools
 import gc
 import json
@@ -17,11 +18,16 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._foreign_errors import is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidOptionError, OptunaFlyteError
 from optuna_flyte_dsl.options import StorageOption
+from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.locks import FileLock, fcntl
 
 _OPENING_TRIES = 5
+_STORABLE = (type(None), bool, int, float, str)
+_DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
+"""The databases that SQLAlchemy knows, by the names in their URLs."""
 
 
 def is_kept(storage: BaseStorage) -> bool:
@@ -29,14 +35,24 @@ def is_kept(storage: BaseStorage) -> bool:
     return not isinstance(storage, InMemoryStorage)
 
 
+def check_choices(space: SearchSpace) -> None:
+    """Check that a storage which outlives this process gives each choice of a space back as it is."""
+    for name, marker in space.items():
+        wrong = [each for each in getattr(marker, "choices", ()) if not isinstance(each, _STORABLE)]
+        if wrong:
+            raise InvalidOptionError(
+                f"`{name}`: a storage keeps choices that are None, bool, int, float or str, but got {shown(wrong[0])}, "
+                f"of type {type(wrong[0]).__name__}. Use names for the choices, and map the names in the objective."
+            )
+
+
 def preload_database(storage: StorageOption) -> None:
     """Load the database driver of a storage's URL, so that the import does not block an event loop later.
 
     The imports themselves are quick; the full garbage collection that they cause is slow, because it walks over all
-    objects. A pod and a worker process load no driver, because they may not need a driver.
+    objects. A worker process loads no driver, because it may not need a driver.
     """
-    in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
-    if isinstance(storage, str) and "://" in storage and not in_pod and multiprocessing.parent_process() is None:
+    if isinstance(storage, str) and "://" in storage and multiprocessing.parent_process() is None:
         _preload_driver(storage.partition("://")[0])
 
 
@@ -64,17 +80,26 @@ def open_storage(storage: StorageOption) -> BaseStorage:
             return retry(lambda: optuna.storages.get_storage(storage), waits, may_pass=is_race_for_tables)
         except Exception as error:
             if is_wrong_url(error):
+                scheme = storage.partition("://")[0].partition("+")[0]
+                near = [each for each in difflib.get_close_matches(scheme, _DATABASES, 1) if each != scheme]
+                cure = (
+                    f"Did you mean '{near[0]}://...'?"
+                    if near
+                    else "Install the database's driver and name it in the URL, as in "
+                    "'postgresql+psycopg://user:password@host/name' after `pip install 'psycopg[binary]'`."
+                )
                 raise InvalidOptionError(
-                    f"`storage` must be a URL for which SQLAlchemy has a driver here: {error} Install the database's "
-                    "driver and name it in the URL, as in 'postgresql+psycopg://user:password@host/name' after "
-                    "`pip install 'psycopg[binary]'`."
+                    f"`storage` must be a URL for which SQLAlchemy has a driver here: {str(error).rstrip('.')}. {cure}"
                 ) from error
             raise
     made = storage if isinstance(storage, BaseStorage) else storage() if storage is not None else None
     if isinstance(made, str | os.PathLike):
         return open_storage(made)
     if not isinstance(made, BaseStorage):
-        raise InvalidOptionError(f"`storage` must make a storage of Optuna's, but it made a {type(made).__name__}.")
+        cure = " Is the environment variable set from which it reads the URL?" if made is None else ""
+        raise InvalidOptionError(
+            f"`storage` must make a storage of Optuna's, a URL or a path, but it made a {type(made).__name__}.{cure}"
+        )
     return optuna.storages.get_storage(made)
 
 
@@ -87,7 +112,11 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
     if not path.absolute().parent.is_dir():
         raise InvalidOptionError(
             f"`storage` must be the path of a journal file in a folder that exists, but got {str(path)!r}. "
-            "Make the folder first. A URL has '://' in it, as in 'sqlite:///study.db'."
+            + (
+                f"Python does not expand '~': write `pathlib.Path({str(path)!r}).expanduser()`."
+                if str(path).startswith("~")
+                else "Make the folder first. A URL has '://' in it, as in 'sqlite:///study.db'."
+            )
         )
     if path.exists():
         if not path.is_file():

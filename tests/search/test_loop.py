@@ -205,7 +205,8 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     assert states(study) == {"COMPLETE": 3, "FAIL": 3}
     assert {t.user_attrs.get(ERROR) for t in study.trials if t.number % 2} == {"RuntimeError: boom\nand more"}
     assert sorted(warned()) == [
-        f"Trial {number} of `declared` failed: RuntimeError: boom and more" for number in (1, 3, 5)
+        f"Trial {number} of `declared` failed: RuntimeError: boom and more (test_loop.py:201, in objective)"
+        for number in (1, 3, 5)
     ]
 
 

@@ -306,7 +306,9 @@ def test_a_bool_in_the_place_of_a_step_is_named_with_its_cure():
             r'Category: too many positional arguments. Write it as in `Category\(\["a", "b"\]\)`',
         ),
         (lambda: Float(0.5), r"Float: missing a required argument: 'high'. Write it as in `Float\(0, 1\)`"),
-        (lambda: Integer(0, 1, lg=True), r"Integer: got an unexpected keyword argument 'lg'"),
+        (lambda: Integer(0, 1, lg=True), r"Integer has no `lg`. Did you mean `log`\? Write it as in"),
+        (lambda: Float(min=0, max=1), r"Float has no `min`. Did you mean `low`\? Write it as in `Float\(0, 1\)`"),
+        (lambda: Category(options=["a"]), r"Category: missing a required argument: 'choices'. Write it as in"),
     ],
 )
 def test_a_wrong_number_or_name_of_arguments_is_an_error_of_this_library(make, message):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import Float, Minimize, Optimizer, optimize
+from optuna_flyte_dsl import Float, InvalidOptionError, Minimize, Optimizer, optimize
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.study import liveness
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
@@ -194,3 +195,37 @@ def test_an_adopted_trial_is_no_trial_whose_response_was_lost(tmp_path):
         assert liveness.owner_keys(inner.get_trial(left)) == (owner.key,)
         assert storage.create_new_trial(inner.get_study_id_from_name(study.study_name)) != left
         assert storage.spares == []
+
+
+def test_a_study_of_another_search_with_the_same_name_is_refused_with_the_cure(tmp_path):
+    """Two scripts may have functions of one name."""
+
+    def made(signature):
+        names = {"Float": Float, "Minimize": Minimize}
+        exec(f"def objective({signature}) -> Minimize:\n    return 1.0", names)
+        return optimize(n_trials=2, storage=tmp_path / "s.journal", resume=True, progress=False)(names["objective"])
+
+    made("x: Float(0, 1), y: Float(0, 1)").run_sync()
+    with pytest.raises(
+        InvalidOptionError, match=r"parameters are `x`, `y`, and this search has `depth`. Give another `study_name`"
+    ):
+        made("depth: Float(0, 9)").run_sync()
+    assert len(made("x: Float(0, 1), z: Float(0, 1)").run_sync().trials) == 2  # a parameter more, and one less
+
+
+def test_a_lambda_needs_a_name_to_be_resumed(tmp_path):
+    options = {"n_trials": 1, "storage": tmp_path / "s.journal", "resume": True, "progress": False}
+    with pytest.raises(InvalidOptionError, match="needs `study_name` for a lambda"):
+        optimize(lambda trial: trial.suggest_float("x", 0, 1), **options)
+    optimize(lambda trial: trial.suggest_float("x", 0, 1), **options, study_name="named").run_sync()
+
+
+def test_a_search_that_finds_its_study_complete_says_that_it_runs_nothing(tmp_path, caplog):
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    search = objective(storage=tmp_path / "s.journal", resume=True, progress=True)
+    search.run_sync()
+    assert "objective: search over, 6 of 6 trials finished" in caplog.text
+    caplog.clear()
+    search.run_sync()
+    assert "objective: no trial was run, 6 of 6 trials finished" in caplog.text

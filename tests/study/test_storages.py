@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from optuna_flyte_dsl import Float, InvalidOptionError, OptunaFlyteError, StorageUnavailableError, optimize
+from optuna_flyte_dsl import Category, Float, InvalidOptionError, OptunaFlyteError, StorageUnavailableError, optimize
 from tests.support.studies import objective
 
 
@@ -31,6 +31,7 @@ def test_what_a_database_needs_is_loaded_before_the_loop_runs(scheme, in_pod):
     """Loading it in the loop would make it stand still: Python then collects the garbage of all that is imported."""
     code = f"""
 import sys
+import flytekit
 from optuna_flyte_dsl import Float, optimize
 
 @optimize(storage="{scheme}://user:password@127.0.0.1:1/name")
@@ -128,3 +129,31 @@ def test_a_url_without_a_driver_is_named_with_the_cure(url, message):
     ) as refused:
         optimize(objective, storage=url, study_name="s", n_trials=1, progress=False).run_sync()
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("sqllite:///s.db", r"Did you mean 'sqlite://...'\?"),
+        ("postgres+psycopg://h/db", r"Did you mean 'postgresql://...'\?"),
+        ("~/s.journal", r"Python does not expand '~': write `pathlib.Path\('~/s.journal'\).expanduser\(\)`"),
+        (lambda: None, r"it made a NoneType. Is the environment variable set from which it reads the URL\?"),
+    ],
+)
+def test_a_slip_in_a_storage_is_named_with_the_cure(storage, message):
+    with pytest.raises(InvalidOptionError, match=message):
+        objective(storage=storage).run_sync()
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_choices_that_a_storage_does_not_keep_are_refused_before_a_trial_runs(kind, tmp_path):
+    path = str(tmp_path / "s.journal") if kind == "journal" else f"sqlite:///{tmp_path}/s.db"
+
+    def layers(sizes: Category([(64,), (64, 32)])) -> float:
+        return 1.0
+
+    optimize(layers, n_trials=1, progress=False).run_sync()
+    search = optimize(layers, n_trials=1, storage=path, progress=False)
+    with pytest.raises(InvalidOptionError, match=r"`sizes`: a storage keeps choices .* but got \(64,\), of type tuple"):
+        search.run_sync()

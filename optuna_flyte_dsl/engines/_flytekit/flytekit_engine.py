@@ -1,6 +1,7 @@
 """The engine of flytekit. This module has the functions that the protocol `Engine` asks for."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,11 @@ def prepare(task: Any) -> None:
             workflow_around(task)
 
 
+def in_pod() -> bool:
+    """Tell whether Flyte has started this process."""
+    return "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
+
+
 def check_place(name: str) -> None:
     """Check that neither a pod imports the module, nor a workflow is being compiled."""
     if call_site.is_imported_by_a_pod():
@@ -66,10 +72,20 @@ def call(task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     if place is Place.COMMAND:
         return task(*args, **kwargs)
     if place is Place.TASK:
-        raise InvalidObjectiveError(
-            f"`{name}`: the task was made of the search, so it has nothing to run. Put `@optimize` above `@fl.task`."
-        )
+        raise _wrong_order(name)
     return NotImplemented
+
+
+def check_attribute(name: str, attribute: str) -> None:
+    """Refuse `@fl.task` above `@optimize`: flytekit reads `task_function` to name the new task."""
+    if attribute == "task_function":
+        raise _wrong_order(name)
+
+
+def _wrong_order(name: str) -> InvalidObjectiveError:
+    return InvalidObjectiveError(
+        f"`{name}`: the task was made of the search, so it has nothing to run. Put `@optimize` above `@fl.task`."
+    )
 
 
 def pod_methods(
