@@ -74,7 +74,7 @@ def check(study):
             assert trial.value == trial.params["x"]
 
 
-EVERY = int(os.environ.get("CANCEL_EVERY", "3"))
+EVERY = int(os.environ.get("CANCEL_EVERY", "7"))
 """Of the steps at which it takes a second to cancel, one in so many; `CANCEL_EVERY=1` does all."""
 
 
@@ -108,6 +108,7 @@ def test_at_every_step_in_memory(objective, sampler):
     assert steps > 8
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     "options",
     [

@@ -44,6 +44,7 @@ from optuna_flyte_dsl.errors import ExecutionFailedError
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, SAME_AS
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import in_movable_time, own_threads, wait_until
+from tests.support.marks import newest
 
 
 def search(function, **options):
@@ -115,7 +116,7 @@ def test_pruning_with_several_objectives_is_refused_before_the_first_trial():
     assert len(search(two).run_sync().trials) == 4, "each study has a MedianPruner, asked for or not"
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("executor", ["thread", newest("process")])
 @pytest.mark.parametrize("call", ["report", "should_prune"])
 def test_a_report_to_several_objectives_ends_the_search_at_once(executor, call):
     def two(trial: optuna.Trial, x: Float(0, 1)) -> tuple[Minimize, Maximize]:
@@ -134,7 +135,7 @@ def task_that_reports(trial: optuna.Trial, x: Float(0, 1)) -> tuple[Minimize, Ma
     return x, x
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("executor", ["thread", newest("process")])
 def test_a_report_to_several_objectives_of_a_task_ends_the_search_too(executor):
     optimizer = Optimizer(task_that_reports, 1, 5, executor=executor, progress=False)
     with pytest.raises(InvalidObjectiveError, match=r"has 2 objectives, and Optuna takes `trial.report`"):
@@ -823,7 +824,7 @@ def test_points_of_the_user_are_not_resampled():
     st.sampled_from([0.25, 0.5]),
     st.integers(1, 4),
 )
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_every_point_of_a_finite_space_is_found(low, steps, step, fraction, n_choices):
     space = {
         "i": Integer(low, low + steps * step, step=step) if steps else Integer(low, low + 1),
@@ -900,7 +901,7 @@ def crashes(x: Float(0, 1)) -> float:
     return x
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("executor", ["thread", newest("process")])
 def test_what_is_caught_is_the_same_in_a_process(executor):
     study = search(raises_particular, executor=executor, n_trials=2, catch=ValueError).run_sync()
     assert states(study) == ["FAIL"] * 2
@@ -993,7 +994,7 @@ def test_what_a_killed_worker_has_started_ends_with_the_search(tmp_path):
 # What an attack has found.
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("executor", ["thread", newest("process")])
 def test_a_second_attempt_does_not_see_what_the_first_has_changed(executor, tmp_path):
     def objective(x: Float(0, 1), p, seen, path) -> float:
         rate = p["rate"]

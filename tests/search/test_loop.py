@@ -847,7 +847,8 @@ def whole_searches(draw):
     }
 
 
-@settings(max_examples=40)
+@pytest.mark.newest
+@settings(max_examples=20)
 @given(case=whole_searches())
 def test_limits_hold_for_whole_searches_over_real_threads_and_storages(case):
     running, most, started = 0, 0, []

@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from tests.support import wait_until
+from tests.support.marks import newest
 
 PROGRAM = """
 import asyncio, pathlib, sys, time
@@ -53,8 +54,8 @@ else:
 """
 
 
-@pytest.mark.parametrize("how", ["asyncio", "sync-thread", "eager", "eager-thread"])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("how", [newest("asyncio"), newest("sync-thread"), "eager", newest("eager-thread")])
+@pytest.mark.parametrize("times", [1, newest(2)])
 def test_an_interrupt_leaves_no_trial_running(tmp_path, how, times):
     (tmp_path / "program.py").write_text(PROGRAM)
     process = subprocess.Popen(

@@ -142,7 +142,7 @@ def test_a_search_that_has_failed_already_says_why_it_runs_nothing(tmp_path, nam
 @pytest.mark.newest
 @pytest.mark.parametrize(("kind", "executor"), [("journal", "thread"), ("postgresql", "process")])
 def test_killed_again_and_again_it_ends_with_just_its_trials(kind, executor):
-    result = campaign(kind, kills=2, rng=random.Random(kind), executor=executor, n_trials=40)
+    result = campaign(kind, kills=2, rng=random.Random(kind), executor=executor, n_trials=24)
     assert result["kills"] <= 2
 
 

@@ -19,6 +19,7 @@ from optuna_flyte_dsl.study.locks import file_of
 from optuna_flyte_dsl.study.session_file import SessionFiles
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import wait_until
+from tests.support.marks import newest
 from tests.support.sessions import LIVING, dead_record, living_process
 from tests.support.studies import objective, on, states
 
@@ -122,7 +123,7 @@ def test_a_search_needs_no_folder_for_its_session(tmp_path, name, monkeypatch):
 
 
 @on("journal", "sqlite")
-@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("executor", ["thread", newest("process")])
 def test_a_trial_may_change_the_working_directory(storage, name, tmp_path, monkeypatch, executor):
     monkeypatch.chdir(tmp_path)
 

@@ -593,7 +593,7 @@ def returns_numpy(x: Float(0, 1)) -> float:
 
 
 def test_a_number_of_a_type_that_flyte_refuses_ends_the_search_at_the_first_trial():
-    message = r"of type float64, which Flyte does not take .*Write `float\(...\)` around it"
+    message = r"of type float64, which Flyte does not accept .*Write `float\(...\)` around the value"
     with pytest.raises(ObjectiveValueError, match=message):
         returns_numpy.run_sync()
     assert [trial.state.name for trial in returns_numpy.study.trials] == ["FAIL"]

@@ -24,13 +24,13 @@ def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
     cluster.instant = echo(seconds=3.0)
     cluster.single_task_races = 0
     objective = with_options(quick.train, launches_per_second=1000, launches_at_once=16)
-    objective.concurrency, objective.n_trials = 500, 600
+    objective.concurrency, objective.n_trials = 300, 360
     study = there(objective, cluster).run_sync()
-    assert states(study) == ["COMPLETE"] * 600
+    assert states(study) == ["COMPLETE"] * 360
     looks = [moment for rpc, moment in cluster.times if rpc == "ListExecutions"]
     most = max(sum(1 for other in looks if moment <= other < moment + 1) for moment in looks)
     assert most <= 10
-    assert cluster.counts["CreateExecution"] == cluster.counts["GetExecutionData"] == 600
+    assert cluster.counts["CreateExecution"] == cluster.counts["GetExecutionData"] == 360
     assert cluster.counts["GetExecution"] == 0
 
 
