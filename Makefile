@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 # Tests wait more than they compute: more of them at once than there are cores.
-AT_ONCE := -n 4 --dist worksteal
+AT_ONCE := -n 3 --dist worksteal
 # Flytekit 1.16 works on Python 3.13 (all but `pyflyte run`), but its metadata refuses it.
 ANY_PYTHON := $(shell $(PYTHON) -c 'import sys; print("--ignore-requires-python" if sys.version_info >= (3, 13) else "")')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import logging
 import subprocess
 import sys
@@ -21,6 +22,12 @@ collect_ignore = ["pods"]  # users' files: importing one may start a search
 _EXAMPLES = 100 if optuna.__version__ >= "5" else 30
 settings.register_profile("suite", deadline=None, max_examples=_EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+def pytest_collection_finish():
+    """Leave what is imported out of all garbage collections, each of which would walk over flytekit's many objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

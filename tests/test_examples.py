@@ -1,24 +1,24 @@
 """Every example, run as its docstring says."""
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import scripts
 from tests.support.marks import needs_pyflyte
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*command):
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
+    returncode, output = scripts.run(command, ROOT, dict(os.environ), 300)
+    assert returncode == 0, output
+    return output
 
 
 pytestmark = pytest.mark.newest
-PYFLYTE = "from flytekit.clis.sdk_in_container.pyflyte import main; main()"
 
 
 @needs_pyflyte
@@ -31,7 +31,7 @@ PYFLYTE = "from flytekit.clis.sdk_in_container.pyflyte import main; main()"
     ],
 )
 def test_an_example_runs_with_pyflyte(arguments, printed):
-    assert printed in run(sys.executable, "-c", PYFLYTE, "run", *arguments)
+    assert printed in run("pyflyte", "run", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def run(runner, objective, *, points=(), n_trials=None, inputs=None, **options):
     points = [{"x": x} for x in points]
     options["initial_points"] = points or None
     options["n_trials"] = n_trials or max(1, len(points))
+    if runner == "process":
+        options.setdefault("concurrency", 1)  # each worker process takes seconds to start
     if isinstance(runner, str):
         return options_of(objective, executor=runner, **options).run_sync(**(inputs or {}))
     return options_of(objective, **options).on(runner.remote(), image_config=IMAGES).run_sync(**(inputs or {}))

@@ -1,5 +1,7 @@
 """A real process that is interrupted: no trial is left running."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.support import wait_until
+from tests.support import scripts, wait_until
 from tests.support.marks import newest
 
 PROGRAM = """
@@ -58,22 +60,19 @@ else:
 @pytest.mark.parametrize("times", [1, newest(2)])
 def test_an_interrupt_leaves_no_trial_running(tmp_path, how, times):
     (tmp_path / "program.py").write_text(PROGRAM)
-    process = subprocess.Popen(
-        [sys.executable, "program.py", str(tmp_path), how],
-        cwd=tmp_path,
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    output = tmp_path / "output"
+    process = scripts.start([sys.executable, "program.py", str(tmp_path), how], tmp_path, environment, output)
     try:
         wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2 or process.poll() is not None, 60)
         for _ in range(times):  # the second one breaks off what the first has begun
             process.send_signal(signal.SIGINT)
             time.sleep(0.01)
-        _, errors = process.communicate(timeout=60)
+        process.wait(60)
     finally:
-        process.kill()
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    errors = output.read_text()
     assert process.returncode != 0, errors
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
     assert sorted(trial.state.name for trial in study.trials) == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"], errors

@@ -7,8 +7,10 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 from tests.support import warm
@@ -18,7 +20,8 @@ def start(command, folder, environment, output):
     """Start a process in a session of its own, whose standard output and error go to a file.
 
     Args:
-        command: A command and its arguments. A script of flytekit starts warm, everything else from nothing.
+        command: A command and its arguments. A script of flytekit, and a file for this Python, start warm, everything
+            else from nothing.
         folder: The working directory.
         environment: All environment variables.
         output: The path of the file.
@@ -32,6 +35,18 @@ def start(command, folder, environment, output):
         return subprocess.Popen(
             command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+def run(command, folder, environment, timeout=240):
+    """Run a process to its end; return its exit code and its output."""
+    with tempfile.NamedTemporaryFile("r") as output:
+        process = start(command, folder, environment, output.name)
+        try:
+            process.wait(timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, output.read()
 
 
 class _Process:

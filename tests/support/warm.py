@@ -1,9 +1,11 @@
 """A process that has imported flytekit, and waits: each order that it reads becomes a process, which is a fork of it.
 
-Such a process runs a script of flytekit as `python <script>` would: as `__main__`, to the end of the interpreter. It
-has imported nothing of the user's and nothing of the library under test.
+Such a process runs a script as `python <script>` would: as `__main__`, to the end of the interpreter. It has imported
+nothing of the user's and nothing of the library under test.
 """
 
+import contextlib
+import gc
 import json
 import os
 import pathlib
@@ -18,7 +20,9 @@ SCRIPTS = ("pyflyte", "pyflyte-execute", "pyflyte-fast-execute", "pyflyte-map-ex
 
 
 def is_script(command):
-    return pathlib.Path(command[0]).name in SCRIPTS
+    """Tell whether a command runs a script of flytekit, or a user's file by this Python."""
+    is_file = command[0] == sys.executable and str(command[1]).endswith(".py")
+    return is_file or pathlib.Path(command[0]).name in SCRIPTS
 
 
 def wait_for_order():
@@ -89,8 +93,11 @@ def run_script(command, environment):
     os.environ.update(environment)
     on_path = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     script = str(pathlib.Path(sys.executable).with_name(pathlib.Path(command[0]).name))
+    arguments = command[1:]
+    if command[0] == sys.executable:
+        script, arguments = os.path.abspath(command[1]), command[2:]
     sys.path[:] = [os.path.dirname(script), *on_path, *BASE]
-    sys.argv[:] = [script, *command[1:]]
+    sys.argv[:] = [script, *arguments]
     if script.endswith("pyflyte-fast-execute"):
         subprocess.Popen = Popen
     runpy.run_path(script, run_name="__main__")
@@ -122,6 +129,16 @@ class _Fork:
 if __name__ == "__main__":
     import flytekit.bin.entrypoint
     import flytekit.clis.sdk_in_container.pyflyte  # noqa: F401
-    import optuna  # noqa: F401
+    import joblib.hashing  # noqa: F401
+    import mashumaro.jsonschema  # noqa: F401  # what flytekit imports for a dataclass
+    import optuna
+    import psutil  # noqa: F401
 
+    optuna.storages.RDBStorage("sqlite:///:memory:").engine.dispose()  # imports SQLAlchemy and Alembic
+    with contextlib.suppress(ImportError):  # on the oldest versions, no test runs an example
+        import sklearn.ensemble
+        import sklearn.model_selection  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # no process that is forked collects the garbage of what is imported
     run(wait_for_order())
