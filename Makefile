@@ -27,14 +27,21 @@ define environment
 	@touch $@
 endef
 
+# The same, if what is installed lists all packages with their versions: pip need not look for what they depend on.
+# If something lacks, as on another system than the list's, pip looks for it after all.
+define pinned_environment
+	$(call environment,$(1),--no-deps $(2))
+	@$(VENV)/$(1)/bin/python -m pip check || $(VENV)/$(1)/bin/python -m pip install $(ANY_PYTHON) $(2)
+endef
+
 $(VENV)/demo/.made: pyproject.toml requirements/dev.txt
 	$(call environment,demo,--constraint requirements/dev.txt --editable '.[examples]')
 
 $(VENV)/dev/.made: requirements/dev.txt
-	$(call environment,dev,--requirement requirements/dev.txt --editable .)
+	$(call pinned_environment,dev,--requirement requirements/dev.txt --editable .)
 
 $(VENV)/oldest/.made: requirements/dev.txt requirements/oldest.txt
-	$(call environment,oldest,--requirement requirements/oldest.txt --editable .)
+	$(call pinned_environment,oldest,--requirement requirements/oldest.txt --editable .)
 
 $(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
