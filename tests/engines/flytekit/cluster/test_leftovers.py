@@ -70,19 +70,24 @@ def test_a_call_that_is_made_fewer_times_leaves_no_execution_behind(cluster, tmp
     assert not cluster.running()
 
 
-def test_executions_of_a_search_inside_a_trial_do_not_outlive_a_kill(cluster, tmp_path, monkeypatch):
+def nested_search():
+    return Optimizer(quick.nested, 1, 2, progress=False)()
+
+
+def kill_a_search_with_searches_inside(cluster, folder, monkeypatch):
+    """Kill a pod whose trials search too, so that it terminates nothing."""
     cluster.instant = lambda execution: None
-
-    def search():
-        return Optimizer(quick.nested, 1, 2, progress=False)()
-
     with monkeypatch.context() as killed:
         killed.setattr(Launcher, "terminate", lambda *_: None)
-        Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+        Pod(cluster, folder, 0).run(lambda: killed_after(cluster, 2, nested_search()))
+
+
+def test_executions_of_a_search_inside_a_trial_do_not_outlive_a_kill(cluster, tmp_path, monkeypatch):
+    kill_a_search_with_searches_inside(cluster, tmp_path, monkeypatch)
     left = executions(cluster)
     assert all(each.running for each in left)
     cluster.instant = echo()
-    Pod(cluster, tmp_path, 1).run(search)
+    Pod(cluster, tmp_path, 1).run(nested_search)
     assert {each.phase for each in left} == {PHASES.ABORTED}
     assert not cluster.running()
 
@@ -101,14 +106,7 @@ def test_what_earlier_attempts_have_left_is_terminated_though_the_search_cannot_
 def test_executions_that_an_attempt_launches_while_it_still_ends_are_terminated_at_the_end(
     cluster, tmp_path, monkeypatch
 ):
-    cluster.instant = lambda execution: None
-
-    def search():
-        return Optimizer(quick.nested, 1, 2, progress=False)()
-
-    with monkeypatch.context() as killed:
-        killed.setattr(Launcher, "terminate", lambda *_: None)
-        Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search()))
+    kill_a_search_with_searches_inside(cluster, tmp_path, monkeypatch)
     left = dict(cluster.executions)
     cluster.executions.clear()  # the attempt before has not launched them yet
     looks = []
@@ -121,7 +119,7 @@ def test_executions_that_an_attempt_launches_while_it_still_ends_are_terminated_
     sweep = cluster_search.terminate_leftovers
     monkeypatch.setattr(cluster_search, "terminate_leftovers", lambda *given: (sweep(*given), late(*given)))
     cluster.instant = echo()
-    Pod(cluster, tmp_path, 1).run(search)
+    Pod(cluster, tmp_path, 1).run(nested_search)
     assert {each.phase for each in left.values()} == {PHASES.ABORTED}
 
 
