@@ -24,11 +24,6 @@ settings.register_profile("suite", deadline=None, max_examples=_EXAMPLES, suppre
 settings.load_profile("suite")
 
 
-def pytest_collection_modifyitems(items):
-    """Run first what takes long, so that no core waits for the last test."""
-    items.sort(key=lambda item: item.path.stem not in ("test_pods", "test_examples", "test_sweeps", "test_conformance"))
-
-
 def pytest_collection_finish():
     """Leave what is imported out of all garbage collections, each of which would walk over flytekit's many objects."""
     gc.collect()

@@ -21,9 +21,9 @@ def server():
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("searches", "processes", "stride"), [(1, 1, 797), (2, 1, 863), (1, 2, 863)])
+@pytest.mark.parametrize(("searches", "processes", "stride"), [(1, 1, 1201), (2, 1, 1301), (1, 2, 1301)])
 def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, processes, stride):
-    assert sweeps.sweep_postgresql(server, searches, processes=processes, stride=stride, first=9) >= 3
+    assert sweeps.sweep_postgresql(server, searches, processes=processes, stride=stride, first=9) >= 2
 
 
 @pytest.mark.newest

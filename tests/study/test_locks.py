@@ -6,6 +6,7 @@ import signal
 import threading
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl._compat.optuna import set_storage
@@ -106,6 +107,7 @@ def test_a_half_written_line_is_cut_off(tmp_path):
         assert path.read_bytes() == (b"a\n" if content == b"a\nhalf" else b"")
 
 
+@pytest.mark.newest
 def test_searches_that_share_a_small_pool_do_not_wait_for_each_other(server, name):
     storage = optuna.storages.RDBStorage(server.url, engine_kwargs={"pool_size": 2, "max_overflow": 0})
     searches = [objective(storage=storage, study_name=f"{name}{n}", resume=True, n_trials=3) for n in range(6)]

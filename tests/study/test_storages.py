@@ -24,6 +24,7 @@ def test_a_device_or_a_pipe_is_no_journal(tmp_path):
             objective(storage=path).run_sync()
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("scheme", "in_pod"), [("postgresql+psycopg", False), ("unknown+driver", False), ("postgresql+psycopg", True)]
 )
