@@ -24,7 +24,6 @@ define environment
 	rm -rf $(VENV)/$(1)
 	$(PYTHON) -m venv $(VENV)/$(1)
 	$(VENV)/$(1)/bin/python -m pip install --progress-bar off --no-compile $(ANY_PYTHON) $(2)
-	@touch $@
 endef
 
 # The same, if what is installed lists all packages with their versions: pip need not look for what they depend on.
@@ -36,15 +35,19 @@ endef
 
 $(VENV)/demo/.made: pyproject.toml requirements/dev.txt
 	$(call environment,demo,--constraint requirements/dev.txt --editable '.[examples]')
+	@touch $@
 
 $(VENV)/dev/.made: requirements/dev.txt
 	$(call pinned_environment,dev,--requirement requirements/dev.txt --editable .)
+	@touch $@
 
 $(VENV)/oldest/.made: requirements/dev.txt requirements/oldest.txt
 	$(call pinned_environment,oldest,--requirement requirements/oldest.txt --editable .)
+	@touch $@
 
 $(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
+	@touch $@
 
 environments: $(VENV)/dev/.made $(VENV)/oldest/.made
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import pathlib
 import sysconfig
@@ -27,11 +28,6 @@ from optuna_flyte_dsl.space.objective import read_values
 
 REASON_LIMIT = 2_000
 """The largest number of characters of a stored reason."""
-
-_OTHER_CODE = tuple(
-    {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), str(pathlib.Path(__file__).parents[1])}
-)
-"""The folders of Python, of installed packages, and of this library."""
 
 _RETRIES_USED = "__optuna_flyte_dsl_retries_used__"
 
@@ -108,14 +104,24 @@ def reason_of(error: BaseException) -> str:
     return reason[:REASON_LIMIT]
 
 
+@functools.cache
+def _other_code() -> tuple[str, ...]:
+    """Return the folders of Python, of installed packages, and of this library."""
+    installed = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (*installed, str(pathlib.Path(__file__).parents[1]))
+
+
 def place_of(error: BaseException | None) -> str:
     """Return where in the user's code an error was raised: file, line and function, as in "train.py:6, in load".
 
     The text is empty if no traceback shows the user's code, as for an error of another process.
     """
-    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
-    own = [frame for frame in frames if not frame.filename.startswith(_OTHER_CODE)]
-    return f"{pathlib.Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name}" if own else ""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__ if error is not None else None):
+        code = frame.f_code
+        if not code.co_filename.startswith(_other_code()):
+            place = f"{pathlib.Path(code.co_filename).name}:{line}, in {code.co_name}"
+    return place
 
 
 def one_line(text: str | None) -> str:

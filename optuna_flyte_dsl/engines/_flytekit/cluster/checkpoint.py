@@ -121,7 +121,7 @@ class CheckpointStore:
         flyte_context_Var.set([self._context])
         use_own_loop()
         try:
-            folder = _retry_access(self._restored_folder, is_final=is_blob_store_outage)
+            folder = self._restored_folder()
         except FlyteDataNotFoundException:
             logger.debug("There is no earlier checkpoint.", exc_info=True)
             return
@@ -151,7 +151,7 @@ class CheckpointStore:
         """Return the folder of the earlier checkpoint. An outage of the blob store is waited out."""
         waits = backoff(pauses.checkpoint_retries[0], pauses.admin_longest, lambda: pauses.checkpoint_patience)
         restore = functools.partial(self._checkpoint.restore, None)  # type: ignore[arg-type]
-        return retry(restore, waits, may_pass=is_blob_store_outage)
+        return retry(lambda: _retry_access(restore), waits, may_pass=is_blob_store_outage)
 
     def _work(self) -> None:
         flyte_context_Var.set([self._context])
@@ -204,11 +204,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{shown(value)}, of type {type(value).__name__}, cannot be stored: use a type of JSON.")
 
 
-def _retry_access(access: Callable[[], T], *, is_final: Callable[[Exception], bool] = lambda _: False) -> T:
-    """Access the checkpoint, and retry a failed access unless the data is missing or the error is final."""
+def _retry_access(access: Callable[[], T]) -> T:
+    """Access the checkpoint, and retry a failed access unless the data is missing."""
 
     def may_pass(error: Exception) -> bool:
-        if isinstance(error, FlyteDataNotFoundException) or is_final(error):
+        if isinstance(error, FlyteDataNotFoundException):
             return False
         logger.debug("The checkpoint could not be accessed.", exc_info=error)
         return True

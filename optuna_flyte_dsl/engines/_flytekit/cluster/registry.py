@@ -124,8 +124,7 @@ class Registry:
                 try:
                     task = paced(remote.register_task)(entity, settings, version)
                 except Exception as error:
-                    status = status_of(error)
-                    if status is None or not says_other_structure(status.details()):
+                    if not _is_taken(error):
                         raise
                     task = paced(remote.fetch_task)(*where)  # another search has just registered this version
             return self._fetch_plan_of(task) or self._register_plan_of(entity, task, settings)
@@ -175,7 +174,7 @@ class Registry:
             status = status_of(error)
             if status is not None and status.code() is grpc.StatusCode.PERMISSION_DENIED:
                 cure = "This user may not register launch plans: let another run `pyflyte register`."
-            elif status is not None and says_other_structure(status.details()):
+            elif _is_taken(error):
                 cure = "A workflow or launch plan of this name and version has another interface: rename one of them."
             else:
                 raise
@@ -188,6 +187,12 @@ class Registry:
             )
             return task
         return self._fetch_plan_of(task) or task
+
+
+def _is_taken(error: BaseException) -> bool:
+    """Tell whether flyteadmin has refused a registration because another entity has the name and version."""
+    status = status_of(error)
+    return status is not None and says_other_structure(status.details())
 
 
 def _types(interface: TypedInterface | None) -> list[dict[str, LiteralType]]:

@@ -77,7 +77,7 @@ class TrialExecution:
         convert = functools.partial(self.launcher.converter.inputs, self.entity.name, self.target, self.arguments)
         inputs, digest, self.stable_digest = self._wait_out_blob_store(convert)
         self.request = self.launcher.request(self.trial, self.target, inputs, digest, self.given_up)
-        self.shown_inputs = text_for_deck(self.arguments)
+        self.shown_inputs = self._text_for_deck(self.arguments)
 
     def create(self) -> bool:
         """Launch or adopt the execution; return False if another execution has the name."""
@@ -136,7 +136,7 @@ class TrialExecution:
 
         convert = functools.partial(self.launcher.converter.outputs, self.target, self._data(), uri)
         value = self._wait_out_blob_store(convert)
-        return value, text_for_deck(value)
+        return value, self._text_for_deck(value)
 
     def whole(self, seen: Execution) -> Execution:
         """Return an execution that has not succeeded, read anew because `ListExecutions` cuts messages short.
@@ -160,6 +160,9 @@ class TrialExecution:
         if isinstance(self.entity, AsyncPythonFunctionTask):
             return "Async Task"
         return "Workflow" if isinstance(self.entity, WorkflowBase) else "Task"
+
+    def _text_for_deck(self, value: Any) -> str:
+        return text_for_deck(value) if self.launcher.connection.deck is not None else ""
 
     def _wait(self, seconds: float) -> None:
         if self.given_up.wait(seconds):

@@ -93,8 +93,10 @@ def _content_of(literal: Literal, value: Any) -> str | None:
     """
     is_pickle = any(isinstance(each, Blob) and each.metadata.type.format == _PICKLE for each in _stored([literal]))
     if not is_pickle:
+        if not _holds_set(value):
+            return None
         data = literal.SerializeToString()
-        if not _holds_set(value) or any(address.encode() in data for address in _hashes.copy()):
+        if any(address.encode() in data for address in _hashes.copy()):
             return None
     with contextlib.suppress(Exception):  # whatever the value's class raises
         return content_hash(value)
