@@ -9,6 +9,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_SIGNAL_CHECK = 0.1
+"""Seconds. Python runs signal handlers in the main thread only, and a lock that it waits for does not always wake it."""
 
 
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -51,14 +53,20 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     thread.start()
     try:
-        concurrent.futures.wait([result])
+        _wait_until_done(result)
     except BaseException:
         interrupted.set()
         for loop, task in started:
             loop.call_soon_threadsafe(task.cancel)
-        concurrent.futures.wait([result])
+        _wait_until_done(result)
         raise
     finally:
         if is_asyncios:
             signal.signal(signal.SIGINT, handler)
     return result.result()
+
+
+def _wait_until_done(future: concurrent.futures.Future[Any]) -> None:
+    """Wait, and handle signals meanwhile, those too that come just before the wait or to another thread."""
+    while concurrent.futures.wait([future], _SIGNAL_CHECK).not_done:
+        pass

@@ -69,6 +69,9 @@ class ClusterSearch:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._sigterm is not None:
             self._sigterm.searches.add(self)
+            if self._sigterm.stopped:
+                self._sigterm.searches.discard(self)
+                raise asyncio.CancelledError("This pod is ending: it begins no other search.")
         elif not self._is_inner:
             laptop_sigterm.enter()
         return self
@@ -81,8 +84,8 @@ class ClusterSearch:
             if self._sigterm is not None:
                 self._sigterm.searches.discard(self)
             self._over.set()
-        if self._sigterm is None and not self._is_inner:
-            laptop_sigterm.leave()
+            if self._sigterm is None and not self._is_inner:
+                laptop_sigterm.leave()
 
     async def _terminate_leftovers(self, label: str) -> None:
         launcher = self.launcher

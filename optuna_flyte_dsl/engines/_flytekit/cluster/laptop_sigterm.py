@@ -20,45 +20,63 @@ class LaptopSigterm:
     def __init__(self) -> None:
         # A set has no lock: a signal handler could interrupt the lock's holder, and hang.
         self._searches: set[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = set()
-        self._got_sigterm = False
+        self._is_ending = False  # from SIGTERM until the last search has ended
         self._pid = os.getpid()
 
     def install(self) -> None:
         """Handle SIGTERM from now on, unless the program handles it. Only the main thread can install a handler."""
-        self._pid = os.getpid()
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        if os.getpid() != self._pid:  # a forked child runs none of its parent's searches
+            self._pid, self._is_ending = os.getpid(), False
+            self._searches.clear()
+        if _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def enter(self) -> None:
-        """Note the search that runs in the current task."""
+        """Note the search that runs in the current task.
+
+        Raises:
+            asyncio.CancelledError: After SIGTERM, while other searches are still ending.
+        """
         self.install()
         task = asyncio.current_task()
         assert task is not None
         self._searches.add((asyncio.get_running_loop(), task))
+        if self._is_ending:
+            self.leave()
+            raise asyncio.CancelledError("This process has got SIGTERM: it begins no other search.")
 
     def leave(self) -> None:
         """Note the end of the search of the current task.
 
         Raises:
-            SystemExit: After SIGTERM, when the last search has ended.
+            SystemExit: After SIGTERM, when the last search has ended. The main thread ends, too, if it is another one.
         """
         task = asyncio.current_task()
         assert task is not None
         self._searches.discard((asyncio.get_running_loop(), task))
-        if self._got_sigterm and not self._searches:
-            self._got_sigterm = False
-            raise SystemExit(128 + signal.SIGTERM)
+        if not self._is_ending or self._searches:
+            return
+        if _in_main_thread():
+            self._is_ending = False
+        else:  # SystemExit ends one thread only
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM)
 
     def _on_sigterm(self, number: int, _: Any) -> None:
-        if not self._searches or os.getpid() != self._pid:  # a forked child runs none of these searches
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        was_ending, self._is_ending = self._is_ending, True  # first: meanwhile, another thread's search may end
+        if os.getpid() == self._pid and self._searches:
+            for loop, task in list(self._searches):
+                with contextlib.suppress(RuntimeError):  # the event loop is closed
+                    loop.call_soon_threadsafe(task.cancel)
             return
-        self._got_sigterm = True
-        for loop, task in list(self._searches):
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
-                loop.call_soon_threadsafe(task.cancel)
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == self._pid and was_ending:  # the last search has ended, in another thread
+            raise SystemExit(128 + number)
+        os.kill(os.getpid(), number)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 laptop_sigterm = LaptopSigterm()

@@ -28,10 +28,12 @@ class SigtermHandler:
         # Every `ClusterSearch` that runs. The set has no lock: a signal handler could interrupt the lock's holder, and
         # hang.
         self.searches: set[Any] = set()
+        self.stopped = False  # from SIGTERM on: the pod begins no other search
 
     def stop(self) -> None:
         """End all searches. Flytekit's handler of SIGTERM calls this, on the main thread."""
         started = time.monotonic()
+        self.stopped = True
         searches = list(self.searches)
         seconds = min([pauses.ending_rpc, *(search.options.grace / 8 for search in searches)])
         has_successor = any(search.is_durable for search in searches) and self._eager.has_successor(

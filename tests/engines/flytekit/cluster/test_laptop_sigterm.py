@@ -1,10 +1,12 @@
 """SIGTERM where no pod handles it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -55,7 +57,69 @@ def test_a_handler_of_the_program_is_left_alone():
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("forked", ["", "os.fork() and os._exit(-os.wait()[1])"])
+def test_after_sigterm_no_search_begins_while_others_end(handled):
+    begun = []
+
+    async def begins_another():
+        try:
+            await search(handled, [])
+        finally:
+            begun.append(1)
+            handled.enter()
+            begun.append(2)
+
+    async def main():
+        slow = asyncio.ensure_future(search(handled, []))
+        task = asyncio.ensure_future(begins_another())
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait([slow, task])
+
+    with pytest.raises(SystemExit):
+        asyncio.run(main())
+    assert begun == [1]
+
+
+def test_a_search_in_another_thread_ends_the_main_thread_too(handled):
+    begun = threading.Event()
+
+    async def main():
+        asyncio.get_running_loop().call_soon(begun.set)
+        await search(handled, [])
+
+    def run():
+        with contextlib.suppress(SystemExit):
+            asyncio.run(main())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    begun.wait()
+    with pytest.raises(SystemExit) as error:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(30)
+    assert error.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "another SIGTERM ends what does not want to end"
+    thread.join()
+
+
+def test_a_search_that_ends_while_sigterm_is_handled_ends_the_process(handled):
+    """The search of another thread ends between the two steps of the handler."""
+
+    class Ending(set):
+        def __bool__(self):
+            self.clear()
+            return False
+
+    handled._searches = Ending({("a loop", "a task")})
+    killed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "kill", lambda pid, number: killed.append(number))
+        handled._on_sigterm(signal.SIGTERM, None)
+    assert killed == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("forked", [False, True])
 def test_without_a_running_search_and_in_a_forked_child_sigterm_ends_the_process(forked):
     code = f"""
 import asyncio, os, signal
@@ -63,9 +127,9 @@ from optuna_flyte_dsl.engines._flytekit.cluster.laptop_sigterm import LaptopSigt
 handler = LaptopSigterm()
 handler.install()
 async def main():
-    if {bool(forked)}:
+    if {forked}:
         handler.enter()
-    if {bool(forked)} and os.fork():
+    if {forked} and os.fork():
         os._exit(os.wait()[1])
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.sleep(30)

@@ -79,6 +79,21 @@ def test_a_search_that_was_stopped_is_not_gone_on_with(cluster, tmp_path):
     assert len(Pod(cluster, tmp_path, 1).run(search).trials) == 3
 
 
+def test_after_sigterm_a_pod_begins_no_other_search(cluster, tmp_path):
+    cluster.instant = lambda execution: None
+
+    async def workflow():
+        first = await until_two_run(cluster, quick.train())
+        stopping = asyncio.ensure_future(asyncio.to_thread(home_module.current_home().sigterm.stop))
+        await asyncio.gather(first, return_exceptions=True)
+        with pytest.raises(asyncio.CancelledError, match="begins no other search"):
+            await quick.train(base=1.0)
+        await stopping
+
+    Pod(cluster, tmp_path, 0).run(workflow)
+    assert len(cluster.executions) == 2
+
+
 async def until_two_run(cluster, search):
     task = asyncio.ensure_future(search)
     while len(cluster.executions) < 2:

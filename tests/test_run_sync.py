@@ -1,0 +1,51 @@
+"""Searches from sync code."""
+
+import asyncio
+import signal
+import sys
+import threading
+
+import pytest
+
+from optuna_flyte_dsl._run_sync import wait_for
+from tests.support import wait_until
+
+
+def test_a_signal_that_another_thread_gets_is_handled_while_a_search_runs_beside_an_event_loop():
+    main_thread = threading.get_ident()
+    handled = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: handled.set())
+
+    def deliver_signal():
+        # Only the main thread runs handlers, and nothing wakes it here.
+        wait_until(lambda: sys._current_frames()[main_thread].f_code is threading.Condition.wait.__code__)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    async def search():
+        async with asyncio.timeout(30):
+            while not handled.is_set():
+                await asyncio.sleep(0.01)
+        return 5
+
+    async def in_a_notebook():
+        return wait_for(search())
+
+    thread = threading.Thread(target=deliver_signal)
+    thread.start()
+    try:
+        assert asyncio.run(in_a_notebook()) == 5
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        thread.join()
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["script", "notebook"])
+def test_an_error_reaches_the_caller(inside):
+    async def fail():
+        raise LookupError("here")
+
+    async def in_a_notebook():
+        wait_for(fail())
+
+    with pytest.raises(LookupError, match="here"):
+        asyncio.run(in_a_notebook()) if inside else wait_for(fail())
