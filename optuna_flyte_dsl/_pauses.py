@@ -30,8 +30,10 @@ class Pauses:
     server_silence: float = 10.0  # how long the message of a call to the trial server may take
     server_stranger: float = 10.0  # how long a connection to the trial server may show no token
     server_files: float = 1.0  # how long the trial server accepts no connection when open files are used up
-    server_call: float = 120.0  # the time limit of a trial's call to its search
-    server_reach: float = 60.0  # how long a trial tries to connect to its search
+    # The time limit of a trial's call to its search: the search waits out an outage of its storage meanwhile.
+    server_call: float = 660.0
+    server_reach: float = 60.0  # how long a trial tries to reach its search
+    server_pause: float = 2.0  # the longest pause between two attempts of a trial to reach its search
     server_close: float = 2.0  # how long the end of the trial server is waited for
     ending_rpc: float = 5.0  # the time limit of a request to flyteadmin while the pod is ending
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import signal
 import threading
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _SIGNAL_CHECK = 0.1
-"""Seconds. Python runs signal handlers in the main thread only, and a lock that it waits for does not always wake it."""
+"""The seconds between two checks for signals. Python runs signal handlers in the main thread only, and a signal that
+comes just before the main thread waits for a lock, or that another thread gets, does not wake the main thread.
+"""
 
 
 def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -57,7 +60,8 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         interrupted.set()
         for loop, task in started:
-            loop.call_soon_threadsafe(task.cancel)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the coroutine has just ended
+                loop.call_soon_threadsafe(task.cancel)
         _wait_until_done(result)
         raise
     finally:

@@ -1,12 +1,14 @@
 """Searches from sync code."""
 
 import asyncio
+import concurrent.futures
 import signal
 import sys
 import threading
 
 import pytest
 
+from optuna_flyte_dsl import _run_sync
 from optuna_flyte_dsl._run_sync import wait_for
 from tests.support import wait_until
 
@@ -37,6 +39,28 @@ def test_a_signal_that_another_thread_gets_is_handled_while_a_search_runs_beside
     finally:
         signal.signal(signal.SIGUSR1, before)
         thread.join()
+
+
+def test_an_interrupt_that_comes_when_the_search_has_just_ended_is_raised(monkeypatch):
+    loops = []
+
+    async def search():
+        loops.append(asyncio.get_running_loop())
+
+    def interrupt(future):
+        concurrent.futures.wait([future])
+        wait_until(loops[0].is_closed)
+        if len(loops) == 1:
+            loops.append(None)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run_sync, "_wait_until_done", interrupt)
+
+    async def in_a_notebook():
+        wait_for(search())
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(in_a_notebook())
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["script", "notebook"])

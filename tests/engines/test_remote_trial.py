@@ -1,5 +1,6 @@
 """Trials elsewhere: what goes there, who is answered to, and what is refused."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -24,6 +25,7 @@ from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
 
 from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, OptunaFlyteError, RefusedError, optimize
+from optuna_flyte_dsl import _pauses as pauses_module
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines.remote_trial import connections as connections_module
 from optuna_flyte_dsl.engines.remote_trial import server as server_module
@@ -80,6 +82,100 @@ def test_a_trial_elsewhere_samples_reports_and_is_pruned_as_here(study, server):
     assert stored.intermediate_values == {0: 0.25, 1: 0.75}
     assert stored.user_attrs == {"note": {"a": [1]}}
     assert there.study.direction is study.direction
+
+
+class SlowStorage(optuna.storages.InMemoryStorage):
+    """Writes reports slowly, and tells how many writes have begun."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun = 0
+        self.go_on = threading.Event()
+
+    def set_trial_intermediate_value(self, *args):
+        super().set_trial_intermediate_value(*args)
+        self.begun += 1
+        self.go_on.wait(30)
+
+
+@pytest.fixture
+def study_in_slow_storage():
+    return optuna.create_study(storage=SlowStorage(), pruner=optuna.pruners.NopPruner())
+
+
+def cut_all(server):
+    """Reset all connections of a server's clients."""
+    for pipe in list(server._guard._clients):
+        server._guard._loop.call_soon_threadsafe(pipe.close)
+
+
+def test_a_report_whose_connection_is_lost_is_made_again(study_in_slow_storage, monkeypatch):
+    study = study_in_slow_storage
+    slow = storage_of(study)
+    server = TrialServer(slow, study.study_name)
+    trial = study.ask()
+    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
+    there = server.serve(trial).open()
+    thread = threading.Thread(target=there.report, args=(0.5, 3))
+    thread.start()
+    wait_until(lambda: slow.begun == 1)
+    cut_all(server)
+    wait_until(lambda: slow.begun == 2)
+    slow.go_on.set()
+    thread.join()
+    there.set_user_attr("after", 1)
+    assert study.trials[0].intermediate_values == {3: 0.5}
+    assert study.trials[0].user_attrs == {"after": 1}
+    server.close()
+
+
+def test_a_suggestion_whose_connection_is_lost_while_it_is_drawn_is_drawn_once(study, server):
+    drawn, go_on = [], threading.Event()
+
+    class Slow(optuna.samplers.RandomSampler):
+        def sample_independent(self, *args):
+            drawn.append(super().sample_independent(*args))
+            go_on.wait(30)
+            return drawn[-1]
+
+    study.sampler = Slow()
+    there = server.serve(study.ask()).open()
+    got = []
+    thread = threading.Thread(target=lambda: got.append(there.suggest_float("x", 0, 1)))
+    thread.start()
+    wait_until(lambda: drawn)
+    calls = server._sampling
+    cut_all(server)
+    wait_until(lambda: server._guard._clients)  # the call is made again
+    assert calls
+    go_on.set()
+    thread.join()
+    assert got == drawn
+    assert study.trials[0].params == {"x": drawn[0]}
+
+
+@pytest.mark.newest
+def test_a_trial_may_make_more_calls_at_once_than_are_served(study_in_slow_storage, monkeypatch):
+    study = study_in_slow_storage
+    slow = storage_of(study)
+    server = TrialServer(slow, study.study_name)
+    trial = study.ask()
+    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
+    there = server.serve(trial).open()
+    steps = range(server_module._CALLS_OF_A_TRIAL + 6)
+    with concurrent.futures.ThreadPoolExecutor(len(steps)) as pool:
+        reports = [pool.submit(there.report, 0.5, step) for step in steps]
+        wait_until(lambda: slow.begun == server_module._CALLS_OF_A_TRIAL)
+        assert not any(report.done() for report in reports)
+        slow.go_on.set()
+        for report in reports:
+            report.result()
+    assert len(study.trials[0].intermediate_values) == len(steps)
+    server.close()
+
+
+def test_a_call_may_last_as_long_as_an_outage_of_the_storage():
+    assert pauses_module.pauses.server_call > pauses_module.pauses.storage_patience
 
 
 def test_an_attribute_that_is_too_large_to_be_sent_is_refused_with_its_size_and_the_cure(study, server):
@@ -602,6 +698,15 @@ def test_a_server_makes_a_folder_of_its_own_and_removes_it(study, monkeypatch, t
     assert not folder.exists()
 
 
+def test_a_server_without_a_temporary_folder_says_so(study, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(RefusedError, match="cannot make one: .*Read-only file system. Set the .* TMPDIR"):
+        TrialServer(storage_of(study), study.study_name)
+
+
 def run_on(admin, objective, **options):
     return with_options(objective, **options).on(admin.remote(), image_config=IMAGES).run_sync()
 
@@ -652,7 +757,16 @@ def test_a_trial_has_a_bounded_number_of_connections(study, server):
     handle = server.serve(trial)
     token = ((TOKEN_METADATA, f"{trial_id(trial)}:{server.token_of(trial_id(trial))}"),)
     channels = []
+    first = handle.open()
+    oldest = set(server._guard._clients)
+    assert len(oldest) == 1
     try:
+        for _ in range(60):  # these connections are closed at once, and count no more
+            with grpc.insecure_channel(handle.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                request = api_pb2.GetTrialRequest(trial_id=trial_id(trial))
+                api_pb2_grpc.StorageServiceStub(channel).GetTrial(request, metadata=token, timeout=30)
+        first.report(0.5, 0)
+        assert set(server._guard._clients) >= oldest
         for _ in range(60):
             channel = grpc.insecure_channel(
                 handle.address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]

@@ -16,6 +16,7 @@ from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import StorageProxyClient
 from optuna_flyte_dsl._foreign_errors import is_too_large
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl.errors import OptunaFlyteError
 
 TOKEN_METADATA = "x-optuna-flyte-dsl-token"  # noqa: S105 - the key in the metadata of a call
@@ -50,7 +51,10 @@ def connect(
 
 
 class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    """Adds the token to the metadata of each call, and raises an error with the cure if a message is too large."""
+    """Adds the token to the metadata of each call, and repeats a call that was lost, or that was one of too many.
+
+    Each call may be repeated: it reads, or it sets a value, or it suggests a value that the server stores.
+    """
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -58,14 +62,32 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
         details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or pauses.server_call)
-        call = continuation(details, request)  # grpc keeps all details of the call except `metadata` and `timeout`
-        error = call.exception()
-        if error is not None and is_too_large(error):
+
+        def call() -> Any:
+            called = continuation(details, request)  # grpc keeps all details of the call but `metadata` and `timeout`
+            if called.exception() is not None:
+                raise called.exception()
+            return called
+
+        patience = pauses.server_reach
+
+        def may_pass(error: Exception) -> bool:
+            nonlocal patience
+            status = error.code() if isinstance(error, grpc.RpcError) else None
+            is_one_of_many = status is grpc.StatusCode.RESOURCE_EXHAUSTED  # the trial's earlier calls may wait long
+            patience = pauses.server_call if is_one_of_many else pauses.server_reach
+            return (is_one_of_many or status is grpc.StatusCode.UNAVAILABLE) and not is_too_large(error)
+
+        waits = backoff(pauses.storage_first, pauses.server_pause, lambda: patience, jitter=0.5)
+        try:
+            return retry(call, waits, may_pass=may_pass)
+        except grpc.RpcError as error:
+            if not is_too_large(error):
+                raise
             raise OptunaFlyteError(
                 f"A trial's attribute or value is too large to be sent to its search: {error.details()}. Write it to a "
                 "file, and store the file's path."
             ) from error
-        return call
 
 
 class _RemoteSampler(BaseSampler):

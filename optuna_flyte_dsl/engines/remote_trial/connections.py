@@ -5,7 +5,6 @@ descriptors.
 """
 
 import asyncio
-import collections
 import contextlib
 import errno
 import itertools
@@ -20,6 +19,7 @@ import threading
 from collections.abc import Callable
 
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl.errors import RefusedError
 
 _MAX_UNAUTHENTICATED = 512
 """The largest number of connections without a token, if the process may open enough files."""
@@ -55,6 +55,7 @@ class ConnectionGuard:
 
     Raises:
         OSError: If the address at which clients connect is taken.
+        RefusedError: If no temporary folder can be made.
     """
 
     def __init__(self, interface: str, port: int, listen: Callable[[str], None]) -> None:
@@ -65,10 +66,17 @@ class ConnectionGuard:
         self._numbers = itertools.count()
         self._clients: set[_Pipe] = set()
         self._lock = threading.Lock()
-        self._admitted: dict[int, collections.deque[_Pipe]] = {}  # trial -> its connections, the oldest one first
+        self._admitted: dict[int, list[_Pipe]] = {}  # trial -> its connections, the oldest one first
         self._listener = _listener(interface, port)
         self.port: int = self._listener.getsockname()[1]
-        self._folder = _short_folder()
+        try:
+            self._folder = _short_folder()
+        except OSError as error:
+            self._listener.close()
+            raise RefusedError(
+                f"The search needs a folder for the socket of its trial server, but cannot make one: {error}. Set the "
+                "environment variable TMPDIR to a folder in which it may write."
+            ) from error
         try:
             listen(f"unix:{self._folder / _SERVER}")
         except BaseException:
@@ -93,9 +101,10 @@ class ConnectionGuard:
         with contextlib.suppress(RuntimeError):  # the guard is closed
             self._loop.call_soon_threadsafe(pipe.admit)
         with self._lock:
-            admitted = self._admitted.setdefault(trial, collections.deque())
+            admitted = [each for each in self._admitted.get(trial, ()) if not each.is_closed]
             admitted.append(pipe)
-            oldest = admitted.popleft() if len(admitted) > _CONNECTIONS_OF_A_TRIAL else None
+            oldest = admitted.pop(0) if len(admitted) > _CONNECTIONS_OF_A_TRIAL else None
+            self._admitted[trial] = admitted
         if oldest is not None:
             with contextlib.suppress(RuntimeError):  # the guard is closed
                 self._loop.call_soon_threadsafe(oldest.close)
@@ -229,10 +238,14 @@ class _Pipe:
             each.setblocking(False)
             loop.add_reader(each, self._pass_on, each, other)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._sockets[0].fileno() < 0
+
     def admit(self) -> None:
         """Let the client send as many bytes as it likes: it has shown a token."""
         self._left = math.inf
-        if self._is_paused and self._sockets[0].fileno() >= 0:
+        if self._is_paused and not self.is_closed:
             self._is_paused = False
             self._loop.add_reader(self._sockets[0], self._pass_on, *self._sockets)
 

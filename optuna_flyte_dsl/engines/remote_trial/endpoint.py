@@ -10,6 +10,8 @@ import grpc
 from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
+PING = 20
+"""The seconds after which a trial whose call gets no answer checks that the connection lives. A dead one is replaced."""
 ALL_INTERFACES = ""
 """The value of `Endpoint.interface` for all interfaces: IPv4, and also IPv6 if the machine supports IPv6."""
 
@@ -62,7 +64,12 @@ def open_channel(address: str, certificate: bytes, certificate_name: str) -> grp
 
     With a certificate, the channel is encrypted and trusts this certificate alone.
     """
-    options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.keepalive_time_ms", PING * 1000),
+        ("grpc.keepalive_timeout_ms", PING * 1000),
+        ("grpc.http2.max_pings_without_data", 0),  # a call that waits sends no data
+    ]
     if not certificate:
         return grpc.insecure_channel(address, options)
     if certificate_name:

@@ -26,7 +26,7 @@ from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import serve_storage
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE, token_of_trial
-from optuna_flyte_dsl.engines.remote_trial.endpoint import Endpoint
+from optuna_flyte_dsl.engines.remote_trial.endpoint import PING, Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.study.attributes import PREFIX, PRUNED
@@ -34,7 +34,7 @@ from optuna_flyte_dsl.study.attributes import PREFIX, PRUNED
 _STORAGE_SERVICE = "StorageService"
 _MAX_WORKERS = 128
 _CALLS_OF_A_TRIAL = 8
-"""The largest number of calls of one trial that are served at the same time."""
+"""The largest number of calls of one trial that are served at the same time. The client repeats further calls."""
 _REFUSALS_AT_ONCE = 8
 """The largest number of calls that are refused with a reason at the same time.
 
@@ -52,6 +52,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 4 * 2**20),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 60_000),  # a trial connects again for its next call
+    ("grpc.http2.min_ping_interval_without_data_ms", PING * 500),  # a trial pings during a long call
 )
 
 # The calls of the storage proxy that a trial needs. None of these calls creates or ends a trial or a study.
@@ -99,6 +100,7 @@ class TrialServer:
         self._study = study
         self._search = uuid.uuid4().hex
         self._trials: dict[int, Trial] = {}
+        self._sampling: dict[int, threading.Lock] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="optuna-flyte-serve")
         gate = _Gate(
             self._trials, self.token_of, self._admit, self._refuse, storage.get_study_id_from_name(study), study
@@ -136,6 +138,7 @@ class TrialServer:
 
     def forget(self, trial: Trial) -> None:
         self._trials.pop(trial_id(trial), None)
+        self._sampling.pop(trial_id(trial), None)
         self._guard.forget(trial_id(trial))
 
     def _admit(self, peer: str, trial: int) -> None:
@@ -154,7 +157,10 @@ class TrialServer:
     def _suggest(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         request = json.loads(data)
         distribution = json_to_distribution(request["distribution"])
-        value = conversion.suggest(self._find(request, context), request["name"], distribution)
+        trial = self._find(request, context)
+        # A call that is repeated gets the value of the first call, which may still be sampling.
+        with self._sampling.setdefault(request["trial"], threading.Lock()):
+            value = conversion.suggest(trial, request["name"], distribution)
         return json.dumps(distribution.to_internal_repr(value)).encode()
 
     def _prune(self, data: bytes, context: grpc.ServicerContext) -> bytes:

@@ -94,12 +94,11 @@ def test_a_search_in_another_thread_ends_the_main_thread_too(handled):
     thread = threading.Thread(target=run)
     thread.start()
     begun.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(SystemExit) as error:
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(30)
+        thread.join(30)
     assert error.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "another SIGTERM ends what does not want to end"
-    thread.join()
 
 
 def test_a_search_that_ends_while_sigterm_is_handled_ends_the_process(handled):
