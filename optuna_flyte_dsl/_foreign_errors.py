@@ -44,7 +44,6 @@ Propeller counts attempts that failed with a system error, such as a lost machin
 _FINAL_FILE_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 _PASSING_ERRNOS = (
-    None,  # a client of a blob store that raises a bare OSError
     errno.EIO,
     errno.EBUSY,
     errno.EAGAIN,
@@ -55,8 +54,11 @@ _PASSING_ERRNOS = (
     errno.EHOSTDOWN,
 )
 
-_STORE_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "obstore", "requests", "s3fs", "urllib3")
+_STORE_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "obstore", "requests", "s3fs", "urllib", "urllib3")
 """The packages that access blob stores for fsspec and flytekit."""
+
+_WRAPPERS = ("flytekit", "fsspec")
+"""The packages whose errors replace those of the clients, without naming them as the cause."""
 
 _PASSING_STORE_ERRORS = re.compile(
     r"Connect|Timeout|timed out|Unavailable|SlowDown|TooManyRequests|Server(Error|Disconnected)|InternalError|"
@@ -119,21 +121,23 @@ def is_race_for_tables(error: BaseException) -> bool:
 def is_blob_store_outage(error: BaseException) -> bool:
     """Tell whether an access of the blob store has failed for a reason that may pass.
 
-    Flytekit and fsspec wrap the error of the store's own client, which is among the causes.
+    Flytekit and fsspec wrap the error of the store's own client, which is among the causes. An error that was handled
+    before counts only if flytekit or a client of a blob store has raised the error after it.
     """
     cause: BaseException | None = error
     while cause is not None:
+        package = type(cause).__module__.partition(".")[0]
         if isinstance(cause, _FINAL_FILE_ERRORS):
             return False
-        if isinstance(cause, ConnectionError | TimeoutError) or (
-            isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS
-        ):
+        is_clients = package in _STORE_CLIENTS
+        if is_clients or type(cause) is OSError:  # s3fs raises a bare OSError with the client's text
+            if _PASSING_STORE_ERRORS.search(f"{type(cause).__name__} {text_of(cause)}"):
+                return True
+        elif isinstance(cause, ConnectionError | TimeoutError):
             return True
-        if type(cause).__module__.partition(".")[0] in _STORE_CLIENTS and _PASSING_STORE_ERRORS.search(
-            f"{type(cause).__name__} {text_of(cause)}"
-        ):
+        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNOS:
             return True
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (cause.__context__ if is_clients or package in _WRAPPERS else None)
     return False
 
 

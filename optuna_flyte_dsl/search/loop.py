@@ -82,6 +82,7 @@ class SearchLoop:
                 await self.thread.run(self.trials.enqueue, self.initial_points)
                 self._add_trial()
                 await self._over
+                await self._tell_open("The search ended while this trial ran.")
             except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
                 raise
             except BaseException as error:
@@ -290,6 +291,10 @@ class SearchLoop:
         reason = f"The search ended while this trial ran: {reason_of(error)}"[:REASON_LIMIT]
         if isinstance(error, asyncio.CancelledError):
             reason = "The search was cancelled while this trial ran."
+        await self._tell_open(reason)
+
+    async def _tell_open(self, reason: str) -> None:
+        """Tell all trials that were adopted or asked for, and not told."""
         closing = self.thread.run(self.trials.close_open, reason)
         while not closing.done():
             await asyncio.wait([closing], timeout=pauses.silence_check)

@@ -32,6 +32,8 @@ from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater, Quota
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.view import snapshot_of, view_of
 
+_NOT_CONTINUED = "The search ended before it continued this trial, which an earlier process had begun."
+
 
 @dataclass(slots=True)
 class AskedTrial:
@@ -274,15 +276,25 @@ class AskTell:
         self.study.add_trial(late)
 
     def close_open(self, reason: str) -> None:
-        """Tell all open trials at the end of a search. An outcome that the storage has refused is told again."""
-        if not self._open:
+        """Tell all open trials at the end of a search, and the adopted trials that were not asked for.
+
+        An outcome that the storage has refused is told again.
+        """
+        adopted = [*self._adopted, *(self._quota.adopted if self._quota is not None else ())]
+        if not self._open and not adopted:
             return
         self.hurry()
+        unasked = {trial.number: Outcome(TrialState.FAIL, reason=_NOT_CONTINUED, lost=True) for trial in adopted}
+        with contextlib.suppress(Exception):  # if the storage fails, the study's next run closes these trials
+            self._open |= {trial.number: Trial(self.study, trial_id(trial)) for trial in adopted}
+        self._adopted.clear()
+        if self._quota is not None:
+            self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
         opened = self._open.copy()
         taken_over = self._taken_over(opened.keys() - self._untold.keys())
         left = {
-            number: (trial, self._untold.get(number, interrupted))
+            number: (trial, self._untold.get(number) or unasked.get(number, interrupted))
             for number, trial in opened.items()
             if number not in taken_over
         }

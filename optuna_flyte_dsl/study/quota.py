@@ -37,7 +37,8 @@ class Quota:
     total: int  # the number of finished trials that the study is to have
     # Tells whether a running trial of a dead process can be continued.
     adopts: Callable[[FrozenTrial], bool] = lambda _: False
-    _adopted: list[FrozenTrial] = field(default_factory=list)
+    # Trials of dead processes that this search has adopted, and not returned yet.
+    adopted: list[FrozenTrial] = field(default_factory=list, init=False)
     _warned: bool = False
     _name: str = ""
 
@@ -56,8 +57,8 @@ class Quota:
             missing trials; `None` if no trial is missing, or if it cannot be known whether the processes that run the
             missing trials are alive.
         """
-        if self._adopted:
-            return Trial(self.study, trial_id(self._adopted.pop()))
+        if self.adopted:
+            return Trial(self.study, trial_id(self.adopted.pop()))
         with self.exclusive():
             trials = self._trials()
             if self._missing(trials) > 0:
@@ -92,7 +93,7 @@ class Quota:
                     trial = now[before.number]
                     if trial.state is TrialState.RUNNING and owner_keys(trial) == owner_keys(before):
                         self.storage.adopt(trial)
-                        self._adopted.append(trial)
+                        self.adopted.append(trial)
         return bool(dead)
 
     def _warn(self, message: str) -> None:

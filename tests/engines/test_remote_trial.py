@@ -703,7 +703,7 @@ def test_a_server_without_a_temporary_folder_says_so(study, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(RefusedError, match="cannot make one: .*Read-only file system. Set the .* TMPDIR"):
+    with pytest.raises(RefusedError, match=r"cannot make one: .*Read-only file system. Set the .* TMPDIR"):
         TrialServer(storage_of(study), study.study_name)
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Optional
 
 import flytekit as fl
 import optuna
+from flytekit.models.common import RawOutputDataConfig
+from flytekit.models.security import Identity, SecurityContext
 from flytekit.types.file import FlyteFile
 
 from optuna_flyte_dsl import Category, Float, Minimize, optimize
@@ -62,6 +64,13 @@ def flow(x: float, base: float = 2.0) -> float:
 
 
 plan = fl.LaunchPlan.get_or_create(flow, name="quick.plan", fixed_inputs={"base": 5.0})
+own_plan = fl.LaunchPlan.get_or_create(
+    flow,
+    name="quick.own_plan",
+    fixed_inputs={"base": 5.0},
+    security_context=SecurityContext(run_as=Identity(k8s_service_account="gpu")),
+    raw_output_data_config=RawOutputDataConfig("s3://own"),
+)
 
 
 async def both(trial: optuna.Trial) -> float:
@@ -115,6 +124,7 @@ class Tagged:
     """Sets in a value of another kind."""
 
     tags: set[int]
+    file: FlyteFile | None
     inner: list[dict[str, frozenset[int]]]
 
 

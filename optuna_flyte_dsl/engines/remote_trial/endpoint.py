@@ -11,7 +11,7 @@ from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
 PING = 20
-"""The seconds after which a trial whose call gets no answer checks that the connection lives. A dead one is replaced."""
+"""The seconds after which a trial whose call gets no answer checks that its connection lives."""
 ALL_INTERFACES = ""
 """The value of `Endpoint.interface` for all interfaces: IPv4, and also IPv6 if the machine supports IPv6."""
 

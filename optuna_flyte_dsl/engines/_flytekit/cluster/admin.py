@@ -194,21 +194,15 @@ class Admin:
             return answer
         except Exception as error:
             status = status_of(error)
-            if _is_login_outage(error):
-                who, said = "The identity provider", _described(error)
-            elif _is_refused_login(error):
-                details = repr(error) if status is None else status.details()
-                raise AdminError(grpc.StatusCode.UNAUTHENTICATED, details) from error
-            elif status is None:
-                raise
-            elif _is_final(status, self._answered):
-                raise AdminError(status.code(), status.details() or "no details") from error
-            else:
-                who, said = "flyteadmin", f"{status.code().name}: {status.details()}"
-            raise ClusterUnavailableError(
-                f"{who} has not answered for {outage.seconds:.0f} seconds, to {what}: {said}. Look after it, or let "
-                f"the search wait longer: `Cluster(patience={waited * 2:g})`."
-            ) from error
+            if not _is_login_outage(error):
+                if _is_refused_login(error):
+                    details = repr(error) if status is None else status.details()
+                    raise AdminError(grpc.StatusCode.UNAUTHENTICATED, details) from error
+                if status is None:
+                    raise
+                if _is_final(status, self._answered):
+                    raise AdminError(status.code(), status.details() or "no details") from error
+            raise unavailable(error, what, outage.seconds, waited) from error
 
 
 @dataclass(eq=False)
@@ -240,6 +234,26 @@ class _Outage:
                 self.patience,
             )
         return True
+
+
+def unavailable(error: BaseException, what: str, seconds: float, patience: float) -> ClusterUnavailableError:
+    """Return the error of a caller whose request has not been answered.
+
+    Args:
+        error: The last attempt's error.
+        what: What the caller wants, as "call ListExecutions".
+        seconds: How long the caller has waited.
+        patience: How long the caller waits at most.
+    """
+    status = status_of(error)
+    if _is_login_outage(error):
+        who, said = "The identity provider", _described(error)
+    else:
+        who, said = "flyteadmin", f"{status.code().name}: {status.details()}"
+    return ClusterUnavailableError(
+        f"{who} has not answered for {seconds:.0f} seconds, to {what}: {said}. Look after it, or let the search wait "
+        f"longer: `Cluster(patience={patience * 2:g})`."
+    )
 
 
 def _is_final(status: Any, answered: threading.Event) -> bool:

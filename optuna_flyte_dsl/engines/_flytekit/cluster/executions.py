@@ -56,8 +56,8 @@ def create_request(
         label: The value of the label `SEARCH`.
         digest: The digest of the inputs.
         eager: The eager workflow's execution. The eager execution's service account, prefix of raw outputs and
-            environment variables are those of the new execution too, unless `options` name others. Flyte's console
-            shows the new execution under the eager execution's node.
+            environment variables are those of the new execution too, unless `options` or a launch plan of the user
+            name others. Flyte's console shows the new execution under the eager execution's node.
     """
     inherited = {pair.key: pair.value for pair in eager.spec.envs.values if pair.key != TOKEN_ENV}
     env = {**inherited, **options.env, **connection.env, **env}
@@ -82,10 +82,10 @@ def create_request(
         spec.execution_cluster_label.value = options.execution_cluster_label
     if options.raw_output_prefix is not None:
         spec.raw_output_data_config.CopyFrom(RawOutputDataConfig(output_location_prefix=options.raw_output_prefix))
-    elif eager.spec.HasField("raw_output_data_config"):
+    elif eager.spec.HasField("raw_output_data_config") and not target.has_raw_output_prefix:
         spec.raw_output_data_config.CopyFrom(eager.spec.raw_output_data_config)
     if options.security_context is not None:
         spec.security_context.CopyFrom(options.security_context.to_flyte_idl())
-    elif eager.spec.HasField("security_context"):
+    elif eager.spec.HasField("security_context") and not target.has_identity:
         spec.security_context.run_as.CopyFrom(eager.spec.security_context.run_as)
     return ExecutionCreateRequest(project=connection.project, domain=connection.domain, spec=spec, inputs=inputs)

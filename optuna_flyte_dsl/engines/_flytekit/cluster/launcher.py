@@ -23,6 +23,7 @@ from optuna.trial import Trial
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
@@ -187,10 +188,12 @@ class Launcher:
         """Return the time of the monotonic clock at which a grace period that begins now is over."""
         return time.monotonic() + self.options.grace
 
-    def terminate(self, name: str, cause: str, deadline: float) -> None:
+    def terminate(self, name: str, cause: str, deadline: float, *, is_unsure: bool = False) -> None:
         """Terminate an execution if it still runs. The call blocks, and logs failures.
 
         Args:
+            is_unsure: Whether Flyte has not answered the launch, which may still be under way. Then, while Flyte does
+                not find the execution, the termination is repeated for the time limit of a launch.
             deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
                 short attempt, unless flyteadmin has not answered the previous termination.
         """
@@ -205,15 +208,25 @@ class Launcher:
             logger.error("The execution %s could not be terminated: flyteadmin does not answer.", name)
             return
         attempt = max(pauses.last_termination, min(pauses.launch_rpc, left / 2))
-        try:
-            patience = max(0.0, left - attempt)
+        patience = max(0.0, left - attempt)
+
+        def call() -> None:
             self.admin.call("TerminateExecution", request, patience=patience, seconds=attempt, is_paced=False)
+
+        def may_come(error: Exception) -> bool:
+            return is_unsure and isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND
+
+        waits = backoff(pauses.admin_first, 1.0, lambda: min(patience, pauses.launch_rpc))
+        try:
+            retry(call, waits, may_pass=may_come)
             self.is_silent = False
         except ClusterUnavailableError as error:
             self.is_silent = True
             logger.error("The execution %s could not be terminated: %s", name, error)
         except AdminError as error:
-            if error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
+            if may_come(error):
+                logger.warning("Flyte has not answered the launch of %s, and does not have it. Look if it runs.", name)
+            elif error.code not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
                 logger.error("The execution %s could not be terminated: %s", name, error)
         except Exception as error:  # noqa: BLE001 - the other executions must be terminated too
             logger.error("The execution %s could not be terminated: %s", name, error)

@@ -16,7 +16,7 @@ from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError
+from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError, unavailable
 from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import vanished
 from optuna_flyte_dsl.engines._flytekit.cluster.node_executions import nodes_with_tasks
 from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
@@ -211,8 +211,11 @@ class Poller:
         except ClusterUnavailableError as error:
             self._outage_began = began
             for name in names:
-                if began + patience[name] <= time.monotonic():
-                    self._settle(name, error)
+                waited = time.monotonic() - began
+                if waited >= patience[name]:
+                    self._settle(
+                        name, unavailable(error.__cause__ or error, "call ListExecutions", waited, patience[name])
+                    )
             return None
         self._outage_began = None
         return seen
@@ -265,7 +268,10 @@ class Poller:
     def _miss(self, name: str) -> None:
         """Count that a poll did not list an execution. After several such polls, ask for the execution by its name."""
         self._missed[name] += 1
-        if self._missed[name] % _MISSED:
+        with self._lock:
+            began = self._since.get(name, 0.0)
+        # A replica of flyteadmin's database shows a new execution late.
+        if self._missed[name] % _MISSED or time.monotonic() < began + pauses.replica_lag:
             return
         identifier = WorkflowExecutionIdentifier(project=self._where.project, domain=self._where.domain, name=name)
         try:

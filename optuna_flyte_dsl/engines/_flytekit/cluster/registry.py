@@ -54,6 +54,9 @@ class Launchable:
     # Of a launch plan. An execution with labels or annotations of its own does not get those of its launch plan.
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    # Whether a launch plan of the user, and not the one around a task, names these; then nothing is inherited.
+    has_identity: bool = False  # a service account or a role
+    has_raw_output_prefix: bool = False
 
 
 class Registry:
@@ -219,7 +222,24 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
     fixed = set(fetched.fixed_inputs.literals)
     optional = {name for name, parameter in fetched.default_inputs.parameters.items() if not parameter.required}
     required = frozenset(interface.inputs) - fixed - optional
-    return Launchable(fetched.id.to_flyte_idl(), interface, python, {}, required, *_metadata_of(fetched))
+    prefix = fetched.raw_output_data_config and fetched.raw_output_data_config.output_location_prefix
+    return Launchable(
+        fetched.id.to_flyte_idl(),
+        interface,
+        python,
+        {},
+        required,
+        *_metadata_of(fetched),
+        has_identity=_has_identity(fetched),
+        has_raw_output_prefix=bool(prefix),
+    )
+
+
+def _has_identity(plan: FlyteLaunchPlan) -> bool:
+    """Tell whether a launch plan names the service account or the role with which its executions run."""
+    run_as = plan.security_context and plan.security_context.run_as
+    messages = [each.to_flyte_idl() for each in (run_as, plan.auth_role) if each]
+    return any(message.ByteSize() for message in messages)
 
 
 def _metadata_of(fetched: FlyteTask | FlyteLaunchPlan) -> tuple[dict[str, str], dict[str, str]]:

@@ -7,6 +7,7 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 import asyncio
 import collections
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,14 +94,15 @@ class TrialCalls:
         patience = min(pauses.launch_rpc, self.launcher.options.grace / 2)
         await self.launcher.terminators.run(execution.idle.wait, patience)
         if execution.submitted and not execution.over and not self.launcher.leaves_executions:
-            await self._terminate(execution.name, "was given up", deadline)
+            await self._terminate(execution.name, "was given up", deadline, is_unsure=execution.is_unsure)
             self.launcher.running.discard(execution.name)
         execution.over = True
 
-    async def _terminate(self, name: str, why: str, deadline: float) -> None:
+    async def _terminate(self, name: str, why: str, deadline: float, *, is_unsure: bool = False) -> None:
         self.launcher.terminated += 1
         cause = f"trial {self.trial.number} {why}"
-        await self.launcher.terminators.run(self.launcher.terminate, name, cause, deadline)
+        terminate = functools.partial(self.launcher.terminate, is_unsure=is_unsure)
+        await self.launcher.terminators.run(terminate, name, cause, deadline)
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
@@ -147,6 +149,7 @@ class TrialCalls:
         pruned = await self.launcher.workers.run(pruned_in, self.trial)
         with self._lock:
             others = {each.name for each in self._executions} | self._earlier.keys()
+            others |= {entry["name"] for entry in self._attempts_before}
         return bool(pruned) and (pruned == execution.name or pruned not in others)
 
     async def _end_of(self, execution: TrialExecution) -> Execution:
@@ -165,6 +168,7 @@ class TrialCalls:
                 return end
             # A replaced pod has terminated the execution while that pod ended, or the execution has never begun. So
             # the execution is launched again, under another name.
+            self.launcher.running.discard(execution.name)
             execution.collisions += 1
 
     async def _to_send(self, value: Any) -> Any:

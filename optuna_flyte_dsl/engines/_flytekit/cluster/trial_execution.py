@@ -1,7 +1,9 @@
 """`TrialExecution`: one execution of a trial. Its methods prepare, launch or adopt, and read the execution."""
 
 import functools
+import math
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +56,7 @@ class TrialExecution:
     stable_digest: str = ""  # a digest of the inputs without the trial, whose address changes with each process
     shown_inputs: str = ""  # the inputs in the Deck
     submitted: bool = False  # whether Flyte may have the execution
+    is_unsure: bool = False  # whether a launch request was sent that Flyte has not answered
     over: bool = False  # whether the execution has ended, or was refused
     given_up: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)  # set while no thread runs a method
@@ -90,15 +93,19 @@ class TrialExecution:
         def create() -> bool:
             there = self._find() if self.submitted else None
             if there is not None:
-                launcher.running.add(self.name)
-                return self._take(there)
+                self.is_unsure = False
+                is_ours = self._take(there)
+                (launcher.running.add if is_ours else launcher.running.discard)(self.name)
+                return is_ours
             launcher.traffic.wait_to_launch(launcher.options, self.given_up)
             # The name is added in this thread, because the event loop may be blocked when the pod ends.
             launcher.running.add(self.name)
             if launcher.is_ending:  # checked after the name is added, because the pod's end terminates these names
                 raise GivenUpError("Given up: a launch.")
             self.submitted = True  # from now on, a lost response may hide that the name is taken
+            self.is_unsure = True
             launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
+            self.is_unsure = False
             return True
 
         def may_pass(error: Exception) -> bool:
@@ -169,8 +176,21 @@ class TrialExecution:
             raise GivenUpError("Given up: a launch.")
 
     def _wait_out_blob_store(self, convert: Any) -> Any:
-        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: self.launcher.options.patience)
-        return retry(convert, waits, may_pass=is_blob_store_outage, wait=self._wait)
+        patience = self.launcher.options.patience
+        warning_at: float | None = None  # `inf` once the outage is logged
+
+        def may_pass(error: Exception) -> bool:
+            nonlocal warning_at
+            if not is_blob_store_outage(error):
+                return False
+            warning_at = warning_at or time.monotonic() + pauses.admin_warning
+            if time.monotonic() > warning_at:
+                warning_at = math.inf
+                logger.warning("The blob store fails (%r): waiting for up to %.0f seconds.", error, patience)
+            return True
+
+        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: patience)
+        return retry(convert, waits, may_pass=may_pass, wait=self._wait)
 
     def _find(self, patience: float | None = 0.0) -> Execution | None:
         """Return the execution that has this execution's name; `None` if no execution has the name.

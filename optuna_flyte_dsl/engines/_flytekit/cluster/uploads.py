@@ -12,6 +12,8 @@ from typing import Any
 
 from flyteidl.core.literals_pb2 import Blob, Literal, LiteralMap
 from flytekit.core.context_manager import FlyteContext
+from flytekit.types.directory import FlyteDirectory
+from flytekit.types.file import FlyteFile
 from flytekit.types.pickle.pickle import FlytePickleTransformer
 
 from optuna_flyte_dsl._proxy import Proxy
@@ -92,15 +94,19 @@ def _content_of(literal: Literal, value: Any) -> str | None:
     Flyte's pickle of a set, and the encoded list that a dataclass's set becomes, have another order in each process.
     """
     is_pickle = any(isinstance(each, Blob) and each.metadata.type.format == _PICKLE for each in _stored([literal]))
-    if not is_pickle:
-        if not _holds_set(value):
-            return None
-        data = literal.SerializeToString()
-        if any(address.encode() in data for address in _hashes.copy()):
-            return None
+    if not is_pickle and not _holds_set(value):
+        return None
     with contextlib.suppress(Exception):  # whatever the value's class raises
-        return content_hash(value)
+        return content_hash(value, _content_of_file)
     return None
+
+
+def _content_of_file(value: Any) -> Any:
+    """Return the address, or a hash of the content, of a `FlyteFile` or `FlyteDirectory`; other values unchanged."""
+    if not isinstance(value, FlyteFile | FlyteDirectory):
+        return value
+    path = pathlib.Path(value.path)
+    return str(value.remote_source or (_hash_of(path) if path.exists() else value.path))
 
 
 def _holds_set(value: Any) -> bool:

@@ -12,6 +12,7 @@ def _hurried(pauses):
     """Nothing here is worth waiting for."""
     pauses.poll_shortest = 0.02
     pauses.list_call = 0.02
+    pauses.replica_lag = 0.1
     pauses.checkpoint_idle = 0.05
     pauses.admin_first = 0.01
     pauses.admin_longest = 0.05

@@ -12,9 +12,9 @@ import pytest
 import quick
 from flytekit.core.checkpointer import SyncCheckpoint
 
-from optuna_flyte_dsl import Optimizer, suggest
+from optuna_flyte_dsl import Optimizer, optimize, suggest
 from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
-from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
+from optuna_flyte_dsl.study.attributes import EXECUTIONS, LOST, OWNER
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support.cluster_searches import echo, ended_there, executions, outputs, states, there, with_options
 from tests.support.eager_pod import Pod, kill_all, killed_after
@@ -227,4 +227,32 @@ def test_a_second_kill_forgets_no_execution_that_is_not_asked_for_again_yet(clus
     Pod(cluster, tmp_path, 1).run(killed_again)
     Pod(cluster, tmp_path, 2).run(search)
     assert {entry["name"] for entry in seen} == {each.name for each in executions(cluster)}
+    assert not cluster.running()
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_search_that_stops_early_ends_the_trials_that_it_has_adopted_and_not_asked_for(cluster, tmp_path, is_stored):
+    cluster.instant = lambda execution: None
+    stored = {"storage": tmp_path / "s.journal", "resume": True} if is_stored else {}
+
+    def search(concurrency, **options):
+        return optimize(quick.train.task, concurrency=concurrency, n_trials=6, progress=False, **stored, **options)()
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 3, search(3)))
+    cluster.instant = echo()
+
+    async def stopped_by_the_first():
+        task = asyncio.ensure_future(search(1, callbacks=[lambda study, trial: study.stop()]))
+        while not task.done():
+            home = home_module.current_home()
+            for each in home.sigterm.searches if home is not None else ():
+                for execution in cluster.running():
+                    if execution.name in each.launcher.taken:
+                        execution.finish(echo()(execution))
+            await asyncio.sleep(0.01)
+        return await task
+
+    study = Pod(cluster, tmp_path, 1).run(stopped_by_the_first)
+    assert sorted(states(study)) == ["COMPLETE", "FAIL", "FAIL"]
+    assert [trial.user_attrs[LOST] for trial in study.trials if trial.state.name == "FAIL"] == [True, True]
     assert not cluster.running()

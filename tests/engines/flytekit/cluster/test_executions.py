@@ -7,7 +7,7 @@ import pytest
 import quick
 from flytekit.models.security import Identity, SecurityContext
 
-from optuna_flyte_dsl import Cluster, InvalidOptionError
+from optuna_flyte_dsl import Cluster, InvalidOptionError, Optimizer, suggest
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from tests.support.cluster_searches import executions, there, with_options
 from tests.support.eager_pod import Pod, eager_execution
@@ -90,6 +90,21 @@ def test_trials_inherit_what_the_execution_of_their_workflow_has(cluster, tmp_pa
     assert [spec.raw_output_data_config.output_location_prefix for spec in specs] == [str(tmp_path / "raw")] * 6 + [
         str(tmp_path / "own")
     ] * 6
+
+
+@pytest.mark.parametrize("plan", [quick.plan, quick.own_plan])
+def test_a_launch_plan_keeps_its_own_service_account_and_raw_output_prefix(cluster, tmp_path, plan):
+    eager = eager_execution(cluster)
+    eager.spec.security_context.run_as.k8s_service_account = "trainer"
+    eager.spec.raw_output_data_config.output_location_prefix = str(tmp_path / "raw")
+    Pod(cluster, tmp_path, 0).run(lambda: Optimizer(plan, 1, 1, progress=False)(x=suggest.float(0, 1)))
+    (execution,) = executions(cluster)
+    of_the_request = (
+        execution.spec.security_context.run_as.k8s_service_account,
+        execution.spec.raw_output_data_config.output_location_prefix,
+    )
+    # flyteadmin takes what the request lacks from the launch plan.
+    assert of_the_request == (("trainer", str(tmp_path / "raw")) if plan is quick.plan else ("", ""))
 
 
 def test_trials_keep_the_service_account_though_nodes_cannot_be_listed(cluster, tmp_path):

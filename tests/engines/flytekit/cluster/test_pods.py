@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import optuna
 import pytest
 import reporting
 from flyteidl.core import identifier_pb2
@@ -361,6 +362,25 @@ def test_a_task_that_was_pruned_and_is_called_again_is_judged_by_its_latest_call
     there = Optimizer(reporting.tries_again, 1, 1, progress=False).on(remote, image_config=images)
     for study in (local.run_sync(), there.run_sync()):
         assert [(trial.state.name, trial.values) for trial in study.trials] == [("COMPLETE", [0.25])]
+
+    calls = []
+
+    def gives_up(trial: optuna.Trial) -> float:
+        calls.append(1)
+        if len(calls) > 1:
+            return reporting.fit.task(trial=trial, x=0.25, cheap=True)
+        try:
+            return reporting.fit.task(trial=trial, x=0.25, cheap=False)
+        except optuna.TrialPruned:
+            raise ValueError("this attempt fails, and the next one calls the task again") from None
+
+    study = (
+        Optimizer(gives_up, 1, 1, retries=1, progress=False)
+        .on(remote, image_config=images, source=str(PODS))
+        .run_sync()
+    )
+    assert len(calls) == 2
+    assert [(trial.state.name, trial.values) for trial in study.trials] == [("COMPLETE", [0.25])]
 
 
 # The searches of a process: two at the same time, one after another, and one beside a running event loop.

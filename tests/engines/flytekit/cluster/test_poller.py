@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -12,7 +12,7 @@ from optuna_flyte_dsl import Cluster, ClusterError, ClusterUnavailableError, Opt
 from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR
-from tests.support import in_movable_time
+from tests.support import in_movable_time, wait_until
 from tests.support.cluster_searches import echo, outputs, states, there, with_options
 from tests.support.eager_pod import Pod
 from tests.support.flyteadmin import Fault, Succeeded
@@ -53,12 +53,14 @@ def test_looks_are_rarer_as_trials_prove_long(monkeypatch, pauses):
     assert watch.interval() == pytest.approx(6 / 5)
 
 
-def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
-    hidden = threading.Event()
-    listed = poller_module.Poller.find
-    monkeypatch.setattr(
-        poller_module.Poller, "find", lambda self, names, **limits: {} if hidden else listed(self, names)
-    )
+def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch, pauses):
+    polls = []
+
+    def find_nothing(self, names, **limits):
+        polls.append(names)
+        return {}
+
+    monkeypatch.setattr(poller_module.Poller, "find", find_nothing)
     study = there(quick.train, cluster).run_sync()
     assert states(study) == ["COMPLETE"] * 6
 
@@ -70,6 +72,15 @@ def test_an_execution_that_lists_leave_out_is_asked_for(cluster, monkeypatch):
     study = there(quick.train, cluster).run_sync()
     assert states(study) == ["FAIL"] * 6
     assert study.trials[0].user_attrs[EXECUTION_ERROR]["code"] == "NotFound"
+
+    pauses.replica_lag = 600.0
+    with ThreadPoolExecutor(1) as thread:
+        searching = thread.submit(there(quick.train, cluster).run_sync)
+        until = len(polls) + 30
+        wait_until(lambda: len(polls) > until or searching.done())
+        assert not searching.done(), "a replica of the database may lack what was just created"
+        pauses.replica_lag = 0.0
+        assert states(searching.result()) == ["FAIL"] * 6
 
 
 async def while_hours_pass(loop, search):
@@ -166,7 +177,7 @@ def test_each_search_waits_out_an_outage_for_as_long_as_its_own_patience(cluster
         while len(cluster.executions) < 4:
             await asyncio.sleep(0.005)
         cluster.fail("ListExecutions", Fault(times=10**6))
-        with pytest.raises(ClusterUnavailableError):
+        with pytest.raises(ClusterUnavailableError, match=r"has not answered for .* `Cluster\(patience=0\.4\)`"):
             await searches[0]
         cluster.faults.clear()
         cluster.instant = echo()

@@ -4,7 +4,9 @@ import asyncio
 import collections
 import itertools
 import math
+import threading
 
+import grpc
 import optuna
 import pytest
 import quick
@@ -12,13 +14,15 @@ import reporting
 from flytekit.exceptions.eager import EagerException
 from flytekit.exceptions.system import FlyteUploadDataException
 
-from optuna_flyte_dsl import ExecutionFailedError, Optimizer
+from optuna_flyte_dsl import Cluster, ExecutionFailedError, Optimizer
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
+from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support.cluster_searches import ended_there, executions, outputs, states, there, with_options
 from tests.support.eager_pod import Pod, killed_after
-from tests.support.flyteadmin import Failed, Fault, Succeeded
+from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
+from tests.support.flyteadmin.admin import _Admin
 from tests.support.flyteadmin.executions import PHASES
 
 
@@ -73,7 +77,11 @@ def test_an_execution_of_another_program_is_neither_adopted_nor_believed(cluster
     first = there(quick.train, cluster).run_sync()
     for execution in executions(cluster):
         del execution.spec.annotations.values[INPUTS_DIGEST]
+    believed = []
+    close = Launcher.close
+    monkeypatch.setattr(Launcher, "close", lambda self: believed.append(set(self.running)) or close(self))
     again = there(quick.train, cluster).run_sync()
+    assert believed == [set()], "what the end of the pod would terminate"
     assert cluster.counts["TerminateExecution"] == 0
     assert states(first) == states(again) == ["COMPLETE"] * 6
     assert len(cluster.executions) == 12
@@ -210,3 +218,37 @@ def test_a_search_that_is_cancelled_before_its_first_launch_does_not_wait_for_fl
 
     assert Pod(cluster, tmp_path, 0).run(workflow)
     assert not cluster.executions
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_launch_that_flyteadmin_carries_out_after_the_search_was_cancelled_is_terminated(
+    tmp_path, monkeypatch, pauses, caplog, comes
+):
+    pauses.launch_rpc = 0.5
+    late = threading.Event()
+    create = _Admin.CreateExecution
+
+    def create_late(self, request, context):
+        late.wait(30)
+        if comes:
+            create(self, request, context)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "nobody waits for this")
+
+    monkeypatch.setattr(_Admin, "CreateExecution", create_late)
+    one = Optimizer(quick.train.task, 1, 1, progress=False, cluster=Cluster(grace=60.0))
+
+    async def workflow(cluster):
+        search = asyncio.ensure_future(there(one, cluster)())
+        while not cluster.counts["CreateExecution"]:
+            await asyncio.sleep(0.005)
+        search.cancel()
+        while not cluster.counts["TerminateExecution"]:
+            await asyncio.sleep(0.005)
+        late.set()
+        await asyncio.wait([search])
+
+    with FlyteAdmin(tmp_path / "flyte", instant=lambda execution: None) as cluster:
+        asyncio.run(workflow(cluster))
+        assert len(cluster.executions) == comes
+        assert not cluster.running()
+    assert comes or "has not answered the launch of" in caplog.text

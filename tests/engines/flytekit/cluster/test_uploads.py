@@ -25,14 +25,20 @@ def test_a_trial_with_a_file_is_adopted_if_the_files_content_is_the_same(cluster
     assert len(cluster.executions) == (2 if content == "the same" else 4)
 
 
-def test_a_trial_with_a_set_in_a_dataclass_is_adopted_though_the_sets_order_is_another(cluster, tmp_path):
+@pytest.mark.parametrize("has_file", [False, True])
+def test_a_trial_with_a_set_in_a_dataclass_is_adopted_though_the_sets_order_is_another(cluster, tmp_path, has_file):
     """The order of a set's items depends on what it held before, and on the process."""
     cluster.instant = echo(seconds=0.2)
     orders = [{0, 8}, {8, 0}]
     assert [list(each) for each in orders] == [[0, 8], [8, 0]]
 
+    (tmp_path / "data").write_text("the same")
+
     def search(attempt):
-        return quick.reads_tagged(tagged=quick.Tagged(tags=orders[attempt], inner=[{"a": frozenset({attempt * 0})}]))
+        forget_uploads()
+        file = FlyteFile(str(tmp_path / "data")) if has_file else None
+        inner = [{"a": frozenset({attempt * 0})}]
+        return quick.reads_tagged(tagged=quick.Tagged(tags=orders[attempt], file=file, inner=inner))
 
     Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search(0)))
     study = Pod(cluster, tmp_path, 1).run(lambda: search(1))
