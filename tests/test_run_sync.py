@@ -3,7 +3,6 @@
 import asyncio
 import concurrent.futures
 import signal
-import sys
 import threading
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from optuna_flyte_dsl import _run_sync
 from optuna_flyte_dsl._run_sync import wait_for
 from tests.support import wait_until
+from tests.support._compat import code_that_runs
 
 
 def test_a_signal_that_another_thread_gets_is_handled_while_a_search_runs_beside_an_event_loop():
@@ -20,7 +20,7 @@ def test_a_signal_that_another_thread_gets_is_handled_while_a_search_runs_beside
 
     def deliver_signal():
         # Only the main thread runs handlers, and nothing wakes it here.
-        wait_until(lambda: sys._current_frames()[main_thread].f_code is threading.Condition.wait.__code__)
+        wait_until(lambda: code_that_runs(main_thread) is threading.Condition.wait.__code__)
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     async def search():

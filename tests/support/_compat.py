@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import sys
 from pathlib import Path
 
 import optuna
@@ -14,6 +15,7 @@ __all__ = [
     "api_pb2",
     "api_pb2_grpc",
     "cached_trials",
+    "code_that_runs",
     "count_of_event_loops",
     "counts_running_trials",
     "own_local_cache",
@@ -64,3 +66,8 @@ def journal_path(backend):
 def enable_deck(params):
     """Let a workflow's parameters say that its Deck is wanted."""
     params._enable_deck = True
+
+
+def code_that_runs(thread):
+    """Return the code object that a thread runs now."""
+    return sys._current_frames()[thread].f_code
