@@ -108,6 +108,7 @@ _SYNONYMS = {
     "max_concurrency": "concurrency",
     "max_trials": "n_trials",
     "num_trials": "n_trials",
+    "load_if_exists": "study_name",
 }
 """Names that other libraries have for options of a search."""
 

@@ -171,7 +171,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
                 raise
             if (engine := host_engine(self.__wrapped__)) is not None:
                 engine.check_attribute(self._session.objective.name, name)
-            raise no_attribute(self._session.objective.name, name, f"{self!r}") from None
+            raise no_attribute(self._session.objective.name, name, f"{self!r}", dir(type(self))) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):
@@ -184,8 +184,11 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     def __dir__(self) -> list[str]:
         return sorted({*dir(self.__wrapped__), *dir(type(self))})
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __repr__(self) -> str:
-        return f"<optimize over {self.__wrapped__!r}>"
+        return f"<search over {self._session.objective.name}>"
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]

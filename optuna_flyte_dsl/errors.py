@@ -51,6 +51,10 @@ class ArgumentError(OptunaFlyteError, TypeError):
     """Raised when the call of a search has an argument that the objective does not take, or lacks a needed argument."""
 
 
+class FixedArgumentError(ArgumentError):
+    """Raised at the first trial when an argument of the call cannot be sent to a task or a worker process."""
+
+
 class NotAwaitedError(OptunaFlyteError, AttributeError):
     """Raised when the call of a search is used as its study before it was awaited."""
 

@@ -130,7 +130,7 @@ class Optimizer(SessionAttributes):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # not yet set, as while the object is copied
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise no_attribute(self._session.objective.name, name, f"{self!r}")
+        raise no_attribute(self._session.objective.name, name, f"{self!r}", dir(type(self)))
 
     def __repr__(self) -> str:
         return f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"

@@ -80,7 +80,7 @@ class Options(CheckedOptions):
     """The seed of the sampler. With `concurrency=1`, a search with a seed repeats exactly."""
 
     pruner: Annotated[
-        BasePruner | Callable[[], BasePruner] | None, check.maker_of(BasePruner, "optuna.pruners.HyperbandPruner()")
+        BasePruner | Callable[[], BasePruner] | None, check.maker_of(BasePruner, "optuna.pruners.MedianPruner()")
     ] = None
     """An Optuna pruner, or a callable that makes a pruner for each search.
 

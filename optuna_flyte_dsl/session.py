@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import optuna
@@ -16,9 +17,9 @@ from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.assembly import Assembly, taken_points
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
 from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
-from optuna_flyte_dsl.errors import InvalidOptionError, SearchRunningError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.objective import TRIAL, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.opening import StudySource, check_study_options
 from optuna_flyte_dsl.study.storages import preload_database
@@ -96,6 +97,8 @@ class Session:
         if engine is not None:
             engine.check_place(self.objective.name)
         for name in kwargs:
+            if name == TRIAL and self.objective.takes_trial:
+                raise ArgumentError(f"`{self.objective.name}`: the search itself gives `trial`. Leave it out.")
             if name in Options.__dataclass_fields__ and not self.objective.space.takes(name):
                 cure = f"an option of the search is given to `optimize({name}=...)`, not to the call"
                 raise self.objective.space.unknown_parameter(name, cure=cure)
@@ -173,8 +176,13 @@ class _Assignable(Generic[T]):
         instance._session.assign(self._name, value)
 
 
-def no_attribute(name: str, attribute: str, kind: str) -> AttributeError:
-    """Return the error of an attribute that neither a search nor its objective has, with the cure if that is known."""
+def no_attribute(name: str, attribute: str, kind: str, known: Sequence[str]) -> AttributeError:
+    """Return the error of an attribute that neither a search nor its objective has, with the cure if that is known.
+
+    Args:
+        kind: What has no such attribute.
+        known: The attributes that it has.
+    """
     if hasattr(optuna.Study, attribute) and not attribute.startswith("_"):
         return AttributeError(
             f"`{name}` is a search, and `{attribute}` belongs to its study. Write `{name}.study.{attribute}`, or use "
@@ -182,7 +190,8 @@ def no_attribute(name: str, attribute: str, kind: str) -> AttributeError:
         )
     if attribute in ("run", "start", "search", "fit"):
         return AttributeError(f"`{name}` has no `{attribute}`. Write `{name}.run_sync(...)`, or `await {name}(...)`.")
-    return AttributeError(f"{kind} has no attribute {attribute!r}")
+    near = difflib.get_close_matches(attribute, known, 1)
+    return AttributeError(f"{kind} has no attribute {attribute!r}.{f' Did you mean `{near[0]}`?' if near else ''}")
 
 
 class SessionAttributes:

@@ -442,7 +442,7 @@ def test_bare_and_positional_forms_are_the_peers():
 
 
 def test_it_is_shown_as_what_it_is():
-    assert "optimize over" in repr(sync_train)
+    assert "search over sync_train" in repr(sync_train)
     assert user_module.train is train
 
 
@@ -540,7 +540,7 @@ def test_a_call_that_is_used_before_it_was_awaited_says_what_to_write():
         _ = search.best_value
     assert asyncio.iscoroutine(search)
     assert len(asyncio.run(search).trials) == 2
-    with pytest.warns(RuntimeWarning, match=r"coroutine '.*train\(\.\.\.\)' was never awaited"):
+    with pytest.warns(RuntimeWarning, match=r"`train\(\.\.\.\)` was never awaited.* Write `await train"):
         train()
 
 
@@ -636,3 +636,18 @@ def test_more_at_once_than_the_one_trial_of_a_search_without_n_trials_is_told(wa
 def test_an_unknown_option_of_a_cluster_is_named_with_the_cure(options, message):
     with pytest.raises(InvalidOptionError, match=message):
         Cluster(**options)
+
+
+def test_the_name_of_a_search_stands_for_it_in_texts():
+    assert str(sync_train) == repr(sync_train) == "<search over sync_train>"
+    with pytest.raises(AttributeError, match=r"<search over sync_train> has no .*'n_trial'. Did you mean `n_tri"):
+        _ = sync_train.n_trial
+
+
+def test_the_trial_is_given_by_the_search():
+    @optimize(n_trials=1, progress=False)
+    def train(trial: optuna.Trial, x: Float(0, 1)) -> float:
+        return x
+
+    with pytest.raises(ArgumentError, match="`train`: the search itself gives `trial`"):
+        train.run_sync(trial=3)

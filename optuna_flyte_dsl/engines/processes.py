@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.engines.worker_process import WatchedInitializer, load, run_trial
-from optuna_flyte_dsl.errors import InvalidObjectiveError, PythonExitError, WorkerDiedError
+from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, PythonExitError, WorkerDiedError
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
@@ -91,6 +92,12 @@ class ProcessRunner:
             run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
             result, must_kill = await self._call(worker, run_trial, dict(run.arguments), handle, token)
+        except pickle.PicklingError:
+            wrong = self._unsendable_argument(run)
+            must_kill = False
+            if wrong is None:
+                raise
+            raise wrong from None
         except (BrokenProcessPool, RuntimeError) as error:
             if python_is_exiting() or isinstance(error, ShutdownExecutorError):
                 raise PythonExitError("Python exits while this trial runs.") from error
@@ -105,6 +112,18 @@ class ProcessRunner:
         if raised is not None:
             raise raised
         return value
+
+    def _unsendable_argument(self, run: TrialRun) -> FixedArgumentError | None:
+        for name, value in run.arguments.items():
+            try:
+                cloudpickle.dumps(value)
+            except Exception as error:  # noqa: BLE001 - a user's class may raise anything
+                return FixedArgumentError(
+                    f'`executor="process"`: `{self._objective.name}` cannot get its argument `{name}` in another '
+                    f"process: {shown(error)}. Open files, locks and connections cannot be sent: create them inside "
+                    "the objective."
+                )
+        return None
 
     async def _call(self, worker: _Worker, function: Callable[..., Any], *args: Any) -> Any:
         # `submit` is called in a thread, because a new executor starts its process in `submit`.

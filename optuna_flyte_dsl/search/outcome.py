@@ -18,6 +18,7 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._text import printable, shown, text_of
 from optuna_flyte_dsl.errors import (
     ClusterError,
+    FixedArgumentError,
     InvalidObjectiveError,
     ObjectiveValueError,
     PythonExitError,
@@ -73,8 +74,8 @@ class Judge:
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
         if self.n_objectives > 1 and is_report_of_several_objectives(error):
             error = self._report_of_several_objectives(error)
-        # The next trial would meet a ClusterError or an ObjectiveValueError too, so it ends the search.
-        elif not isinstance(error, ClusterError | ObjectiveValueError) and self._is_caught(error):
+        # The next trial would meet one of the first three errors too, so they end the search.
+        elif not isinstance(error, ClusterError | ObjectiveValueError | FixedArgumentError) and self._is_caught(error):
             logger.debug("A trial of `%s` failed.", self.name, exc_info=error)
             return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
         return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)

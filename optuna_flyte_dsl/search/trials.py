@@ -78,7 +78,6 @@ class AskTell:
             pruner=NopPruner() if options.deterministic else None,  # pruning depends on time
         )
         self._sampler = study.sampler
-        self._observers = [*([self.observer] if self.observer is not None else ()), *(options.callbacks or ())]
         self._adopted = list(reversed(self.adopted))
         self._study_name = ""
         self._quota: Quota | None = None
@@ -236,6 +235,8 @@ class AskTell:
         self._untold.pop(number, None)
         if outcome.fatal is not None:
             self.stopped = True
+            if self.observer is not None:
+                self.observer(self.study, frozen)
             if not isinstance(outcome.fatal, Exception):  # a SystemExit may end the program without a message
                 logger.error("Trial %d of `%s` ends the search: %s", number, self.objective.name, outcome.reason)
             raise outcome.fatal
@@ -243,8 +244,14 @@ class AskTell:
             where = place_of(outcome.error)
             reason = one_line(outcome.reason) + (f" ({where})" if where else "")
             logger.warning("Trial %d of `%s` failed: %s", number, self.objective.name, reason)
-        for observer in self._observers:
-            observer(self.study, frozen)
+        if self.observer is not None:
+            self.observer(self.study, frozen)
+        for callback in self.options.callbacks or ():
+            try:
+                callback(self.study, frozen)
+            except Exception as raised:
+                raised.add_note(f"A callback of `{self.objective.name}` raised this, after trial {number}.")
+                raise
         error = self._failures.count(outcome)
         if error is not None and not self.stopped:
             self.stopped = True

@@ -78,7 +78,8 @@ def merge_directions(
         if mine is not None and mine is not its:
             raise DirectionError(
                 f"`{name}` says {mine.name.lower()} for objective {index + 1}, but the study's direction, or "
-                f"`direction`, says {its.name.lower()}. Let the two agree, or drop one."
+                f"`direction`, says {its.name.lower()}. Let the two agree, or drop one; for another study, give "
+                "another `study_name`."
             )
     return tuple(given)
 

@@ -133,7 +133,7 @@ class Objective:
         else:
             raise InvalidObjectiveError(
                 f"`objective` must be a Flyte task, workflow or launch plan, or a function, but got {shown(target)}. "
-                "Put `@optimize` over `@fl.task`, or over a function."
+                "Put `@optimize` over `@fl.task`, or over a function. Options have names: `@optimize(n_trials=20)`."
             )
         for parameter in signature.parameters.values():
             if parameter.name != TRIAL and is_trial(parameter.annotation):
@@ -145,10 +145,11 @@ class Objective:
             signature, name=name, ignore=frozenset({TRIAL}) if takes_trial else frozenset(), strict=kind is Kind.TASK
         )
         if kind is not Kind.TASK and not takes_trial and not space:
+            cure = "lambda trial: ..." if name == "<lambda>" else f"def {name}(trial: optuna.Trial)"
             raise InvalidObjectiveError(
                 f"`{name}` must have a parameter called `trial`, or a marker in its signature, but it has "
                 f"{', '.join(f'`{parameter}`' for parameter in signature.parameters) or 'no parameters'}. Write "
-                f"`def {name.strip('<>')}(trial: optuna.Trial)`, or mark a parameter, as in `x: Float(0, 1)`."
+                f"`{cure}`, or mark a parameter of a function, as in `x: Float(0, 1)`."
             )
         returns = read_return_annotation(name, signature.return_annotation, strict=kind is Kind.TASK)
         return cls(target, name, kind, takes_trial, space, returns)

@@ -234,9 +234,9 @@ class SearchSpace(Mapping[str, Suggestion]):
         self.check_complete()
         if not self:
             raise EmptySpaceError(
-                f"`{self.name}` has nothing to search: each of its parameters has a fixed value. Give one a marker, "
-                f"`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`. For one plain run, call "
-                f"`{self.name}.task(...)`."
+                f"`{self.name}` has nothing to search: no parameter has a marker or a suggestion. Give one a marker, "
+                f"`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`; for one plain run, call "
+                f"`{self.name}.task(...)`. A function without `@fl.task` may suggest its parameters by `trial`."
             )
 
     def check_complete(self) -> None:
@@ -247,8 +247,8 @@ class SearchSpace(Mapping[str, Suggestion]):
         """
         if self.missing:
             raise ArgumentError(
-                f"`{self.name}` needs a value for {listed(self.missing)}. Give it at the call, or give the parameter "
-                "a default or a marker."
+                f"`{self.name}` needs a value for {listed(self.missing)}. Give a value at the call, or a suggestion, "
+                f"`{self.missing[0]}=suggest.float(0, 1)`; or give the parameter a default or a marker."
             )
 
     @cached_property

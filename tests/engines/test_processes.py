@@ -2,11 +2,12 @@
 
 import os
 import signal
+import threading
 
 import psutil
 import pytest
 
-from optuna_flyte_dsl import Float, optimize
+from optuna_flyte_dsl import FixedArgumentError, Float, optimize
 from tests.support import wait_until
 
 
@@ -32,3 +33,15 @@ def test_the_death_of_an_idle_worker_is_no_trials_failure():
     study = search.run_sync()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert len({trial.value for trial in study.trials}) == 2
+
+
+def takes_anything(x: Float(0, 1), thing: object) -> float:
+    return x
+
+
+@pytest.mark.newest
+def test_an_argument_that_no_worker_can_get_ends_the_search_at_its_first_trial():
+    search = optimize(takes_anything, executor="process", n_trials=3, progress=False)
+    with pytest.raises(FixedArgumentError, match="`takes_anything` cannot get its argument `thing` in another process"):
+        search.run_sync(thing=threading.Lock())
+    assert [trial.state.name for trial in search.study.trials] == ["FAIL"]

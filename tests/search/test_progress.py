@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from optuna_flyte_dsl import Float, Optimizer
+from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer
 from optuna_flyte_dsl.search import progress
 
 
@@ -131,3 +131,21 @@ def test_several_objectives_have_no_best_value():
     tally = progress.Tally("o", 3, [optuna.study.StudyDirection.MINIMIZE] * 2)
     tally.add(optuna.trial.create_trial(values=[1.0, 2.0]))
     assert tally.describe() == ""
+
+
+def test_a_search_whose_first_trial_ends_it_has_run_a_trial(capsys):
+    def words(x: Float(0, 1)):
+        return "high"
+
+    with pytest.raises(ObjectiveValueError):
+        Optimizer(words, 1, 3).run_sync()
+    assert "words: search over, 1 of 3 trials finished, 1 failed" in capsys.readouterr().err
+
+
+def test_an_error_of_a_callback_says_that_a_callback_has_raised_it():
+    def look(study, trial):
+        raise LookupError("nothing there")
+
+    with pytest.raises(LookupError) as error:
+        Optimizer(objective, 1, 3, callbacks=[look], progress=False).run_sync()
+    assert error.value.__notes__ == ["A callback of `objective` raised this, after trial 0."]

@@ -163,7 +163,7 @@ def test_a_function_needs_a_trial_or_a_marker():
         Optimizer(objective, concurrency=1, n_trials=1)
     assert str(caught.value) == (
         "`objective` must have a parameter called `trial`, or a marker in its signature, but it has `value`. Write "
-        "`def objective(trial: optuna.Trial)`, or mark a parameter, as in `x: Float(0, 1)`."
+        "`def objective(trial: optuna.Trial)`, or mark a parameter of a function, as in `x: Float(0, 1)`."
     )
 
 

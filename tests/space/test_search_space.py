@@ -222,7 +222,7 @@ def test_unknown_missing_and_doubled_arguments_are_named():
     def needy(x: Float(0, 1), data, more):
         raise NotImplementedError
 
-    with pytest.raises(ArgumentError, match=r"`needy` needs a value for `data`, `more`\. Give it at the call"):
+    with pytest.raises(ArgumentError, match=r"`needy` needs a value for `data`, `more`\. Give a value at the call"):
         SearchSpace.of(needy).check_ready()
 
 
@@ -230,8 +230,9 @@ def test_nothing_to_search_is_an_error_with_its_cure():
     with pytest.raises(EmptySpaceError) as caught:
         SPACE.bind(lr=0.1, depth=3, booster="a").check_ready()
     assert str(caught.value) == (
-        "`train` has nothing to search: each of its parameters has a fixed value. Give one a marker, `x: Float(0, 1)`, "
-        "or a suggestion, `x=suggest.float(0, 1)`. For one plain run, call `train.task(...)`."
+        "`train` has nothing to search: no parameter has a marker or a suggestion. Give one a marker, "
+        "`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`; for one plain run, call `train.task(...)`. A "
+        "function without `@fl.task` may suggest its parameters by `trial`."
     )
 
 

@@ -9,6 +9,7 @@ from flytekit.core.promise import async_flyte_entity_call_handler
 
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines._flytekit.input_check import refused_argument
 from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
 from optuna_flyte_dsl.engines.functions import FunctionRunner
@@ -47,9 +48,16 @@ class FlytekitRunner:
         if self._objective.kind is not Kind.TASK:
             return await self._functions.run(run)
         run.begin()
-        return await self._call_entity(
-            {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
-        )
+        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        try:
+            return await self._call_entity(arguments)
+        except Exception as error:
+            searched = {*self._objective.space, *(run.trial.params if run.trial is not None else ())}
+            names = {name.split(".", 1)[0] for name in searched} | {TRIAL}
+            wrong = refused_argument(self._objective.target, self._objective.name, arguments, names, error)
+            if wrong is None:
+                raise
+            raise wrong from None
 
     async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
         target = self._objective.target
@@ -59,11 +67,11 @@ class FlytekitRunner:
         returned: list[Any] = []
         try:
             return await async_flyte_entity_call_handler(observing_outputs(target, returned.append), **arguments)
-        except Exception as error:
+        except Exception:
             wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
             if wrong is None:
                 raise
-            raise wrong from error  # flytekit's error does not name the cure
+            raise wrong from None  # flytekit's error does not name the cure, and its traceback is long
 
     @property
     def busy(self) -> bool:

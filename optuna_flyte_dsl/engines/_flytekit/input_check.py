@@ -1,0 +1,43 @@
+"""Tells whether flytekit refuses an argument that each trial of a search gets: then no trial can succeed."""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from flytekit.core.context_manager import FlyteContextManager
+from flytekit.core.type_engine import TypeEngine
+from flytekit.exceptions.eager import EagerException
+
+from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl.errors import FixedArgumentError
+from optuna_flyte_dsl.search.outcome import place_of
+
+
+def refused_argument(
+    entity: Any, name: str, arguments: Mapping[str, Any], searched: Container[str], error: Exception
+) -> FixedArgumentError | None:
+    """Return the error of a fixed argument that flytekit cannot convert; `None` if it can convert all of them.
+
+    Args:
+        entity: The task, workflow or launch plan.
+        name: The name of the entity, for the error.
+        searched: The names of the parameters whose values differ between trials.
+        error: The error of a trial. The result is `None` if the task itself has raised the error.
+    """
+    interface, types = getattr(entity, "interface", None), getattr(entity, "python_interface", None)
+    has_run = isinstance(error, EagerException) or place_of(error)
+    if has_run or interface is None or types is None:
+        return None
+    context = FlyteContextManager.current_context()
+    for argument, value in arguments.items():
+        if argument in searched or argument not in types.inputs:
+            continue
+        kind = types.inputs[argument]
+        try:
+            TypeEngine.to_literal(context, value, kind, interface.inputs[argument].type)
+        except Exception as refusal:  # noqa: BLE001 - a transformer may raise anything
+            return FixedArgumentError(
+                f"`{name}`: Flyte cannot convert the argument `{argument}` to {getattr(kind, '__name__', kind)}: it is "
+                f"{shown(value)}, of type {type(value).__name__}. Pass a value of the annotated type. Flyte says: "
+                f"{shown(refusal)}"
+            )
+    return None
