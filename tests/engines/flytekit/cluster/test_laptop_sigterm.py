@@ -58,26 +58,36 @@ def test_a_handler_of_the_program_is_left_alone():
 
 
 def test_after_sigterm_no_search_begins_while_others_end(handled):
-    begun = []
+    refused = []
 
-    async def begins_another():
+    async def ends_slowly(tried):
+        handled.enter()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await tried.wait()
+            handled.leave()
+
+    async def begins_another(tried):
         try:
             await search(handled, [])
         finally:
-            begun.append(1)
-            handled.enter()
-            begun.append(2)
+            try:
+                handled.enter()
+            except asyncio.CancelledError as error:
+                refused.append(str(error))
+            tried.set()
 
     async def main():
-        slow = asyncio.ensure_future(search(handled, []))
-        task = asyncio.ensure_future(begins_another())
+        tried = asyncio.Event()
+        tasks = [asyncio.ensure_future(begins(tried)) for begins in (ends_slowly, begins_another)]
         await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait([slow, task])
+        await asyncio.wait(tasks)
 
     with pytest.raises(SystemExit):
         asyncio.run(main())
-    assert begun == [1]
+    assert refused == ["This process has got SIGTERM: it begins no other search."]
 
 
 def test_a_search_in_another_thread_ends_the_main_thread_too(handled):
