@@ -38,7 +38,7 @@ from tests.support._compat import journal_path
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.postgres import Postgres
 
-N_TRIALS = 10
+N_TRIALS = int(os.environ.get("SWEEP_TRIALS", "10"))
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -365,7 +365,7 @@ def sweep_requests(*, stride: int = 1, first: int = 1) -> int:
 
     def run(admin: Any, _: pathlib.Path, begin: Callable[[], None]) -> optuna.Study:
         begin()
-        return _quick_task().on(admin.remote(), image_config=images).run_sync()
+        return _task_search().on(admin.remote(), image_config=images).run_sync()
 
     return _sweep_requests(run, stride, first)
 
@@ -375,25 +375,25 @@ def sweep_pod_requests(*, stride: int = 1, first: int = 1) -> int:
     from tests.support.eager_pod import Pod, killed_after
 
     def run(admin: Any, folder: pathlib.Path, begin: Callable[[], None]) -> optuna.Study:
-        train = _quick_task()
-        Pod(admin, folder, 0).run(lambda: killed_after(admin, 4, train()))
+        train = _task_search()
+        Pod(admin, folder, 0).run(lambda: killed_after(admin, N_TRIALS // 2, train()))
         begin()
         return Pod(admin, folder, 1).run(train)
 
     return _sweep_requests(run, stride, first)
 
 
-def _quick_task() -> Any:
+def _task_search() -> Any:
     sys.path.insert(0, str(ROOT / "tests" / "pods"))
     import quick
 
-    return quick.train
+    return optimize(quick.train.task, concurrency=2, n_trials=N_TRIALS, progress=False, seed=1)
 
 
 def _sweep_requests(
     run: Callable[[Any, pathlib.Path, Callable[[], None]], optuna.Study], stride: int, first: int
 ) -> int:
-    """Run a search of six trials for each fault.
+    """Run a search for each fault.
 
     Args:
         run: Runs the search, and calls its last argument when requests begin to count.
@@ -420,8 +420,8 @@ def _sweep_requests(
 
                 study = run(admin, pathlib.Path(folder), begin)
                 states = [trial.state.name for trial in study.trials]
-                assert states == ["COMPLETE"] * 6, (how, step, admin.faulty, states)
-                assert len(admin.executions) == 6, (how, step, admin.faulty)
+                assert states == ["COMPLETE"] * N_TRIALS, (how, step, admin.faulty, states)
+                assert len(admin.executions) == N_TRIALS, (how, step, admin.faulty)
                 assert not admin.running(), (how, step, admin.faulty)
                 if admin.faulty is None:
                     break
