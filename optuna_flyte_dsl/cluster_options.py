@@ -90,11 +90,11 @@ class Cluster(CheckedOptions):
     interruptible: Annotated[bool | None, _FLAG] = None
     """Whether executions may run on machines that can be taken away, such as spot instances.
 
-    With `None`, the task's own `interruptible` holds.
+    With `None`, that of the eager workflow's execution holds, or else the task's own.
     """
 
     overwrite_cache: Annotated[bool | None, _FLAG] = None
-    """Whether cached outputs are computed anew."""
+    """Whether cached outputs are computed anew. With `None`, that of the eager workflow's execution holds."""
 
     labels: Annotated[Mapping[str, str], _STRING_MAP] = field(default_factory=dict)
     """Kubernetes labels of the executions, besides those that flytekit sets."""

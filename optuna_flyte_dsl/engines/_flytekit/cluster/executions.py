@@ -55,18 +55,22 @@ def create_request(
     Args:
         label: The value of the label `SEARCH`.
         digest: The digest of the inputs.
-        eager: The eager workflow's execution. The eager execution's service account, prefix of raw outputs and
-            environment variables are those of the new execution too, unless `options` or a launch plan of the user
-            name others. Flyte's console shows the new execution under the eager execution's node.
+        eager: The eager workflow's execution. What was set for it holds for the new execution too, unless `options` or
+            a launch plan of the user say otherwise: service account, prefix of raw outputs, environment variables,
+            labels, annotations, `interruptible` and `overwrite_cache`. Propeller passes on the same to the executions
+            that a workflow launches. Flyte's console shows the new execution under the eager execution's node.
     """
-    inherited = {pair.key: pair.value for pair in eager.spec.envs.values if pair.key != TOKEN_ENV}
-    env = {**inherited, **options.env, **connection.env, **env}
+    inherited = eager.spec
+    of_eager = {pair.key: pair.value for pair in inherited.envs.values if pair.key != TOKEN_ENV}
+    env = {**of_eager, **options.env, **connection.env, **env}
+    labels = {**inherited.labels.values, **target.labels, **options.labels, **connection.labels, SEARCH: label}
     marks = {INPUTS_DIGEST: digest, ATTEMPT: str(connection.attempt)}
+    annotations = {**inherited.annotations.values, **target.annotations, **options.annotations, **marks}
     spec = ExecutionSpec(
         launch_plan=target.id,
         metadata=ExecutionMetadata(mode=ExecutionMetadata.MANUAL, parent_node_execution=eager.node),
-        labels=Labels(values={**target.labels, **options.labels, **connection.labels, SEARCH: label}),
-        annotations=Annotations(values={**target.annotations, **options.annotations, **marks}),
+        labels=Labels(values=labels),
+        annotations=Annotations(values=annotations),
         envs=Envs(values=[KeyValuePair(key=key, value=value) for key, value in env.items()]),
         tags=list(options.tags),
         max_parallelism=options.max_parallelism or 0,
@@ -74,18 +78,19 @@ def create_request(
     spec.notifications.SetInParent()
     if options.interruptible is not None:
         spec.interruptible.value = options.interruptible
-    if options.overwrite_cache is not None:
-        spec.overwrite_cache = options.overwrite_cache
+    elif inherited.HasField("interruptible"):
+        spec.interruptible.CopyFrom(inherited.interruptible)
+    spec.overwrite_cache = inherited.overwrite_cache if options.overwrite_cache is None else options.overwrite_cache
     if options.cluster_pool is not None:
         spec.cluster_assignment.cluster_pool_name = options.cluster_pool
     if options.execution_cluster_label is not None:
         spec.execution_cluster_label.value = options.execution_cluster_label
     if options.raw_output_prefix is not None:
         spec.raw_output_data_config.CopyFrom(RawOutputDataConfig(output_location_prefix=options.raw_output_prefix))
-    elif eager.spec.HasField("raw_output_data_config") and not target.has_raw_output_prefix:
-        spec.raw_output_data_config.CopyFrom(eager.spec.raw_output_data_config)
+    elif inherited.HasField("raw_output_data_config") and not target.has_raw_output_prefix:
+        spec.raw_output_data_config.CopyFrom(inherited.raw_output_data_config)
     if options.security_context is not None:
         spec.security_context.CopyFrom(options.security_context.to_flyte_idl())
-    elif eager.spec.HasField("security_context") and not target.has_identity:
-        spec.security_context.run_as.CopyFrom(eager.spec.security_context.run_as)
+    elif inherited.HasField("security_context") and not target.has_identity:
+        spec.security_context.run_as.CopyFrom(inherited.security_context.run_as)
     return ExecutionCreateRequest(project=connection.project, domain=connection.domain, spec=spec, inputs=inputs)

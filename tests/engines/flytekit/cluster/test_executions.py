@@ -8,7 +8,7 @@ import quick
 from flytekit.models.security import Identity, SecurityContext
 
 from optuna_flyte_dsl import Cluster, InvalidOptionError, Optimizer, suggest
-from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
+from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST, SEARCH
 from tests.support.cluster_searches import executions, there, with_options
 from tests.support.eager_pod import Pod, eager_execution
 from tests.support.flyteadmin import Fault
@@ -72,8 +72,18 @@ def test_trials_inherit_what_the_execution_of_their_workflow_has(cluster, tmp_pa
     eager.spec.security_context.run_as.k8s_service_account = "trainer"
     eager.spec.raw_output_data_config.output_location_prefix = str(tmp_path / "raw")
     eager.spec.envs.values.add(key="REGION", value="north")
+    eager.spec.labels.values.update({"team": "a", SEARCH: "of the outer search"})
+    eager.spec.annotations.values.update({"note": "b", INPUTS_DIGEST: "of the outer trial"})
+    eager.spec.interruptible.value = True
+    eager.spec.overwrite_cache = True
     eager.spec.envs.values.add(key="OPTUNA_FLYTE_DSL_TOKEN", value="of the outer trial")
-    tuned = with_options(quick.train, raw_output_prefix=str(tmp_path / "own"))
+    tuned = with_options(
+        quick.train,
+        raw_output_prefix=str(tmp_path / "own"),
+        labels={"team": "c"},
+        interruptible=False,
+        overwrite_cache=False,
+    )
 
     async def workflow():
         await quick.train()
@@ -84,6 +94,12 @@ def test_trials_inherit_what_the_execution_of_their_workflow_has(cluster, tmp_pa
     assert len(specs) == 12
     for spec in specs:
         assert {pair.key: pair.value for pair in spec.envs.values} == {"_F_EE_ROOT": "eager", "REGION": "north"}
+        assert spec.labels.values[SEARCH] != "of the outer search"
+        assert spec.annotations.values["note"] == "b"
+        assert spec.annotations.values[INPUTS_DIGEST] != "of the outer trial"
+    assert [spec.labels.values["team"] for spec in specs] == ["a"] * 6 + ["c"] * 6
+    assert [spec.interruptible.value for spec in specs] == [True] * 6 + [False] * 6
+    assert [spec.overwrite_cache for spec in specs] == [True] * 6 + [False] * 6
     assert {spec.metadata.parent_node_execution.node_id for spec in specs} == {"n0"}
     assert cluster.counts["ListNodeExecutions"] < 12
     assert {spec.security_context.run_as.k8s_service_account for spec in specs} == {"trainer"}

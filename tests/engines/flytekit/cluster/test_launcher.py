@@ -8,6 +8,9 @@ import time
 import grpc
 import pytest
 import quick
+from flytekit.core import python_function_task
+from flytekit.core.context_manager import FlyteContextManager
+from flytekit.models.literals import LiteralMap
 
 from optuna_flyte_dsl import Cluster, Optimizer, optimize
 from optuna_flyte_dsl._threads import Threads
@@ -17,7 +20,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support import wait_until
 from tests.support.cluster_searches import echo, executions, outputs, states, there, with_options
-from tests.support.eager_pod import IMAGES, Pod, kill_all
+from tests.support.eager_pod import IMAGES, Pod, kill_all, killed_after
 from tests.support.flyteadmin import Failed, Fault, Succeeded
 from tests.support.flyteadmin.executions import PHASES
 
@@ -229,3 +232,20 @@ def test_attempts_that_have_failed_are_not_terminated(cluster, tmp_path, warned)
     assert not cluster.counts["TerminateExecution"]
     assert not any("terminated" in line for line in warned())
     assert {len(trial.user_attrs[EXECUTIONS]) for trial in study.trials} == {2}
+
+
+def test_flytekits_clean_up_of_a_failed_eager_workflow_terminates_the_trials_that_still_run(
+    cluster, tmp_path, monkeypatch
+):
+    """flytekit registers an eager workflow with a failure node that does this."""
+    monkeypatch.setattr(python_function_task, "CLEANUP_LOOP_DELAY_SECONDS", 0.01)
+    cluster.instant = lambda execution: None
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, quick.train()))
+    assert len(cluster.running()) == 2
+    clean_up = python_function_task.EagerFailureHandlerTask("clean-up")
+
+    async def run():
+        clean_up.dispatch_execute(FlyteContextManager.current_context(), LiteralMap({}))
+
+    Pod(cluster, tmp_path, 1).run(run)
+    assert [PHASES.Phase.Name(execution.phase) for execution in executions(cluster)] == ["ABORTED"] * 2
