@@ -50,7 +50,7 @@ class Threads:
 
     Python's `ThreadPoolExecutor` is unsuitable for three reasons. A `ThreadPoolExecutor` has a fixed size, so nested
     searches deadlock. Python joins the threads of a `ThreadPoolExecutor` at exit, so one hanging trial hangs the
-    program. A `ThreadPoolExecutor` does not reuse thread names.
+    program. A new `ThreadPoolExecutor` gives its threads new names, and flytekit keeps an event loop for each name.
 
     Args:
         limit: The largest number of threads. With `None` there is no limit: a job for which no thread is idle gets a

@@ -651,3 +651,14 @@ def test_the_trial_is_given_by_the_search():
 
     with pytest.raises(ArgumentError, match="`train`: the search itself gives `trial`"):
         train.run_sync(trial=3)
+
+
+def test_an_optional_trial_of_a_task_is_refused():
+    @fl.task
+    def train(x: Float(0, 1), trial: typing.Optional[optuna.Trial] = None) -> float:
+        return x
+
+    with pytest.raises(
+        InvalidObjectiveError, match=r"a task's trial must have the type .* Write `trial: optuna.Trial`"
+    ):
+        optimize(train)

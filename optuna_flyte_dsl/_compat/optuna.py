@@ -70,7 +70,7 @@ def detached_trial(study: optuna.Study, trial: Trial) -> Trial:
 
 
 class _SharedCache:
-    """Replaces the attributes that a study keeps for each thread.
+    """Replaces the `threading.local` object of a study by attributes that all threads share.
 
     Optuna clears a study's cache of trials only in the thread that asks and tells. In another thread, a suggestion
     would see an old history.

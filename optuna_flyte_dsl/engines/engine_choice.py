@@ -42,7 +42,11 @@ def engine_of(target: Any) -> Engine | None:
 
 
 def host_engine(target: Any) -> Engine | None:
-    """Return the engine that runs an objective: for a task, its own engine; for a function, a loaded SDK's engine."""
+    """Return the engine that runs an objective.
+
+    A task has the engine of the SDK that it was written with. A plain function may call tasks, so it has the engine of
+    an SDK that is imported. If no SDK is imported, the function calls no task, and the result is `None`.
+    """
     return engine_of(target) or next(iter(loaded_engines()), None)
 
 

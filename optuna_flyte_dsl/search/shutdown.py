@@ -47,6 +47,6 @@ class ExitGuard:
                 self._loop.run_until_complete(asyncio.wait([self._task], timeout=pauses.exit_patience))
         finally:
             with contextlib.suppress(ValueError):  # only the main thread may set a signal handler
-                # Another Ctrl-C would stop the search from storing its last results.
+                # Ctrl-C is ignored from now on: it would stop the search before its last results are stored.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._close()

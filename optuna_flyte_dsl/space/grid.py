@@ -57,6 +57,7 @@ class Grid:
             index, rest = divmod(value - self.low, self.step)
             return None if rest else int(index)
         steps = (float(value) - self.low) / self.step
-        # A float that is far greater than the step is rounded by more than the tolerance.
+        # If a bound is far greater than the step, the rounding error of a float near it may exceed `_TOLERANCE`, so
+        # the rounding error is added to the tolerance.
         rounding = 4 * math.ulp(max(abs(self.low), abs(self.high))) / self.step
         return round(steps) if abs(steps - round(steps)) < _TOLERANCE + rounding else None

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 from optuna.study import StudyDirection
@@ -136,6 +136,12 @@ class Objective:
                 "Put `@optimize` over `@fl.task`, or over a function. Options have names: `@optimize(n_trials=20)`."
             )
         for parameter in signature.parameters.values():
+            if task is not None and any(map(is_trial, get_args(parameter.annotation))):
+                raise InvalidObjectiveError(
+                    f"`{name}`: a task's trial must have the type `optuna.Trial`, but the annotation of "
+                    f"`{parameter.name}` is {parameter.annotation}. Write `trial: optuna.Trial`. A plain call takes "
+                    "an `optuna.trial.FixedTrial`."
+                )
             if parameter.name != TRIAL and is_trial(parameter.annotation):
                 raise InvalidObjectiveError(
                     f"`{name}`: the trial must be the parameter `trial`, but it is called `{parameter.name}`. Write "

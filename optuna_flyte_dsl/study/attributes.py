@@ -1,7 +1,4 @@
-"""The names of all attributes that this library writes into studies and trials.
-
-The names of these attributes start with `optuna_flyte_dsl:`.
-"""
+"""The names of all attributes that this library writes into studies and trials. All start with `optuna_flyte_dsl:`."""
 
 PREFIX = "optuna_flyte_dsl:"
 

@@ -25,9 +25,9 @@ class FileLock:
 
     Optuna takes this lock as a `lock_obj` of its journal file.
 
-    Optuna's own lock files stay behind when their process is killed; the operating system frees this lock. A line that
-    a killed process has written in part is removed: it was never acknowledged, and the next line would be appended to
-    it.
+    When a process is killed, the operating system frees this lock at once. Optuna's own lock file would stay behind,
+    and hold up the next process. A line that a killed process has written in part is removed: it was never
+    acknowledged, and the next line would be appended to it.
     """
 
     def __init__(self, path: pathlib.Path) -> None:

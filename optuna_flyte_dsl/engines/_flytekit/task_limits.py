@@ -95,7 +95,7 @@ class EntityCall:
 
 
 class _LimitedElement(Proxy):
-    """The task that a map task runs for each element.
+    """A proxy of the task inside a map task, which the map task runs once for each element of its list.
 
     The task's retries and timeout hold for each element, as on a cluster.
     """

@@ -223,7 +223,7 @@ def _short_folder() -> pathlib.Path:
 
 
 class _Pipe:
-    """Two sockets between which bytes are passed on, until one of them closes."""
+    """Passes bytes on between two sockets, in both directions. When one socket closes, the pipe closes the other."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, client: socket.socket, inner: socket.socket, ended: Callable[[], None]

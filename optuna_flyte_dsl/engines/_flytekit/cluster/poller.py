@@ -128,7 +128,7 @@ class Poller:
         return len(self._waiting) - len(self._begun)
 
     def interval(self) -> float:
-        """Return the seconds until the next poll. The longer executions usually take, the longer is this interval."""
+        """Return the seconds until the next poll. The interval grows with the usual duration of executions."""
         with self._lock:
             count = len(self._waiting)
             usual = statistics.median(self._durations) if self._durations else None

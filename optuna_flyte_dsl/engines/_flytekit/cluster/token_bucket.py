@@ -14,7 +14,7 @@ class TokenBucket:
         self._filled = 0.0  # the time at which tokens were last added
 
     def take(self, rate: float, burst: float) -> float:
-        """Reserve a token, and return the seconds until the token is available.
+        """Reserve a request, and return the seconds to wait before it is made; 0 if it may be made now.
 
         Args:
             rate: The tokens that are added in a second.
