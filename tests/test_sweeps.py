@@ -23,9 +23,9 @@ def server():
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("searches", "processes", "stride"), [(1, 1, 127), (2, 1, 167), (1, 2, 157)])
+@pytest.mark.parametrize(("searches", "processes", "stride"), [(1, 1, 127), (2, 1, 167), (1, 2, 241)])
 def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, processes, stride):
-    assert sweeps.sweep_postgresql(server, searches, processes=processes, stride=stride, first=9) >= 6
+    assert sweeps.sweep_postgresql(server, searches, processes=processes, stride=stride, first=9) >= 4
 
 
 @pytest.mark.newest
@@ -41,9 +41,9 @@ def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 5), ("sqlite", 151)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 5), ("sqlite", 241)])
 def test_a_kill_at_a_write_loses_no_trial(kind, stride):
-    assert sweeps.sweep_kills(kind, stride=stride) >= 5
+    assert sweeps.sweep_kills(kind, stride=stride) >= 4
 
 
 @pytest.mark.newest
