@@ -2,6 +2,7 @@
 
 import errno
 import re
+import socket
 from typing import Any
 
 import grpc
@@ -44,6 +45,7 @@ Propeller counts attempts that failed with a system error, such as a lost machin
 _FINAL_FILE_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 _PASSING_ERRNOS = (
+    socket.EAI_AGAIN,
     errno.EIO,
     errno.EBUSY,
     errno.EAGAIN,
@@ -62,7 +64,7 @@ _WRAPPERS = ("flytekit", "fsspec")
 
 _PASSING_STORE_ERRORS = re.compile(
     r"Connect|Timeout|timed out|Unavailable|SlowDown|TooManyRequests|Server(Error|Disconnected)|InternalError|"
-    r"\b(429|500|502|503|504)\b|error sending request|retr(y|ies)",
+    r"\b(429|500|502|503|504)\b|error sending request|retr(y|ies)|name resolution|ended prematurely|IncompleteRead",
 )
 """The classes and texts of their errors that may pass."""
 
@@ -130,7 +132,7 @@ def is_blob_store_outage(error: BaseException) -> bool:
         if isinstance(cause, _FINAL_FILE_ERRORS):
             return False
         is_clients = package in _STORE_CLIENTS
-        if is_clients or type(cause) is OSError:  # s3fs raises a bare OSError with the client's text
+        if is_clients:
             if _PASSING_STORE_ERRORS.search(f"{type(cause).__name__} {text_of(cause)}"):
                 return True
         elif isinstance(cause, ConnectionError | TimeoutError):
@@ -155,13 +157,18 @@ def is_interpreter_shutdown(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in text_of(error) for text in _SHUTDOWN_TEXTS)
 
 
+def is_unserialized(error: BaseException) -> bool:
+    """Tell whether a worker process of loky could not unpickle what was sent to it."""
+    return "un-serialize" in str(error)
+
+
 def worker_death(error: BaseException) -> str:
     """Return why a worker process died, from the error of loky's broken pool."""
     text = str(error)
     for name, words in _SIGNALS.items():
         if name in text:
             return f"{words} ({name})"
-    codes = text.rpartition("{")[2].partition("}")[0]
+    codes = text.rpartition("{")[2].partition("}")[0] if "{" in text else ""
     return f"exit code {codes}" if codes else " ".join(text.split())
 
 

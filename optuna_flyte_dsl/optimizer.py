@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import optuna
 
@@ -18,7 +18,7 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.options import OptimizerArguments, Options
 from optuna_flyte_dsl.session import Session, SessionAttributes, no_attribute
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Number, Suggestion, suggest
-from optuna_flyte_dsl.space.objective import undecorated
+from optuna_flyte_dsl.space.objective import Objective, undecorated
 from optuna_flyte_dsl.study.opening import StudySource
 
 __all__ = ["Category", "Float", "Integer", "Number", "Optimizer", "Suggestion", "suggest"]
@@ -132,8 +132,23 @@ class Optimizer(SessionAttributes):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         raise no_attribute(self._session.objective.name, name, f"{self!r}", dir(type(self)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle the objective and the options. The copy's study is a new one, unless an option gives it."""
+        return _rebuild, (type(self), self._session.objective, self._session.options)
+
+    def __copy__(self) -> Self:
+        copied = self.__new__(type(self))
+        vars(copied).update(vars(self))  # the copy adds its trials to the same study
+        return copied
+
     def __repr__(self) -> str:
         return f"Optimizer({self._session.objective.name}, concurrency={self.concurrency}, n_trials={self.n_trials})"
+
+
+def _rebuild(kind: type[Optimizer], objective: Objective, options: Options) -> Optimizer:
+    optimizer = kind.__new__(kind)
+    optimizer._own_session, optimizer._source = Session(objective, options), StudySource(options, objective)
+    return optimizer
 
 
 Optimizer.__doc__ = Options.fill_in(Optimizer.__doc__)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import socket
 import urllib.error
 
 import aiohttp
@@ -48,7 +49,10 @@ def raised_after(handled):
         ConnectionResetError("reset"),
         TimeoutError("timed out"),
         OSError(errno.EIO, "Input/output error"),
-        OSError("503 Slow Down"),
+        OSError(errno.EBUSY, "Slow Down"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        urllib.error.URLError(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")),
+        requests.exceptions.ChunkedEncodingError("Response ended prematurely"),
         http_error(503),
         requests.ConnectionError("away"),
         urllib.error.URLError(TimeoutError("timed out")),
@@ -65,6 +69,7 @@ def test_an_outage_of_a_blob_store_passes(error):
     "error",
     [
         OSError("Unable to open file (file signature not found)"),
+        OSError("Connect the device first"),
         io.UnsupportedOperation("not readable"),
         OSError(errno.ENOSPC, "No space left on device"),
         http_error(403),

@@ -1,10 +1,12 @@
 import asyncio
 import concurrent.futures
+import copy
 import inspect
 import subprocess
 import sys
 import threading
 
+import cloudpickle
 import optuna
 import pytest
 
@@ -397,3 +399,16 @@ def test_the_first_trial_starts_at_once_however_many_are_asked_for():
         tracemalloc.stop()
     assert peak[0] < 20e6
     assert len(study.trials) <= 16
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda each: cloudpickle.loads(cloudpickle.dumps(each))])
+def test_an_optimizer_can_be_cloned(clone):
+    def bowl(trial):
+        return trial.suggest_float("x", -1, 1) ** 2
+
+    original = Optimizer(bowl, 1, 2, seed=1, progress=False)
+    original.run_sync()
+    cloned = clone(original)
+    assert cloned.run_sync().trials[0].params == original.study.trials[0].params
+    assert len(cloned.study.trials) == 2
+    assert copy.copy(original).study is original.study

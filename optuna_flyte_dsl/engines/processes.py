@@ -18,7 +18,7 @@ from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.loky import kill_workers_at_exit, python_is_exiting
 from optuna_flyte_dsl._compat.optuna import refresh
-from optuna_flyte_dsl._foreign_errors import worker_death
+from optuna_flyte_dsl._foreign_errors import is_unserialized, worker_death
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
@@ -92,13 +92,9 @@ class ProcessRunner:
             run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
             result, must_kill = await self._call(worker, run_trial, dict(run.arguments), handle, token)
-        except pickle.PicklingError:
-            wrong = self._unsendable_argument(run)
-            must_kill = False
-            if wrong is None:
-                raise
-            raise wrong from None
-        except (BrokenProcessPool, RuntimeError) as error:
+        except (pickle.PicklingError, BrokenProcessPool, RuntimeError) as error:
+            if (wrong := self._unsendable_argument(run, error)) is not None:
+                raise wrong from None
             if python_is_exiting() or isinstance(error, ShutdownExecutorError):
                 raise PythonExitError("Python exits while this trial runs.") from error
             if not isinstance(error, BrokenProcessPool):
@@ -113,14 +109,16 @@ class ProcessRunner:
             raise raised
         return value
 
-    def _unsendable_argument(self, run: TrialRun) -> FixedArgumentError | None:
+    def _unsendable_argument(self, run: TrialRun, error: Exception) -> FixedArgumentError | None:
+        if not (isinstance(error, pickle.PicklingError) or is_unserialized(error)):
+            return None
         for name, value in run.arguments.items():
             try:
-                cloudpickle.dumps(value)
-            except Exception as error:  # noqa: BLE001 - a user's class may raise anything
+                cloudpickle.loads(cloudpickle.dumps(value))
+            except Exception as refusal:  # noqa: BLE001 - a user's class may raise anything
                 return FixedArgumentError(
                     f'`executor="process"`: `{self._objective.name}` cannot get its argument `{name}` in another '
-                    f"process: {shown(error)}. Open files, locks and connections cannot be sent: create them inside "
+                    f"process: {shown(refusal)}. Open files, locks and connections cannot be sent: create them inside "
                     "the objective."
                 )
         return None

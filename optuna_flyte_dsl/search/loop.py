@@ -286,15 +286,15 @@ class SearchLoop:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._suspended:
-            return
         reason = f"The search ended while this trial ran: {reason_of(error)}"[:REASON_LIMIT]
         if isinstance(error, asyncio.CancelledError):
             reason = "The search was cancelled while this trial ran."
         await self._tell_open(reason)
 
     async def _tell_open(self, reason: str) -> None:
-        """Tell all trials that were adopted or asked for, and not told."""
+        """Tell all trials that were adopted or asked for, and not told, unless `suspend` was called."""
+        if self._suspended:
+            return
         closing = self.thread.run(self.trials.close_open, reason)
         while not closing.done():
             await asyncio.wait([closing], timeout=pauses.silence_check)

@@ -89,6 +89,7 @@ class AskTell:
         self._before: int | None = None  # the number of the study's trials before the first ask
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
         self._open: dict[int, Trial] = {}  # trials that are asked for and not told
+        self.not_continued: list[FrozenTrial] = []  # the adopted trials that the search's end has told
         self._untold: dict[int, Outcome] = {}  # outcomes of open trials that the storage has not yet accepted
 
     @property
@@ -144,9 +145,10 @@ class AskTell:
         try:
             if self._adopted:
                 return Trial(self.study, trial_id(self._adopted.pop()))
-            if self.points is not None and self.points.ends and self.points.exhausted(self.study):
-                return None
-            return self.study.ask() if self._quota is None else self._quota.ask(self.study.ask)
+            is_exhausted = self.points is not None and self.points.ends and self.points.exhausted(self.study)
+            if self._quota is not None:  # another process may die while it runs one of the last points
+                return self._quota.ask(self.study.ask, is_exhausted=is_exhausted)
+            return None if is_exhausted else self.study.ask()
         except Exception as error:
             if self._stored is not None:
                 with contextlib.suppress(Exception):  # the state is worth more than the reason
@@ -227,7 +229,7 @@ class AskTell:
         self._untold[number] = outcome
         if outcome.reason is not None:
             with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
-                _store_reason(trial, outcome)
+                self._store_reason(trial, outcome)
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
         if LOST in frozen.user_attrs and not outcome.lost and outcome.values is not None:
             self._tell_late(frozen, outcome)
@@ -250,7 +252,8 @@ class AskTell:
             try:
                 callback(self.study, frozen)
             except Exception as raised:
-                raised.add_note(f"A callback of `{self.objective.name}` raised this, after trial {number}.")
+                with contextlib.suppress(Exception):  # a user's `__setattr__` may raise anything
+                    raised.add_note(f"A callback of `{self.objective.name}` raised this, after trial {number}.")
                 raise
         error = self._failures.count(outcome)
         if error is not None and not self.stopped:
@@ -291,20 +294,20 @@ class AskTell:
         if not self._open and not adopted:
             return
         self.hurry()
-        unasked = {trial.number: Outcome(TrialState.FAIL, reason=_NOT_CONTINUED, lost=True) for trial in adopted}
-        with contextlib.suppress(Exception):  # if the storage fails, the study's next run closes these trials
-            self._open |= {trial.number: Trial(self.study, trial_id(trial)) for trial in adopted}
+        lost = Outcome(TrialState.FAIL, reason=_NOT_CONTINUED, lost=True)
+        self.not_continued += adopted
         self._adopted.clear()
         if self._quota is not None:
             self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
         opened = self._open.copy()
         taken_over = self._taken_over(opened.keys() - self._untold.keys())
-        left = {
-            number: (trial, self._untold.get(number) or unasked.get(number, interrupted))
+        left: dict[int, tuple[Trial | FrozenTrial, Outcome]] = {
+            number: (trial, self._untold.get(number, interrupted))
             for number, trial in opened.items()
             if number not in taken_over
         }
+        left |= {trial.number: (trial, lost) for trial in adopted}
 
         def tell_all() -> None:
             for number in list(left):
@@ -321,7 +324,11 @@ class AskTell:
         for number, (_, outcome) in left.items():
             what = f"{outcome.state.name} {outcome.values or ''}".strip()
             logger.error("Trial %d of `%s` could not be told: %s", number, self.objective.name, what)
-        finished = {number: each for number, each in left.items() if number in self._untold}
+        finished = {
+            number: (trial, outcome)
+            for number, (trial, outcome) in left.items()
+            if number in self._untold and isinstance(trial, Trial)
+        }
         self._untold.clear()
         if finished:
             raise untold_error(self.objective.name, self._study_name, finished)
@@ -348,22 +355,24 @@ class AskTell:
             return {trial.number for trial in trials if trial.number in numbers and not owner.owns(trial)}
         return set()
 
-    def _tell_at_last(self, trial: Trial, outcome: Outcome) -> bool:
+    def _tell_at_last(self, trial: Trial | FrozenTrial, outcome: Outcome) -> bool:
         try:
-            _store_reason(trial, outcome)
+            self._store_reason(trial, outcome)
         except Exception as error:  # noqa: BLE001 - the state is worth more than the reason
             if self.storage is not None and is_storage_outage(error):
                 return False
         try:
-            self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
+            # A `Trial` made of an adopted trial would ask the sampler for its parameters.
+            told = trial if isinstance(trial, Trial) else trial.number
+            self.study.tell(told, outcome.values, state=outcome.state, skip_if_finished=True)
         except Exception:  # noqa: BLE001 - tried again
             logger.debug("Telling trial %d failed.", trial.number, exc_info=True)
             return False
         return True
 
-
-def _store_reason(trial: Trial, outcome: Outcome) -> None:
-    if outcome.reason is not None:
-        trial.set_user_attr(ERROR, outcome.reason)
-    if outcome.lost:
-        trial.set_user_attr(LOST, True)
+    def _store_reason(self, trial: Trial | FrozenTrial, outcome: Outcome) -> None:
+        storage = storage_of(self.study)
+        if outcome.reason is not None:
+            storage.set_trial_user_attr(trial_id(trial), ERROR, outcome.reason)
+        if outcome.lost:
+            storage.set_trial_user_attr(trial_id(trial), LOST, True)

@@ -49,8 +49,12 @@ class Quota:
         with self.storage.exclusive(self._name):
             yield
 
-    def ask(self, ask: Callable[[], Trial]) -> Trial | AskLater | None:
+    def ask(self, ask: Callable[[], Trial], *, is_exhausted: bool = False) -> Trial | AskLater | None:
         """Ask for a trial if the study lacks trials. `ask` blocks.
+
+        Args:
+            ask: Asks for a new trial.
+            is_exhausted: Whether all points of the space are taken, so that no new trial is wanted.
 
         Returns:
             The trial, which is a dead process's trial if that can be continued; `ASK_LATER` if live processes run all
@@ -61,7 +65,7 @@ class Quota:
             return Trial(self.study, trial_id(self.adopted.pop()))
         with self.exclusive():
             trials = self._trials()
-            if self._missing(trials) > 0:
+            if self._missing(trials) > 0 and not is_exhausted:
                 return self._ask(ask, trials)
         others = [t for t in trials if t.state is TrialState.RUNNING and not self.storage.owner.owns(t)]
         if not others:
@@ -70,8 +74,8 @@ class Quota:
         if self._adopt(others):
             return self.ask(ask)
         _, lives = release(self.study, self.storage, others)
-        if lives[Life.DEAD]:
-            return self.ask(ask)
+        if lives[Life.DEAD]:  # their retries are enqueued
+            return ASK_LATER if is_exhausted else self.ask(ask)
         if lives[Life.ALIVE]:
             self._warn(f"Waiting for {len(lives[Life.ALIVE])} trials of {describe_owner(lives[Life.ALIVE][0])}.")
             return ASK_LATER

@@ -109,6 +109,44 @@ def cut_all(server):
         server._guard._loop.call_soon_threadsafe(pipe.close)
 
 
+def cut_all_and_wait_for_the_repeated_call(server, there):
+    """Cut the connections during a call, until the call is repeated over another connection."""
+    before = set(server._guard._clients)
+    cut_all(server)
+    wait_until(lambda: set(server._guard._admitted.get(trial_id(there), ())) - before)
+
+
+def test_a_write_that_is_repeated_overwrites_nothing_that_was_written_since(study_in_slow_storage, monkeypatch):
+    study = study_in_slow_storage
+    slow = storage_of(study)
+    late = threading.Event()
+    write = slow.set_trial_user_attr
+
+    def write_late(trial, key, value):
+        if value == "old":
+            late.wait(30)
+        write(trial, key, value)
+
+    monkeypatch.setattr(slow, "set_trial_user_attr", write_late)
+    server = TrialServer(slow, study.study_name)
+    trial = study.ask()
+    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
+    there = server.serve(trial).open()
+
+    def write_twice():
+        there.set_user_attr("best", "old")
+        there.set_user_attr("best", "new")
+
+    thread = threading.Thread(target=write_twice)
+    thread.start()
+    wait_until(lambda: server._gate._running)
+    cut_all_and_wait_for_the_repeated_call(server, there)
+    late.set()
+    thread.join()
+    assert study.trials[0].user_attrs["best"] == "new"
+    server.close()
+
+
 def test_a_report_whose_connection_is_lost_is_made_again(study_in_slow_storage, monkeypatch):
     study = study_in_slow_storage
     slow = storage_of(study)
@@ -119,13 +157,13 @@ def test_a_report_whose_connection_is_lost_is_made_again(study_in_slow_storage, 
     thread = threading.Thread(target=there.report, args=(0.5, 3))
     thread.start()
     wait_until(lambda: slow.begun == 1)
-    cut_all(server)
-    wait_until(lambda: slow.begun == 2)
+    cut_all_and_wait_for_the_repeated_call(server, there)
     slow.go_on.set()
     thread.join()
     there.set_user_attr("after", 1)
     assert study.trials[0].intermediate_values == {3: 0.5}
     assert study.trials[0].user_attrs == {"after": 1}
+    assert slow.begun == 1, "the repeated report waits for the response of the first one"
     server.close()
 
 
@@ -144,10 +182,7 @@ def test_a_suggestion_whose_connection_is_lost_while_it_is_drawn_is_drawn_once(s
     thread = threading.Thread(target=lambda: got.append(there.suggest_float("x", 0, 1)))
     thread.start()
     wait_until(lambda: drawn)
-    calls = server._sampling
-    cut_all(server)
-    wait_until(lambda: server._guard._clients)  # the call is made again
-    assert calls
+    cut_all_and_wait_for_the_repeated_call(server, there)
     go_on.set()
     thread.join()
     assert got == drawn

@@ -149,3 +149,17 @@ def test_an_error_of_a_callback_says_that_a_callback_has_raised_it():
     with pytest.raises(LookupError) as error:
         Optimizer(objective, 1, 3, callbacks=[look], progress=False).run_sync()
     assert error.value.__notes__ == ["A callback of `objective` raised this, after trial 0."]
+
+
+def test_an_error_of_a_callback_that_takes_no_note_is_raised_as_it_is():
+    class Frozen(Exception):
+        def __setattr__(self, name, value):
+            if name == "__notes__":
+                raise TypeError(name)
+            super().__setattr__(name, value)
+
+    def look(study, trial):
+        raise Frozen
+
+    with pytest.raises(Frozen):
+        Optimizer(objective, 1, 3, callbacks=[look], progress=False).run_sync()

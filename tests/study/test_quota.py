@@ -61,3 +61,17 @@ def test_only_one_of_two_searches_continues_a_trial(storage, name):
         adopted = [one.ask(study.ask), two.ask(study.ask), one.ask(study.ask), two.ask(study.ask)]
         numbers = [each.number for each in adopted if each is not ASK_LATER]
         assert sorted(numbers) == [0, 1]
+
+
+@on(*ALL)
+def test_a_search_of_an_exhausted_space_waits_for_the_trials_of_other_processes(storage, name):
+    with search(storage, name, 3, lambda _: False) as (quota, study):
+        with search(storage, name, 3, lambda _: False) as (theirs, their_study):
+            begun = theirs.ask(their_study.ask)
+            begun.suggest_float("x", 0, 1)
+            assert quota.ask(study.ask, is_exhausted=True) is ASK_LATER
+        assert quota.ask(study.ask, is_exhausted=True) is ASK_LATER, "the other process has died"
+        asked = quota.ask(study.ask)
+        assert asked.user_attrs[RETRY_OF] == begun.number
+        study.tell(asked, 1.0)
+        assert quota.ask(study.ask, is_exhausted=True) is None

@@ -6,6 +6,7 @@ from typing import Any
 from flytekit.core.base_task import PythonTask
 from flytekit.core.context_manager import ExecutionState, FlyteContextManager, flyte_context_Var
 from flytekit.core.promise import async_flyte_entity_call_handler
+from optuna import TrialPruned
 
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
@@ -13,6 +14,8 @@ from optuna_flyte_dsl.engines._flytekit.input_check import refused_argument
 from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
 from optuna_flyte_dsl.engines.functions import FunctionRunner
+from optuna_flyte_dsl.errors import FixedArgumentError, OptunaFlyteError
+from optuna_flyte_dsl.search.outcome import place_of
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
 
@@ -26,6 +29,7 @@ class FlytekitRunner:
 
     def __init__(self, objective: Objective, *, is_on_cluster: bool = False) -> None:
         self._objective = objective
+        self._checked_arguments = False
         self._threads = Threads(at_exit=close_loops)
         self._functions = FunctionRunner(objective, self._threads)
         FlyteContextManager.current_context()  # makes the context stack of a new thread
@@ -50,14 +54,31 @@ class FlytekitRunner:
         run.begin()
         arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
         try:
-            return await self._call_entity(arguments)
+            value = await self._call_entity(arguments)
+            self._checked_arguments = True
+            return value
+        except (TrialPruned, OptunaFlyteError):
+            raise
         except Exception as error:
-            searched = {*self._objective.space, *(run.trial.params if run.trial is not None else ())}
-            names = {name.split(".", 1)[0] for name in searched} | {TRIAL}
-            wrong = refused_argument(self._objective.target, self._objective.name, arguments, names, error)
+            wrong = await self._refused_argument(run, arguments, error) if not place_of(error) else None
             if wrong is None:
                 raise
             raise wrong from None
+
+    async def _refused_argument(
+        self, run: TrialRun, arguments: Mapping[str, Any], error: Exception
+    ) -> FixedArgumentError | None:
+        """Return the error of a fixed argument that no trial of the search can get; `None` if there is none."""
+        if self._checked_arguments:
+            return None
+        self._checked_arguments = True  # the fixed arguments of all trials are the same
+        searched = {*self._objective.space, *(run.trial.params if run.trial is not None else ())}
+        names = {name.split(".", 1)[0] for name in searched} | {TRIAL}
+        objective = self._objective
+        refused: FixedArgumentError | None = await self._threads.run(
+            refused_argument, objective.target, objective.name, arguments, names, error
+        )
+        return refused
 
     async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
         target = self._objective.target

@@ -5,11 +5,11 @@ from typing import Any
 
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
-from flytekit.exceptions.eager import EagerException
 
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._foreign_errors import is_blob_store_outage
+from optuna_flyte_dsl._text import shown, text_of
+from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.errors import FixedArgumentError
-from optuna_flyte_dsl.search.outcome import place_of
 
 
 def refused_argument(
@@ -17,16 +17,18 @@ def refused_argument(
 ) -> FixedArgumentError | None:
     """Return the error of a fixed argument that flytekit cannot convert; `None` if it can convert all of them.
 
+    The call blocks, and runs in a thread of its own.
+
     Args:
         entity: The task, workflow or launch plan.
         name: The name of the entity, for the error.
         searched: The names of the parameters whose values differ between trials.
-        error: The error of a trial. The result is `None` if the task itself has raised the error.
+        error: The error of a trial. The result is `None` if the conversion fails otherwise than in that trial.
     """
     interface, types = getattr(entity, "interface", None), getattr(entity, "python_interface", None)
-    has_run = isinstance(error, EagerException) or place_of(error)
-    if has_run or interface is None or types is None:
+    if interface is None or types is None:
         return None
+    use_own_loop()
     context = FlyteContextManager.current_context()
     for argument, value in arguments.items():
         if argument in searched or argument not in types.inputs:
@@ -35,6 +37,9 @@ def refused_argument(
         try:
             TypeEngine.to_literal(context, value, kind, interface.inputs[argument].type)
         except Exception as refusal:  # noqa: BLE001 - a transformer may raise anything
+            is_passing = isinstance(refusal, OSError | MemoryError) or is_blob_store_outage(refusal)
+            if is_passing or text_of(refusal) not in text_of(error):
+                return None
             return FixedArgumentError(
                 f"`{name}`: Flyte cannot convert the argument `{argument}` to {getattr(kind, '__name__', kind)}: it is "
                 f"{shown(value)}, of type {type(value).__name__}. Pass a value of the annotated type. Flyte says: "

@@ -3,6 +3,8 @@
 import hmac
 import json
 import types
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -20,6 +22,8 @@ from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl.errors import OptunaFlyteError
 
 TOKEN_METADATA = "x-optuna-flyte-dsl-token"  # noqa: S105 - the key in the metadata of a call
+CALL_METADATA = "x-optuna-flyte-dsl-call"
+"""The key in the metadata of a call for the call's id."""
 TRIALS_SERVICE = "optuna_flyte_dsl.Trials"
 """The gRPC service by which a trial asks the sampler and the pruner of its study."""
 
@@ -53,14 +57,15 @@ def connect(
 class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
     """Adds the token to the metadata of each call, and repeats a call that was lost, or that was one of too many.
 
-    Each call may be repeated: it reads, or it sets a value, or it suggests a value that the server stores.
+    Each call has an id, by which the server recognizes a repeated call while the first one is still under way.
     """
 
     def __init__(self, token: str) -> None:
         self._token = token
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        metadata = (*(client_call_details.metadata or ()), (TOKEN_METADATA, self._token))
+        own = ((TOKEN_METADATA, self._token), (CALL_METADATA, uuid.uuid4().hex))
+        metadata = (*(client_call_details.metadata or ()), *own)
         details = types.SimpleNamespace(metadata=metadata, timeout=client_call_details.timeout or pauses.server_call)
 
         def call() -> Any:
@@ -69,18 +74,12 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
                 raise called.exception()
             return called
 
-        patience = pauses.server_reach
+        def call_connected() -> Any:
+            return _retry(call, grpc.StatusCode.UNAVAILABLE, pauses.server_reach)
 
-        def may_pass(error: Exception) -> bool:
-            nonlocal patience
-            status = error.code() if isinstance(error, grpc.RpcError) else None
-            is_one_of_many = status is grpc.StatusCode.RESOURCE_EXHAUSTED  # the trial's earlier calls may wait long
-            patience = pauses.server_call if is_one_of_many else pauses.server_reach
-            return (is_one_of_many or status is grpc.StatusCode.UNAVAILABLE) and not is_too_large(error)
-
-        waits = backoff(pauses.storage_first, pauses.server_pause, lambda: patience, jitter=0.5)
         try:
-            return retry(call, waits, may_pass=may_pass)
+            # The trial's earlier calls may wait as long as a call may last.
+            return _retry(call_connected, grpc.StatusCode.RESOURCE_EXHAUSTED, pauses.server_call)
         except grpc.RpcError as error:
             if not is_too_large(error):
                 raise
@@ -88,6 +87,16 @@ class _TokenSender(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
                 f"A trial's attribute or value is too large to be sent to its search: {error.details()}. Write it to a "
                 "file, and store the file's path."
             ) from error
+
+
+def _retry(call: Callable[[], Any], status: grpc.StatusCode, patience: float) -> Any:
+    """Call a function again and again while it fails with a status, for some seconds."""
+
+    def may_pass(error: Exception) -> bool:
+        return isinstance(error, grpc.RpcError) and error.code() is status and not is_too_large(error)
+
+    waits = backoff(pauses.storage_first, pauses.server_pause, lambda: patience, jitter=0.5)
+    return retry(call, waits, may_pass=may_pass)
 
 
 class _RemoteSampler(BaseSampler):

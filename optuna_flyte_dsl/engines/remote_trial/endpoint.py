@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
@@ -68,6 +69,11 @@ def open_channel(address: str, certificate: bytes, certificate_name: str) -> grp
         ("grpc.max_receive_message_length", -1),
         ("grpc.keepalive_time_ms", PING * 1000),
         ("grpc.keepalive_timeout_ms", PING * 1000),
+        ("grpc.http2.ping_timeout_ms", PING * 1000),  # newer versions of gRPC read this option instead
+        # A trial that repeats its call finds a search that can be reached again at once.
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # the time limit of one attempt to connect
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", int(pauses.server_pause * 1000)),
         ("grpc.http2.max_pings_without_data", 0),  # a call that waits sends no data
     ]
     if not certificate:

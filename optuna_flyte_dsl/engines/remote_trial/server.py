@@ -25,7 +25,7 @@ from optuna.trial import Trial
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl._compat.optuna_grpc import serve_storage
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE, token_of_trial
+from optuna_flyte_dsl.engines.remote_trial.client import CALL_METADATA, TOKEN_METADATA, TRIALS_SERVICE, token_of_trial
 from optuna_flyte_dsl.engines.remote_trial.endpoint import PING, Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.space import conversion
@@ -100,9 +100,8 @@ class TrialServer:
         self._study = study
         self._search = uuid.uuid4().hex
         self._trials: dict[int, Trial] = {}
-        self._sampling: dict[int, threading.Lock] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="optuna-flyte-serve")
-        gate = _Gate(
+        self._gate = gate = _Gate(
             self._trials, self.token_of, self._admit, self._refuse, storage.get_study_id_from_name(study), study
         )
         self._server = grpc.server(self._pool, interceptors=[gate], options=_OPTIONS)
@@ -138,7 +137,6 @@ class TrialServer:
 
     def forget(self, trial: Trial) -> None:
         self._trials.pop(trial_id(trial), None)
-        self._sampling.pop(trial_id(trial), None)
         self._guard.forget(trial_id(trial))
 
     def _admit(self, peer: str, trial: int) -> None:
@@ -157,10 +155,7 @@ class TrialServer:
     def _suggest(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         request = json.loads(data)
         distribution = json_to_distribution(request["distribution"])
-        trial = self._find(request, context)
-        # A call that is repeated gets the value of the first call, which may still be sampling.
-        with self._sampling.setdefault(request["trial"], threading.Lock()):
-            value = conversion.suggest(trial, request["name"], distribution)
+        value = conversion.suggest(self._find(request, context), request["name"], distribution)
         return json.dumps(distribution.to_internal_repr(value)).encode()
 
     def _prune(self, data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -202,12 +197,14 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         self._refusals = threading.BoundedSemaphore(_REFUSALS_AT_ONCE)
         self._lock = threading.Lock()
         self._calls: collections.Counter[int] = collections.Counter()  # trial -> its calls that are being served
+        # The trial and the id of each call that is being served -> its response.
+        self._running: dict[tuple[int, str], concurrent.futures.Future[Any]] = {}
         self._silent: dict[grpc.ServicerContext, float] = {}  # call without a message yet -> its start time
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         details = handler_call_details
-        shown = str(dict(details.invocation_metadata).get(TOKEN_METADATA, ""))
-        text, _, token = shown.partition(":")
+        metadata = dict(details.invocation_metadata)
+        text, _, token = str(metadata.get(TOKEN_METADATA, "")).partition(":")
         trial = int(text) if text.isdecimal() else -1
         service, _, method = details.method.strip("/").rpartition("/")
         is_needed = service == TRIALS_SERVICE or (service.rpartition(".")[2] == _STORAGE_SERVICE and method in _ALLOWED)
@@ -222,7 +219,7 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         if trial not in self._trials:
             return self._refusal(grpc.StatusCode.NOT_FOUND, "That trial does not run any more.")
         handler = continuation(details)
-        return None if handler is None else self._checked(handler, method, trial)
+        return None if handler is None else self._checked(handler, method, trial, str(metadata.get(CALL_METADATA, "")))
 
     def _refusal(self, code: grpc.StatusCode, reason: str) -> Any:
         """Return a handler that refuses a call before its message arrives; `None` while too many calls are refused."""
@@ -237,8 +234,11 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
 
         return grpc.stream_unary_rpc_method_handler(refuse)
 
-    def _checked(self, handler: Any, method: str, trial: int) -> Any:
+    def _checked(self, handler: Any, method: str, trial: int, call: str) -> Any:
         """Return a handler that serves a call if its message is about the trial.
+
+        A trial repeats a call whose connection was lost. If the first call is still under way, the repeated call waits
+        for its response: applied twice, a call could overwrite what the trial has written since.
 
         The handler takes a stream, so that it runs before the message arrives, and can give up waiting for the
         message.
@@ -255,9 +255,28 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 refusal = self._refusal_of(message, method, trial)
                 if refusal:
                     context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal)
-                return handler.unary_unary(message, context)
+                return self._run_once((trial, call), lambda: handler.unary_unary(message, context))
 
         return grpc.stream_unary_rpc_method_handler(serve, handler.request_deserializer, handler.response_serializer)
+
+    def _run_once(self, call: tuple[int, str], serve: Callable[[], Any]) -> Any:
+        """Serve a call; if the same call is being served already, wait for that call's response."""
+        own: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        with self._lock:
+            first = self._running.setdefault(call, own)
+        if first is not own and first.exception() is None:
+            return first.result()
+        try:
+            response = serve()
+            own.set_result(response)
+            return response
+        except BaseException as error:
+            own.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                if self._running.get(call) is own:
+                    del self._running[call]
 
     @contextlib.contextmanager
     def _counted(self, trial: int, context: grpc.ServicerContext) -> Iterator[None]:

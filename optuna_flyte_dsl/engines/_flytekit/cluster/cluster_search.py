@@ -93,8 +93,18 @@ class ClusterSearch:
             deadline = self._ends_at or launcher.end_of_grace()
             await launcher.workers.run(terminate_leftovers, launcher, label, deadline)
 
+    async def _terminate_not_continued(self) -> None:
+        """Terminate the executions of adopted trials that the search has ended without continuing them."""
+        trials = self._loop_of_trials.trials.not_continued if self._loop_of_trials is not None else []
+        names = [entry["name"] for trial in trials for entry in trial.user_attrs.get(EXECUTIONS, ())]
+        if names and not self.launcher.leaves_executions:
+            terminate = self.launcher.terminate_all
+            deadline = self._ends_at or self.launcher.end_of_grace()
+            await self.launcher.workers.run(terminate, names, "the search has ended", deadline)
+
     async def _close(self) -> None:
         await self.commit()
+        await self._terminate_not_continued()
         if not self._is_inner:
             await self._terminate_leftovers(self.launcher.label)
             # An earlier attempt that was still ending may have launched executions after the first look.

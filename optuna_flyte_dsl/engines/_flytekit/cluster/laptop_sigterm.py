@@ -36,6 +36,7 @@ class LaptopSigterm:
 
         Raises:
             asyncio.CancelledError: After SIGTERM, while other searches are still ending.
+            SystemExit: After SIGTERM, when the last of them has just ended.
         """
         self.install()
         task = asyncio.current_task()
@@ -71,6 +72,7 @@ class LaptopSigterm:
             return
         signal.signal(number, signal.SIG_DFL)
         if os.getpid() == self._pid and was_ending:  # the last search has ended, in another thread
+            self._is_ending = False
             raise SystemExit(128 + number)
         os.kill(os.getpid(), number)
 

@@ -67,6 +67,7 @@ class Launcher:
     is_silent: bool = False  # whether flyteadmin has not answered the latest termination
     terminated: int = 0
     running: set[str] = field(default_factory=set)  # the names of the executions that are not known to have ended
+    unsure: set[str] = field(default_factory=set)  # the names of launches that Flyte has not answered
     taken: set[str] = field(default_factory=set)  # the names of the executions that were launched or adopted
 
     def __post_init__(self) -> None:
@@ -188,12 +189,13 @@ class Launcher:
         """Return the time of the monotonic clock at which a grace period that begins now is over."""
         return time.monotonic() + self.options.grace
 
-    def terminate(self, name: str, cause: str, deadline: float, *, is_unsure: bool = False) -> None:
+    def terminate(self, name: str, cause: str, deadline: float) -> None:
         """Terminate an execution if it still runs. The call blocks, and logs failures.
 
+        If Flyte has not answered the launch, the launch may still be under way. Then, while Flyte does not find the
+        execution, the termination is repeated for the time limit of a launch.
+
         Args:
-            is_unsure: Whether Flyte has not answered the launch, which may still be under way. Then, while Flyte does
-                not find the execution, the termination is repeated for the time limit of a launch.
             deadline: The time of the monotonic clock at which the call gives up. A call that begins later makes one
                 short attempt, unless flyteadmin has not answered the previous termination.
         """
@@ -208,15 +210,15 @@ class Launcher:
             logger.error("The execution %s could not be terminated: flyteadmin does not answer.", name)
             return
         attempt = max(pauses.last_termination, min(pauses.launch_rpc, left / 2))
-        patience = max(0.0, left - attempt)
 
         def call() -> None:
+            patience = max(0.0, deadline - time.monotonic() - attempt)
             self.admin.call("TerminateExecution", request, patience=patience, seconds=attempt, is_paced=False)
 
         def may_come(error: Exception) -> bool:
-            return is_unsure and isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND
+            return name in self.unsure and isinstance(error, AdminError) and error.code is grpc.StatusCode.NOT_FOUND
 
-        waits = backoff(pauses.admin_first, 1.0, lambda: min(patience, pauses.launch_rpc))
+        waits = backoff(pauses.admin_first, 1.0, lambda: min(left - attempt, pauses.launch_rpc))
         try:
             retry(call, waits, may_pass=may_come)
             self.is_silent = False

@@ -7,7 +7,6 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 import asyncio
 import collections
 import contextlib
-import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,15 +93,14 @@ class TrialCalls:
         patience = min(pauses.launch_rpc, self.launcher.options.grace / 2)
         await self.launcher.terminators.run(execution.idle.wait, patience)
         if execution.submitted and not execution.over and not self.launcher.leaves_executions:
-            await self._terminate(execution.name, "was given up", deadline, is_unsure=execution.is_unsure)
+            await self._terminate(execution.name, "was given up", deadline)
             self.launcher.running.discard(execution.name)
         execution.over = True
 
-    async def _terminate(self, name: str, why: str, deadline: float, *, is_unsure: bool = False) -> None:
+    async def _terminate(self, name: str, why: str, deadline: float) -> None:
         self.launcher.terminated += 1
         cause = f"trial {self.trial.number} {why}"
-        terminate = functools.partial(self.launcher.terminate, is_unsure=is_unsure)
-        await self.launcher.terminators.run(terminate, name, cause, deadline)
+        await self.launcher.terminators.run(self.launcher.terminate, name, cause, deadline)
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""

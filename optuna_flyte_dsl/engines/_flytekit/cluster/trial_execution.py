@@ -56,7 +56,6 @@ class TrialExecution:
     stable_digest: str = ""  # a digest of the inputs without the trial, whose address changes with each process
     shown_inputs: str = ""  # the inputs in the Deck
     submitted: bool = False  # whether Flyte may have the execution
-    is_unsure: bool = False  # whether a launch request was sent that Flyte has not answered
     over: bool = False  # whether the execution has ended, or was refused
     given_up: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)  # set while no thread runs a method
@@ -93,7 +92,7 @@ class TrialExecution:
         def create() -> bool:
             there = self._find() if self.submitted else None
             if there is not None:
-                self.is_unsure = False
+                launcher.unsure.discard(self.name)
                 is_ours = self._take(there)
                 (launcher.running.add if is_ours else launcher.running.discard)(self.name)
                 return is_ours
@@ -103,9 +102,9 @@ class TrialExecution:
             if launcher.is_ending:  # checked after the name is added, because the pod's end terminates these names
                 raise GivenUpError("Given up: a launch.")
             self.submitted = True  # from now on, a lost response may hide that the name is taken
-            self.is_unsure = True
+            launcher.unsure.add(self.name)
             launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
-            self.is_unsure = False
+            launcher.unsure.discard(self.name)
             return True
 
         def may_pass(error: Exception) -> bool:

@@ -231,7 +231,13 @@ def test_a_second_kill_forgets_no_execution_that_is_not_asked_for_again_yet(clus
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
-def test_a_search_that_stops_early_ends_the_trials_that_it_has_adopted_and_not_asked_for(cluster, tmp_path, is_stored):
+@pytest.mark.parametrize("pod", [("eager", 1), ("another", 0)], ids=["next attempt", "next execution"])
+def test_a_search_that_stops_early_ends_the_trials_that_it_has_adopted_and_not_asked_for(
+    cluster, tmp_path, is_stored, pod
+):
+    name, attempt = pod
+    if attempt == 0 and not is_stored:
+        pytest.skip("only a storage outlives an execution")
     cluster.instant = lambda execution: None
     stored = {"storage": tmp_path / "s.journal", "resume": True} if is_stored else {}
 
@@ -252,7 +258,7 @@ def test_a_search_that_stops_early_ends_the_trials_that_it_has_adopted_and_not_a
             await asyncio.sleep(0.01)
         return await task
 
-    study = Pod(cluster, tmp_path, 1).run(stopped_by_the_first)
+    study = Pod(cluster, tmp_path, attempt, name).run(stopped_by_the_first)
     assert sorted(states(study)) == ["COMPLETE", "FAIL", "FAIL"]
     assert [trial.user_attrs[LOST] for trial in study.trials if trial.state.name == "FAIL"] == [True, True]
     assert not cluster.running()

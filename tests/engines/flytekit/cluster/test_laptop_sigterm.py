@@ -110,6 +110,12 @@ def test_a_search_in_another_thread_ends_the_main_thread_too(handled):
     assert error.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "another SIGTERM ends what does not want to end"
 
+    async def another():  # the program has caught the error, and goes on
+        handled.enter()
+        handled.leave()
+
+    asyncio.run(another())
+
 
 def test_a_search_that_ends_while_sigterm_is_handled_ends_the_process(handled):
     """The search of another thread ends between the two steps of the handler."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import errno
 import itertools
 import math
 import threading
@@ -154,7 +155,7 @@ def test_an_outage_of_the_blob_store_fails_no_trial(cluster, monkeypatch, side):
 
     def failing(*given):
         if next(failures) < 20:
-            raise FlyteUploadDataException("Failed to put data") from OSError("503 Slow Down")
+            raise FlyteUploadDataException("Failed to put data") from OSError(errno.EBUSY, "Slow Down")
         return converted(*given)
 
     monkeypatch.setattr(Converter, side, failing)
