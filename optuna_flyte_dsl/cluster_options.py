@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from optuna_flyte_dsl import _option_checks as check
-from optuna_flyte_dsl._checked_options import CheckedOptions
+from optuna_flyte_dsl._options_base import CheckedOptions
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 OnSigterm: TypeAlias = Literal["auto", "terminate", "leave"]

@@ -17,8 +17,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl import _option_checks as check
-from optuna_flyte_dsl._checked_options import CheckedOptions
 from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._options_base import CheckedOptions
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.directions import Direction, read_directions

@@ -14,11 +14,11 @@ from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._run_sync import wait_for
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.assembly import Assembly, taken_points
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
 from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.search_assembly import Assembly, taken_points
 from optuna_flyte_dsl.space.objective import TRIAL, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.opening import StudySource, check_study_options

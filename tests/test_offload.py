@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna_flyte_dsl import Float, Optimizer, optimize
 from optuna_flyte_dsl._offload import OffloadingCoroutine, offload
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.study.locks import FileLock
+from optuna_flyte_dsl.study.file_locks import FileLock
 
 variable = contextvars.ContextVar("variable", default=0)
 

@@ -10,7 +10,7 @@ from optuna_flyte_dsl._offload import OffloadingCoroutine
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 
 _warned = threading.Event()
 

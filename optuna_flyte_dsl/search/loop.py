@@ -19,16 +19,16 @@ from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.errors import InvalidObjectiveError, TrialTimeoutError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.search.ordering import TrialOrder
+from optuna_flyte_dsl.search.ask_tell import AskedTrial, AskTell
+from optuna_flyte_dsl.search.exit_guard import ExitGuard
 from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
-from optuna_flyte_dsl.search.shutdown import ExitGuard
 from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
-from optuna_flyte_dsl.search.trials import AskedTrial, AskTell
+from optuna_flyte_dsl.search.trial_order import TrialOrder
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.study.attributes import ATTEMPTS
-from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater
+from optuna_flyte_dsl.study.trial_quota import ASK_LATER, AskLater
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.study.attributes import OWNER
 from optuna_flyte_dsl.study.database_lock import AdvisoryLock
-from optuna_flyte_dsl.study.locks import ClaimsFile, file_of
+from optuna_flyte_dsl.study.file_locks import ClaimsFile, file_of
 from optuna_flyte_dsl.study.session_file import SessionFiles, folder_beside
 
 Evidence = Mapping[str, Any]

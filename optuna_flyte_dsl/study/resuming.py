@@ -19,7 +19,7 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import attributes
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl.study.locks import fcntl, locked_files
+from optuna_flyte_dsl.study.file_locks import fcntl, locked_files
 
 _KEPT = 30 * 24 * 3600.0
 """The seconds for which the file of a killed search is kept at least: it proves the death of that search."""

@@ -22,7 +22,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidOptionError, OptunaFlyteError
 from optuna_flyte_dsl.options import StorageOption
 from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.locks import FileLock, fcntl
+from optuna_flyte_dsl.study.file_locks import FileLock, fcntl
 
 _OPENING_TRIES = 5
 _STORABLE = (type(None), bool, int, float, str)

@@ -19,7 +19,7 @@ from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS
 from optuna_flyte_dsl.study.resuming import counts
-from optuna_flyte_dsl.study.view import preview_of
+from optuna_flyte_dsl.study.study_view import preview_of
 
 _TRIES = 30
 """How often a sampler is asked for a new point before a point is drawn without the sampler."""

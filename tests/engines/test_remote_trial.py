@@ -27,7 +27,7 @@ from flytekit.core.type_engine import TypeEngine
 from optuna_flyte_dsl import Cluster, Float, InvalidOptionError, Minimize, OptunaFlyteError, RefusedError, optimize
 from optuna_flyte_dsl import _pauses as pauses_module
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
-from optuna_flyte_dsl.engines.remote_trial import connections as connections_module
+from optuna_flyte_dsl.engines.remote_trial import connection_guard as guard_module
 from optuna_flyte_dsl.engines.remote_trial import server as server_module
 from optuna_flyte_dsl.engines.remote_trial.client import TOKEN_METADATA, TRIALS_SERVICE
 from optuna_flyte_dsl.engines.remote_trial.endpoint import ALL_INTERFACES, Endpoint
@@ -810,7 +810,7 @@ def test_a_trial_has_a_bounded_number_of_connections(study, server):
             stub = api_pb2_grpc.StorageServiceStub(channel)
             request = api_pb2.GetTrialRequest(trial_id=trial_id(trial))
             stub.GetTrial(request, metadata=token, timeout=30)
-        wait_until(lambda: len(server._guard._clients) <= connections_module._CONNECTIONS_OF_A_TRIAL)
+        wait_until(lambda: len(server._guard._clients) <= guard_module._CONNECTIONS_OF_A_TRIAL)
     finally:
         for channel in channels:
             channel.close()

@@ -35,8 +35,8 @@ from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines.engine_choice import read_objective
 from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
-from optuna_flyte_dsl.search.trials import AskTell
 from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support._compat import cached_trials
 

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from optuna_flyte_dsl import Float, SearchRunningError, optimize
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.study import resuming
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support.sessions import dead_record, living_process

@@ -16,7 +16,7 @@ from optuna_flyte_dsl import Float, InvalidOptionError, Minimize, Optimizer, opt
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.study import liveness
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, OWNER, RETRY_OF
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.soak import campaign

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from optuna_flyte_dsl import Float, optimize
 from optuna_flyte_dsl.study import session_file
 from optuna_flyte_dsl.study.attributes import OWNER
+from optuna_flyte_dsl.study.file_locks import file_of
 from optuna_flyte_dsl.study.liveness import Life, Owner
-from optuna_flyte_dsl.study.locks import file_of
 from optuna_flyte_dsl.study.session_file import SessionFiles
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import wait_until

@@ -13,7 +13,7 @@ from flytekit.core.worker_queue import Controller
 from flytekit.models.core.identifier import WorkflowExecutionIdentifier
 
 from optuna_flyte_dsl.engines._flytekit import call_site
-from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_site import current_site
 from tests.support.flyteadmin import Execution
 from tests.support.flyteadmin.executions import PHASES
 from tests.support.flyteadmin.nodes import TASK, NodeRecord
@@ -79,8 +79,8 @@ async def killed_after(cluster, launches, search):
     task = asyncio.ensure_future(search)
     while len(cluster.executions) < launches and not task.done():
         await asyncio.sleep(0.005)
-    home = current_home()
-    for each in list(home.sigterm.searches):
+    site = current_site()
+    for each in list(site.sigterm.searches):
         each.end(leave=True)
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -88,7 +88,7 @@ async def killed_after(cluster, launches, search):
 
 async def kill_all():
     """Let the searches of this pod be gone, as a SIGKILL would: nothing is told, nothing is terminated."""
-    home = current_home()
-    await home.store.commit()
-    for each in list(home.sigterm.searches):
+    site = current_site()
+    await site.store.commit()
+    for each in list(site.sigterm.searches):
         each.end(leave=True)

@@ -9,11 +9,11 @@ from flytekit.core.promise import flyte_entity_call_handler
 from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask
 from optuna.pruners import BasePruner
 
-from optuna_flyte_dsl._checked_options import check_names
+from optuna_flyte_dsl._options_base import check_names
 from optuna_flyte_dsl.engines._flytekit import call_site, entities
 from optuna_flyte_dsl.engines._flytekit.call_site import Place
-from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
-from optuna_flyte_dsl.engines._flytekit.cluster.laptop import LaptopDeployment
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site
+from optuna_flyte_dsl.engines._flytekit.cluster.laptop_deployment import LaptopDeployment
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import checking_outputs
 from optuna_flyte_dsl.engines._flytekit.task_workflows import workflow_around
@@ -113,5 +113,5 @@ def deploy(remote: Any, options: DeploymentOptions) -> LaptopDeployment:
 
 
 is_task = entities.is_entity
-current_site = current_home
+current_site = cluster_site.current_site
 make_local_runner = FlytekitRunner

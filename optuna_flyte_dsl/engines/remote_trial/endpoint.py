@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl.engines.remote_trial.connections import ConnectionGuard
+from optuna_flyte_dsl.engines.remote_trial.connection_guard import ConnectionGuard
 from optuna_flyte_dsl.errors import RefusedError
 
 PING = 20

@@ -26,7 +26,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import has_ended
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import inner_label
 from optuna_flyte_dsl.engines._flytekit.cluster.laptop_sigterm import laptop_sigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
-from optuna_flyte_dsl.engines._flytekit.cluster.leftovers import terminate_leftovers
+from optuna_flyte_dsl.engines._flytekit.cluster.leftover_executions import terminate_leftovers
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.search.loop import SearchLoop
@@ -36,7 +36,7 @@ from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from optuna_flyte_dsl.study.liveness import Life
 
 if TYPE_CHECKING:
-    from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
+    from optuna_flyte_dsl.engines._flytekit.cluster.cluster_site import ClusterSite
 
 
 class ClusterSearch:
@@ -46,19 +46,19 @@ class ClusterSearch:
         thread: The single thread in which the study is used.
     """
 
-    def __init__(self, home: Home, options: Cluster, key: str, thread: Threads) -> None:
-        home.traffic = home.traffic or Traffic(home.connection, options.patience)
+    def __init__(self, site: ClusterSite, options: Cluster, key: str, thread: Threads) -> None:
+        site.traffic = site.traffic or Traffic(site.connection, options.patience)
         context = FlyteContextManager.current_context()
-        self._is_inner = bool(home.label)
-        label = home.label or home.connection.label(key)
-        self.launcher = Launcher(home.connection, options, key, context, self._store_attributes, home.traffic, label)
+        self._is_inner = bool(site.label)
+        label = site.label or site.connection.label(key)
+        self.launcher = Launcher(site.connection, options, key, context, self._store_attributes, site.traffic, label)
         self.launcher.on_successor = functools.partial(self.end, leave=True)
         self.is_checkpointed = False
         self.is_durable = False
         self._key = key
         self.options: Cluster = options
         self._thread = thread
-        self._store, self._sigterm = home.store, home.sigterm
+        self._store, self._sigterm = site.store, site.sigterm
         self._over = threading.Event()
         self._given_up = threading.Event()  # set when the search ends: the requests of its beginning are given up
         self._loop_of_trials: SearchLoop | None = None

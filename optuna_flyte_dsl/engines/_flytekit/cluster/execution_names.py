@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit.models.core.identifier import WorkflowExecutionIdentifier as ExecutionIdentifier
 
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 
 _MAX_LENGTH = 63
 _ENTITY_LENGTH = 16

@@ -7,7 +7,7 @@ from flyteidl.admin.execution_pb2 import ExecutionCreateRequest, ExecutionMetada
 from flyteidl.core.literals_pb2 import KeyValuePair, LiteralMap
 
 from optuna_flyte_dsl.cluster_options import Cluster
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecution
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV

@@ -27,7 +27,7 @@ from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.execution_names import ExecutionNames
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import create_request

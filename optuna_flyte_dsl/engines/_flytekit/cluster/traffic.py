@@ -5,7 +5,7 @@ import threading
 
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, GivenUpError
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
 

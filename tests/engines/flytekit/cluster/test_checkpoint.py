@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
 from optuna_flyte_dsl.study.attributes import GOALS, LOST, RETRY_OF
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
 from optuna_flyte_dsl.study.resuming import resume, settle
-from optuna_flyte_dsl.study.view import view_of
+from optuna_flyte_dsl.study.study_view import view_of
 from tests.support import wait_until
 
 

@@ -13,7 +13,7 @@ import quick
 from flytekit.core.checkpointer import SyncCheckpoint
 
 from optuna_flyte_dsl import Optimizer, optimize, suggest
-from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS, LOST, OWNER
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support.cluster_searches import echo, ended_there, executions, outputs, states, there, with_options
@@ -99,9 +99,9 @@ def test_a_function_that_had_launched_nothing_is_tried_again_as_a_new_trial(clus
         while not started.is_set():
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
-        home = home_module.current_home()
-        await home.store.commit()
-        for each in list(home.sigterm.searches):
+        site = site_module.current_site()
+        await site.store.commit()
+        for each in list(site.sigterm.searches):
             each.end(leave=True)
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -250,8 +250,8 @@ def test_a_search_that_stops_early_ends_the_trials_that_it_has_adopted_and_not_a
     async def stopped_by_the_first():
         task = asyncio.ensure_future(search(1, callbacks=[lambda study, trial: study.stop()]))
         while not task.done():
-            home = home_module.current_home()
-            for each in home.sigterm.searches if home is not None else ():
+            site = site_module.current_site()
+            for each in site.sigterm.searches if site is not None else ():
                 for execution in cluster.running():
                     if execution.name in each.launcher.taken:
                         execution.finish(echo()(execution))

@@ -6,7 +6,7 @@ import quick
 
 from optuna_flyte_dsl import Cluster, Optimizer
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from optuna_flyte_dsl.study.liveness import Life
 from tests.support.cluster_searches import echo, executions, states, there
@@ -19,13 +19,13 @@ def test_the_execution_of_an_eager_workflow_tells_whether_it_lives(cluster, tmp_
     there_too = there(Optimizer(quick.train.task, 1, 1, progress=False), cluster)
 
     async def main():
-        home = home_module.current_home()
+        site = site_module.current_site()
         task = asyncio.ensure_future(there_too())
         while not cluster.executions:
             await asyncio.sleep(0.005)
         (running,) = executions(cluster)
         thread = Threads(limit=1)
-        async with home.start_search(Cluster(), "key", thread) as search:
+        async with site.start_search(Cluster(), "key", thread) as search:
             mine = search.evidence
             folder = str(pod.node.folder)
             assert mine == {"execution": ["project", "development", "eager"], "node": folder, "attempt": 2}

@@ -14,9 +14,9 @@ from flytekit.models.literals import LiteralMap
 
 from optuna_flyte_dsl import Cluster, Optimizer, optimize
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support import wait_until
 from tests.support.cluster_searches import echo, executions, outputs, states, there, with_options
@@ -171,8 +171,8 @@ def test_a_search_whose_executions_were_terminated_tries_their_points_again(clus
         task = asyncio.ensure_future(search)
         while len(cluster.executions) < 2:
             await asyncio.sleep(0.005)
-        home = home_module.current_home()
-        await asyncio.to_thread(home.sigterm.stop)
+        site = site_module.current_site()
+        await asyncio.to_thread(site.sigterm.stop)
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -209,8 +209,8 @@ def test_an_execution_that_was_terminated_with_its_pod_is_not_adopted(cluster, t
 def test_a_frozen_flyteadmin_is_asked_no_more_when_the_grace_period_is_over(cluster, tmp_path):
     cluster.fail("TerminateExecution", Fault(grpc.StatusCode.UNAVAILABLE, times=10_000))
     options = Cluster(grace=0.2)
-    home = home_module.Home(Connection(cluster.remote(), None, "identity", "o"))
-    search = ClusterSearch(home, options, "key", Threads(limit=1))
+    site = site_module.ClusterSite(Connection(cluster.remote(), None, "identity", "o"))
+    search = ClusterSearch(site, options, "key", Threads(limit=1))
     deadline = time.monotonic() - 1.0
     for number in range(50):
         search.launcher.terminate(f"e{number}", "is over", deadline)

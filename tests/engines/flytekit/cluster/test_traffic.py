@@ -7,7 +7,7 @@ import quick
 
 from optuna_flyte_dsl import Cluster, Optimizer
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from tests.support.cluster_searches import echo, there
 

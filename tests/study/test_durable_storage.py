@@ -19,7 +19,7 @@ from optuna_flyte_dsl import Float, StorageUnavailableError, optimize
 from optuna_flyte_dsl._compat.optuna import engine_of, storage_of
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl.study.attributes import LOST
-from optuna_flyte_dsl.study.locks import FileLock
+from optuna_flyte_dsl.study.file_locks import FileLock
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.soak import Proxy
 from tests.support import in_movable_time

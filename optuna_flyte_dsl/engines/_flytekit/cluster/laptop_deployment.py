@@ -24,8 +24,8 @@ from flytekit.tools.fast_registration import FastPackageOptions
 from optuna_flyte_dsl._compat.flytekit import project_root, workflow_function
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
-from optuna_flyte_dsl.engines._flytekit.cluster.home import Home
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_site import ClusterSite
 from optuna_flyte_dsl.engines._flytekit.cluster.laptop_sigterm import laptop_sigterm
 from optuna_flyte_dsl.errors import InvalidOptionError
 
@@ -41,7 +41,7 @@ class LaptopDeployment:
     destination: str = "."
     copy_all: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _home: Home | None = field(default=None, init=False)
+    _site: ClusterSite | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         laptop_sigterm.install()  # here, because a search may run in another thread than the main thread
@@ -66,13 +66,13 @@ class LaptopDeployment:
         if source is not None and not pathlib.Path(source).is_dir():
             raise InvalidOptionError(f"`source` must be a folder, but got {shown(source)}.")
 
-    def site(self, target: Any, patience: float) -> Home:
-        """Return the home of the objective's searches. The call blocks.
+    def site(self, target: Any, patience: float) -> ClusterSite:
+        """Return the site of the objective's searches. The call blocks.
 
-        The first call of this method packages and uploads the code. Later calls return the same home.
+        The first call of this method packages and uploads the code. Later calls return the same site.
         """
         with self._lock:
-            if self._home is None:
+            if self._site is None:
                 identity = f"optuna-{uuid.uuid4().hex[:12]}"
                 admin = Admin(self.remote, patience)
                 try:
@@ -80,8 +80,8 @@ class LaptopDeployment:
                 except AdminError as error:
                     raise error.refusal("take the code") from error
                 labels = {"optuna-flyte-dsl": identity}
-                self._home = Home(Connection(self.remote, settings, identity, "o", labels))
-            return self._home
+                self._site = ClusterSite(Connection(self.remote, settings, identity, "o", labels))
+            return self._site
 
     def _settings(self, target: Any) -> SerializationSettings:
         remote = self.remote

@@ -11,11 +11,11 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl._compat.optuna import set_storage
 from optuna_flyte_dsl.study.attributes import ERROR, LOST
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
+from optuna_flyte_dsl.study.file_locks import FileLock
 from optuna_flyte_dsl.study.liveness import Owner
-from optuna_flyte_dsl.study.locks import FileLock
-from optuna_flyte_dsl.study.quota import ASK_LATER, Quota
 from optuna_flyte_dsl.study.storages import open_storage
+from optuna_flyte_dsl.study.trial_quota import ASK_LATER, Quota
 from tests.support.studies import objective, on, states
 
 

@@ -12,7 +12,7 @@ from flytekit.core.worker_queue import Controller
 
 from optuna_flyte_dsl import Optimizer, RefusedError
 from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of
-from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
 from tests.support.cluster_searches import echo, states, there
@@ -48,7 +48,7 @@ def test_a_controller_that_is_not_known_is_used_as_it_is():
 
 def test_the_parts_of_flytekit_that_are_used_are_where_they_were(cluster):
     assert callable(cluster.remote().fast_package)
-    assert isinstance(home_module._homes, collections.abc.MutableMapping)
+    assert isinstance(site_module._sites, collections.abc.MutableMapping)
     assert TrialCalls.add.__name__ == Controller.add.__name__
     assert objectives.container.python_interface.outputs == {"y": float}
 

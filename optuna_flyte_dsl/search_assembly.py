@@ -20,20 +20,20 @@ from optuna_flyte_dsl.engines.engine_choice import host_engine
 from optuna_flyte_dsl.engines.functions import FunctionRunner
 from optuna_flyte_dsl.errors import StorageUnavailableError
 from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.progress import Reporter, Tally
 from optuna_flyte_dsl.search.runner import Runner
-from optuna_flyte_dsl.search.trials import AskTell
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import resuming
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
 from optuna_flyte_dsl.study.neighbours import refuse_neighbours
 from optuna_flyte_dsl.study.opening import StudySource, make_sampler, wait_until_open
 from optuna_flyte_dsl.study.storages import check_choices, is_kept
+from optuna_flyte_dsl.study.study_view import view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
-from optuna_flyte_dsl.study.view import view_of
 
 T = TypeVar("T")
 
@@ -222,7 +222,7 @@ class Assembly:
         engine = host_engine(objective.target)
         make_runner = FunctionRunner if engine is None else engine.make_local_runner
         if options.executor == "process":
-            from optuna_flyte_dsl.engines.processes import ProcessRunner  # loaded late: few searches need loky
+            from optuna_flyte_dsl.engines.process_runner import ProcessRunner  # loaded late: few searches need loky
 
             return ProcessRunner(objective, make_runner, options.gpus)
         return make_runner(objective)

@@ -26,11 +26,11 @@ from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, owner_keys
-from optuna_flyte_dsl.study.quota import ASK_LATER, AskLater, Quota
+from optuna_flyte_dsl.study.study_view import snapshot_of, view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
-from optuna_flyte_dsl.study.view import snapshot_of, view_of
+from optuna_flyte_dsl.study.trial_quota import ASK_LATER, AskLater, Quota
 
 _NOT_CONTINUED = "The search ended before it continued this trial, which an earlier process had begun."
 

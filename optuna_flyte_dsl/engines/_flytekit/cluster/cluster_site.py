@@ -1,6 +1,6 @@
-"""`Home`: the cluster on which a search runs its trials, of an eager workflow or of a remote.
+"""`ClusterSite`: the cluster on which a search runs its trials, of an eager workflow or of a remote.
 
-`current_home` also makes the handler that ends the searches of a pod at SIGTERM.
+`current_site` also makes the handler that ends the searches of a pod at SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from optuna_flyte_dsl._compat.flytekit import controller_thread, set_stop_handle
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.engines._flytekit.cluster.checkpoint import CheckpointStore
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
-from optuna_flyte_dsl.engines._flytekit.cluster.connection import Connection
 from optuna_flyte_dsl.engines._flytekit.cluster.deck import ExecutionsDeck
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import EagerExecutionReader, EagerPod
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import inner_label
-from optuna_flyte_dsl.engines._flytekit.cluster.sigterm import SigtermHandler
+from optuna_flyte_dsl.engines._flytekit.cluster.pod_sigterm import SigtermHandler
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import outlive_exit
@@ -36,7 +36,7 @@ from optuna_flyte_dsl.errors import RefusedError
 
 
 @dataclass(eq=False)
-class Home:
+class ClusterSite:
     """What the searches of one caller share; see `Site`. A caller is an eager workflow, a trial, or a laptop."""
 
     connection: Connection
@@ -66,12 +66,12 @@ class Home:
         return ClusterSearch(self, options, key, thread)
 
 
-_homes: weakref.WeakKeyDictionary[Any, Home] = weakref.WeakKeyDictionary()  # worker queue -> home
+_sites: weakref.WeakKeyDictionary[Any, ClusterSite] = weakref.WeakKeyDictionary()  # worker queue -> site
 _lock = threading.Lock()
 
 
-def current_home() -> Home | None:
-    """Return the home of a search that is called in this context; `None` if the search launches no executions itself.
+def current_site() -> ClusterSite | None:
+    """Return the site of a search that is called in this context; `None` if the search launches no executions itself.
 
     With a worker queue of an unknown class, such as that of another library, the queue runs the awaited tasks.
     """
@@ -81,21 +81,21 @@ def current_home() -> Home | None:
         return None
     with _lock:
         if isinstance(queue, TrialCalls):
-            return _homes.get(queue) or _homes.setdefault(queue, _home_of_trial(queue))
+            return _sites.get(queue) or _sites.setdefault(queue, _site_of_trial(queue))
         if type(queue) is Controller:
-            return _homes.get(queue) or _homes.setdefault(queue, _home_of_workflow(queue, context))
+            return _sites.get(queue) or _sites.setdefault(queue, _site_of_workflow(queue, context))
     return None
 
 
-def _home_of_trial(calls: TrialCalls) -> Home:
+def _site_of_trial(calls: TrialCalls) -> ClusterSite:
     launcher, outer = calls.launcher, calls.launcher.connection
     identity = f"{outer.identity}/{launcher.search}/{calls.trial.number}"
-    return Home(
+    return ClusterSite(
         dataclasses.replace(outer, identity=identity), traffic=launcher.traffic, label=inner_label(launcher.label)
     )
 
 
-def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
+def _site_of_workflow(controller: Controller, context: FlyteContext) -> ClusterSite:
     in_pod = "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
     if in_pod and "FLYTE_PLATFORM_URL" not in os.environ and get_config_file(None) is None:
         # Without an address, flytekit would send requests to its sandbox, at localhost:30080.
@@ -124,4 +124,4 @@ def _home_of_workflow(controller: Controller, context: FlyteContext) -> Home:
     sigterm = SigtermHandler(connection.remote, connection.eager_execution)
     outlive_exit(controller_thread(controller))
     set_stop_handler(controller, sigterm)
-    return Home(connection, store, sigterm)
+    return ClusterSite(connection, store, sigterm)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.study.attributes import ERROR, GIVEN_BACK, LOST, RETRY_OF
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 from optuna_flyte_dsl.study.resuming import counts, is_adoptable, left_running, release
 

@@ -12,9 +12,9 @@ import quick
 
 from optuna_flyte_dsl import ClusterUnavailableError, Optimizer, RefusedError
 from optuna_flyte_dsl.engines._flytekit.cluster import cluster_search
-from optuna_flyte_dsl.engines._flytekit.cluster.home import current_home
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_site import current_site
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
-from optuna_flyte_dsl.engines._flytekit.cluster.leftovers import terminate_leftovers
+from optuna_flyte_dsl.engines._flytekit.cluster.leftover_executions import terminate_leftovers
 from tests.support.cluster_searches import echo, executions, outputs, states
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Fault, Succeeded
@@ -58,7 +58,7 @@ def test_a_call_that_is_made_fewer_times_leaves_no_execution_behind(cluster, tmp
 
     async def workflow():
         search = asyncio.ensure_future(optimizer())
-        while not (taken := [name for each in current_home().sigterm.searches for name in each.launcher.taken]):
+        while not (taken := [name for each in current_site().sigterm.searches for name in each.launcher.taken]):
             await asyncio.sleep(0.01)
         for execution in cluster.running():  # the one that is adopted ends now
             if execution.name in taken:

@@ -8,11 +8,11 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl.study.attributes import LOST, RETRY_OF
-from optuna_flyte_dsl.study.durable import DurableStorage
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Owner
-from optuna_flyte_dsl.study.quota import ASK_LATER, Quota
 from optuna_flyte_dsl.study.storages import open_storage
-from optuna_flyte_dsl.study.view import view_of
+from optuna_flyte_dsl.study.study_view import view_of
+from optuna_flyte_dsl.study.trial_quota import ASK_LATER, Quota
 from tests.support.studies import ALL, on
 
 

@@ -16,7 +16,7 @@ from flytekit.core.worker_queue import Controller
 from optuna_flyte_dsl import Cluster, Float, Optimizer, optimize
 from optuna_flyte_dsl._compat.flytekit import set_stop_handler
 from optuna_flyte_dsl._compat.optuna import trial_id
-from optuna_flyte_dsl.engines._flytekit.cluster import home as home_module
+from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUTS_DIGEST
 from optuna_flyte_dsl.study.attributes import OWNER
@@ -52,9 +52,9 @@ def test_all_searches_of_a_pod_have_one_grace_period(cluster, tmp_path, monkeypa
         searches = [asyncio.ensure_future(objective(base=float(base))) for base in range(3)]
         while len(cluster.executions) < 6:
             await asyncio.sleep(0.01)
-        home = home_module.current_home()
+        site = site_module.current_site()
         started = time.monotonic()
-        await asyncio.to_thread(home.sigterm.stop)
+        await asyncio.to_thread(site.sigterm.stop)
         await asyncio.gather(*searches, return_exceptions=True)
         return started
 
@@ -84,7 +84,7 @@ def test_after_sigterm_a_pod_begins_no_other_search(cluster, tmp_path):
 
     async def workflow():
         first = await until_two_run(cluster, quick.train())
-        stopping = asyncio.ensure_future(asyncio.to_thread(home_module.current_home().sigterm.stop))
+        stopping = asyncio.ensure_future(asyncio.to_thread(site_module.current_site().sigterm.stop))
         await asyncio.gather(first, return_exceptions=True)
         with pytest.raises(asyncio.CancelledError, match="begins no other search"):
             await quick.train(base=1.0)
@@ -109,7 +109,7 @@ def test_a_pod_that_has_a_successor_leaves_executions_to_it_though_no_retries_ar
     async def told_to_end():
         task = await until_two_run(cluster, quick.train())
         pod.node.tasks[:] = [TASK.FAILED, TASK.QUEUED]  # Flyte has begun the next attempt
-        await asyncio.to_thread(home_module.current_home().sigterm.stop)
+        await asyncio.to_thread(site_module.current_site().sigterm.stop)
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -138,7 +138,7 @@ def test_a_pod_that_ends_late_tells_no_trial_that_its_successor_has_adopted(clus
             for key, value in {**record, **dict.fromkeys(trial.system_attrs, None)}.items():
                 if key.startswith(OWNER):
                     storage.set_trial_system_attr(trial_id(trial), key, value)
-        await asyncio.to_thread(home_module.current_home().sigterm.stop)
+        await asyncio.to_thread(site_module.current_site().sigterm.stop)
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -161,8 +161,8 @@ def test_a_pod_that_meets_an_execution_of_its_successor_leaves_the_search_to_it(
         task = await until_two_run(cluster, train())
         # The successor runs trial 2 with another point, under the name that this pod would give it.
         first = next(iter(cluster.executions.values()))
-        home = home_module.current_home()
-        (search,) = home.sigterm.searches
+        site = site_module.current_site()
+        (search,) = site.sigterm.searches
         theirs = dataclasses.replace(first, name=search.launcher.names.name(2, "quick.train", "0", 0), ends=math.inf)
         theirs.spec = type(first.spec)()
         theirs.spec.CopyFrom(first.spec)
@@ -190,8 +190,8 @@ def test_at_sigterm_executions_are_left_while_flyte_starts_the_pod_again(cluster
 
     async def ended(search):
         task = await until_two_run(cluster, search)
-        home = home_module.current_home()
-        await asyncio.to_thread(home.sigterm.stop)
+        site = site_module.current_site()
+        await asyncio.to_thread(site.sigterm.stop)
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -209,8 +209,8 @@ def test_a_pod_that_ends_leaves_its_executions_to_a_successor_whatever_it_is_tol
 
     async def ended(search):
         task = await until_two_run(cluster, search)
-        home = home_module.current_home()
-        (running,) = home.sigterm.searches
+        site = site_module.current_site()
+        (running,) = site.sigterm.searches
         begin = running.end
 
         def end(*, leave):
@@ -222,7 +222,7 @@ def test_a_pod_that_ends_leaves_its_executions_to_a_successor_whatever_it_is_tol
         running.end = end
         if begins_before:
             pod.node.tasks.append(TASK.RUNNING)
-        await asyncio.to_thread(home.sigterm.stop)
+        await asyncio.to_thread(site.sigterm.stop)
         with pytest.raises(asyncio.CancelledError):
             await task
 
@@ -243,9 +243,9 @@ def test_at_sigterm_executions_are_terminated_though_the_event_loop_is_blocked(c
             release.wait(60)  # in the event loop
         return await task
 
-    def stop(home):
+    def stop(site):
         wait_until(lambda: len(cluster.running()) == 2)
-        home.sigterm.stop()
+        site.sigterm.stop()
         left.extend(cluster.running())
         release.set()
 
@@ -253,7 +253,7 @@ def test_at_sigterm_executions_are_terminated_though_the_event_loop_is_blocked(c
         options = Cluster(grace=2.0, on_sigterm="terminate")
         search = asyncio.ensure_future(Optimizer(prepares, 2, 2, cluster=options, progress=False)())
         await asyncio.sleep(0)
-        thread = threading.Thread(target=stop, args=(home_module.current_home(),))
+        thread = threading.Thread(target=stop, args=(site_module.current_site(),))
         thread.start()
         await asyncio.wait([search])
         await asyncio.to_thread(thread.join)
@@ -298,13 +298,13 @@ def test_a_launch_that_waits_for_its_turn_when_the_pod_ends_is_not_made(cluster,
     optimizer = Optimizer(quick.train.task, 6, 6, cluster=options, progress=False)
     release = threading.Event()
 
-    def stop(home):
-        home.sigterm.stop()
+    def stop(site):
+        site.sigterm.stop()
         release.set()
 
     async def main():
         search = await until_two_run(cluster, optimizer())
-        thread = threading.Thread(target=stop, args=(home_module.current_home(),))
+        thread = threading.Thread(target=stop, args=(site_module.current_site(),))
         thread.start()
         release.wait(60)  # in the event loop: while it is blocked, nobody gives up the launches that wait
         launched.append(len(cluster.executions))
