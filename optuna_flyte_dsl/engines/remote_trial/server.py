@@ -197,8 +197,8 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         self._refusals = threading.BoundedSemaphore(_REFUSALS_AT_ONCE)
         self._lock = threading.Lock()
         self._calls: collections.Counter[int] = collections.Counter()  # trial -> its calls that are being served
-        # The trial and the id of each call that is being served -> its response.
-        self._running: dict[tuple[int, str], concurrent.futures.Future[Any]] = {}
+        # The trial, the method and the id of each call that is being served -> its response.
+        self._running: dict[tuple[int, str, str], concurrent.futures.Future[Any]] = {}
         self._silent: dict[grpc.ServicerContext, float] = {}  # call without a message yet -> its start time
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -219,7 +219,8 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         if trial not in self._trials:
             return self._refusal(grpc.StatusCode.NOT_FOUND, "That trial does not run any more.")
         handler = continuation(details)
-        return None if handler is None else self._checked(handler, method, trial, str(metadata.get(CALL_METADATA, "")))
+        call = str(metadata.get(CALL_METADATA) or uuid.uuid4())
+        return None if handler is None else self._checked(handler, method, trial, call)
 
     def _refusal(self, code: grpc.StatusCode, reason: str) -> Any:
         """Return a handler that refuses a call before its message arrives; `None` while too many calls are refused."""
@@ -255,11 +256,11 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 refusal = self._refusal_of(message, method, trial)
                 if refusal:
                     context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal)
-                return self._run_once((trial, call), lambda: handler.unary_unary(message, context))
+                return self._run_once((trial, method, call), lambda: handler.unary_unary(message, context))
 
         return grpc.stream_unary_rpc_method_handler(serve, handler.request_deserializer, handler.response_serializer)
 
-    def _run_once(self, call: tuple[int, str], serve: Callable[[], Any]) -> Any:
+    def _run_once(self, call: tuple[int, str, str], serve: Callable[[], Any]) -> Any:
         """Serve a call; if the same call is being served already, wait for that call's response."""
         own: concurrent.futures.Future[Any] = concurrent.futures.Future()
         with self._lock:

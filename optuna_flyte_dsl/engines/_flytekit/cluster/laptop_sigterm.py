@@ -36,7 +36,6 @@ class LaptopSigterm:
 
         Raises:
             asyncio.CancelledError: After SIGTERM, while other searches are still ending.
-            SystemExit: After SIGTERM, when the last of them has just ended.
         """
         self.install()
         task = asyncio.current_task()
@@ -47,21 +46,23 @@ class LaptopSigterm:
             raise asyncio.CancelledError("This process has got SIGTERM: it begins no other search.")
 
     def leave(self) -> None:
-        """Note the end of the search of the current task.
+        """Note the end of the search of the current task. After SIGTERM, the end of the last one ends the process.
 
         Raises:
-            SystemExit: After SIGTERM, when the last search has ended. The main thread ends, too, if it is another one.
+            SystemExit: In another thread than the main thread.
         """
-        task = asyncio.current_task()
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        self._searches.discard((asyncio.get_running_loop(), task))
+        self._searches.discard((loop, task))
         if not self._is_ending or self._searches:
             return
         if _in_main_thread():
+            # A callback of the event loop raises the error: raised in the task, another cancellation could replace it.
             self._is_ending = False
-        else:  # SystemExit ends one thread only
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise SystemExit(128 + signal.SIGTERM)
+            loop.call_soon(_exit)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)  # ends the main thread; the error ends this thread alone
+            _exit()
 
     def _on_sigterm(self, number: int, _: Any) -> None:
         was_ending, self._is_ending = self._is_ending, True  # first: meanwhile, another thread's search may end
@@ -73,8 +74,12 @@ class LaptopSigterm:
         signal.signal(number, signal.SIG_DFL)
         if os.getpid() == self._pid and was_ending:  # the last search has ended, in another thread
             self._is_ending = False
-            raise SystemExit(128 + number)
+            _exit()
         os.kill(os.getpid(), number)
+
+
+def _exit() -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _in_main_thread() -> bool:

@@ -1,6 +1,7 @@
 """What the next attempt of a pod finds of a study."""
 
 import asyncio
+import errno
 import threading
 
 import optuna
@@ -259,7 +260,7 @@ def restored(tmp_path, failures, error):
 
 def test_an_outage_of_the_blob_store_is_waited_out_before_a_study_starts_anew(tmp_path, pauses):
     pauses.checkpoint_retries, pauses.admin_longest = (0.001,) * 3, 0.002
-    store = restored(tmp_path, 30, OSError("503 Slow Down"))
+    store = restored(tmp_path, 30, OSError(errno.EBUSY, "Slow Down"))
     assert len(study_in(store).trials) == 3
 
 

@@ -152,3 +152,25 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode in (-signal.SIGTERM, int(signal.SIGTERM))
+
+
+def test_the_error_that_ends_the_process_is_not_replaced_by_another_cancellation(handled):
+    async def cleans_up():
+        try:
+            await search(handled, [])
+        finally:
+            await asyncio.sleep(0.2)  # meanwhile, the program's other task ends, and asyncio cancels this one
+
+    async def main():
+        await asyncio.gather(search(handled, []), cleans_up())
+
+    async def start():
+        task = asyncio.ensure_future(main())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await task
+
+    with pytest.raises(SystemExit) as error:
+        asyncio.run(start())
+    assert error.value.code == 143
