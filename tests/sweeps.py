@@ -46,6 +46,11 @@ def objective(x: Float(0, 1)) -> Minimize:
     return x
 
 
+def is_last(step: int, stride: int, steps: int) -> bool:
+    """Tell whether a sweep that takes only some steps can end, to save the search that finds no further step."""
+    return stride > 1 and step + stride > steps
+
+
 def search(storage: str, name: str, searches: int = 1) -> list[Any]:
     """Run searches of one study at the same time. Return their studies, and their errors."""
     made = [
@@ -148,6 +153,8 @@ def sweep_postgresql(server: Postgres, searches: int, *, processes: int = 1, str
                 if not proxy.cuts:
                     break
                 cuts += 1
+                if is_last(step, stride, proxy.statements):
+                    break
         direct.remove_session()
         direct.engine.dispose()
         return cuts
@@ -262,6 +269,8 @@ def sweep_file(kind: str, *, stride: int = 1, first: int = 1) -> int:
                     break
                 assert fault.has_failed, (how, step)
                 failures += 1
+                if is_last(step, stride, fault.steps):
+                    break
     return failures
 
 
