@@ -99,8 +99,15 @@ class SlowStorage(optuna.storages.InMemoryStorage):
 
 
 @pytest.fixture
-def study_in_slow_storage():
-    return optuna.create_study(storage=SlowStorage(), pruner=optuna.pruners.NopPruner())
+def slow(monkeypatch):
+    """Return a study in a slow storage, the storage, the server of its trials, and a trial elsewhere."""
+    storage = SlowStorage()
+    study = optuna.create_study(storage=storage, pruner=optuna.pruners.NopPruner())
+    server = TrialServer(storage, study.study_name)
+    trial = study.ask()
+    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
+    yield study, storage, server, server.serve(trial).open()
+    server.close()
 
 
 def cut_all(server):
@@ -123,22 +130,17 @@ def cut_all_and_wait_for_the_repeated_call(server):
     assert repeated.wait(60)
 
 
-def test_a_write_that_is_repeated_overwrites_nothing_that_was_written_since(study_in_slow_storage, monkeypatch):
-    study = study_in_slow_storage
-    slow = storage_of(study)
+def test_a_write_that_is_repeated_overwrites_nothing_that_was_written_since(slow, monkeypatch):
+    study, storage, server, there = slow
     late = threading.Event()
-    write = slow.set_trial_user_attr
+    write = storage.set_trial_user_attr
 
     def write_late(trial, key, value):
         if value == "old":
             late.wait(30)
         write(trial, key, value)
 
-    monkeypatch.setattr(slow, "set_trial_user_attr", write_late)
-    server = TrialServer(slow, study.study_name)
-    trial = study.ask()
-    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
-    there = server.serve(trial).open()
+    monkeypatch.setattr(storage, "set_trial_user_attr", write_late)
 
     def write_twice():
         there.set_user_attr("best", "old")
@@ -151,27 +153,20 @@ def test_a_write_that_is_repeated_overwrites_nothing_that_was_written_since(stud
     late.set()
     thread.join()
     assert study.trials[0].user_attrs["best"] == "new"
-    server.close()
 
 
-def test_a_report_whose_connection_is_lost_is_made_again(study_in_slow_storage, monkeypatch):
-    study = study_in_slow_storage
-    slow = storage_of(study)
-    server = TrialServer(slow, study.study_name)
-    trial = study.ask()
-    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
-    there = server.serve(trial).open()
+def test_a_report_whose_connection_is_lost_is_made_again(slow):
+    study, storage, server, there = slow
     thread = threading.Thread(target=there.report, args=(0.5, 3))
     thread.start()
-    wait_until(lambda: slow.begun == 1)
+    wait_until(lambda: storage.begun == 1)
     cut_all_and_wait_for_the_repeated_call(server)
-    slow.go_on.set()
+    storage.go_on.set()
     thread.join()
     there.set_user_attr("after", 1)
     assert study.trials[0].intermediate_values == {3: 0.5}
     assert study.trials[0].user_attrs == {"after": 1}
-    assert slow.begun == 1, "the repeated report waits for the response of the first one"
-    server.close()
+    assert storage.begun == 1, "the repeated report waits for the response of the first one"
 
 
 def test_a_suggestion_whose_connection_is_lost_while_it_is_drawn_is_drawn_once(study, server):
@@ -197,23 +192,17 @@ def test_a_suggestion_whose_connection_is_lost_while_it_is_drawn_is_drawn_once(s
 
 
 @pytest.mark.newest
-def test_a_trial_may_make_more_calls_at_once_than_are_served(study_in_slow_storage, monkeypatch):
-    study = study_in_slow_storage
-    slow = storage_of(study)
-    server = TrialServer(slow, study.study_name)
-    trial = study.ask()
-    monkeypatch.setenv(TOKEN_ENV, server.token_of(trial_id(trial)))
-    there = server.serve(trial).open()
+def test_a_trial_may_make_more_calls_at_once_than_are_served(slow):
+    study, storage, server, there = slow
     steps = range(server_module._CALLS_OF_A_TRIAL + 6)
     with concurrent.futures.ThreadPoolExecutor(len(steps)) as pool:
         reports = [pool.submit(there.report, 0.5, step) for step in steps]
-        wait_until(lambda: slow.begun == server_module._CALLS_OF_A_TRIAL)
+        wait_until(lambda: storage.begun == server_module._CALLS_OF_A_TRIAL)
         assert not any(report.done() for report in reports)
-        slow.go_on.set()
+        storage.go_on.set()
         for report in reports:
             report.result()
     assert len(study.trials[0].intermediate_values) == len(steps)
-    server.close()
 
 
 def test_a_call_may_last_as_long_as_an_outage_of_the_storage():
