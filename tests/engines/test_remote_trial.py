@@ -193,7 +193,7 @@ def test_a_suggestion_whose_connection_is_lost_while_it_is_drawn_is_drawn_once(s
 
 @pytest.mark.newest
 def test_a_trial_may_make_more_calls_at_once_than_are_served(slow):
-    study, storage, server, there = slow
+    study, storage, _, there = slow
     steps = range(server_module._CALLS_OF_A_TRIAL + 6)
     with concurrent.futures.ThreadPoolExecutor(len(steps)) as pool:
         reports = [pool.submit(there.report, 0.5, step) for step in steps]
