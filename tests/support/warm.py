@@ -128,11 +128,13 @@ class _Fork:
 
 if __name__ == "__main__":
     import flytekit.bin.entrypoint
-    import flytekit.clis.sdk_in_container.pyflyte  # noqa: F401
     import joblib.hashing  # noqa: F401
     import mashumaro.jsonschema  # noqa: F401  # what flytekit imports for a dataclass
     import optuna
     import psutil  # noqa: F401
+
+    with contextlib.suppress(ValueError):  # on Python 3.13, this module of flytekit cannot be imported
+        import flytekit.clis.sdk_in_container.pyflyte  # noqa: F401
 
     optuna.storages.RDBStorage("sqlite:///:memory:").engine.dispose()  # imports SQLAlchemy and Alembic
     with contextlib.suppress(ImportError):  # on the oldest versions, no test runs an example
