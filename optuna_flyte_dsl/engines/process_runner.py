@@ -28,6 +28,8 @@ from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, P
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
+_CURE = "Open files, locks and connections cannot be sent: create them inside the objective."
+
 
 class _Worker:
     """One worker process.
@@ -118,8 +120,7 @@ class ProcessRunner:
             except Exception as refusal:  # noqa: BLE001 - a user's class may raise anything
                 return FixedArgumentError(
                     f'`executor="process"`: `{self._objective.name}` cannot get its argument `{name}` in another '
-                    f"process: {shown(refusal)}. Open files, locks and connections cannot be sent: create them inside "
-                    "the objective."
+                    f"process: {shown(refusal)}. {_CURE}"
                 )
         return None
 
@@ -180,6 +181,5 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
         return bytes(cloudpickle.dumps((objective, make_runner)))
     except Exception as error:
         raise InvalidObjectiveError(
-            f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. Open files, '
-            "locks and connections cannot be sent: create them inside the objective."
+            f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. {_CURE}'
         ) from error

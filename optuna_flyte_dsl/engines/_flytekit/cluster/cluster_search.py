@@ -68,7 +68,7 @@ class ClusterSearch:
     async def __aenter__(self) -> Self:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._sigterm is not None:
-            self._sigterm.searches.add(self)
+            self._sigterm.searches.add(self)  # before the check: SIGTERM ends the searches that it finds in the set
             if self._sigterm.stopped:
                 self._sigterm.searches.discard(self)
                 raise asyncio.CancelledError("This pod is ending: it begins no other search.")

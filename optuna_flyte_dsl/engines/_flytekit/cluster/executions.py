@@ -55,10 +55,11 @@ def create_request(
     Args:
         label: The value of the label `SEARCH`.
         digest: The digest of the inputs.
-        eager: The eager workflow's execution. What was set for it holds for the new execution too, unless `options` or
-            a launch plan of the user say otherwise: service account, prefix of raw outputs, environment variables,
-            labels, annotations, `interruptible` and `overwrite_cache`. Propeller passes on the same to the executions
-            that a workflow launches. Flyte's console shows the new execution under the eager execution's node.
+        eager: The eager workflow's execution. What was set for it holds for the new execution too, unless `options`
+            say otherwise: service account, prefix of raw outputs, environment variables, labels, annotations,
+            `interruptible` and `overwrite_cache`. A launch plan of the user keeps its own labels, annotations, service
+            account and prefix. Propeller passes on the same to the executions that a workflow launches. Flyte's
+            console shows the new execution under the eager execution's node.
     """
     inherited = eager.spec
     of_eager = {pair.key: pair.value for pair in inherited.envs.values if pair.key != TOKEN_ENV}
