@@ -70,7 +70,7 @@ _PASSING_STORE_ERRORS = re.compile(
 
 
 def is_storage_outage(error: BaseException) -> bool:
-    """Tell whether a storage's error may pass by itself: a lock, a full disk, a server that does not answer."""
+    """Return whether a storage's error may pass by itself: a lock, a full disk, a server that does not answer."""
     if isinstance(error, grpc.RpcError):
         code: Any = getattr(error, "code", None)
         status = code() if callable(code) else None
@@ -93,7 +93,7 @@ def is_storage_outage(error: BaseException) -> bool:
 
 
 def is_opening_outage(error: BaseException) -> bool:
-    """Tell whether a storage's error may pass by itself, while the storage is opened.
+    """Return whether a storage's error may pass by itself, while the storage is opened.
 
     A storage path that is wrong, or that lacks permission, stays wrong, so its error does not pass by itself.
     """
@@ -102,7 +102,7 @@ def is_opening_outage(error: BaseException) -> bool:
 
 
 def is_wrong_url(error: BaseException) -> bool:
-    """Tell whether Optuna or SQLAlchemy cannot use a storage's URL, or lacks its driver."""
+    """Return whether Optuna or SQLAlchemy cannot use a storage's URL, or lacks its driver."""
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
     # Optuna has removed its Redis storage: the class that is left raises a plain ValueError.
@@ -110,18 +110,18 @@ def is_wrong_url(error: BaseException) -> bool:
 
 
 def is_too_large(error: BaseException) -> bool:
-    """Tell whether gRPC has refused a message for its size. The error's text has the size and the limit."""
+    """Return whether gRPC has refused a message for its size. The error's text has the size and the limit."""
     return "message larger than max" in str(error)
 
 
 def is_race_for_tables(error: BaseException) -> bool:
-    """Tell whether two processes have created the tables of a new database at the same time."""
+    """Return whether two processes have created the tables of a new database at the same time."""
     known = {type(each).__name__ for each in (error, error.__cause__)}
     return bool(known & {"IntegrityError", "ProgrammingError"}) or "already exists" in str(error)
 
 
 def is_blob_store_outage(error: BaseException) -> bool:
-    """Tell whether an access of the blob store has failed for a reason that may pass.
+    """Return whether an access of the blob store has failed for a reason that may pass.
 
     Flytekit and fsspec wrap the error of the store's own client, which is among the causes. An error that was handled
     before counts only if flytekit or a client of a blob store has raised the error after it.
@@ -144,13 +144,13 @@ def is_blob_store_outage(error: BaseException) -> bool:
 
 
 def is_report_of_several_objectives(error: BaseException) -> bool:
-    """Tell whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
+    """Return whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
     # flytekit puts the name of the task in front of the text.
     return isinstance(error, NotImplementedError) and _REFUSED_REPORT.search(text_of(error)) is not None
 
 
 def is_interpreter_shutdown(error: BaseException) -> bool:
-    """Tell whether Python has refused to start a thread or a process because it is exiting.
+    """Return whether Python has refused to start a thread or a process because it is exiting.
 
     At exit, Python 3.12 and newer refuse more operations than Python 3.11 does, and with other error texts.
     """
@@ -158,7 +158,7 @@ def is_interpreter_shutdown(error: BaseException) -> bool:
 
 
 def is_unserialized(error: BaseException) -> bool:
-    """Tell whether a worker process of loky could not unpickle what was sent to it."""
+    """Return whether a worker process of loky could not unpickle what was sent to it."""
     return "un-serialize" in str(error)
 
 
@@ -173,25 +173,25 @@ def worker_death(error: BaseException) -> str:
 
 
 def says_retries_are_used(message: str) -> bool:
-    """Tell whether Flyte's message of a failed execution says that its task has used up several attempts of its own."""
+    """Return whether Flyte's message of a failed execution says that the task used up several attempts of its own."""
     return any(int(attempts) > 1 for attempts in _USER_ATTEMPTS.findall(message))
 
 
 def says_login_may_pass(message: str) -> bool:
-    """Tell whether flytekit's message of a failed login says that the identity provider is overloaded or broken."""
+    """Return whether flytekit's message of a failed login says that the identity provider is overloaded or broken."""
     return _PASSING_LOGIN.search(message) is not None
 
 
 def says_kubernetes_is_away(message: str) -> bool:
-    """Tell whether flyteadmin's message of a failed execution says that Kubernetes was briefly unavailable."""
+    """Return whether flyteadmin's message of a failed execution says that Kubernetes was briefly unavailable."""
     return _REFUSED_BY_KUBERNETES in message and _PASSING_REFUSAL.search(message) is not None
 
 
 def says_too_large_for_kubernetes(message: str) -> bool:
-    """Tell whether flyteadmin's message of a failed execution says that its inputs are too large for Kubernetes."""
+    """Return whether flyteadmin's message of a failed execution says that its inputs are too large for Kubernetes."""
     return _REFUSED_BY_KUBERNETES in message and "too large" in message
 
 
 def says_other_structure(message: str) -> bool:
-    """Tell whether flyteadmin's refusal of a registration says that the name and version belong to another entity."""
+    """Return whether flyteadmin's refusal of a registration says that the name and version belong to another entity."""
     return "with different structure already exists" in message

@@ -72,7 +72,7 @@ def maker_of(kind: type, example: str) -> Check:
 
 
 def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
-    """Tell whether a value is an integer from `low` to `high`. A numpy integer counts; a bool does not."""
+    """Return whether a value is an integer from `low` to `high`. A numpy integer counts; a bool does not."""
     try:
         return not isinstance(value, bool) and low <= operator.index(value) <= high
     except TypeError:  # it is no integer
@@ -80,12 +80,12 @@ def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
 
 
 def is_seconds(value: Any) -> bool:
-    """Tell whether a value is a number of seconds, 0 or more, and not longer than a thread can wait."""
+    """Return whether a value is a number of seconds, 0 or more, and not longer than a thread can wait."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= threading.TIMEOUT_MAX
 
 
 def is_string_map(value: Any) -> bool:
-    """Tell whether a value maps strings to strings."""
+    """Return whether a value maps strings to strings."""
     return isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair)
 
 

@@ -30,7 +30,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def is_storable_name(name: str) -> bool:
-    """Tell whether each of Optuna's storages takes a name: 1 to 512 characters, without NUL and lone surrogates."""
+    """Return whether each of Optuna's storages takes a name: 1 to 512 characters, without NUL and lone surrogates."""
     return 1 <= len(name) <= _NAME_LIMIT and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in name)
 
 

@@ -178,7 +178,7 @@ class Threads:
 
 
 def in_own_thread() -> bool:
-    """Tell whether the caller runs in a thread of a `Threads`."""
+    """Return whether the caller runs in a thread of a `Threads`."""
     return getattr(_this_thread, "is_own", False)
 
 

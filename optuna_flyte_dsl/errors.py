@@ -169,7 +169,7 @@ class ExecutionFailedError(OptunaFlyteError):
         return f"{ExecutionFailedError.__name__}: {self}"
 
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
-        """Tell whether the pod raised an exception of one of the given classes.
+        """Return whether the pod raised an exception of one of the given classes.
 
         Flyte's message holds only the name of the exception's class. For a class that is not built into Python, a name
         without its module is compared with the names of the given classes and of their subclasses.

@@ -193,7 +193,7 @@ class Options(CheckedOptions):
 
     @property
     def failure_limits(self) -> tuple[int, int] | None:
-        """The failures in a row that end the search: before the first success, and after it. `None` for no limit."""
+        """How many failures in a row end the search: before the first success, and after it. `None` for no limit."""
         limit = self.max_consecutive_failures
         if limit is None or (limit == "auto" and self.n_trials <= _FEW_TRIALS):
             return None
@@ -307,7 +307,7 @@ class _ObjectiveArgument:
 
 @dataclass(frozen=True, repr=False)
 class OptimizerArguments(Options, _ObjectiveArgument):
-    """The parameters of `Optimizer`: the objective, then the options, two of which are required."""
+    """The parameters of `Optimizer`: the objective, `concurrency` and `n_trials`, then the options with defaults."""
 
     concurrency: Annotated[int, check.count] = field()
     n_trials: Annotated[int, check.count] = field()

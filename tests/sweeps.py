@@ -47,7 +47,7 @@ def objective(x: Float(0, 1)) -> Minimize:
 
 
 def is_last(step: int, stride: int, steps: int) -> bool:
-    """Tell whether a sweep that takes only some steps can end, to save the search that finds no further step."""
+    """Return whether a sweep that takes only some steps can end, to save the search that finds no further step."""
     return stride > 1 and step + stride > steps
 
 

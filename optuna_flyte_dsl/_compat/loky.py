@@ -6,7 +6,7 @@ from loky import ProcessPoolExecutor, process_executor
 
 
 def python_is_exiting() -> bool:
-    """Tell whether loky has begun to end its workers because Python is exiting.
+    """Return whether loky has begun to end its workers because Python is exiting.
 
     Loky's errors do not say that Python is exiting.
     """

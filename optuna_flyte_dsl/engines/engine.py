@@ -49,10 +49,10 @@ class RemoteSearch(Protocol):
         ...
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
-        """Tell whether the process that left the evidence is alive; `None` if that is not known. The call blocks."""
+        """Return whether the process that left the evidence is alive; `None` if that is not known. The call blocks."""
 
     def adopts(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial of a dead process can be continued."""
+        """Return whether a trial of a dead process can be continued."""
         ...
 
     def make_runner(self, objective: Objective) -> Runner:
@@ -76,7 +76,7 @@ class RemoteSearch(Protocol):
 
 
 class Site(Protocol):
-    """Where the searches of one caller run their trials: the cluster of an eager workflow, or of a remote."""
+    """The cluster on which the searches of one caller run their trials: an eager workflow's, or a `FlyteRemote`'s."""
 
     @property
     def keeps_studies(self) -> bool:
@@ -111,7 +111,7 @@ class Engine(Protocol):
     """What the library needs from a workflow engine's SDK: a module with these functions."""
 
     def is_task(self, target: Any) -> bool:
-        """Tell whether an object can be run by this SDK: a task, a workflow, a launch plan."""
+        """Return whether an object can be run by this SDK: a task, a workflow, a launch plan."""
         ...
 
     def describe(self, task: Any) -> TaskDescription:
@@ -122,7 +122,7 @@ class Engine(Protocol):
         """Prepare a task for `@optimize`, for example by spelling out the bare markers in the task's interface."""
 
     def in_pod(self) -> bool:
-        """Tell whether this process runs in a pod that the SDK has started."""
+        """Return whether this process runs in a pod that the SDK has started."""
         ...
 
     def check_place(self, name: str) -> None:

@@ -45,13 +45,13 @@ def host_engine(target: Any) -> Engine | None:
     """Return the engine that runs an objective.
 
     A task has the engine of the SDK that it was written with. A plain function may call tasks, so it has the engine of
-    an SDK that is imported. If no SDK is imported, the function calls no task, and the result is `None`.
+    an SDK that is imported. Where no SDK is imported, the objective cannot call a task: the result is `None`.
     """
     return engine_of(target) or next(iter(loaded_engines()), None)
 
 
 def in_pod() -> bool:
-    """Tell whether this process runs in a pod that an SDK has started."""
+    """Return whether this process runs in a pod that an SDK has started."""
     return any(engine.in_pod() for engine in loaded_engines())
 
 

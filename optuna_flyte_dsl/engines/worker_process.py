@@ -163,5 +163,5 @@ class SubstituteError(RuntimeError):
         return self.reason_of_trial
 
     def stands_for(self, kinds: Sequence[type[BaseException]]) -> bool:
-        """Tell whether the replaced error is of one of the given classes. The option `catch` needs this method."""
+        """Return whether the replaced error is of one of the given classes. The option `catch` needs this method."""
         return any(_qualified_name(kind) in self._names for kind in kinds)

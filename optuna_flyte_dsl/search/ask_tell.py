@@ -224,7 +224,7 @@ class AskTell:
             asked.trial.set_user_attr(OUTCOME, {"state": outcome.state.name, "values": outcome.values})
 
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
-        """Tell how a trial ended, and call the callbacks."""
+        """Tell the study how a trial ended, and call the callbacks."""
         number, trial = asked.number, asked.trial
         self._untold[number] = outcome
         if outcome.reason is not None:
@@ -286,9 +286,9 @@ class AskTell:
         self.study.add_trial(late)
 
     def close_open(self, reason: str) -> None:
-        """Tell all open trials at the end of a search, and the adopted trials that were not asked for.
+        """Tell the study, at the end of a search, how all trials that are still open have ended.
 
-        An outcome that the storage has refused is told again.
+        They include adopted trials that were not asked for. An outcome that the storage has refused is told again.
         """
         adopted = [*self._adopted, *(self._quota.adopted if self._quota is not None else ())]
         if not self._open and not adopted:

@@ -263,7 +263,7 @@ class SearchLoop:
         return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
 
     def _closes_coroutine(self, error: BaseException) -> bool:
-        """Tell whether an error closes this coroutine because its event loop is gone.
+        """Return whether an error closes this coroutine because its event loop is gone.
 
         A GeneratorExit that the objective has raised does not close this coroutine.
         """
@@ -292,7 +292,7 @@ class SearchLoop:
         await self._tell_open(reason)
 
     async def _tell_open(self, reason: str) -> None:
-        """Tell all trials that were adopted or asked for, and not told, unless `suspend` was called."""
+        """Tell the study how the trials that are still open have ended, unless `suspend` was called."""
         if self._suspended:
             return
         closing = self.thread.run(self.trials.close_open, reason)
@@ -303,7 +303,7 @@ class SearchLoop:
         closing.result()
 
     def _close_in_this_thread(self) -> None:
-        """Tell the trials that are still open because an interrupt or the loop's end has broken off `_abandon`."""
+        """Tell the study how the open trials have ended, if an interrupt or the loop's end broke off `_abandon`."""
         if not self._suspended and not self.thread.is_forked:
             self.trials.stopped = True
             self.trials.close_open("The search was interrupted while this trial ran.")

@@ -138,7 +138,7 @@ def mark_retries_used(error: BaseException, *, used: bool = True) -> None:
 
 
 def retries_are_used(error: BaseException) -> bool:
-    """Tell whether a task has used up its own `retries`. The search then does not retry the trial."""
+    """Return whether a task has used up its own `retries`. The search then does not retry the trial."""
     return bool(_attribute(error, _RETRIES_USED))
 
 

@@ -155,7 +155,7 @@ class Lines:
 
 
 def _on_terminal() -> bool:
-    """Tell whether standard error is a terminal. Rich's own test is also true if FORCE_COLOR is set."""
+    """Return whether standard error is a terminal. Rich's own test is also true if FORCE_COLOR is set."""
     return sys.stderr.isatty()
 
 

@@ -102,7 +102,7 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
 
 
 def is_of_type(base: Any, value: Any) -> bool:
-    """Tell whether flytekit accepts a value for a parameter of a type. Only plain types are compared."""
+    """Return whether flytekit accepts a value for a parameter of a type. Only plain types are compared."""
     if base is float:
         return isinstance(value, Real) and not isinstance(value, bool)
     if base in (int, str, bool):

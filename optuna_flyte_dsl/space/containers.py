@@ -62,7 +62,7 @@ def searched_values(name: str, template: Any, value: Any) -> dict[str, Any]:
 
 
 def matches(template: Any, value: Any) -> bool:
-    """Tell whether a value is a template with each marker replaced by one of the marker's values."""
+    """Return whether a value is a template with each marker replaced by one of the marker's values."""
     if isinstance(template, Suggestion):
         return domain.contains(template, value)
     if isinstance(template, dict):
@@ -81,7 +81,7 @@ def matches(template: Any, value: Any) -> bool:
 
 
 def _hides_marker(value: Any) -> bool:
-    """Tell whether a value that is not copied holds a marker, at any depth."""
+    """Return whether a value that is not copied holds a marker, at any depth."""
     if isinstance(value, Suggestion):
         return True
     if isinstance(value, collections.UserDict | types.MappingProxyType | dict):

@@ -101,7 +101,7 @@ def _read_direction(direction: Direction) -> StudyDirection:
 
 @dataclass(frozen=True)
 class ReturnAnnotation:
-    """What a return annotation tells about an objective's values."""
+    """The directions and names of an objective's values, as far as its return annotation gives them."""
 
     # One item for each objective, `None` where the annotation names no direction. The value is `None` if the annotation
     # does not tell how many objectives the task or function has.
@@ -152,7 +152,7 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
 
 
 def _is_plain(annotation: Any) -> bool:
-    """Tell whether an annotation names the type of a value, and not, for example, a type variable."""
+    """Return whether an annotation names the type of a value, and not, for example, a type variable."""
     return (
         annotation in (None, type(None), bool, str, bytes, dict, list, set)
         or (isinstance(annotation, type) and issubclass(annotation, Real))

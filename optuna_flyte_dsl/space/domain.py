@@ -34,7 +34,7 @@ def value_at(marker: Suggestion, index: int) -> Any:
 
 
 def contains(marker: Suggestion, value: Any) -> bool:
-    """Tell whether a marker has a value: within its bounds, and on the grid of its step."""
+    """Return whether a marker has a value: within its bounds, and on the grid of its step."""
     return key_of(marker, value) is not None
 
 
@@ -57,5 +57,5 @@ def key_of(marker: Suggestion, value: Any) -> Hashable:
 
 
 def is_choice(value: Any, choice: Any) -> bool:
-    """Tell whether a value is a choice of a category."""
+    """Return whether a value is a choice of a category."""
     return isinstance(value, bool) == isinstance(choice, bool) and same(value, choice)

@@ -31,8 +31,8 @@ class Suggestion(metaclass=CheckedCall):
     """Base of the markers. A marker is a frozen value that describes the values that a parameter may take.
 
     In a signature, a marker is the annotation itself, `x: Float(0, 1)`, or its metadata,
-    `x: Annotated[float, Float(0, 1)]`. At a call, a marker takes the place of a value: `x=suggest.float(0, 1)`. In a
-    call, a marker may also be an item of a dict, a list or a tuple.
+    `x: Annotated[float, Float(0, 1)]`. At a call of the objective, a marker is given instead of a value:
+    `x=suggest.float(0, 1)`. In a call, a marker may also be an item of a dict, a list or a tuple.
     """
 
     __slots__ = ()
@@ -262,7 +262,7 @@ class suggest(metaclass=MarkerNames):  # noqa: N801 - a namespace; flytekitplugi
 
 
 def same(left: Any, right: Any) -> bool:
-    """Tell whether Optuna regards two choices as the same one: they are equal, or both NaN."""
+    """Return whether Optuna regards two choices as the same one: they are equal, or both NaN."""
     if left is right:
         return True
     if isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right):

@@ -177,7 +177,7 @@ class Objective:
 
 
 def is_trial(annotation: Any) -> bool:
-    """Tell whether an annotation is the class of an Optuna trial."""
+    """Return whether an annotation is the class of an Optuna trial."""
     return isinstance(annotation, type) and issubclass(annotation, optuna.trial.BaseTrial)
 
 

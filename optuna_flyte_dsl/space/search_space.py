@@ -185,7 +185,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         return conversion.convert(declared.marker, value)
 
     def takes(self, name: str) -> bool:
-        """Tell whether the objective has a parameter with this name, or takes any name."""
+        """Return whether the objective has a parameter with this name, or takes any name."""
         return self._open or name in self._declared
 
     def unknown_parameter(self, name: str, *, cure: str = "") -> ArgumentError:
@@ -295,7 +295,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         }
 
     def contains(self, kwargs: Mapping[str, Any]) -> bool:
-        """Tell whether keyword arguments are a point of this space.
+        """Return whether keyword arguments are a point of this space.
 
         Keyword arguments are a point if each searched parameter lies within its marker (and on the grid of its step),
         each fixed argument has its value, and no further argument is given.

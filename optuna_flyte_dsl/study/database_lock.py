@@ -91,7 +91,7 @@ class AdvisoryLock:
                 connection.close()
 
     def is_held(self, key: int, server: str | None) -> bool | None:
-        """Tell whether a process holds a lock; `None` if a restart of the server has freed the lock."""
+        """Return whether a process holds a lock; `None` if a restart of the server has freed the lock."""
         with self._engine.connect() as connection:
             if not _ask(connection, "SELECT pg_try_advisory_lock(:key)", key=key):
                 return True
@@ -99,7 +99,7 @@ class AdvisoryLock:
             return False if _ask(connection, _SERVER_START) == server else None
 
     def close(self) -> None:
-        """Tell the thread to release the lock, without waiting for it: the server may not answer."""
+        """Ask the thread to release the lock, without waiting for it: the server may not answer."""
         self._closed.set()
 
 

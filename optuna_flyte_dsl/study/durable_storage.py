@@ -261,7 +261,7 @@ class DurableStorage(Proxy):
 
 
 def _blocks_an_event_loop() -> bool:
-    """Tell whether a wait in this thread would block an event loop.
+    """Return whether a wait in this thread would block an event loop.
 
     An event loop in one of this library's threads serves one job only, so blocking it is harmless.
     """

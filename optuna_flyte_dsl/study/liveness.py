@@ -1,4 +1,4 @@
-"""Tells which process runs a trial, and whether that process is alive: by evidence, never by a clock.
+"""Finds which process runs a trial, and whether that process is alive: by evidence, never by a clock.
 
 Evidence of a process is the execution of its Flyte pod; a file that the process holds locked, on its machine or beside
 the file of its storage; or an advisory lock that the process holds on a shared PostgreSQL. A process without evidence
@@ -109,11 +109,11 @@ class Owner:
             yield
 
     def owns(self, trial: FrozenTrial) -> bool:
-        """Tell whether this owner owns a trial."""
+        """Return whether this owner owns a trial."""
         return bool(trial.system_attrs.get(self.key))
 
     def life(self, trial: FrozenTrial) -> Life:
-        """Tell whether the process that runs a trial is alive. `life` blocks."""
+        """Return whether the process that runs a trial is alive. `life` blocks."""
         lives = {self._life_by_evidence(trial.system_attrs[key]) for key in owner_keys(trial)}
         if Life.ALIVE in lives:
             return Life.ALIVE
@@ -128,7 +128,7 @@ class Owner:
         return self._life_by_locks(evidence) if life is Life.UNKNOWN else life
 
     def _life_by_locks(self, evidence: Evidence) -> Life:
-        """Tell by its locks whether the process that owns a trial is alive. One held lock proves it."""
+        """Return whether the process that owns a trial is alive, by the process's locks. One held lock proves it."""
         is_held = self._files.is_held(evidence)
         lock = self._lock if "lock" in evidence else None
         if is_held:
@@ -140,7 +140,7 @@ class Owner:
         return Life.ALIVE if in_database else Life.DEAD
 
     def _life_by_lock(self, lock: AdvisoryLock, evidence: Evidence) -> Life:
-        """Tell by its lock whether the process that owns a trial is alive.
+        """Return whether the process that owns a trial is alive, by the process's lock in the database.
 
         The process counts as dead if each check during `pauses.lock_patience` seconds has found its lock free.
         """

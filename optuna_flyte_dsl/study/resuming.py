@@ -128,12 +128,12 @@ def release(
 
 
 def is_adoptable(trial: FrozenTrial, adopts: Callable[[FrozenTrial], bool]) -> bool:
-    """Tell whether a running trial of a dead process can be continued: it has no outcome yet, and `adopts` agrees."""
+    """Return whether a running trial of a dead process can be continued: it has no outcome yet, and `adopts` agrees."""
     return attributes.OUTCOME not in trial.user_attrs and adopts(trial)
 
 
 def close_lost(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Tell a running trial whose process is dead: with its stored outcome, or as lost. `close_lost` blocks."""
+    """Tell the study how a trial of a dead process has ended: with its stored outcome, or as lost. The call blocks."""
     outcome = trial.user_attrs.get(attributes.OUTCOME)
     if outcome is not None:
         study.tell(trial.number, outcome["values"], state=TrialState[outcome["state"]], skip_if_finished=True)
@@ -158,7 +158,7 @@ def retry_lost(study: optuna.Study) -> None:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Tell whether a trial counts as finished: it is complete, pruned, or has failed by itself."""
+    """Return whether a trial counts as finished: it is complete, pruned, or has failed by itself."""
     return trial.state.is_finished() and attributes.LOST not in trial.user_attrs
 
 

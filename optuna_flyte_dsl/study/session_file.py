@@ -53,7 +53,7 @@ class SessionFiles:
         return {"file": self._name, "folder": str(_local_folder() or "")} if self._files else {}
 
     def is_held(self, evidence: Mapping[str, Any]) -> bool | None:
-        """Tell whether a process holds the files of another search; `None` if that cannot be known from here."""
+        """Return whether a process holds the files of another search; `None` if that cannot be known from here."""
         name = os.path.basename(str(evidence.get("file", "")))
         folders = [evidence.get("folder"), self._beside]
         held = [_is_held(pathlib.Path(folder) / name) for folder in folders if name and folder]
@@ -131,7 +131,7 @@ def _is_held(path: pathlib.Path) -> bool | None:
 
 
 def _is_local(path: pathlib.Path) -> bool:
-    """Tell whether a file is on a file system that this machine uses alone."""
+    """Return whether a file is on a file system that this machine uses alone."""
     import psutil
 
     place = path.resolve()

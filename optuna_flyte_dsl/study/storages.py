@@ -31,7 +31,7 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 
 
 def is_kept(storage: BaseStorage) -> bool:
-    """Tell whether a storage may outlive this process, or be used by other processes too."""
+    """Return whether a storage may outlive this process, or be used by other processes too."""
     return not isinstance(storage, InMemoryStorage)
 
 

@@ -57,7 +57,7 @@ class TakenPoints:
         self._keys: dict[int, _Key] = {}  # number of a finished trial -> its key
 
     def exhausted(self, study: optuna.Study) -> bool:
-        """Tell whether every point is taken, by a finished or a running trial."""
+        """Return whether every point is taken, by a finished or a running trial."""
         return self._size != math.inf and len({self._key(trial) for trial in self._taken(study)}) >= self._size
 
     def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], tuple[float, ...] | None]:

@@ -20,7 +20,7 @@ SCRIPTS = ("pyflyte", "pyflyte-execute", "pyflyte-fast-execute", "pyflyte-map-ex
 
 
 def is_script(command):
-    """Tell whether a command runs a script of flytekit, or a user's file by this Python."""
+    """Return whether a command runs a script of flytekit, or a user's file by this Python."""
     is_file = command[0] == sys.executable and str(command[1]).endswith(".py")
     return is_file or pathlib.Path(command[0]).name in SCRIPTS
 

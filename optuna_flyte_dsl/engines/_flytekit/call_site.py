@@ -1,4 +1,4 @@
-"""Tells from the place of a decorated task's call whether the call is a search."""
+"""Finds from the place of a decorated task's call whether the call is a search."""
 
 import enum
 import os
@@ -37,7 +37,7 @@ def place_of_call(depth: int) -> Place:
 
 
 def in_a_workflow() -> bool:
-    """Tell whether a workflow is being compiled, or a dynamic task runs locally: neither can wait for a search."""
+    """Return whether a workflow is being compiled, or a dynamic task runs locally: neither can wait for a search."""
     context = FlyteContextManager.current_context()
     compilation, execution = context.compilation_state, context.execution_state
     if compilation is not None and compilation.mode == 1:
@@ -46,7 +46,7 @@ def in_a_workflow() -> bool:
 
 
 def is_imported_by_a_pod() -> bool:
-    """Tell whether a pod is importing a module.
+    """Return whether a pod is importing a module.
 
     A search that is called at the top of the module would start anew in each pod.
     """

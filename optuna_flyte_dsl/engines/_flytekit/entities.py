@@ -14,12 +14,12 @@ _EMPTY = inspect.Parameter.empty
 
 
 def is_entity(objective: Any) -> bool:
-    """Tell whether flytekit can run an object: a task, a workflow, a launch plan or a reference to one."""
+    """Return whether flytekit can run an object: a task, a workflow, a launch plan or a reference to one."""
     return getattr(objective, "python_interface", None) is not None and hasattr(objective, "interface")
 
 
 def is_task(entity: Any) -> bool:
-    """Tell whether an object is a task that is defined in this program."""
+    """Return whether an object is a task that is defined in this program."""
     return isinstance(entity, PythonTask) and not isinstance(entity, ReferenceEntity)
 
 

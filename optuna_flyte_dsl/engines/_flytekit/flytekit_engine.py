@@ -46,7 +46,7 @@ def prepare(task: Any) -> None:
 
 
 def in_pod() -> bool:
-    """Tell whether Flyte has started this process."""
+    """Return whether Flyte has started this process."""
     return "FLYTE_INTERNAL_EXECUTION_ID" in os.environ
 
 

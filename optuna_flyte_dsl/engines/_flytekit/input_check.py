@@ -1,4 +1,4 @@
-"""Tells whether flytekit refuses an argument that each trial of a search gets: then no trial can succeed."""
+"""Finds whether flytekit refuses an argument that each trial of a search gets: then no trial can succeed."""
 
 from collections.abc import Container, Mapping
 from typing import Any

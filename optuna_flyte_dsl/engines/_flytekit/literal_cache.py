@@ -18,9 +18,9 @@ def lock_literal_cache() -> None:
 class LockedLiteralCache:
     """A wrapper of flytekit's cache of literals that many threads may use.
 
-    Flytekit tests whether a key is in the cache, and then reads it. Between that test and that read, another thread may
-    evict the entry from the cache. So `in` keeps the entry that it has found for the thread, and the read returns the
-    kept entry.
+    Flytekit tests whether a key is in the cache, and then reads the key's entry. Between that test and that read,
+    another thread may evict the entry. So `in` keeps the entry that it has found for the thread, and the read returns
+    the kept entry.
     """
 
     def __init__(self, cache: MutableMapping[Any, Any]) -> None:

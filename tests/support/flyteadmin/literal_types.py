@@ -77,7 +77,7 @@ def _common_type(literals):
 
 
 def is_castable(given, wanted):
-    """Tell whether an input of a type may be given where another type is wanted."""
+    """Return whether an input of a type may be given where another type is wanted."""
     variants = given.union_type.variants if given.HasField("union_type") else ()
     if len(variants) == 1 and _casts(variants[0], wanted):
         return True

@@ -207,7 +207,7 @@ class Admin:
 
 @dataclass(eq=False)
 class _Outage:
-    """Tells which errors may pass, and logs an outage once."""
+    """Decides which errors may pass, and logs an outage once."""
 
     remote: FlyteRemote
     patience: float  # the seconds for which the outage is waited out, for the log line
@@ -270,7 +270,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_login_outage(error: BaseException) -> bool:
-    """Tell whether flytekit cannot log in, or renew a login, because the identity provider is unavailable.
+    """Return whether flytekit cannot log in, or renew a login, because the identity provider is unavailable.
 
     A failed HTTP connection to another server, such as a server for uploads, counts too.
     """
@@ -287,7 +287,7 @@ def _described(error: BaseException) -> str:
 
 
 def _is_refused_login(error: BaseException) -> bool:
-    """Tell whether flytekit could not log in, or could not renew a login."""
+    """Return whether flytekit could not log in, or could not renew a login."""
     kinds = (FlyteAuthenticationException, AuthenticationError, AccessTokenNotFoundError)
     return any(isinstance(each, kinds) for each in _causes(error))
 

@@ -72,7 +72,7 @@ class CheckpointStore:
         return JournalStorage(_CheckpointJournal(self, key))
 
     def is_new(self, key: str) -> bool:
-        """Tell whether the checkpoint of the pod's earlier attempts has no journal of a search. The call may block.
+        """Return whether the checkpoint of the pod's earlier attempts has no journal of a search. The call may block.
 
         Raises:
             FlyteRecoverableException: If the blob store was unavailable all the time. Flyte then starts the pod again.

@@ -162,7 +162,7 @@ class ClusterSearch:
         self.launcher.names.study = identity
 
     def adopts(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial of a dead process can be run again, so that the trial adopts its executions.
+        """Return whether a trial of a dead process can be run again, so that the trial adopts its executions.
 
         Every running trial of a task that is kept in the checkpoint can be continued, because its execution's name is
         known. In another storage, or for a function, a trial that has launched no execution may have had other effects,
@@ -193,7 +193,7 @@ class ClusterSearch:
         return {"execution": execution, "node": pod.folder, "attempt": pod.attempt}
 
     def life(self, evidence: Mapping[str, Any]) -> Life | None:
-        """Tell by its execution whether another eager workflow is running; see `RemoteSearch.life`. The call blocks."""
+        """Return whether another eager workflow is running, by the phase of its execution; see `RemoteSearch.life`."""
         execution = evidence.get("execution")
         if not execution:
             return None

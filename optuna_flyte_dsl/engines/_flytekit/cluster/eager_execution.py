@@ -1,4 +1,4 @@
-"""Tells where a search runs: in which execution of an eager workflow, in which of its nodes, and in which attempt."""
+"""Finds where a search runs: in which execution of an eager workflow, in which of its nodes, and in which attempt."""
 
 import os
 import threading
@@ -89,7 +89,7 @@ class EagerExecutionReader:
             return self._execution
 
     def has_successor(self, admin: Admin, seconds: float) -> bool:
-        """Tell whether Flyte has begun a later attempt of this pod's node. The call blocks.
+        """Return whether Flyte has begun a later attempt of this pod's node. The call blocks.
 
         Flyte may begin the next attempt while the pod of the previous attempt is still ending. If flyteadmin does not
         answer, the result is False. The pod then terminates its executions, because executions cost money.
@@ -143,7 +143,7 @@ def _own_node(admin: Admin, pod: EagerPod, given_up: threading.Event | None) -> 
 
 
 def has_ended(admin: Admin, execution: WorkflowExecutionIdentifier, folder: str) -> bool:
-    """Tell whether the node of an execution whose data is in a folder has ended, as far as that is known. Blocks."""
+    """Return whether the node of an execution whose data is in a folder has ended, as far as that is known. Blocks."""
     nodes = nodes_with_tasks(admin, execution, ended=True)
     phases = (node.closure.phase for node, _ in nodes if node.input_uri == _inputs_of(folder))
     return next(phases, None) in TERMINAL_NODE_PHASES

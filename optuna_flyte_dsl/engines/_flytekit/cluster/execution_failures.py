@@ -72,7 +72,7 @@ def vanished(identifier: WorkflowExecutionIdentifier) -> Execution:
 
 
 def has_not_begun(execution: Execution) -> bool:
-    """Tell whether an execution has failed because Kubernetes was unavailable when flyteadmin launched the execution.
+    """Return whether an execution has failed because Kubernetes was unavailable when flyteadmin launched the execution.
 
     flyteadmin 1.16.8 answers the CreateExecution request for such an execution with success, and stores the execution
     as FAILED.

@@ -239,7 +239,7 @@ class Launcher:
             list(threads.map(functools.partial(self.terminate, cause=cause, deadline=deadline), names))
 
     def _has_successor(self) -> bool:
-        """Tell whether a later attempt of this pod has begun. A result is kept for a second. The call blocks."""
+        """Return whether a later attempt of this pod has begun. A result is kept for a second. The call blocks."""
         if self.connection.eager_execution.pod is None:
             return False
         with self._lock:

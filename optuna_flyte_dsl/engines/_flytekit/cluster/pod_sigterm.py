@@ -55,7 +55,7 @@ class SigtermHandler:
                 logger.error("A search has not ended within its grace period.")
 
     def _will_restart(self, seconds: float) -> bool:
-        """Tell whether Flyte will start this pod again; if that cannot be known, return False.
+        """Return whether Flyte will start this pod again; if that cannot be known, return False.
 
         Flyte counts the end of a pod by SIGTERM as a system failure. An execution that is aborted is in the phase
         ABORTING before its pod gets SIGTERM.

@@ -193,7 +193,7 @@ class Registry:
 
 
 def _is_taken(error: BaseException) -> bool:
-    """Tell whether flyteadmin has refused a registration because another entity has the name and version."""
+    """Return whether flyteadmin has refused a registration because another entity has the name and version."""
     status = status_of(error)
     return status is not None and says_other_structure(status.details())
 
@@ -236,7 +236,7 @@ def _launchable(entity: Any, fetched: FlyteTask | FlyteLaunchPlan) -> Launchable
 
 
 def _has_identity(plan: FlyteLaunchPlan) -> bool:
-    """Tell whether a launch plan names the service account or the role with which its executions run."""
+    """Return whether a launch plan names the service account or the role with which its executions run."""
     run_as = plan.security_context and plan.security_context.run_as
     messages = [each.to_flyte_idl() for each in (run_as, plan.auth_role) if each]
     return any(message.ByteSize() for message in messages)

@@ -140,7 +140,7 @@ class TrialCalls:
         raise refusal_in(failure.message) or failure
 
     async def _is_pruned(self, execution: TrialExecution) -> bool:
-        """Tell whether the task of an execution has raised `TrialPruned`, and not that of another execution.
+        """Return whether the task of an execution has raised `TrialPruned`, and not that of another execution.
 
         A task of the execution may also run in an execution of its own, which a launch plan inside has launched.
         """

@@ -110,7 +110,7 @@ def _content_of_file(value: Any) -> Any:
 
 
 def _holds_set(value: Any) -> bool:
-    """Tell whether a value is a set, or has a set among its items or its fields, at any depth."""
+    """Return whether a value is a set, or has a set among its items or its fields, at any depth."""
     if isinstance(value, set | frozenset):
         return True
     if isinstance(value, Mapping):

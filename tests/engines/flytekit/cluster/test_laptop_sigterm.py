@@ -104,9 +104,13 @@ def test_a_search_in_another_thread_ends_the_main_thread_too(handled):
     thread = threading.Thread(target=run)
     thread.start()
     begun.wait()
-    with pytest.raises(SystemExit) as error:
-        os.kill(os.getpid(), signal.SIGTERM)  # the thread may end while the signal is still being handled
+
+    def terminate():  # the thread may end while the signal is still being handled
+        os.kill(os.getpid(), signal.SIGTERM)
         thread.join(30)
+
+    with pytest.raises(SystemExit) as error:
+        terminate()
     assert error.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "another SIGTERM ends what does not want to end"
 
