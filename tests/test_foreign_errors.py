@@ -1,4 +1,4 @@
-"""Which errors of other packages may pass."""
+"""What the errors of other packages say: whether they may pass, and whether retries are used up."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ import pytest
 import requests
 from flytekit.exceptions.system import FlyteDownloadDataException
 
-from optuna_flyte_dsl._foreign_errors import is_blob_store_outage
+from optuna_flyte_dsl._foreign_errors import is_blob_store_outage, says_retries_are_used
 
 
 def http_error(status):
@@ -83,3 +83,17 @@ def test_an_outage_of_a_blob_store_passes(error):
 )
 def test_a_final_error_of_a_file_does_not_pass(error):
     assert not is_blob_store_outage(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "used"),
+    [
+        ("[2/2] currentAttempt done. Last Error: USER::for this attempt", True),
+        ("[1/1] currentAttempt done. Last Error: USER::OOMKilled", False),
+        ("[3/3] currentAttempt done. Last Error: SYSTEM::the node was preempted", False),
+        ("[1/1] currentAttempt done. Last Error: USER::[4/4] currentAttempt done. Last Error: USER::of a part", True),
+        ("RuntimeError: boom", False),
+    ],
+)
+def test_flyte_says_whether_retries_are_used_up(message, used):
+    assert says_retries_are_used(message) is used

@@ -1,14 +1,20 @@
-"""Worker processes from outside: what becomes of one that dies while no trial runs in it."""
+"""Worker processes from outside: what is sent to them, what they raise, and what becomes of those that die."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 
 import psutil
 import pytest
 
 from optuna_flyte_dsl import FixedArgumentError, Float, optimize
+from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support import wait_until
+from tests.support.marks import newest
+from tests.support.small_searches import search, states
 
 
 def reports_its_process(x: Float(0, 1)) -> float:
@@ -45,3 +51,94 @@ def test_an_argument_that_no_worker_can_get_ends_the_search_at_its_first_trial()
     with pytest.raises(FixedArgumentError, match="`takes_anything` cannot get its argument `thing` in another process"):
         search.run_sync(thing=threading.Lock())
     assert [trial.state.name for trial in search.study.trials] == ["FAIL"]
+
+
+@pytest.mark.newest
+def test_a_process_that_is_exchanged_for_its_size_runs_on():
+    def grows(x: Float(0, 1)) -> float:
+        import builtins
+
+        if os.environ.setdefault("GROWN", str(os.getpid())) == str(os.getpid()) and not hasattr(builtins, "kept"):
+            builtins.kept = bytearray(400 * 2**20)
+        return x
+
+    study = search(grows, executor="process", n_trials=5).run_sync()
+    assert states(study) == ["COMPLETE"] * 5
+
+
+class Particular(ValueError):
+    def __init__(self, a, b):
+        super().__init__("particular")
+
+
+def raises_particular(x: Float(0, 1)) -> float:
+    raise Particular(1, 2)
+
+
+def crashes(x: Float(0, 1)) -> float:
+    os._exit(3)
+    return x
+
+
+@pytest.mark.parametrize("executor", ["thread", newest("process")])
+def test_what_is_caught_is_the_same_in_a_process(executor):
+    study = search(raises_particular, executor=executor, n_trials=2, catch=ValueError).run_sync()
+    assert states(study) == ["FAIL"] * 2
+    assert "Particular: particular" in study.trials[0].user_attrs[ERROR]
+    with pytest.raises(Exception, match="particular"):
+        search(raises_particular, executor=executor, n_trials=2, catch=KeyError).run_sync()
+
+
+@pytest.mark.newest
+def test_a_crash_is_a_failed_trial_whatever_is_caught():
+    assert states(search(crashes, executor="process", n_trials=2, catch=KeyError).run_sync()) == ["FAIL"] * 2
+
+
+def test_what_cannot_be_sent_to_a_process_is_named():
+    lock = threading.Lock()
+
+    def holds(x: Float(0, 1)) -> float:
+        with lock:
+            return x
+
+    with pytest.raises(Exception, match=r"`holds` cannot be sent to another process.*lock"):
+        search(holds, executor="process").run_sync()
+
+
+@pytest.mark.newest
+def test_each_process_has_a_device_of_its_own_and_all_end_with_the_search():
+    def device(x: Float(0, 1)) -> float:
+        return float(os.environ["CUDA_VISIBLE_DEVICES"]) + os.getpid() / 1e9
+
+    study = search(device, executor="process", gpus=[3, 5], concurrency=2, n_trials=6).run_sync()
+    values = {trial.value for trial in study.trials}
+    assert {int(value) for value in values} <= {3, 5}
+    assert len(values) <= 2, "workers are used again"
+
+
+def test_a_result_that_cannot_be_sent_is_a_failed_trial():
+    def odd(x: Float(0, 1)) -> float:
+        class Odd(Exception):
+            def __reduce__(self):
+                raise TypeError("not me")
+
+        raise Odd("of its own kind")
+
+    study = search(odd, executor="process", n_trials=1).run_sync()
+    assert "Odd: of its own kind" in study.trials[0].user_attrs[ERROR]
+
+
+def test_what_a_killed_worker_has_started_ends_with_the_search(tmp_path):
+    """As the kernel kills a process when memory runs out."""
+
+    @optimize(n_trials=1, executor="process", progress=False)
+    def starts(x: Float(0, 1), file: str) -> float:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path(file).write_text(str(child.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    study = starts.run_sync(file=str(tmp_path / "pid"))
+    assert states(study) == ["FAIL"]
+    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)

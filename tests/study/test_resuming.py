@@ -21,6 +21,7 @@ from optuna_flyte_dsl.study.liveness import Owner
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.soak import campaign
 from tests.support.sessions import dead_record
+from tests.support.small_searches import search
 from tests.support.studies import ALL, left_running, objective, on, states
 
 
@@ -229,3 +230,17 @@ def test_a_search_that_finds_its_study_complete_says_that_it_runs_nothing(tmp_pa
     caplog.clear()
     search.run_sync()
     assert "objective: no trial was run, 6 of 6 trials finished" in caplog.text
+
+
+def test_a_retry_of_a_lost_trial_lies_within_the_bounds_of_today(tmp_path):
+    async def never(x: Float(5, 10)) -> float:
+        await asyncio.Event().wait()
+
+    async def today(x: Float(0, 1)) -> float:
+        assert 0 <= x <= 1
+        return x
+
+    options = {"n_trials": 2, "storage": tmp_path / "study.journal", "study_name": "s", "resume": True}
+    search(never, timeout=0.5, **options).run_sync()
+    study = search(today, **options).run_sync()
+    assert [trial.state.name for trial in study.trials[-2:]] == ["COMPLETE"] * 2

@@ -1,18 +1,23 @@
-"""Points that were tried already: which searches share them."""
+"""Points that were tried already: which searches share them, and what becomes of a repeated one."""
 
 import os
 import subprocess
 import sys
 import threading
 
+import flytekit as fl
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import RandomSampler, TPESampler
 
-from optuna_flyte_dsl import Category, Float, InvalidOptionError, optimize
+from optuna_flyte_dsl import Category, Float, Integer, InvalidOptionError, Optimizer, optimize, suggest
 from optuna_flyte_dsl.study.attributes import SAME_AS
 from optuna_flyte_dsl.study.content_hash import content_hash
 from optuna_flyte_dsl.study.storages import open_storage
+from tests.support.small_searches import plain, search, states
 
 
 class Data:
@@ -100,3 +105,142 @@ def test_the_hash_of_a_set_is_the_same_in_each_process_and_that_of_a_masked_arra
     assert len(hashes) == 1
     first, second = np.ma.array([1.0, 2.0], mask=[0, 1]), np.ma.array([1.0, 2.0], mask=[1, 0])
     assert content_hash(first) == content_hash(first.copy()) != content_hash(second)
+
+
+def small(i: Integer(1, 3), kind: Category(["a", "b"])) -> float:
+    return i + (kind == "a")
+
+
+def keys(study):
+    return [tuple(sorted(trial.params.items())) for trial in study.trials]
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler(seed=1), TPESampler(seed=1, n_startup_trials=2)])
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_resampled_points_are_new_until_none_is_left(sampler, concurrency, warned):
+    study = search(small, n_trials=6, duplicates="resample", sampler=sampler, concurrency=concurrency).run_sync()
+    assert len(set(keys(study))) == 6
+    assert set(states(study)) == {"COMPLETE"}
+    assert all(trial.value == small(**trial.params) for trial in study.trials)
+    more = search(small, n_trials=9, duplicates="resample", seed=1, concurrency=concurrency).run_sync()
+    assert len(more.trials) == 9
+    assert any("all 6 points of the space are taken" in line for line in warned())
+    assert len(set(keys(more))) == 6
+
+
+@pytest.mark.parametrize("duplicates", ["allow", "reuse", "resample"])
+def test_a_search_ends_when_its_space_is_exhausted_if_asked_to(duplicates):
+    options = {"duplicates": duplicates, "stop_when_exhausted": True, "seed": 1}
+    study = search(small, n_trials=500, concurrency=2, **options).run_sync()
+    assert len(set(keys(study))) == 6
+    assert len(study.trials) < 500
+    if duplicates == "resample":
+        assert len(study.trials) == 6
+
+
+def test_a_space_without_end_cannot_be_exhausted():
+    with pytest.raises(InvalidOptionError, match=r"`x` has values without end. Give it a `step`"):
+        search(plain, stop_when_exhausted=True)()
+
+
+def test_repeated_points_are_answered_from_the_finished_trial():
+    calls = []
+
+    def counts(i: Integer(1, 3)) -> float:
+        calls.append(i)
+        return float(i)
+
+    study = search(counts, n_trials=30, duplicates="reuse", seed=1).run_sync()
+    assert len(calls) == 3
+    assert states(study) == ["COMPLETE"] * 30
+    for trial in study.trials:
+        assert trial.value == trial.params["i"]
+        if SAME_AS in trial.user_attrs:
+            assert study.trials[trial.user_attrs[SAME_AS]].params == trial.params
+
+
+def test_points_of_the_user_are_not_resampled():
+    points = [{"i": 2, "kind": "a"}] * 1
+    study = search(small, n_trials=3, duplicates="resample", initial_points=points, seed=1).run_sync()
+    assert study.trials[0].params == {"i": 2, "kind": "a"}
+    part = search(small, n_trials=3, duplicates="resample", initial_points=[{"i": 3}], seed=1).run_sync()
+    assert part.trials[0].params["i"] == 3
+
+
+@pytest.mark.newest
+@given(
+    st.integers(-5, 5),
+    st.integers(0, 4),
+    st.integers(1, 3),
+    st.sampled_from([0.25, 0.5]),
+    st.integers(1, 4),
+)
+@settings(max_examples=6)
+def test_every_point_of_a_finite_space_is_found(low, steps, step, fraction, n_choices):
+    space = {
+        "i": Integer(low, low + steps * step, step=step) if steps else Integer(low, low + 1),
+        "f": Float(0, 1, step=fraction),
+        "c": Category(list("abcd")[:n_choices]),
+    }
+
+    def objective(i: int, f: float, c: str) -> float:
+        return 0.0
+
+    size = ((steps or 1) + 1) * (round(1 / fraction) + 1) * n_choices
+    optimizer = Optimizer(
+        _taking(objective),
+        concurrency=2,
+        n_trials=size + 5,
+        seed=1,
+        duplicates="resample",
+        stop_when_exhausted=True,
+        progress=False,
+    )
+    study = optimizer.run_sync(**space)
+    assert len(study.trials) == len(set(keys(study))) == size
+
+
+def _taking(function):
+    def marked(i: Integer(0, 1), f: Float(0, 1), c: Category(["a"])) -> float:
+        return function(i, f, c)
+
+    return marked
+
+
+def test_the_same_point_with_other_fixed_arguments_is_another():
+    def scaled(i: Integer(1, 3), scale: float = 1.0) -> float:
+        return i * scale
+
+    optimizer = Optimizer(scaled, 1, 6, duplicates="reuse", seed=1, progress=False)
+    optimizer.run_sync(scale=1.0)
+    study = optimizer.run_sync(scale=100.0)
+    assert [trial.value for trial in study.trials[6:]] == [trial.params["i"] * 100 for trial in study.trials[6:]]
+    both = Optimizer(scaled, 1, 9, duplicates="resample", stop_when_exhausted=True, seed=1, progress=False)
+    assert len(both.run_sync(scale=1.0).trials) == 3
+    assert len(both.run_sync(scale=2.0).trials) == 6
+    assert len(both.run_sync(i=Integer(1, 2), scale=1.0).trials) == 6
+    assert len(both.run_sync(i=Integer(2, 4), scale=1.0).trials) == 7
+
+
+def test_points_with_parameters_that_a_task_samples_itself_are_not_compared_and_it_says_so(caplog):
+    @fl.task
+    def objective(trial: optuna.Trial, d: Integer(1, 3)) -> float:
+        trial.suggest_float("extra", 0, 1)
+        return float(d)
+
+    study = search(objective, n_trials=8, concurrency=1, duplicates="reuse").run_sync()
+    assert not any(SAME_AS in trial.user_attrs for trial in study.trials)
+    assert caplog.text.count("has also sampled `extra`") == 1
+
+
+def test_a_space_of_any_size_can_be_counted():
+    def objective(mask, x: Float(0, 1)) -> float:
+        return float(sum(mask))
+
+    mask = [suggest.category([True, False]) for _ in range(1100)]
+    assert len(search(objective, n_trials=2, duplicates="resample").run_sync(mask=mask).trials) == 2
+
+    def finite(mask, n: Integer(0, 1)) -> float:
+        return float(sum(mask))
+
+    assert len(search(finite, n_trials=2, stop_when_exhausted=True).run_sync(mask=mask).trials) == 2
