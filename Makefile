@@ -91,7 +91,7 @@ bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
 	$(VENV)/bench/bin/python -m benchmarks
 
 soak: $(VENV)/dev/.made ## Cut, cancel and kill searches at every step and at random moments, and look what is left
-	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/search/test_cancellation.py
+	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/search/test_loop_cancellation.py
 	$(VENV)/dev/bin/python -W ignore -m tests.sweeps --stride $(STRIDE)
 	$(VENV)/dev/bin/python -W ignore -m tests.soak_strangers
 	$(VENV)/dev/bin/python -W ignore -m tests.soak_cluster

@@ -18,7 +18,7 @@ import optuna
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
-from tests.engines.test_remote_trial import calls_without_a_token
+from tests.support.strangers import calls_without_a_token
 
 LIMIT = 1.0
 SECONDS = 8.0

@@ -20,6 +20,10 @@ ALLOWED = {"_getframe", "_exit", "_fields", "_self_", "_run_once", "_flytecheckp
 that Flyte and Optuna write into folders, environments and attributes."""
 
 
+WHOLES = ["docs", "examples", "house", "migration", "package", "pods", "sweeps", "typing"]
+"""What is tested and is no single module: pages, examples, rules, whole searches in pods."""
+
+
 def is_private(name):
     is_dunder = name.startswith("__") and name.endswith("__")
     return name.isidentifier() and name.startswith("_") and name != "_" and not is_dunder
@@ -106,6 +110,23 @@ def test_no_two_modules_and_no_two_classes_share_a_name():
 
 def run(program):
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=300)
+
+
+def modules_named_by(path):
+    """Return the names that the module of a test file may have: `test_loop_cancellation.py` tests `loop.py`."""
+    words = path.stem.removeprefix("test_").split("_")
+    names = {"_".join(words[:count]) for count in range(1, len(words) + 1)}
+    return {*names, *(f"_{name}" for name in names)}
+
+
+def test_tests_lie_where_the_modules_that_they_test_lie():
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = PACKAGE / Path(str(path.relative_to(ROOT / "tests").parent).replace("flytekit", "_flytekit"))
+        modules = {each.stem for each in folder.iterdir()}
+        if not modules_named_by(path) & modules and path.stem.removeprefix("test_") not in WHOLES:
+            wrong.append(str(path.relative_to(ROOT)))
+    assert not wrong
 
 
 def test_importing_the_library_imports_no_flytekit():

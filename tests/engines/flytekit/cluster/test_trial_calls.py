@@ -253,3 +253,10 @@ def test_a_launch_that_flyteadmin_carries_out_after_the_search_was_cancelled_is_
         assert len(cluster.executions) == comes
         assert not cluster.running()
     assert comes or "has not answered the launch of" in caplog.text
+
+
+def test_a_bare_tasks_pruning_shows_as_pruned_in_the_study(cluster):
+    cluster.instant = lambda execution: Failed(
+        "USER:Unknown", "Traceback\n\nMessage:\n\n    TrialPruned: at step 3\n\nUser error."
+    )
+    assert set(states(there(quick.train, cluster).run_sync())) == {"PRUNED"}
