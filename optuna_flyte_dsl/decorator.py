@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Un
 
 import optuna
 
-from optuna_flyte_dsl._options_base import check_names
+from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import engine_of, host_engine, read_objective

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import optuna
 
-from optuna_flyte_dsl._options_base import check_names
+from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import read_objective
 from optuna_flyte_dsl.errors import InvalidOptionError

@@ -9,7 +9,7 @@ from flytekit.core.promise import flyte_entity_call_handler
 from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask
 from optuna.pruners import BasePruner
 
-from optuna_flyte_dsl._options_base import check_names
+from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl.engines._flytekit import call_site, entities
 from optuna_flyte_dsl.engines._flytekit.call_site import Place
 from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site
