@@ -14,10 +14,11 @@ from flytekit.clients.auth.authenticator import PKCEAuthenticator
 from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, AuthenticationError
 
 from optuna_flyte_dsl import ClusterUnavailableError, Float, Optimizer, RefusedError
+from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR
 from tests.support import wait_until
 from tests.support.cluster_searches import PASSING, echo, executions, outputs, states, there, with_options
 from tests.support.eager_pod import Pod
-from tests.support.flyteadmin import Fault, FlyteAdmin, Succeeded
+from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.executions import PHASES
 
 RPCS = ["GetTask", "CreateTask", "CreateExecution", "ListExecutions", "GetExecutionData", "CreateUploadLocation"]
@@ -44,6 +45,14 @@ def test_a_request_that_is_too_large_is_refused_at_once_with_its_size(cluster):
         search.run_sync(text="x" * (21 * 2**20))
     assert states(search.study) == ["FAIL"]
     assert cluster.counts["CreateExecution"] <= 1
+
+
+def test_an_error_that_is_too_large_to_be_read_is_told_as_far_as_a_list_shows_it(cluster):
+    cluster.instant = lambda execution: Failed("USER:Unknown", "Traceback\n" + "x" * (50 * 2**20))
+    study = there(Optimizer(length, 1, 1, progress=False), cluster).run_sync(text="")
+    assert states(study) == ["FAIL"]
+    assert study.trials[0].user_attrs[EXECUTION_ERROR]["message"] == "Traceback\n" + "x" * 90
+    assert cluster.counts["GetExecution"] == 1, "it is no outage that is waited out"
 
 
 def test_a_restarted_control_plane_is_waited_out(cluster):
