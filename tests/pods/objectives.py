@@ -80,6 +80,22 @@ def mapped(x: float) -> float:
     return total(values=fl.map_task(each)(x=spread(x=x)))
 
 
+@fl.workflow
+def branching(x: float) -> float:
+    large = fl.conditional("size").if_((x > 0.5) & (x <= 1.0)).then(twice(x=x)).else_().then(each(x=x))
+    return twice(x=large)
+
+
+@fl.dynamic
+def dynamic(x: float) -> float:
+    return twice(x=each(x=x))
+
+
+@fl.eager
+async def eager(x: float) -> float:
+    return await double(x=await double(x=x))
+
+
 container = ContainerTask(
     name="container",
     image="any",
@@ -112,6 +128,9 @@ async def everything(data: FlyteFile) -> list[str]:
         with_inputs(config=Config(rate=0.5, layers=2), data=data),
         two(pipeline)(x=x),
         two(mapped)(x=x),
+        two(branching)(x=x),
+        two(dynamic)(x=x),
+        two(eager)(x=x),
         two(container)(x=x),
         two(callback)(base=100.0),
         two(sync_callback)(),

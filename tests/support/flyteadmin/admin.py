@@ -375,6 +375,25 @@ class _Gate(grpc.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(behave, handler.request_deserializer, handler.response_serializer)
 
 
+def _all_nodes(template):
+    """Return the nodes of a workflow, with the one that runs when the workflow fails."""
+    return [*template.nodes, *([template.failure_node] if template.HasField("failure_node") else [])]
+
+
+def _tasks_of(node):
+    """Yield the tasks that a node may run, in its branches too."""
+    match node.WhichOneof("target"):
+        case "task_node":
+            yield node.task_node.reference_id
+        case "array_node":
+            yield from _tasks_of(node.array_node.node)
+        case "branch_node":
+            choice = node.branch_node.if_else
+            for block in (choice.case, *choice.other):
+                yield from _tasks_of(block.then_node)
+            yield from _tasks_of(choice.else_node)
+
+
 class _Admin(admin_pb2_grpc.AdminServiceServicer):
     def __init__(self, admin: FlyteAdmin):
         self._admin = admin
@@ -423,6 +442,7 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         return task_pb2.TaskList(tasks=tasks[: request.limit])
 
     def CreateWorkflow(self, request, context):
+        self._compile(request.spec)  # each task must be registered before the workflow
         self._create(self._admin.workflows, "workflow", request.id, request.spec)
         return workflow_pb2.WorkflowCreateResponse()
 
@@ -439,14 +459,11 @@ class _Admin(admin_pb2_grpc.AdminServiceServicer):
         )
         seen = set()
         for template in (spec.template, *spec.sub_workflows):
-            for node in template.nodes:
-                inner = node.array_node.node if node.WhichOneof("target") == "array_node" else node
-                if inner.WhichOneof("target") == "task_node":
-                    key = key_of(inner.task_node.reference_id)
-                    if key not in seen:
-                        seen.add(key)
-                        task = self._admin.find(self._admin.tasks, "task", inner.task_node.reference_id)
-                        closure.tasks.append(compiler_pb2.CompiledTask(template=task.template))
+            for reference in (each for node in _all_nodes(template) for each in _tasks_of(node)):
+                if key_of(reference) not in seen:
+                    seen.add(key_of(reference))
+                    task = self._admin.find(self._admin.tasks, "task", reference)
+                    closure.tasks.append(compiler_pb2.CompiledTask(template=task.template))
         return closure
 
     def CreateLaunchPlan(self, request, context):

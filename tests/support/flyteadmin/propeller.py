@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 
-from flyteidl.core import errors_pb2, execution_pb2, identifier_pb2, literals_pb2
+from flyteidl.core import dynamic_job_pb2, errors_pb2, execution_pb2, identifier_pb2, literals_pb2, workflow_pb2
 
 from tests.support import scripts
+from tests.support.flyteadmin.branches import chosen
 from tests.support.flyteadmin.executions import PHASES, Failed, Succeeded
 from tests.support.flyteadmin.literals import as_text, from_text, resolve
 from tests.support.flyteadmin.nodes import NODE, TASK, NodeRecord, single_task_node, task_of, unique_id
@@ -32,6 +33,13 @@ class _Error(Exception):
 
 def _failed(code, message, kind=execution_pb2.ExecutionError.USER):
     return _Error(Failed(code=code, message=message, kind=kind))
+
+
+class _Job:
+    """What a dynamic task has made, with the fields of a workflow's specification."""
+
+    def __init__(self, job):
+        self.tasks, self.sub_workflows = job.tasks, job.subworkflows
 
 
 class Propeller:
@@ -168,8 +176,19 @@ class Propeller:
             inputs.literals[binding.var].CopyFrom(resolve(binding.binding, values))
         target = node.WhichOneof("target")
         if target == "task_node":
-            task = self._admin.find(self._admin.tasks, "task", node.task_node.reference_id)
-            return self._task(execution, task.template, inputs, record, node)
+            task = self._task_of(spec, node.task_node.reference_id)
+            outputs = self._task(execution, task, inputs, record, node)
+            if isinstance(outputs, dynamic_job_pb2.DynamicJobSpec):
+                template = workflow_pb2.WorkflowTemplate(nodes=outputs.nodes, outputs=outputs.outputs)
+                none = literals_pb2.LiteralMap()
+                return self._workflow(execution, _Job(outputs), template, none, record.folder / "dynamic", record.id)
+            return outputs
+        if target == "branch_node":
+            try:
+                node = chosen(node.branch_node.if_else, inputs)
+            except LookupError as error:
+                raise _failed("MalformedBranch", str(error)) from error
+            return self._node(execution, spec, node, values, record.folder, record.id)
         if target == "workflow_node":
             which = node.workflow_node.WhichOneof("reference")
             if which == "sub_workflow_ref":
@@ -179,11 +198,16 @@ class Propeller:
             inner = self._admin.find(self._admin.workflows, "workflow", plan.workflow_id)
             return self._workflow(execution, inner, inner.template, inputs, record.folder, record.id)
         if target == "array_node":
-            return self._array(execution, node, inputs, record)
+            return self._array(execution, spec, node, inputs, record)
         raise NotImplementedError(f"a node of the kind {target}")
 
-    def _array(self, execution, node, inputs, record):
-        task = self._admin.find(self._admin.tasks, "task", node.array_node.node.task_node.reference_id).template
+    def _task_of(self, spec, reference):
+        """Return the template of a task, which may be one that a dynamic task has made."""
+        made = [task for task in getattr(spec, "tasks", ()) if task.id == reference]
+        return made[0] if made else self._admin.find(self._admin.tasks, "task", reference).template
+
+    def _array(self, execution, spec, node, inputs, record):
+        task = self._task_of(spec, node.array_node.node.task_node.reference_id)
         lists = [literal for literal in inputs.literals.values() if literal.WhichOneof("value") == "collection"]
         size = len(lists[0].collection.literals)
         outputs = literals_pb2.LiteralMap()
@@ -410,6 +434,8 @@ def _read_outcome(code, prefix, has_outputs):
         if document.kind == errors_pb2.ContainerError.RECOVERABLE:
             raise _Retry(failed, system=False)
         raise _Error(failed)
+    if (prefix / "futures.pb").exists():
+        return dynamic_job_pb2.DynamicJobSpec.FromString((prefix / "futures.pb").read_bytes())
     if outputs.exists():
         return literals_pb2.LiteralMap.FromString(outputs.read_bytes())
     if not has_outputs:
