@@ -195,3 +195,8 @@ def says_too_large_for_kubernetes(message: str) -> bool:
 def says_other_structure(message: str) -> bool:
     """Return whether flyteadmin's refusal of a registration says that the name and version belong to another entity."""
     return "with different structure already exists" in message
+
+
+def says_launch_plan_is_full(message: str) -> bool:
+    """Return whether flyteadmin has refused a launch because its launch plan limits how many executions may run."""
+    return "concurrency limit" in message and "skipping execution" in message

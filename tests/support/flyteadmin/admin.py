@@ -238,6 +238,8 @@ class FlyteAdmin:
             parent = request.spec.metadata.parent_node_execution
             if parent.node_id and not self._has_node(parent):
                 raise missing("node execution", parent)
+            if reference.resource_type == identifier_pb2.LAUNCH_PLAN and plan.HasField("concurrency_policy"):
+                self._refuse_too_many(reference, plan.concurrency_policy.max)
             self.executions[execution.key] = execution
         if self.instant is not None:
             outcome = self.instant(execution)
@@ -250,6 +252,14 @@ class FlyteAdmin:
         else:
             self.propeller.start(execution)
         return execution
+
+    def _refuse_too_many(self, plan, limit):
+        """Refuse an execution if so many of all versions of its launch plan have not ended."""
+        of_plan = [execution for execution in self.running() if execution.spec.launch_plan.name == plan.name]
+        if len(of_plan) >= limit:
+            self.counts["too many of a launch plan"] += 1
+            said = f"concurrency limit ({limit}) reached for launch plan {plan.name}; skipping execution"
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, said)
 
     def _has_node(self, node):
         key = (node.execution_id.project, node.execution_id.domain, node.execution_id.name)

@@ -1,6 +1,7 @@
 """`TrialExecution`: one execution of a trial. Its methods prepare, launch or adopt, and read the execution."""
 
 import functools
+import itertools
 import math
 import threading
 import time
@@ -20,7 +21,7 @@ from flytekit.core.python_function_task import AsyncPythonFunctionTask, EagerAsy
 from flytekit.core.workflow import WorkflowBase
 from optuna.trial import Trial
 
-from optuna_flyte_dsl._foreign_errors import is_blob_store_outage
+from optuna_flyte_dsl._foreign_errors import is_blob_store_outage, says_launch_plan_is_full
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import backoff, retry
@@ -110,14 +111,19 @@ class TrialExecution:
         def may_pass(error: Exception) -> bool:
             # For the first execution of a task, flyteadmin makes a workflow around the task. If several requests
             # need that workflow at once, flyteadmin refuses all requests but one.
-            return isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
+            is_taken = isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
+            return is_taken and not says_launch_plan_is_full(str(error))
 
-        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
-        try:
+        def create_in_time() -> bool:
+            waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
             outage_proof = functools.partial(
                 launcher.admin.retry, create, "call CreateExecution", given_up=self.given_up
             )
             return retry(outage_proof, waits, may_pass=may_pass, wait=self._wait)
+
+        try:
+            checks = itertools.repeat(pauses.full_launch_plan)
+            return retry(create_in_time, checks, may_pass=self._is_full, wait=self._wait)
         except AdminError as error:
             self.over, self.submitted = True, False
             launcher.running.discard(self.name)
@@ -169,6 +175,18 @@ class TrialExecution:
 
     def _text_for_deck(self, value: Any) -> str:
         return text_for_deck(value) if self.launcher.connection.deck is not None else ""
+
+    def _is_full(self, error: Exception) -> bool:
+        """Return whether the launch plan allows no more executions at once for now, and log it once for each plan."""
+        is_full = isinstance(error, AdminError) and says_launch_plan_is_full(str(error))
+        if is_full and self.entity.name not in self.launcher.full:
+            self.launcher.full.add(self.entity.name)
+            logger.warning(
+                "A trial waits until another execution of the launch plan `%s` has ended: flyteadmin answers %r.",
+                self.entity.name,
+                str(error),
+            )
+        return is_full
 
     def _wait(self, seconds: float) -> None:
         if self.given_up.wait(seconds):
