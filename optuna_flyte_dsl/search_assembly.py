@@ -89,10 +89,7 @@ class Assembly:
         await remote.check(self.objective)
         study: optuna.Study = await self._open_in_time(self.source.get, remote.open_storage)
         remote.is_checkpointed = self.source.is_checkpointed and remote.open_storage is not None
-        resumes = self.options.resume and is_kept(storage_of(study))
-        remote.is_durable = remote.is_checkpointed or resumes
-        if resumes and not remote.is_checkpointed:
-            remote.use_study_in_names(await self._open_in_time(resuming.identity_of, study))
+        remote.is_durable = remote.is_checkpointed or (self.options.resume and is_kept(storage_of(study)))
         await self._resume_and_run(study, remote)
         return study
 
@@ -139,6 +136,8 @@ class Assembly:
                 left = await self._in_time(resume)
                 note = functools.partial(resuming.note_fixed_arguments, view_of(study, storage=durable))
                 await self._in_time(note, self.space, self.objective.name)
+                if remote is not None:
+                    remote.use_study_in_names(await self._in_time(resuming.identity_of, study, durable))
             await self._run(study, left, remote, durable)
         finally:
             if durable is not None:

@@ -22,6 +22,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +35,7 @@ from sqlalchemy.exc import OperationalError
 
 from optuna_flyte_dsl import Float, Minimize, OptunaFlyteError, optimize
 from optuna_flyte_dsl._pauses import pauses
-from tests.support._compat import journal_path
+from tests.support._compat import get_lock_file, journal_lock, journal_path
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.postgres import Postgres
 
@@ -175,12 +176,20 @@ class Fault:
         self.steps = 0
         self._step, self._how, self._is_final = step, how, is_final
         self.has_failed = False
+        self._here = threading.local()  # the searches of one process write in threads of their own
+        self._lock = threading.Lock()
+
+    def is_due(self, moment: str) -> bool:
+        """Return whether this is the moment of the step of this thread's latest write."""
+        return bool(self._here.step == self._step) and moment == self._how.rpartition(" ")[2]
 
     def hit(self, moment: str, error: Callable[[], Exception]) -> None:
         """Fail if this is the step and the moment."""
         if moment == "before":
-            self.steps += 1
-        if self.steps != self._step or moment != self._how.rpartition(" ")[2]:
+            with self._lock:
+                self.steps += 1
+                self._here.step = self.steps
+        if not self.is_due(moment):
             return
         self._step, self.has_failed = 0, True
         if self._how.startswith("kill"):
@@ -198,15 +207,12 @@ def journal_fault(fault: Fault) -> Iterator[None]:
             return OSError(5, "Input/output error")
 
         fault.hit("before", error)
-        path = journal_path(self)
-        size = path.stat().st_size
+        if fault.is_due("torn"):
+            lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+            with get_lock_file(journal_lock(self)), journal_path(self).open("ab") as file:
+                file.write(lines[: len(lines) // 2])
+        fault.hit("torn", error)
         append(self, logs)
-        try:
-            fault.hit("torn", error)
-        except OSError:
-            with path.open("r+b") as file:
-                file.truncate((size + path.stat().st_size) // 2)
-            raise
         fault.hit("after", error)
 
     JournalFileBackend.append_logs = failing
@@ -255,15 +261,19 @@ def storage_in(kind: str, folder: pathlib.Path) -> str:
     return str(folder / "study.journal") if kind == "journal" else f"sqlite:///{folder}/study.db"
 
 
-def sweep_file(kind: str, *, stride: int = 1, first: int = 1) -> int:
-    """Let each write of a journal, or each statement of SQLite, fail. Return the number of failures."""
+def sweep_file(kind: str, searches: int = 1, *, stride: int = 1, first: int = 1) -> int:
+    """Let each write of a journal, or each statement of SQLite, fail. Return the number of failures.
+
+    Args:
+        searches: The searches of one study that this process runs at the same time.
+    """
     failures = 0
     for how in HOW[kind]:
         for step in range(first, 100_000, stride):
             with tempfile.TemporaryDirectory() as folder:
                 storage, fault = storage_in(kind, pathlib.Path(folder)), Fault(step, how)
                 with FAULTS[kind](fault):
-                    found = search(storage, "study")
+                    found = search(storage, "study", searches)
                 check(trials_in(kind, storage), found, (how, step))
                 if fault.steps < step:
                     break
@@ -296,42 +306,44 @@ def sweep_final_errors(kind: str, *, stride: int = 1, first: int = 1) -> int:
     return failures
 
 
-def sweep_kills(kind: str, *, stride: int = 1, first: int = 1) -> int:
-    """Kill the process at each write of a journal, or at each statement of SQLite, and start the search again.
+def sweep_kills(kind: str, searches: int = 1, *, stride: int = 1, first: int = 1) -> int:
+    """Kill a process at each write of a journal, or at each statement of SQLite, and start its search again.
 
     The searches run in children that are forked from a process without threads.
+
+    Args:
+        searches: 2 if another process, which is not killed, runs a search of the same study meanwhile.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "tests.sweeps", "kills-of", kind, str(stride), str(first)]
+    numbers = map(str, (searches, stride, first))
+    command = [sys.executable, "-W", "ignore", "-m", "tests.sweeps", "kills-of", kind, *numbers]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _kills_of(kind: str, stride: int, first: int) -> int:
+def _kills_of(kind: str, searches: int, stride: int, first: int) -> int:
     kills = 0
     for how in HOW[kind]:
         for step in range(first, 100_000, stride):
             with tempfile.TemporaryDirectory() as folder:
                 storage = storage_in(kind, pathlib.Path(folder))
                 fault = Fault(step, f"kill {how}")
+                others = [_child(storage) for _ in range(searches - 1)]
                 with FAULTS[kind](fault):
-                    code, steps = _in_child(storage, fault)
+                    code, steps = _end_of(_child(storage, fault))
+                if code == -signal.SIGKILL:
+                    others.append(_child(storage))
+                assert [_end_of(child)[0] for child in others] == [0] * len(others), (how, step)
                 if code != -signal.SIGKILL:  # there are fewer steps
                     assert (code, steps < step) == (0, True), (how, step, code, steps)
                     break
-                assert _in_child(storage)[0] == 0, (how, step)
                 check(trials_in(kind, storage), [], (how, step))
                 kills += 1
     return kills
 
 
-def _in_child(storage: str, fault: Fault | None = None) -> tuple[int, int]:
-    """Run the search in a forked child.
-
-    Returns:
-        The child's exit code; below 0, the signal that has ended the child. The number of the fault's steps in a child
-        that was not killed.
-    """
+def _child(storage: str, fault: Fault | None = None) -> tuple[int, int]:
+    """Run the search in a forked child. Return its process id, and the pipe to which it writes its fault's steps."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -347,6 +359,17 @@ def _in_child(storage: str, fault: Fault | None = None) -> tuple[int, int]:
             sys.stderr.flush()
             os._exit(99)
     os.close(writer)
+    return child, reader
+
+
+def _end_of(started: tuple[int, int]) -> tuple[int, int]:
+    """Await a child.
+
+    Returns:
+        The child's exit code; below 0, the signal that has ended the child. The number of the fault's steps in a child
+        that was not killed.
+    """
+    child, reader = started
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with open(reader) as pipe:
         return code, int(pipe.read() or 0)
@@ -432,15 +455,34 @@ def _sweep_requests(
                 assert states == ["COMPLETE"] * N_TRIALS, (how, step, admin.faulty, states)
                 assert len(admin.executions) == N_TRIALS, (how, step, admin.faulty)
                 assert not admin.running(), (how, step, admin.faulty)
+                assert not admin.overwritten or how == "doubled", (how, step, admin.faulty)
                 if admin.faulty is None:
                     break
                 faults += 1
     return faults
 
 
+KINDS = ["postgresql", *FAULTS, "flyteadmin"]
+
+
+def _sweep_all_of_postgresql(stride: int) -> None:
+    with contextlib.closing(Postgres()) as server:
+        for searches, processes in ((1, 1), (2, 1), (1, 2)):
+            cuts = sweep_postgresql(server, searches, processes=processes, stride=stride)
+            print(f"PostgreSQL, {searches} at once, {processes} processes: {cuts} cuts", flush=True)
+
+
+def _sweep_all_of_a_file(kind: str, stride: int) -> None:
+    for searches in (1, 2):
+        print(f"{kind}, {searches} at once: {sweep_file(kind, searches, stride=stride)} failures", flush=True)
+        print(f"{kind}, {searches} processes: {sweep_kills(kind, searches, stride=stride)} kills", flush=True)
+    print(f"{kind}: {sweep_final_errors(kind, stride=stride)} final errors", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stride", type=int, default=1, help="sweep every so many steps")
+    parser.add_argument("--only", action="append", choices=KINDS, help="sweep this alone; the option can be repeated")
     parser.add_argument("internal", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -449,20 +491,18 @@ def main() -> None:
             if options.internal[0] == "partner":
                 _be_partner(options.internal[1])
                 return
-            _, kind, stride, first = options.internal
-            print(_kills_of(kind, int(stride), int(first)))
+            _, kind, *numbers = options.internal
+            print(_kills_of(kind, *map(int, numbers)))
             return
         stride = options.stride
-        with contextlib.closing(Postgres()) as server:
-            for searches, processes in ((1, 1), (2, 1), (1, 2)):
-                cuts = sweep_postgresql(server, searches, processes=processes, stride=stride)
-                print(f"PostgreSQL, {searches} at once, {processes} processes: {cuts} cuts", flush=True)
-        for kind in FAULTS:
-            print(f"{kind}: {sweep_file(kind, stride=stride)} failures", flush=True)
-            print(f"{kind}: {sweep_final_errors(kind, stride=stride)} final errors", flush=True)
-            print(f"{kind}: {sweep_kills(kind, stride=stride)} kills", flush=True)
-        print(f"flyteadmin: {sweep_requests(stride=stride)} lost or doubled requests", flush=True)
-        print(f"flyteadmin, from a pod: {sweep_pod_requests(stride=stride)} lost or doubled requests", flush=True)
+        for kind in options.only or KINDS:
+            if kind == "postgresql":
+                _sweep_all_of_postgresql(stride)
+            elif kind == "flyteadmin":
+                for where, sweep in {"from a laptop": sweep_requests, "from a pod": sweep_pod_requests}.items():
+                    print(f"flyteadmin, {where}: {sweep(stride=stride)} lost or doubled requests", flush=True)
+            else:
+                _sweep_all_of_a_file(kind, stride)
         print(f"Each search ended with {N_TRIALS} trials that count, and none running.")
 
 

@@ -226,6 +226,10 @@ class AskTell:
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Tell the study how a trial ended, and call the callbacks."""
         number, trial = asked.number, asked.trial
+        if outcome.state is TrialState.FAIL and outcome.fatal is None and self.taken_over({number}):
+            logger.warning("Trial %d of `%s` is left to another search, which runs it.", number, self.objective.name)
+            self._open.pop(number, None)
+            return
         self._untold[number] = outcome
         if outcome.reason is not None:
             with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
@@ -301,7 +305,7 @@ class AskTell:
             self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
         opened = self._open.copy()
-        taken_over = self._taken_over(opened.keys() - self._untold.keys())
+        taken_over = self.taken_over(opened.keys() - self._untold.keys())
         left: dict[int, tuple[Trial | FrozenTrial, Outcome]] = {
             number: (trial, self._untold.get(number, interrupted))
             for number, trial in opened.items()
@@ -345,7 +349,7 @@ class AskTell:
             return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)
         return untold_error(self.objective.name, self._study_name, left)
 
-    def _taken_over(self, numbers: set[int]) -> set[int]:
+    def taken_over(self, numbers: set[int]) -> set[int]:
         """Return which of some open trials another search owns now, because it has taken this process for dead."""
         if self.storage is None or not numbers:
             return set()

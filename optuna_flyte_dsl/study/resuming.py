@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.space.markers import same
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import attributes
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
@@ -177,13 +178,15 @@ def left_running(trials: Sequence[FrozenTrial]) -> str:
     )
 
 
-def identity_of(study: optuna.Study) -> str:
-    """Return an id of a study that is unique among all studies in all storages. `identity_of` blocks."""
-    identity = study.user_attrs.get(attributes.IDENTITY)
-    if identity is None:
-        study.set_user_attr(attributes.IDENTITY, uuid.uuid4().hex)
-        identity = study.user_attrs[attributes.IDENTITY]  # another process may have set an id later
-    return str(identity)
+def identity_of(study: optuna.Study, storage: DurableStorage) -> str:
+    """Return an id of a study that all searches of the study have in common. `identity_of` blocks.
+
+    The id is unique among all studies in all storages, except for copies of the study.
+    """
+    with storage.exclusive(study.study_name):
+        if attributes.IDENTITY not in study.user_attrs:
+            study.set_user_attr(attributes.IDENTITY, uuid.uuid4().hex)
+        return str(study.user_attrs[attributes.IDENTITY])
 
 
 def check_space(study: optuna.Study, space: SearchSpace, *, resumes: bool = False) -> None:
@@ -218,19 +221,23 @@ def _names(parameters: Iterable[str]) -> str:
 
 
 def note_fixed_arguments(study: optuna.Study, space: SearchSpace, name: str) -> None:
-    """Store the fixed arguments of a study's first search, and warn if this search has others. The function blocks."""
+    """Store the fixed arguments of a study's searches, and warn if this search has others. The function blocks.
+
+    For each argument, the value of the first search that has the argument is stored.
+    """
     fixed = {key: value for key, value in space.arguments.items() if isinstance(value, bool | int | float | str)}
     before = study.user_attrs.get(attributes.ARGUMENTS)
-    if before is None:
-        study.set_user_attr(attributes.ARGUMENTS, fixed)
+    if before is None or not fixed.keys() <= before.keys():
+        study.set_user_attr(attributes.ARGUMENTS, {**fixed, **(before or {})})
     for key, value in fixed.items():
-        if before is not None and key in before and before[key] != value:
+        if before is not None and not (key in before and same(before[key], value)):
+            had = repr(before[key]) if key in before else "no such argument"
             logger.warning(
-                "`%s` goes on with the study %r with %s=%r, but its trials so far had %r. If their values cannot be "
+                "`%s` goes on with the study %r with %s=%r, but its trials so far had %s. If their values cannot be "
                 "compared, give another `study_name`.",
                 name,
                 study.study_name,
                 key,
                 value,
-                before[key],
+                had,
             )

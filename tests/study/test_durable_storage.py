@@ -313,7 +313,7 @@ def test_a_lost_response_leaves_neither_a_trial_too_few_nor_one_that_runs(tmp_pa
     # One that was made twice at the very end cannot be taken any more: it is closed, and does not count.
     assert found in ({}, {"FAIL": 1})
     assert all(trial.user_attrs.get(LOST) for trial in study.trials if trial.state is TrialState.FAIL)
-    if at != {9}:
+    if at != {9} or lost == "raises":  # what raises is looked for before it is made again
         assert found == {}
     assert len(seen) == len(set(seen)) == 10
 

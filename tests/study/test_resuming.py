@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import subprocess
 import sys
@@ -183,6 +184,23 @@ def test_a_resumed_study_with_other_arguments_is_warned_of(tmp_path, warned):
     search.n_trials = 7
     search.run_sync(base=2.0)
     assert any("base=2.0, but its trials so far had 1.0" in line for line in warned())
+
+
+def test_an_argument_that_a_study_has_seen_first_later_is_warned_of_too(tmp_path, warned):
+    options = {"storage": tmp_path / "study.journal", "study_name": "s", "resume": True, "n_trials": 2}
+
+    def grown(x: Float(0, 1), kind: str, scale: float) -> float:
+        return x
+
+    objective(**options).run_sync()
+    search = optimize(grown, progress=False, **options)
+    said = []
+    for kind in ("a", "a", "b"):
+        search.run_sync(kind=kind, scale=math.nan)
+        said.append([line for line in warned() if "but its trials so far had" in line])
+    assert [len(lines) for lines in said] == [2, 2, 3], "NaN is the same argument as NaN"
+    assert "kind='a', but its trials so far had no such argument" in said[0][0] + said[0][1]
+    assert "kind='b', but its trials so far had 'a'" in said[2][2]
 
 
 def test_an_adopted_trial_is_no_trial_whose_response_was_lost(tmp_path):

@@ -10,6 +10,7 @@ from flytekit.core import local_cache
 from flytekit.core.type_engine import TypeEngine
 from flytekit.utils.asyn import loop_manager
 from optuna.storages._grpc.auto_generated import api_pb2, api_pb2_grpc
+from optuna.storages.journal._file import get_lock_file
 
 __all__ = [
     "api_pb2",
@@ -18,6 +19,7 @@ __all__ = [
     "code_that_runs",
     "count_of_event_loops",
     "counts_running_trials",
+    "get_lock_file",
     "own_local_cache",
     "set_python_outputs",
 ]
@@ -61,6 +63,11 @@ def counts_running_trials(sampler: optuna.samplers.TPESampler) -> bool:
 def journal_path(backend):
     """Return the path of a journal's file."""
     return pathlib.Path(backend._file_path)
+
+
+def journal_lock(backend):
+    """Return the lock that is held while lines are appended to a journal's file."""
+    return backend._lock
 
 
 def enable_deck(params):

@@ -23,11 +23,11 @@ from optuna_flyte_dsl.cluster_options import Cluster, OnSigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_runner import ClusterRunner
 from optuna_flyte_dsl.engines._flytekit.cluster.eager_execution import has_ended
+from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import TERMINAL
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import inner_label
 from optuna_flyte_dsl.engines._flytekit.cluster.laptop_sigterm import laptop_sigterm
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.leftover_executions import terminate_leftovers
-from optuna_flyte_dsl.engines._flytekit.cluster.poller import TERMINAL
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.space.objective import Kind, Objective
@@ -51,7 +51,8 @@ class ClusterSearch:
         context = FlyteContextManager.current_context()
         self._is_inner = bool(site.label)
         label = site.label or site.connection.label(key)
-        self.launcher = Launcher(site.connection, options, key, context, self._store_attributes, site.traffic, label)
+        study = (self._store_attributes, self._is_taken_over)
+        self.launcher = Launcher(site.connection, options, key, context, *study, site.traffic, label)
         self.launcher.on_successor = functools.partial(self.end, leave=True)
         self.is_checkpointed = False
         self.is_durable = False
@@ -182,6 +183,11 @@ class ClusterSearch:
 
         await self._thread.run(store)
         await self.commit()
+
+    async def _is_taken_over(self, trial: Trial) -> bool:
+        """Return whether another search owns a trial now, because it has taken this process for dead."""
+        assert self._loop_of_trials is not None
+        return bool(await self._thread.run(self._loop_of_trials.trials.taken_over, {trial.number}))
 
     @property
     def evidence(self) -> dict[str, Any]:

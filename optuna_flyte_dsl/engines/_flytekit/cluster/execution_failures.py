@@ -14,9 +14,15 @@ from optuna_flyte_dsl._foreign_errors import (
     says_too_large_for_kubernetes,
 )
 from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._retry import backoff
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError
 from optuna_flyte_dsl.errors import ExecutionFailedError
 from optuna_flyte_dsl.search.outcome import mark_retries_used
+
+TERMINAL = frozenset(
+    {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
+)
 
 
 class EagerExecutionFailedError(ExecutionFailedError, EagerException):
@@ -29,8 +35,17 @@ def read_closure(admin: Admin, identifier: WorkflowExecutionIdentifier, seen: An
     Args:
         seen: The closure that `ListExecutions` has returned; the result if the execution cannot be read.
     """
+    # A replica of flyteadmin's database may be older than the one that `ListExecutions` has read.
+    waits = backoff(pauses.poll_shortest, pauses.poll_longest, lambda: pauses.replica_lag)
+    request = WorkflowExecutionGetRequest(id=identifier)
     try:
-        return admin.call("GetExecution", WorkflowExecutionGetRequest(id=identifier), given_up=given_up).closure
+        while True:
+            closure = admin.call("GetExecution", request, given_up=given_up).closure
+            if closure.phase in TERMINAL:
+                return closure
+            pause = next(waits, None)
+            if pause is None or given_up.wait(pause):
+                return seen
     except AdminError:
         logger.debug("The execution %s could not be read.", identifier.name, exc_info=True)
         return seen

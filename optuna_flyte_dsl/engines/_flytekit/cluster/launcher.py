@@ -58,6 +58,7 @@ class Launcher:
     search: str  # the search's key, the same in the eager pod's next attempt
     outer_context: FlyteContext
     store_attributes: StoreAttributes
+    is_taken_over: Callable[[Trial], Awaitable[bool]]
     traffic: Traffic
     label: str = ""  # the value of the label `SEARCH` of the search's executions
     leaves_executions: bool = False  # whether executions are left running at the end, for the pod's next attempt

@@ -17,14 +17,10 @@ from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin, AdminError, GivenUpError, unavailable
-from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import vanished
+from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import TERMINAL, vanished
 from optuna_flyte_dsl.engines._flytekit.cluster.node_executions import nodes_with_tasks
 from optuna_flyte_dsl.engines._flytekit.cluster.token_bucket import TokenBucket
 from optuna_flyte_dsl.errors import ClusterError, ClusterUnavailableError
-
-TERMINAL = frozenset(
-    {WorkflowExecution.SUCCEEDED, WorkflowExecution.FAILED, WorkflowExecution.ABORTED, WorkflowExecution.TIMED_OUT}
-)
 
 _NAMES_A_CALL = 100
 """The largest number of executions that one call of `ListExecutions` asks for."""

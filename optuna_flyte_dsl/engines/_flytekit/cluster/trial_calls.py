@@ -167,6 +167,8 @@ class TrialCalls:
             # A replaced pod has terminated the execution while that pod ended, or the execution has never begun. So
             # the execution is launched again, under another name.
             self.launcher.running.discard(execution.name)
+            if await self.launcher.is_taken_over(self.trial):
+                raise GivenUpError("Given up: another search runs the trial.")
             execution.collisions += 1
 
     async def _to_send(self, value: Any) -> Any:
@@ -213,7 +215,8 @@ class TrialCalls:
             execution.name = self.launcher.names.name(
                 self.trial.number, execution.entity.name, execution.call, execution.collisions, attempt=self.attempt
             )
-            execution.may_be_taken = execution.name in self._earlier or self.launcher.connection.attempt > 0
+            execution.is_earlier = execution.name in self._earlier
+            execution.may_be_taken = execution.is_earlier or self.launcher.connection.attempt > 0
             await self._store_names()
             if await self._run(execution, execution.create):
                 break

@@ -51,6 +51,7 @@ class TrialExecution:
     call: str = ""  # the key of the call among the trial's calls; see `TrialCalls`
     collisions: int = 0  # how many names of this call cannot be used: other executions have them
     name: str = ""
+    is_earlier: bool = False  # whether a process that is dead has stored this name for the trial
     may_be_taken: bool = False  # whether an earlier process may have launched an execution of this name
     target: Launchable | None = None
     request: ExecutionCreateRequest | None = None
@@ -244,8 +245,10 @@ class TrialExecution:
         is_aborted = there.closure.abort_metadata.cause.startswith(CAUSE)
         is_void = is_aborted or has_not_begun(there)
         self.submitted = same and theirs.launch_plan == ours.launch_plan and not is_void
-        if not self.submitted and INPUTS_DIGEST in theirs.annotations.values and not is_void:
-            # An earlier process of this search has launched the execution, and that process is gone.
+        # Only what is known to be a dead process's is terminated: another search may have the same names, for example
+        # after a study was copied.
+        is_leftover = self.is_earlier or (is_same_search and attempt < self.launcher.connection.attempt)
+        if is_leftover and not self.submitted and not is_void:
             deadline = self.launcher.end_of_grace()
             self.launcher.terminate(self.name, f"trial {self.trial.number} asks for something else now", deadline)
         return self.submitted

@@ -40,6 +40,16 @@ def test_a_failed_execution_is_a_failed_trial_that_keeps_what_flyte_says(cluster
         assert trial.user_attrs[ERROR].startswith(f"ExecutionFailedError: The execution {execution['name']}")
 
 
+@pytest.mark.parametrize("reads", [1, 10_000])
+def test_a_failure_that_a_replica_of_the_database_does_not_show_yet_is_read_again(cluster, reads):
+    cluster.stale_reads = reads
+    cluster.instant = lambda execution: Failed("USER:ValueError", "x" * 500)
+    (trial,) = there(Optimizer(quick.train.task, 1, 1, progress=False), cluster).run_sync().trials
+    found = trial.user_attrs[EXECUTION_ERROR]
+    # What the list has shown is kept, if nothing newer can be read.
+    assert (found["phase"], found["message"]) == ("FAILED", "x" * (500 if reads == 1 else 100))
+
+
 def test_an_execution_that_somebody_aborts_is_a_failed_trial(cluster):
     cluster.instant = lambda execution: None  # it runs until it is aborted
     remote = cluster.remote()

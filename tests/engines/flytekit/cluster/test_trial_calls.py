@@ -5,6 +5,7 @@ import collections
 import errno
 import itertools
 import math
+import shutil
 import threading
 
 import grpc
@@ -15,16 +16,21 @@ import reporting
 from flytekit.exceptions.eager import EagerException
 from flytekit.exceptions.system import FlyteUploadDataException
 
-from optuna_flyte_dsl import Cluster, ExecutionFailedError, Optimizer
+from optuna_flyte_dsl import Cluster, ExecutionFailedError, Optimizer, optimize
+from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
-from optuna_flyte_dsl.study.attributes import EXECUTIONS
-from tests.support.cluster_searches import ended_there, executions, outputs, states, there, with_options
+from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
+from optuna_flyte_dsl.study.liveness import owner_keys
+from optuna_flyte_dsl.study.storages import open_storage
+from tests.support import wait_until
+from tests.support.cluster_searches import echo, ended_there, executions, outputs, states, there, with_options
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.admin import _Admin
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.sessions import dead_record
 
 
 def test_a_callback_launches_several_and_each_has_a_name_of_its_own(cluster):
@@ -260,3 +266,48 @@ def test_a_bare_tasks_pruning_shows_as_pruned_in_the_study(cluster):
         "USER:Unknown", "Traceback\n\nMessage:\n\n    TrialPruned: at step 3\n\nUser error."
     )
     assert set(states(there(quick.train, cluster).run_sync())) == {"PRUNED"}
+
+
+def resumed(task, path, **options):
+    given = {"concurrency": 2, "storage": path, "study_name": "s", "resume": True, "progress": False, **options}
+    return optimize(task, **given)
+
+
+def test_searches_of_a_study_and_of_its_copy_leave_each_others_executions_alone(cluster, tmp_path):
+    """The copy gives its executions the names of the original's."""
+    original, copy = tmp_path / "study.journal", tmp_path / "copy.journal"
+    there(resumed(quick.train.task, original, n_trials=1), cluster).run_sync()
+    shutil.copy(original, copy)
+    cluster.instant = echo(seconds=0.3)
+
+    async def both():
+        searches = (resumed(quick.train.task, path, n_trials=5) for path in (original, copy))
+        return await asyncio.gather(*(there(search, cluster)() for search in searches))
+
+    for study in asyncio.run(both()):
+        assert states(study) == ["COMPLETE"] * 5
+    assert [each.phase for each in executions(cluster)] == [PHASES.SUCCEEDED] * 9
+
+
+def test_a_trial_is_left_to_the_search_that_has_taken_its_process_for_dead(cluster, tmp_path, warned, pauses):
+    pauses.other_processes = 0.05
+    cluster.instant = lambda execution: None
+    path, studies = tmp_path / "study.journal", []
+
+    def search():
+        studies.append(there(resumed(reporting.fit.task, path, n_trials=1), cluster).run_sync(cheap=True))
+
+    first = threading.Thread(target=search)
+    first.start()
+    wait_until(cluster.running)
+    study = optuna.load_study(study_name="s", storage=open_storage(path))
+    (trial,), storage = study.trials, storage_of(study)
+    storage.set_trial_system_attr(trial_id(trial), f"{OWNER}other", dead_record())
+    for key in owner_keys(trial):
+        storage.set_trial_system_attr(trial_id(trial), key, None)
+    cluster.instant = lambda execution: Succeeded(outputs(0.25), 0.5)
+    search()
+    first.join()
+    assert [states(each) for each in studies] == [["COMPLETE"]] * 2
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED, PHASES.SUCCEEDED]
+    assert any("is left to another search" in line for line in warned())
