@@ -92,7 +92,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         """
         engine = host_engine(self.__wrapped__)
         if engine is not None:
-            result = engine.call(self.__wrapped__, self._session.objective.name, args, kwargs)
+            result = engine.call(self.__wrapped__, self._session.objective.name, kwargs)
             if result is not NotImplemented:
                 return result  # type: ignore[no-any-return]
         return self._start(args, kwargs)

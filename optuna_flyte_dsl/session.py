@@ -102,6 +102,9 @@ class Session:
             if name in Options.__dataclass_fields__ and not self.objective.space.takes(name):
                 cure = f"an option of the search is given to `optimize({name}=...)`, not to the call"
                 raise self.objective.space.unknown_parameter(name, cure=cure)
+            if self.objective.suggests_itself and not self.objective.space.takes(name):
+                cure = "what the function suggests by `trial` can be set for single trials by `initial_points`"
+                raise self.objective.space.unknown_parameter(name, cure=cure)
         space = self.objective.space.bind(*args, **kwargs)
         points = tuple(self.options.initial_points or ())
         if self.objective.suggests_itself:

@@ -327,6 +327,18 @@ def test_pyflyte_run_runs_the_task_once_and_the_eager_workflow_as_a_search(argum
     ran = pyflyte("run", "tests/user_module.py", *arguments)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.split()[-1] == printed
+    is_task = arguments[0] != "search_sync"
+    assert ("runs the task" in ran.stderr) is is_task
+    assert not is_task or "For a search, run an eager workflow" in ran.stderr
+
+
+@needs_pyflyte
+@pytest.mark.newest
+def test_pyflyte_run_without_values_names_them_and_says_how_to_search():
+    ran = pyflyte("run", "tests/user_module.py", "train")
+    assert ran.returncode != 0
+    said = " ".join((ran.stdout + ran.stderr).split())
+    assert "`pyflyte run` runs the task `train` once, and needs `--lr`, `--depth`, `--booster`" in said
 
 
 # Studies.

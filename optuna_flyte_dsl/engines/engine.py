@@ -1,6 +1,6 @@
 """`Engine`: what the library needs from a workflow engine's SDK."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, TypedDict
 
 import optuna
@@ -128,7 +128,7 @@ class Engine(Protocol):
     def check_place(self, name: str) -> None:
         """Raise `CompilationError` if no search can run: a workflow is being compiled, or a pod imports the module."""
 
-    def call(self, task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def call(self, task: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
         """Return the result of a decorated task's call if the call is no search; else `NotImplemented`.
 
         The decorated task's `__call__` must call this method directly, because an engine may inspect the frame of

@@ -40,7 +40,8 @@ def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], 
     if _hides_marker(value):
         raise ArgumentError(
             f"`{name}` holds a suggestion inside a {type(value).__name__}, where it cannot be replaced by a value. "
-            "Put it into a dict, a list or a tuple."
+            "Put it into a dict, a list or a tuple: where a task's parameter is a dataclass, flytekit makes the "
+            "dataclass of a dict."
         )
     return set(value) if type(value) is set else value
 

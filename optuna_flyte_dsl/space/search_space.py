@@ -17,15 +17,10 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from optuna_flyte_dsl._text import is_storable_name, shown
-from optuna_flyte_dsl.errors import (
-    ArgumentError,
-    EmptySpaceError,
-    InvalidAnnotationError,
-    InvalidMarkerError,
-    OutOfRangeError,
-)
+from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, InvalidMarkerError, OutOfRangeError
 from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, is_of_type, listed, read_annotation, type_clash
+from optuna_flyte_dsl.space.argument_errors import missing_values, nothing_to_search, out_of_range, unknown_parameter
 from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
@@ -152,7 +147,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         declared = self._declared.get(name)
         if declared is None:
             if not self._open:
-                raise self.unknown_parameter(name)
+                raise unknown_parameter(self.name, name, self._declared)
             declared = _UNDECLARED
         if isinstance(value, type) and issubclass(value, Suggestion):
             raise ArgumentError(f"`{self.name}`: `{name}` got the class {value.__name__}. Call it, with its bounds.")
@@ -175,13 +170,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         if value is None and declared.optional:
             return value
         if not domain.contains(declared.marker, value):
-            cure = "Give another value"
-            if is_of_type(declared.base, value):
-                cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
-            raise OutOfRangeError(
-                f"`{self.name}`: `{name}` must lie within its marker {shown(declared.marker)}, but got "
-                f"{shown(value)}. {cure}."
-            )
+            raise out_of_range(self.name, name, declared.marker, declared.base, value)
         return conversion.convert(declared.marker, value)
 
     def takes(self, name: str) -> bool:
@@ -195,10 +184,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             name: The argument's name.
             cure: What else the user may have meant, as a clause.
         """
-        return ArgumentError(
-            f"`{self.name}` has no parameter `{name}`; it has {listed(self._declared) or 'none'}. Correct the name, or "
-            f"add it to the signature{cure and f'; {cure}'}."
-        )
+        return unknown_parameter(self.name, name, self._declared, cure)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -233,11 +219,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         """
         self.check_complete()
         if not self:
-            raise EmptySpaceError(
-                f"`{self.name}` has nothing to search: no parameter has a marker or a suggestion. Give one a marker, "
-                f"`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`; for one plain run, call "
-                f"`{self.name}.task(...)`. A function without `@fl.task` may suggest its parameters by `trial`."
-            )
+            raise nothing_to_search(self.name, [name for name, each in self._declared.items() if each.marker])
 
     def check_complete(self) -> None:
         """Check that every argument has a value or a marker.
@@ -246,10 +228,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             ArgumentError: If a parameter has neither a value nor a marker.
         """
         if self.missing:
-            raise ArgumentError(
-                f"`{self.name}` needs a value for {listed(self.missing)}. Give a value at the call, or a suggestion, "
-                f"`{self.missing[0]}=suggest.float(0, 1)`; or give the parameter a default or a marker."
-            )
+            raise missing_values(self.name, {name: self._declared[name].base for name in self.missing})
 
     @cached_property
     def _markers(self) -> dict[str, Suggestion]:
@@ -287,8 +266,20 @@ class SearchSpace(Mapping[str, Suggestion]):
 
         return self.fill(choose)
 
-    def fill(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
-        """Return the keyword arguments of one trial, with `choose(name, marker)` in place of each marker."""
+    def fill(self, choose: Callable[[str, Suggestion], Any] | Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of one trial, with a value in place of each marker.
+
+        Args:
+            choose: The values by name, such as a study's `best_params`; or a function of a name and its marker.
+
+        Raises:
+            ArgumentError: If a value is missing.
+        """
+        if isinstance(choose, Mapping):
+            values = choose
+            if missing := [name for name in self if name not in values]:
+                raise ArgumentError(f"`{self.name}`: the values lack {listed(missing)}. Give a value for each marker.")
+            choose = lambda name, _: values[name]  # noqa: E731
         return {
             name: conversion.to_float(self._declared.get(name, _UNDECLARED).base, replace_markers(name, value, choose))
             for name, value in self._template.items()

@@ -230,10 +230,59 @@ def test_nothing_to_search_is_an_error_with_its_cure():
     with pytest.raises(EmptySpaceError) as caught:
         SPACE.bind(lr=0.1, depth=3, booster="a").check_ready()
     assert str(caught.value) == (
-        "`train` has nothing to search: no parameter has a marker or a suggestion. Give one a marker, "
-        "`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`; for one plain run, call `train.task(...)`. A "
+        "`train` has nothing to search: the call fixes `lr`, `depth`, `booster`. Leave one of them to the search; for "
+        "one plain run, call `train.task(...)`."
+    )
+
+    def plain(x: float = 0.0) -> float:
+        return x
+
+    with pytest.raises(EmptySpaceError) as caught:
+        SearchSpace.of(plain).check_ready()
+    assert str(caught.value) == (
+        "`plain` has nothing to search: no parameter has a marker or a suggestion. Give one a marker, "
+        "`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`; for one plain run, call `plain.task(...)`. A "
         "function without `@fl.task` may suggest its parameters by `trial`."
     )
+
+
+@pytest.mark.parametrize(
+    ("base", "cure"),
+    [
+        (int, "or a suggestion, `x=suggest.integer(0, 10)`"),
+        (float, "or a suggestion, `x=suggest.float(0, 1)`"),
+        (str, 'or a suggestion, `x=suggest.category(["a", "b"])`'),
+        (bool, "or a suggestion, `x=suggest.category([True, False])`"),
+        (dict, "needs a value for `x`. Give a value at the call."),
+    ],
+)
+def test_the_cure_for_a_missing_value_is_a_suggestion_of_its_type(base, cure):
+    def plain(x) -> float:
+        return 0.0
+
+    plain.__annotations__["x"] = base
+    with pytest.raises(ArgumentError) as caught:
+        SearchSpace.of(plain).check_ready()
+    assert cure in str(caught.value)
+
+
+def test_a_method_is_told_so():
+    class Model:
+        def fit(self, x: Float(0, 1)) -> float:
+            return x
+
+    with pytest.raises(ArgumentError, match=r"it is a method\. Decorate a function"):
+        SearchSpace.of(Model.fit).check_ready()
+
+
+def test_the_best_parameters_fill_the_arguments_of_a_plain_call():
+    def nested(p: dict, x: Float(0, 1), y: Float(0, 1), name: str = "a") -> float:
+        return x
+
+    space = SearchSpace.of(nested).bind(p={"lr": Float(0, 1), "n": 3}, y=0.5)
+    assert space.fill({"p.lr": 0.25, "x": 1}) == {"p": {"lr": 0.25, "n": 3}, "x": 1, "y": 0.5, "name": "a"}
+    with pytest.raises(ArgumentError, match=r"the values lack `p.lr`"):
+        space.fill({"x": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flytekit.core.promise import flyte_entity_call_handler
 from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask
 from optuna.pruners import BasePruner
 
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl.engines._flytekit import call_site, entities
 from optuna_flyte_dsl.engines._flytekit.call_site import Place
@@ -20,7 +21,7 @@ from optuna_flyte_dsl.engines._flytekit.task_workflows import workflow_around
 from optuna_flyte_dsl.engines._flytekit.types import spell_out_unions
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.remote_trial.handle import using_pruner
-from optuna_flyte_dsl.errors import CompilationError, InvalidObjectiveError
+from optuna_flyte_dsl.errors import ArgumentError, CompilationError, InvalidObjectiveError
 from optuna_flyte_dsl.space.objective import TRIAL, Objective, TaskDescription, is_trial
 
 
@@ -64,16 +65,27 @@ def check_place(name: str) -> None:
         )
 
 
-def call(task: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def call(task: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
     """Return a node's promises for `create_node`, a task's outputs for `pyflyte run`, else `NotImplemented`."""
     place = call_site.place_of_call(depth=2)
     if place is Place.NODE:
         return flyte_entity_call_handler(task, **kwargs)
     if place is Place.COMMAND:
-        return task(*args, **kwargs)
+        return _run_once(task, name, kwargs)
     if place is Place.TASK:
         raise _wrong_order(name)
     return NotImplemented
+
+
+def _run_once(task: Any, name: str, kwargs: Mapping[str, Any]) -> Any:
+    """Run a task for `pyflyte run file.py train`, which cannot run a search, and say what can."""
+    cure = f"For a search, run an eager workflow that awaits `{name}(...)`, or call `{name}.run_sync()` in a script"
+    parameters = entities.entity_signature(task).parameters.values()
+    if missing := [each.name for each in parameters if each.default is each.empty and each.name not in kwargs]:
+        options = ", ".join(f"`--{each}`" for each in missing)
+        raise ArgumentError(f"`pyflyte run` runs the task `{name}` once, and needs {options}. {cure}.")
+    logger.warning("`pyflyte run` runs the task `%s` once. %s.", name, cure)
+    return task(**kwargs)
 
 
 def check_attribute(name: str, attribute: str) -> None:
