@@ -1,0 +1,78 @@
+"""The errors of calls whose arguments do not fit the objective: each names the parameter, and what to write."""
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl.errors import ArgumentError, EmptySpaceError, OutOfRangeError
+from optuna_flyte_dsl.space.annotations import is_of_type, listed
+from optuna_flyte_dsl.space.markers import Suggestion
+
+_SUGGESTIONS = {
+    int: "suggest.integer(0, 10)",
+    float: "suggest.float(0, 1)",
+    str: 'suggest.category(["a", "b"])',
+    bool: "suggest.category([True, False])",
+    inspect.Parameter.empty: "suggest.float(0, 1)",
+}
+"""An example of a suggestion for each type that Optuna can search."""
+
+
+def unknown_parameter(objective: str, name: str, known: Collection[str], cure: str = "") -> ArgumentError:
+    """Return the error for an argument that the objective does not take.
+
+    Args:
+        cure: What else the user may have meant, as a clause.
+    """
+    return ArgumentError(
+        f"`{objective}` has no parameter `{name}`; it has {listed(known) or 'none'}. Correct the name, or add it to "
+        f"the signature{cure and f'; {cure}'}."
+    )
+
+
+def missing_values(objective: str, missing: Mapping[str, Any]) -> ArgumentError:
+    """Return the error for parameters that have neither a value nor a marker.
+
+    Args:
+        missing: The type of each parameter, by name.
+    """
+    first, base = next(iter(missing.items()))
+    if first == "self":
+        return ArgumentError(
+            f"`{objective}` needs a value for `self`: it is a method. Decorate a function that is no method, and pass "
+            "what it needs as an argument."
+        )
+    example = _SUGGESTIONS.get(base)
+    cure = f", or a suggestion, `{first}={example}`; or give the parameter a default or a marker" if example else ""
+    return ArgumentError(f"`{objective}` needs a value for {listed(missing)}. Give a value at the call{cure}.")
+
+
+def nothing_to_search(objective: str, fixed: Collection[str]) -> EmptySpaceError:
+    """Return the error for a call that leaves nothing to search.
+
+    Args:
+        fixed: The parameters that have a marker, which the call fixes.
+    """
+    if fixed:
+        return EmptySpaceError(
+            f"`{objective}` has nothing to search: the call fixes {listed(fixed)}. Leave one of them to the search; "
+            f"for one plain run, call `{objective}.task(...)`."
+        )
+    return EmptySpaceError(
+        f"`{objective}` has nothing to search: no parameter has a marker or a suggestion. Give one a marker, "
+        f"`x: Float(0, 1)`, or a suggestion, `x=suggest.float(0, 1)`; for one plain run, call `{objective}.task(...)`. "
+        "A function without `@fl.task` may suggest its parameters by `trial`."
+    )
+
+
+def out_of_range(objective: str, name: str, marker: Suggestion, base: Any, value: Any) -> OutOfRangeError:
+    """Return the error for a fixed value that lies outside its parameter's marker."""
+    cure = "Give another value"
+    if isinstance(value, list | tuple | set):
+        cure = f"To search other values, give a suggestion, `{name}=suggest.category([...])`"
+    elif is_of_type(base, value):
+        cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
+    return OutOfRangeError(
+        f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}. {cure}."
+    )
