@@ -226,4 +226,6 @@ def _check_url(name: str, value: str) -> None:
             f"`{name}` looks like a URL, but has no '://'. Write it as in 'postgresql+psycopg://user:password@host/name'."
         )
     if value.startswith("postgres:"):
-        raise InvalidOptionError(f"`{name}`: SQLAlchemy calls it 'postgresql'. Write 'postgresql+psycopg://...'.")
+        raise InvalidOptionError(
+            f"`{name}` begins with 'postgres:', but SQLAlchemy calls it 'postgresql'. Write 'postgresql+psycopg://...'."
+        )

@@ -19,7 +19,9 @@ def shown(value: object, limit: int = _SHOWN_LIMIT) -> str:
 def text_of(error: BaseException) -> str:
     """Return an error's text, or a substitute text if the error's `__str__` raises."""
     try:
-        return str(error)
+        # The text of a KeyError is the repr of its key, unless flytekit has replaced the key by a text of its own.
+        is_text = isinstance(error, KeyError) and len(error.args) == 1 and "\n" in str(error.args[0])
+        return str(error.args[0]) if is_text else str(error)
     except Exception:  # noqa: BLE001 - a user's `__str__` may raise anything
         return "<its text could not be made>"
 

@@ -6,7 +6,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl.errors import TooManyFailuresError
-from optuna_flyte_dsl.search.outcome import Outcome, one_line
+from optuna_flyte_dsl.search.outcome import Outcome, one_line, place_of
 
 
 @dataclass
@@ -27,10 +27,11 @@ class FailureLimit:
             self.failures += 1
         if self.limits is None or self.failures < self.limits[self.any_success]:
             return None
+        last, where = one_line(outcome.reason).rstrip("."), place_of(outcome.error)
         error = TooManyFailuresError(
             f"{self.failures} trials of `{self.name}` have failed in a row, the last one with "
-            f"{one_line(outcome.reason).rstrip('.')}. Mend the objective; or raise `max_consecutive_failures`, or "
-            "give None to go on whatever fails. What has finished is in the error's `study`.",
+            f"{last}{where and f' ({where})'}. Mend the objective; or raise `max_consecutive_failures`, "
+            "or give None to go on whatever fails. What has finished is in the error's `study`.",
             self.study,
         )
         error.__cause__ = outcome.error

@@ -10,6 +10,9 @@ from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 _SYNONYMS = {"min": "low", "lower": "low", "max": "high", "upper": "high", "q": "step", "values": "choices"}
 """Names that other libraries have for the arguments of markers."""
 
+_WORDS = {"int": "integer", "cat": "category", "choice": "category", "uniform": "float", "float": "float"}
+"""Words in the names that other libraries have for markers."""
+
 
 def _message(cls: type, wrong: str, given: Iterable[str]) -> str:
     """Return the message of a wrong call of a marker; the first unknown name among the given ones is the cause."""
@@ -45,6 +48,7 @@ class MarkerNames(type):
     if not TYPE_CHECKING:
 
         def __getattr__(cls, name: str) -> Any:
-            known = {"int": "integer", "categorical": "category", "uniform": "float"}
-            cure = f"Write `suggest.{known[name]}`." if name in known else "It has `float`, `integer` and `category`."
+            meant = next((each for word, each in _WORDS.items() if word in name.lower()), "")
+            log = "(..., log=True)" if meant == "float" and "log" in name else ""
+            cure = f"Write `suggest.{meant}{log}`." if meant else "It has `float`, `integer` and `category`."
             raise AttributeError(f"`suggest` has no `{name}`. {cure}")
