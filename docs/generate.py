@@ -1,4 +1,4 @@
-"""Writes the parts of the documentation that are made from the code: tables of options, and the picture of the house.
+"""Writes the parts of the documentation that are made from the code: tables, and the picture of the house.
 
 python docs/generate.py           writes them
 python docs/generate.py --check   fails if one is not up to date
@@ -7,39 +7,138 @@ python docs/generate.py --check   fails if one is not up to date
 import ast
 import functools
 import html
+import inspect
+import itertools
 import pathlib
 import re
 import sys
 import textwrap
 import tomllib
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Union, get_args, get_origin
 
+from optuna_flyte_dsl import Category, Fixed, Float, Integer, errors
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.options import Options
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGE = ROOT / "docs/reference/optimize.md"
 PICTURE = ROOT / "docs/explanation/house.svg"
 
 
-def table(options: type[Options] | type[Cluster]) -> str:
-    """Return the Markdown table of a dataclass of options."""
-    rows = ["| option, with its default | meaning |", "|---|---|"]
+def type_text(kind: Any) -> str:
+    """Return an annotation as a reader wants it: without the names of modules."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(type_text(each) for each in get_args(kind))
+    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", inspect.formatannotation(kind))
+    return text.replace("NoneType", "None").replace("~", "")
+
+
+def row(*cells: str) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def options_tables(options: type[Options] | type[Cluster], groups: Mapping[str, str]) -> str:
+    """Return the Markdown tables of a dataclass of options.
+
+    Args:
+        groups: The first option of each group, and the title of the group.
+    """
+    parts: list[str] = []
     parameters = options.signature().parameters
+    assert groups.keys() <= parameters.keys()
     for name, text in options.documentation().items():
+        if name in groups:
+            parts += ["", f"### {groups[name]}", "", "| option, with its default | type | meaning |", "|---|---|---|"]
         default = parameters[name].default
         shown = "{}" if "factory" in repr(default) else "(Exception,)" if name == "catch" else repr(default)
-        escaped = text.replace("|", "\\|")
-        rows.append(f"| `{name}={shown}` | {escaped} |")
-    return "\n".join(rows)
+        parts.append(row(f"`{name}={shown}`", f"`{type_text(parameters[name].annotation)}`", text))
+    return "\n".join(parts[1:])
 
 
-def page() -> str:
-    """Return the reference page with its tables made anew."""
-    text = PAGE.read_text()
-    for name, options in (("options", Options), ("cluster", Cluster)):
+def first_sentence(docstring: str | None) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    return " ".join(re.split(r"(?<=\.)\s", (docstring or "").strip(), maxsplit=1)[0].split())
+
+
+def arguments_of(docstring: str) -> dict[str, str]:
+    """Return the texts of the section `Args` of a docstring, by argument."""
+    _, _, section = inspect.cleandoc(docstring).partition("Args:\n")
+    found: dict[str, str] = {}
+    for line in itertools.takewhile(lambda line: line.startswith("    "), section.splitlines()):
+        name, colon, text = line.strip().partition(": ")
+        if not line.startswith("     ") and colon:
+            found[name] = text
+        else:
+            found[next(reversed(found))] += f" {line.strip()}"
+    return found
+
+
+def markers_table() -> str:
+    """Return the Markdown tables of the markers and of their arguments."""
+    markers = [Float, Integer, Category, Fixed]
+    parts = ["| class | what it is |", "|---|---|"]
+    for marker in markers:
+        signature = inspect.signature(marker).replace(return_annotation=inspect.Signature.empty)
+        text = str(signature).replace("'", "")
+        parts.append(row(f"`{marker.__name__}{text}`", first_sentence(marker.__doc__)))
+    parts += ["", "| argument | of | meaning |", "|---|---|---|"]
+    for marker in markers:
+        for name, text in arguments_of(marker.__doc__ or "").items():
+            parts.append(row(f"`{name}`", f"`{marker.__name__}`", text))
+    return "\n".join(parts)
+
+
+def errors_table() -> str:
+    """Return the Markdown table of the errors, each after its base class."""
+    parts = ["| error | is also | when |", "|---|---|---|"]
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.OptunaFlyteError):
+            bases = ", ".join(f"`{base.__name__}`" for base in error.__bases__ if base is not Exception)
+            parts.append(row(f"`{error.__name__}`", bases, first_sentence(error.__doc__).removeprefix("Raised when ")))
+    return "\n".join(parts)
+
+
+PARTS = {
+    "docs/reference/optimize.md": {
+        "options": functools.partial(
+            options_tables,
+            Options,
+            {
+                "concurrency": "What runs",
+                "direction": "Directions, sampling and pruning",
+                "storage": "Where the study is kept",
+                "timeout": "Limits and failures",
+                "executor": "Where trials run on this machine",
+                "deterministic": "Repetition",
+                "callbacks": "The rest",
+            },
+        ),
+        "cluster": functools.partial(
+            options_tables,
+            Cluster,
+            {
+                "launches_per_second": "Pace, outages and the end of a pod",
+                "interruptible": "What each execution gets",
+                "trials_host": "How trials in pods reach their search",
+                "max_parallelism": "Other options",
+            },
+        ),
+    },
+    "docs/reference/spaces.md": {"markers": markers_table},
+    "docs/reference/errors.md": {"errors": errors_table},
+}
+"""The generated parts of each page, by the names in the page's comments."""
+
+
+def page(path: pathlib.Path, parts: Mapping[str, Callable[[], str]]) -> str:
+    """Return a page with its generated parts made anew."""
+    text = path.read_text()
+    for name, make in parts.items():
         begin, end = f"<!-- {name}: made by docs/generate.py -->", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
-        text = f"{before}{begin}\n{table(options)}\n{end}{rest.split(end)[1]}"
+        text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
     return text
 
 
@@ -97,7 +196,8 @@ def picture() -> str:
 def main() -> None:
     """Write or check the generated parts."""
     stale = []
-    for path, made in ((PAGE, page()), (PICTURE, picture())):
+    pages = [(ROOT / name, page(ROOT / name, parts)) for name, parts in PARTS.items()]
+    for path, made in (*pages, (PICTURE, picture())):
         if not path.exists() or path.read_text() != made:
             stale.append(str(path.relative_to(ROOT)))
             if "--check" not in sys.argv:

@@ -328,9 +328,10 @@ def _kills_of(kind: str, searches: int, stride: int, first: int) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 storage = storage_in(kind, pathlib.Path(folder))
                 fault = Fault(step, f"kill {how}")
-                others = [_child(storage) for _ in range(searches - 1)]
                 with FAULTS[kind](fault):
-                    code, steps = _end_of(_child(storage, fault))
+                    killed = _child(storage, fault)
+                others = [_child(storage) for _ in range(searches - 1)]
+                code, steps = _end_of(killed)
                 if code == -signal.SIGKILL:
                     others.append(_child(storage))
                 assert [_end_of(child)[0] for child in others] == [0] * len(others), (how, step)

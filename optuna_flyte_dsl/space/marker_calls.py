@@ -30,6 +30,13 @@ class CheckedCall(type):
 
     if not TYPE_CHECKING:
 
+        @property
+        def __signature__(cls) -> inspect.Signature:
+            """The signature that `help`, editors and `inspect.signature` show."""
+            signature = inspect.signature(cls.__init__)
+            parameters = list(signature.parameters.values())[1:]
+            return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             """Make a marker."""
             try:

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import pickle
 import typing
 
@@ -322,3 +323,15 @@ def test_optunas_names_of_suggestions_are_told_by_their_names_here():
             getattr(suggest, name)
     with pytest.raises(AttributeError, match="It has `float`, `integer` and `category`"):
         suggest.anything  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("marker", "signature"),
+    [
+        (Float, "(low: 'float', high: 'float', step: 'float | None' = None, log: 'bool' = False)"),
+        (Integer, "(low: 'int', high: 'int', step: 'int' = 1, log: 'bool' = False)"),
+        (Category, "(choices: 'Iterable[Any]')"),
+    ],
+)
+def test_editors_and_help_show_the_arguments_of_a_marker(marker, signature):
+    assert str(inspect.signature(marker)) == signature
