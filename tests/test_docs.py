@@ -32,6 +32,12 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         test()
 
 
+def test_the_code_of_the_pages_is_no_wider_than_a_page():
+    """At 1280 pixels, a page of the documentation shows lines of 88 characters."""
+    code = [(page, line) for page in PAGES[1:] for block in BLOCK.findall(page.read_text()) for line in block.split("\n")]
+    assert not [(page.name, line) for page, line in code if len(line) > 88]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page):
     for link in LINK.findall(page.read_text()):
