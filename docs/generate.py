@@ -39,7 +39,9 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def options_tables(options: type[Options] | type[Cluster], groups: Mapping[str, str]) -> str:
+def options_tables(
+    options: type[Options] | type[Cluster], groups: Mapping[str, str]
+) -> str:
     """Return the Markdown tables of a dataclass of options.
 
     Args:
@@ -50,23 +52,43 @@ def options_tables(options: type[Options] | type[Cluster], groups: Mapping[str, 
     assert groups.keys() <= parameters.keys()
     for name, text in options.documentation().items():
         if name in groups:
-            parts += ["", f"### {groups[name]}", "", "| option, with its default | type | meaning |", "|---|---|---|"]
+            parts += [
+                "",
+                f"### {groups[name]}",
+                "",
+                "| option, with its default | type | meaning |",
+                "|---|---|---|",
+            ]
         default = parameters[name].default
-        shown = "{}" if "factory" in repr(default) else "(Exception,)" if name == "catch" else repr(default)
-        parts.append(row(f"`{name}={shown}`", f"`{type_text(parameters[name].annotation)}`", text))
+        shown = (
+            "{}"
+            if "factory" in repr(default)
+            else "(Exception,)"
+            if name == "catch"
+            else repr(default)
+        )
+        parts.append(
+            row(
+                f"`{name}={shown}`", f"`{type_text(parameters[name].annotation)}`", text
+            )
+        )
     return "\n".join(parts[1:])
 
 
 def first_sentence(docstring: str | None) -> str:
     """Return the first sentence of a docstring, on one line."""
-    return " ".join(re.split(r"(?<=\.)\s", (docstring or "").strip(), maxsplit=1)[0].split())
+    return " ".join(
+        re.split(r"(?<=\.)\s", (docstring or "").strip(), maxsplit=1)[0].split()
+    )
 
 
 def arguments_of(docstring: str) -> dict[str, str]:
     """Return the texts of the section `Args` of a docstring, by argument."""
     _, _, section = inspect.cleandoc(docstring).partition("Args:\n")
     found: dict[str, str] = {}
-    for line in itertools.takewhile(lambda line: line.startswith("    "), section.splitlines()):
+    for line in itertools.takewhile(
+        lambda line: line.startswith("    "), section.splitlines()
+    ):
         name, colon, text = line.strip().partition(": ")
         if not line.startswith("     ") and colon:
             found[name] = text
@@ -80,7 +102,9 @@ def markers_table() -> str:
     markers = [Float, Integer, Category, Fixed]
     parts = ["| class | what it is |", "|---|---|"]
     for marker in markers:
-        signature = inspect.signature(marker).replace(return_annotation=inspect.Signature.empty)
+        signature = inspect.signature(marker).replace(
+            return_annotation=inspect.Signature.empty
+        )
         text = str(signature).replace("'", "")
         parts.append(row(f"`{marker.__name__}{text}`", first_sentence(marker.__doc__)))
     parts += ["", "| argument | of | meaning |", "|---|---|---|"]
@@ -95,8 +119,18 @@ def errors_table() -> str:
     parts = ["| error | is also | when |", "|---|---|---|"]
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.OptunaFlyteError):
-            bases = ", ".join(f"`{base.__name__}`" for base in error.__bases__ if base is not Exception)
-            parts.append(row(f"`{error.__name__}`", bases, first_sentence(error.__doc__).removeprefix("Raised when ")))
+            bases = ", ".join(
+                f"`{base.__name__}`"
+                for base in error.__bases__
+                if base is not Exception
+            )
+            parts.append(
+                row(
+                    f"`{error.__name__}`",
+                    bases,
+                    first_sentence(error.__doc__).removeprefix("Raised when "),
+                )
+            )
     return "\n".join(parts)
 
 
@@ -136,7 +170,10 @@ def page(path: pathlib.Path, parts: Mapping[str, Callable[[], str]]) -> str:
     """Return a page with its generated parts made anew."""
     text = path.read_text()
     for name, make in parts.items():
-        begin, end = f"<!-- {name}: made by docs/generate.py -->", f"<!-- {name}: end -->"
+        begin, end = (
+            f"<!-- {name}: made by docs/generate.py -->",
+            f"<!-- {name}: end -->",
+        )
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
     return text
@@ -153,20 +190,41 @@ def describe(module: str) -> str:
 def contents(module: str) -> str:
     """Return the names of the modules and packages in a package; nothing for a module."""
     path = ROOT / "optuna_flyte_dsl" / module
-    names = [each.stem + ("/" if each.is_dir() else "") for each in sorted(path.glob("*"), key=lambda each: each.name)]
-    return ", ".join(name for name in names if not name.startswith("__")) if path.is_dir() else ""
+    names = [
+        each.stem + ("/" if each.is_dir() else "")
+        for each in sorted(path.glob("*"), key=lambda each: each.name)
+    ]
+    return (
+        ", ".join(name for name in names if not name.startswith("__"))
+        if path.is_dir()
+        else ""
+    )
 
 
 def picture() -> str:
     """Return the layers of the import contract, top to bottom, as an SVG."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layers = [[room.strip() for room in re.split("[|:]", layer)] for layer in contracts[0]["layers"]]
-    layers[-1] = [room for room in layers[-1] if room == "_compat" or not room.startswith("_")]
-    width, gap, parts, y = 560, 12, [], 68  # narrow, so that a telephone shows it in a size that can be read
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
+        "importlinter"
+    ]["contracts"]
+    layers = [
+        [room.strip() for room in re.split("[|:]", layer)]
+        for layer in contracts[0]["layers"]
+    ]
+    layers[-1] = [
+        room for room in layers[-1] if room == "_compat" or not room.startswith("_")
+    ]
+    width, gap, parts, y = (
+        560,
+        12,
+        [],
+        68,
+    )  # narrow, so that a telephone shows it in a size that can be read
     for layer in layers:
         each = (width - 40 - gap * (len(layer) - 1)) / len(layer)
         fit = functools.partial(textwrap.wrap, width=int(each / 6.8))
-        blocks = [(module, fit(describe(module)), fit(contents(module))) for module in layer]
+        blocks = [
+            (module, fit(describe(module)), fit(contents(module))) for module in layer
+        ]
         height = 34 + 17 * max(len(lines) + len(inside) for _, lines, inside in blocks)
         for index, (module, lines, inside) in enumerate(blocks):
             x = 20 + index * (each + gap)
@@ -176,7 +234,9 @@ def picture() -> str:
                 'stroke="#4a78a8"/>'
                 f'<text x="{x + 14:.0f}" y="{y + 22}" font-weight="bold">{html.escape(name)}</text>'
             )
-            texts = [(line, "#1c2733") for line in lines] + [(line, "#4a6078") for line in inside]
+            texts = [(line, "#1c2733") for line in lines] + [
+                (line, "#4a6078") for line in inside
+            ]
             for number, (text, color) in enumerate(texts):
                 parts.append(
                     f'<text x="{x + 14:.0f}" y="{y + 41 + 17 * number}" font-size="13" fill="{color}">'
