@@ -22,6 +22,11 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
+from optuna_flyte_dsl.engines._flytekit import flytekit_engine, types
+from optuna_flyte_dsl.engines.engine import Engine, EngineTypes
+
+engine: Engine = flytekit_engine
+carries: EngineTypes = types
 
 
 @optimize(concurrency=8, n_trials=200, seed=1, sampler=optuna.samplers.TPESampler, initial_points=[{"lr": 0.1}])

@@ -107,6 +107,17 @@ class Deployment(Protocol):
         ...
 
 
+class EngineTypes(Protocol):
+    """How an SDK carries markers and trials: a module of its own, because it is loaded together with the SDK."""
+
+    def register(self) -> None:
+        """Make markers, directions and trials native types of the SDK.
+
+        A trial is an input of its task as a `TrialHandle`: the handle has a text, and opens the trial where the task
+        runs.
+        """
+
+
 class Engine(Protocol):
     """What the library needs from a workflow engine's SDK: a module with these functions."""
 

@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import wrapt
 
-from optuna_flyte_dsl.engines.engine import Engine
+from optuna_flyte_dsl.engines.engine import Engine, EngineTypes
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 
 _PACKAGES = {"flytekit": "optuna_flyte_dsl.engines._flytekit"}
 """SDK -> package of its engine.
 
-The package has a module `types` with `register`, and a module `<sdk>_engine` that is an `Engine`.
+The package has a module `types`, which is an `EngineTypes`, and a module `<sdk>_engine`, which is an `Engine`.
 """
 
 
@@ -27,7 +27,8 @@ _imported: list[str] = []  # the SDKs whose import is complete; `sys.modules` li
 
 
 def _on_import(sdk: types.ModuleType) -> None:
-    importlib.import_module(f"{_PACKAGES[sdk.__name__]}.types").register()
+    module = cast("EngineTypes", importlib.import_module(f"{_PACKAGES[sdk.__name__]}.types"))
+    module.register()
     _imported.append(sdk.__name__)
 
 

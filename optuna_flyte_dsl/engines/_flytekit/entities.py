@@ -13,9 +13,9 @@ from optuna_flyte_dsl.errors import InvalidObjectiveError
 _EMPTY = inspect.Parameter.empty
 
 
-def is_entity(objective: Any) -> bool:
+def is_entity(target: Any) -> bool:
     """Return whether flytekit can run an object: a task, a workflow, a launch plan or a reference to one."""
-    return getattr(objective, "python_interface", None) is not None and hasattr(objective, "interface")
+    return getattr(target, "python_interface", None) is not None and hasattr(target, "interface")
 
 
 def is_task(entity: Any) -> bool:
