@@ -7,8 +7,10 @@ import grpc
 from flyteidl.core import literals_pb2
 
 from optuna_flyte_dsl import Cluster
+from tests.support import wait_until
 from tests.support.eager_pod import IMAGES
 from tests.support.flyteadmin import Succeeded
+from tests.support.flyteadmin.executions import PHASES
 
 
 def outputs(value):
@@ -44,6 +46,8 @@ def states(study):
 
 
 def executions(admin):
+    """Return all executions, once those that were told to end have ended."""
+    wait_until(lambda: not [each for each in admin.executions.values() if each.phase == PHASES.ABORTING])
     return list(admin.executions.values())
 
 

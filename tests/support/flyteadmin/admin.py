@@ -95,7 +95,7 @@ class FlyteAdmin:
         python_path=(),
         environment=None,
         system_failures=3,
-        abort_seconds=0.0,
+        abort_seconds=0.3,
         has_login=False,
         workers=64,
     ):
@@ -317,9 +317,10 @@ class FlyteAdmin:
             return table[key]
 
     def running(self):
+        """Return the executions that have not ended, and were not told to end."""
         with self.lock:
             executions = list(self.executions.values())
-        return [execution for execution in executions if execution.running]
+        return [execution for execution in executions if execution.running and execution.phase != PHASES.ABORTING]
 
 
 def key_of(identifier):

@@ -112,5 +112,6 @@ class Execution:
 
     @property
     def running(self):
+        """Whether it has not ended: one that is ABORTING has been told to end, and its pods run still."""
         self.refresh()
         return self.phase not in TERMINAL

@@ -34,6 +34,7 @@ def test_the_execution_of_an_eager_workflow_tells_whether_it_lives(cluster, tmp_
             lives = [search.life({**mine, "attempt": 1}), search.life(mine), search.life(other), search.life(gone)]
             task.cancel()
             await asyncio.wait([task])
+            await asyncio.to_thread(executions, cluster)  # the execution has ended
             lives += [search.life(other), search.life({})]
             # Another node of the same execution is no attempt of this one.
             beside = {**mine, "node": str(sibling.node.folder), "attempt": 0}

@@ -77,7 +77,7 @@ def test_a_search_does_not_wait_for_pods_that_are_told_to_end(cluster):
             await task
 
     asyncio.run(search())
-    assert {each.phase for each in executions(cluster)} == {PHASES.ABORTING}
+    assert {each.phase for each in cluster.executions.values()} == {PHASES.ABORTING}
 
 
 async def cancelled_when_two_run(cluster, search):

@@ -40,6 +40,7 @@ def test_an_execution_that_nobody_asks_for_again_is_terminated(cluster, tmp_path
         first = list(cluster.executions.values())
         cluster.instant = echo()
         Pod(cluster, folder, 1).run(search)
+        executions(cluster)  # those that were told to end have ended
         assert [each.phase for each in first] == [PHASES.ABORTED] * 2
         assert not cluster.running()
 
@@ -88,6 +89,7 @@ def test_executions_of_a_search_inside_a_trial_do_not_outlive_a_kill(cluster, tm
     assert all(each.running for each in left)
     cluster.instant = echo()
     Pod(cluster, tmp_path, 1).run(nested_search)
+    executions(cluster)  # those that were told to end have ended
     assert {each.phase for each in left} == {PHASES.ABORTED}
     assert not cluster.running()
 
@@ -99,6 +101,7 @@ def test_what_earlier_attempts_have_left_is_terminated_though_the_search_cannot_
     cluster.fail("GetExecutionData", Fault(grpc.StatusCode.PERMISSION_DENIED, times=1000))
     with pytest.raises(RefusedError, match=r"PERMISSION_DENIED.*Give the eager workflow's service account"):
         Pod(cluster, tmp_path, 2).run(quick.train)  # attempt 1 has left nothing, so the inputs of its trials are read
+    executions(cluster)  # those that were told to end have ended
     assert {each.phase for each in left} == {PHASES.ABORTED}
     assert not cluster.running()
 
@@ -120,6 +123,7 @@ def test_executions_that_an_attempt_launches_while_it_still_ends_are_terminated_
     monkeypatch.setattr(cluster_search, "terminate_leftovers", lambda *given: (sweep(*given), late(*given)))
     cluster.instant = echo()
     Pod(cluster, tmp_path, 1).run(nested_search)
+    executions(cluster)  # those that were told to end have ended
     assert {each.phase for each in left.values()} == {PHASES.ABORTED}
 
 
