@@ -18,6 +18,7 @@ from flytekit.configuration import Image, ImageConfig
 
 from optuna_flyte_dsl import Optimizer
 from tests.support import scripts, wait_until
+from tests.support.cluster_searches import executions
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import PHASES
 from tests.support.marks import needs_pyflyte
@@ -55,7 +56,7 @@ def end_of(execution, patience=240):
 
 
 def trials_of(admin):
-    return [execution for execution in admin.executions.values() if execution.name != "eager"]
+    return [execution for execution in executions(admin) if execution.name != "eager"]
 
 
 @needs_pyflyte
