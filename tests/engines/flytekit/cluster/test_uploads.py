@@ -2,6 +2,7 @@
 
 import pytest
 import quick
+import tables
 from flytekit.types.file import FlyteFile
 
 from tests.support._compat import forget_uploads
@@ -44,3 +45,18 @@ def test_a_trial_with_a_set_in_a_dataclass_is_adopted_though_the_sets_order_is_a
     study = Pod(cluster, tmp_path, 1).run(lambda: search(1))
     assert states(study) == ["COMPLETE"] * 2
     assert len(cluster.executions) == 2
+
+
+@pytest.mark.parametrize("second", [[1, 2], [1, 3]])
+def test_a_trial_with_a_table_is_adopted_if_the_tables_rows_are_the_same(cluster, tmp_path, second):
+    """Each process writes the table to another address, without flytekit's data access layer."""
+    cluster.instant = echo(seconds=0.2)
+
+    def search(rows):
+        forget_uploads()
+        return tables.reads_rows(rows=tables.Rows(rows))
+
+    Pod(cluster, tmp_path, 0).run(lambda: killed_after(cluster, 2, search([1, 2])))
+    study = Pod(cluster, tmp_path, 1).run(lambda: search(second))
+    assert states(study) == ["COMPLETE"] * 2
+    assert len(cluster.executions) == (2 if second == [1, 2] else 4)
