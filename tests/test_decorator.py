@@ -1,5 +1,6 @@
 import asyncio
 import copy
+import dataclasses
 import functools
 import inspect
 import pickle
@@ -44,6 +45,7 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
+from optuna_flyte_dsl.options import Options
 from tests import user_module
 from tests.support.marks import needs_pyflyte
 from tests.user_module import plain, search, search_sync, sync_train, train
@@ -523,9 +525,11 @@ def test_a_class_is_no_number(name):
         optimize(**{name: int})
 
 
-def test_an_option_at_the_call_is_named_with_its_cure():
-    with pytest.raises(ArgumentError, match=r"an option of the search is given to `optimize\(n_trials=...\)`"):
-        train.run_sync(n_trials=3)
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(Options)])
+def test_an_option_at_the_call_is_named_with_its_cure(option):
+    for each in (train, optimize(lambda trial: 0.0)):
+        with pytest.raises(ArgumentError, match=rf"an option of the search is given to `optimize\({option}=...\)`"):
+            each.run_sync(**{option: None})
 
 
 def test_a_value_of_a_wrong_type_is_not_told_to_be_passed_all_the_same():

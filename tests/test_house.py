@@ -95,6 +95,29 @@ def test_private_names_of_other_packages_are_touched_in_their_rooms_only():
     assert found == []
 
 
+OTHERS_PRIVATE_ATTRIBUTES = {
+    "_options_base.py": {"type(self)._checks"},
+    "optimizer.py": {"moved._own_session", "optimizer._own_session", "optimizer._source"},
+    "progress.py": {"Bar._taken"},
+    "search_space.py": {"other._markers", "other._template"},
+    "session.py": {"instance._session"},
+}
+"""The private attributes of another instance of a class of this project that the library takes, by module."""
+
+
+def test_private_attributes_are_taken_from_objects_of_this_project_only():
+    """A name that this project uses too, such as `_suggest`, could hide an attribute of Optuna's."""
+    found = collections.defaultdict(set)
+    for path, tree in SOURCES.items():
+        for node in () if path.parent.name == "_compat" else ast.walk(tree):
+            match node:
+                case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                    continue
+                case ast.Attribute(attr=name) if is_private(name) and name not in ALLOWED:
+                    found[path.name].add(ast.unparse(node))
+    assert found == OTHERS_PRIVATE_ATTRIBUTES
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_is_long(path):
     assert len(path.read_text().splitlines()) <= 400
