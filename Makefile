@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, and each would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test lint format unit coverage oldest next docs bench soak clean
+.PHONY: help demo environments test lint format unit coverage oldest next docs bench sweeps soak clean
 KILLS := 200
 STRIDE := 1
 
@@ -90,9 +90,11 @@ docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
 	$(VENV)/bench/bin/python -m benchmarks
 
-soak: $(VENV)/dev/.made ## Cut, cancel and kill searches at every step and at random moments, and look what is left
+sweeps: $(VENV)/dev/.made ## Cut a search at every single step; ONLY="journal sqlite" names the storages
+	$(VENV)/dev/bin/python -W ignore -m tests.sweeps --stride $(STRIDE) $(addprefix --only ,$(ONLY))
+
+soak: $(VENV)/dev/.made sweeps ## Cut, cancel and kill searches at every step and at random moments, and look what is left
 	CANCEL_EVERY=1 $(VENV)/dev/bin/python -m pytest $(AT_ONCE) -q tests/search/test_loop_cancellation.py
-	$(VENV)/dev/bin/python -W ignore -m tests.sweeps --stride $(STRIDE)
 	$(VENV)/dev/bin/python -W ignore -m tests.soak_strangers
 	$(VENV)/dev/bin/python -W ignore -m tests.soak_cluster
 	$(VENV)/dev/bin/python -W ignore -m tests.soak --kills $(KILLS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -125,7 +126,8 @@ def value(params: dict) -> float:
     return params["x"] * params["steps"] + (params["kind"] == "a")
 
 
-UNSHARE = ["unshare", "--mount", "--fork", "--pid", "--mount-proc"]
+AS_ROOT = [] if os.geteuid() == 0 else ["--map-root-user"]
+UNSHARE = ["unshare", *AS_ROOT, "--mount", "--fork", "--pid", "--mount-proc"]
 NAMESPACES = """
 set -e
 mount -t tmpfs tmpfs /var/tmp
@@ -288,16 +290,22 @@ def main() -> None:
         print("This machine makes no namespaces: neither restarted containers nor cloned machines are tried.")
     totals: dict[str, collections.Counter] = {kind: collections.Counter() for kind in options.storages}
     print(f"seed {options.seed}; trials a search: {N_TRIALS}")
-    turns = 0
-    while sum(total["kills"] for total in totals.values()) < options.kills:
-        kind = options.storages[turns % len(options.storages)]
-        executor = "process" if turns // len(options.storages) % 3 == 2 else "thread"
-        searches = 1 if turns // len(options.storages) % 2 == 0 else rng.randint(2, 4)
-        place = rng.choice(places) if kind in ("journal", "sqlite", "postgresql") else "here"
+    # Each storage meets each place, with one search and with several, before any of them comes again.
+    plans = [
+        (kind, place, is_shared)
+        for kind in options.storages
+        for place in (places if kind in ("journal", "sqlite", "postgresql") else ["here"])
+        for is_shared in (False, True)
+    ]
+    rng.shuffle(plans)
+    for turn, (kind, place, is_shared) in enumerate(itertools.cycle(plans)):
+        if sum(total["kills"] for total in totals.values()) >= options.kills:
+            break
+        executor = "process" if turn % 3 == 2 else "thread"
+        searches = rng.randint(2, 4) if is_shared else 1
         n_trials = N_TRIALS[kind] * (1 if searches == 1 else 2)
         result = campaign(kind, kills=12, rng=rng, executor=executor, n_trials=n_trials, searches=searches, place=place)
         totals[kind].update({"searches": searches, **result})
-        turns += 1
         print(kind, executor, place, searches, json.dumps(result), flush=True)
     print(f"{'storage':12} {'searches':>8} {'kills':>6} {'stops':>6} {'lost':>5}")
     for kind, total in totals.items():
