@@ -80,7 +80,10 @@ class CompilationError(OptunaFlyteError, RuntimeError):
 
 
 class ClusterError(OptunaFlyteError, RuntimeError):
-    """Root of the errors of a Flyte cluster that end a search. Finished trials are told; executions are terminated."""
+    """Root of the errors of a Flyte cluster that end a search.
+
+    Before such an error is raised, the study is told the finished trials, and the running executions are terminated.
+    """
 
 
 class RefusedError(ClusterError):

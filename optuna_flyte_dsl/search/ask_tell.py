@@ -94,7 +94,7 @@ class AskTell:
 
     @property
     def silence(self) -> float:
-        """The seconds for which the storage has neither answered nor refused a call."""
+        """For how many seconds the oldest running call of the storage has had neither an answer nor an error."""
         return self.storage.silence if self.storage is not None else 0.0
 
     def hurry(self) -> None:
@@ -108,7 +108,7 @@ class AskTell:
             self._study_name = self.study.study_name  # read now, while the storage answers
         if not points:
             return
-        # The lock is held, because another search may enqueue the same points at the same time.
+        # The study is locked, because another search may enqueue the same points at the same time.
         with self._quota.exclusive() if self._quota is not None else contextlib.nullcontext():
             for point in points:
                 self.study.enqueue_trial(dict(point), skip_if_exists=True)
@@ -226,7 +226,7 @@ class AskTell:
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Tell the study how a trial ended, and call the callbacks."""
         number, trial = asked.number, asked.trial
-        if outcome.state is TrialState.FAIL and outcome.fatal is None and self.taken_over({number}):
+        if outcome.state is TrialState.FAIL and outcome.fatal is None and self.is_taken_over(trial):
             logger.warning("Trial %d of `%s` is left to another search, which runs it.", number, self.objective.name)
             self._open.pop(number, None)
             return
@@ -305,7 +305,7 @@ class AskTell:
             self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
         opened = self._open.copy()
-        taken_over = self.taken_over(opened.keys() - self._untold.keys())
+        taken_over = self._taken_over(opened.keys() - self._untold.keys())
         left: dict[int, tuple[Trial | FrozenTrial, Outcome]] = {
             number: (trial, self._untold.get(number, interrupted))
             for number, trial in opened.items()
@@ -349,7 +349,15 @@ class AskTell:
             return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)
         return untold_error(self.objective.name, self._study_name, left)
 
-    def taken_over(self, numbers: set[int]) -> set[int]:
+    def is_taken_over(self, trial: Trial) -> bool:
+        """Return whether another search owns a trial now, because it has taken this process for dead."""
+        if self.storage is None:
+            return False
+        with contextlib.suppress(Exception):  # if the storage fails, the trial is told when it answers
+            return not self.storage.owner.owns(self.storage.get_trial(trial_id(trial)))
+        return False
+
+    def _taken_over(self, numbers: set[int]) -> set[int]:
         """Return which of some open trials another search owns now, because it has taken this process for dead."""
         if self.storage is None or not numbers:
             return set()

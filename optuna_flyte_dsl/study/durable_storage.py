@@ -112,7 +112,7 @@ class DurableStorage(Proxy):
         self._self_owner.running.update(self._self_spares)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial. The first read of a new trial, right after its creation, looks for a gap in the numbers."""
+        """Return a trial. The first read of a new trial checks that its number follows the number before."""
         trial: FrozenTrial = self._self_durably(lambda: self.__wrapped__.get_trial(trial_id))
         study_id, created = self._self_unchecked
         if created == trial_id:

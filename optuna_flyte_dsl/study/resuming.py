@@ -55,7 +55,7 @@ def resume(
     """
     with storage.exclusive(study.study_name):
         running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        # At the first call in a checkpoint, every running trial was left by an earlier attempt of the same pod.
+        # When a pod first opens the study in its checkpoint, each running trial was left by the pod's earlier attempts.
         adopted, lives = release(study, storage, running, takeover=takeover or call == 0, adopts=adopts)
         if not call:  # a trial that an earlier call in this process has stopped, as at its timeout, is not retried
             retry_lost(study)  # an earlier search may have closed a lost trial, but ended before it enqueued the retry

@@ -187,7 +187,7 @@ class ClusterSearch:
     async def _is_taken_over(self, trial: Trial) -> bool:
         """Return whether another search owns a trial now, because it has taken this process for dead."""
         assert self._loop_of_trials is not None
-        return bool(await self._thread.run(self._loop_of_trials.trials.taken_over, {trial.number}))
+        return bool(await self._thread.run(self._loop_of_trials.trials.is_taken_over, trial))
 
     @property
     def evidence(self) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def digest(inputs: LiteralMap, values: Mapping[str, Any], context: FlyteContext,
         if address.startswith(prefix) and address not in _hashes:
             _hashes[address] = _read_back(address, context)
     data = hashed.SerializeToString(deterministic=True)
-    # Addresses are replaced in the serialized bytes, because an encoded dataclass may contain the address of a file.
+    # Each address of an upload is replaced by the hash of its content, in the bytes of the serialized inputs: the
+    # address of a file may be anywhere in an encoded dataclass.
     hashes = _hashes.copy()  # other threads upload too
     for address in sorted(hashes, key=len, reverse=True):
         data = data.replace(address.encode(), hashes[address].encode())
