@@ -131,7 +131,8 @@ class AskTell:
                 self._open[trial.number] = trial
                 self._check_alone()
                 asked = self._sample(trial)
-                asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
+                if self.storage is not None:  # Optuna copies all attributes at each look
+                    asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
                 return asked
             if trial is ASK_LATER and self.options.deterministic:
                 raise self._another_search()
@@ -235,7 +236,7 @@ class AskTell:
             with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
                 self._store_reason(trial, outcome)
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
-        if LOST in frozen.user_attrs and not outcome.lost and outcome.values is not None:
+        if outcome.values is not None and self.storage is not None and LOST in frozen.user_attrs and not outcome.lost:
             self._tell_late(frozen, outcome)
         self._open.pop(number, None)  # the event loop's thread may have removed the trial
         self._untold.pop(number, None)

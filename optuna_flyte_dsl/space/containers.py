@@ -14,9 +14,14 @@ from optuna_flyte_dsl.errors import ArgumentError
 from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.markers import Fixed, Suggestion, same
 
+_ATOMS = frozenset({bool, int, float, str, bytes, type(None)})
+"""The types of values that hold no other values."""
+
 
 def replace_markers(name: str, value: Any, replace: Callable[[str, Suggestion], Any]) -> Any:
     """Copy a value; in its dicts, lists and tuples, replace each marker by `replace(path, marker)`."""
+    if type(value) in _ATOMS:  # most values: nothing is to be looked for
+        return value
     if isinstance(value, Suggestion):
         return replace(name, value)
     if isinstance(value, Fixed):

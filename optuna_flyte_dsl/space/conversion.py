@@ -22,7 +22,7 @@ def to_float(base: Any, value: Any) -> Any:
 
     Other values are returned unchanged.
     """
-    if base is float and isinstance(value, Real) and not isinstance(value, bool):
+    if base is float and type(value) is not float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     return value
 

@@ -275,7 +275,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         Raises:
             ArgumentError: If a value is missing.
         """
-        if isinstance(choose, Mapping):
+        if not callable(choose):
             values = choose
             if missing := [name for name in self if name not in values]:
                 raise ArgumentError(f"`{self.name}`: the values lack {listed(missing)}. Give a value for each marker.")
