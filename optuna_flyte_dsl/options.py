@@ -104,18 +104,17 @@ class Options(CheckedOptions):
 
     timeout: _Seconds = None
     """The time limit of the search, in seconds or as a timedelta. At the limit, no more trials start, running trials
-    are stopped, and the study is returned."""
+    are stopped and fail, and the study is returned. A trial in a thread cannot be stopped: its function runs on."""
 
     trial_timeout: _Seconds = None
     """The time limit of each trial, in seconds or as a timedelta, counted from when its objective begins to run. A
-    trial that exceeds the limit is stopped and fails."""
+    trial that exceeds the limit is stopped and fails. A trial in a thread cannot be stopped: its function runs on."""
 
     max_consecutive_failures: Annotated[int | Literal["auto"] | None, check.failures] = "auto"
     """The number of failures in a row that ends the search with `TooManyFailuresError`. `None` sets no limit. "auto"
-    sets 10, or twice `concurrency` if that is more, but at most a quarter of `n_trials` and at least 5. Once a
-    trial has succeeded, "auto" allows five times as many. For example, "auto" ends a search of 100 trials at
-    concurrency 8 after 16 failures in a row, or after 80 once a trial has succeeded. With "auto", a search of up
-    to 10 trials runs to its end."""
+    sets `max(5, min(max(10, 2 * concurrency), n_trials // 4))`, five times as many once a trial has succeeded, and no
+    limit for up to 10 trials. For example, a search of 100 trials at concurrency 8 ends after 16 failures in a row, or
+    after 80 once a trial has succeeded."""
 
     retries: Annotated[int, check.count_or_zero] = 0
     """How many more times a trial that raises is run, with the same parameters."""

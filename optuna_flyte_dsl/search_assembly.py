@@ -205,6 +205,8 @@ class Assembly:
                     remote.attach(loop)
                 try:
                     await loop.run()
+                    if has_total:
+                        reporter.count_again(await self.thread.run(resuming.finished_in, study))
                 except (StorageUnavailableError, asyncio.CancelledError):
                     raise  # no storage; or a cancelled search, which has told its trials or leaves them RUNNING
                 except BaseException:

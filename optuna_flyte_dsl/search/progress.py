@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -84,6 +85,14 @@ class Reporter:
             logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, tally.last_reason)
         if self._display is not None:
             self._display.close(self._tally, ran=tally.finished > self._before)
+
+    def count_again(self, finished: Iterable[FrozenTrial]) -> None:
+        """Count all finished trials of the study anew: other processes may have run some of them."""
+        tally = self._tally
+        tally.finished = tally.failed = tally.pruned = 0
+        tally.best = None
+        for trial in finished:
+            tally.add(trial)
 
     def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""

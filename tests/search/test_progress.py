@@ -163,3 +163,24 @@ def test_an_error_of_a_callback_that_takes_no_note_is_raised_as_it_is():
 
     with pytest.raises(Frozen):
         Optimizer(objective, 1, 3, callbacks=[look], progress=False).run_sync()
+
+
+def test_the_last_line_tells_of_the_study_though_another_search_has_run_some_of_its_trials(caplog, tmp_path):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    options = {
+        "storage": tmp_path / "study.journal",
+        "study_name": "s",
+        "resume": True,
+        "n_trials": 8,
+        "concurrency": 1,
+    }
+
+    async def main():
+        started = [Optimizer(objective, **options)() for _ in range(2)]
+        return await asyncio.gather(*started)
+
+    study, _ = asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records if "search over" in record.getMessage()]
+    for line in lines:
+        assert line.startswith(f"objective: search over, 8 of 8 trials finished, best {study.best_value:.6g}")
+    assert len(lines) == 2
