@@ -47,7 +47,7 @@ class Pauses:
     admin_warning: float = 5.0  # the duration of an outage after which it is logged
     poll_shortest: float = 0.2  # the shortest time between two polls of the running executions
     poll_longest: float = 5.0  # the longest time between two polls
-    full_launch_plan: float = 5.0  # between two attempts to launch a launch plan that allows no more executions at once
+    full_launch_plan: float = 1.0  # between two attempts to launch a launch plan that allows no more executions at once
     replica_lag: float = 15.0  # how long flyteadmin may not find an execution that it has just created
     list_call: float = 0.2  # the least time between two calls of `ListExecutions`, on average
     poller_close: float = 1.0  # how long the end of the poller's thread is waited for

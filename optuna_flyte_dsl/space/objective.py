@@ -72,7 +72,7 @@ def _is_generator(function: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, str | bytes | bytearray):
+    if isinstance(value, str | bytes | bytearray | complex):  # of a numpy complex, `float` would take the real part
         return None
     try:
         return float(value)

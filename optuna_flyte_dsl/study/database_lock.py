@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -25,8 +25,10 @@ class AdvisoryLock:
     A thread keeps the connection open: if the connection was cut, the thread connects and locks again.
     """
 
-    def __init__(self, engine: Any, name: str) -> None:
-        self._engine = engine
+    def __init__(self, make_engine: Callable[[], Any], name: str) -> None:
+        # A connection of one of these three uses may be needed while those of the other uses are open: each has a pool
+        # of its own, because the user may have allowed one connection a pool.
+        self._engine, self._exclusive, self._checks = make_engine(), make_engine(), make_engine()
         self.key: int = _key(name)
         self.server: str = ""
         self._closed = threading.Event()
@@ -35,7 +37,7 @@ class AdvisoryLock:
             self._connect()
         except BaseException:
             self._drop()
-            engine.dispose()
+            self._dispose()
             raise
         self._thread = threading.Thread(target=self._keep, name="optuna-flyte-lock", daemon=True)
         self._thread.start()
@@ -48,9 +50,8 @@ class AdvisoryLock:
             return None
         from sqlalchemy import create_engine
 
-        # The lock has a connection pool of its own: searches that shared one with their storage would wait for each
-        # other's connections.
-        return cls(create_engine(engine.url, pool=engine.pool.recreate()), name)
+        # The lock uses no connections of the storage's pool: searches that share it would wait for each other's.
+        return cls(lambda: create_engine(engine.url, pool=engine.pool.recreate()), name)
 
     def _connect(self) -> None:
         self._connection = self._engine.connect()
@@ -68,7 +69,11 @@ class AdvisoryLock:
                 logger.debug("The connection that holds a search's lock is gone.", exc_info=True)
                 self._drop()
         self._drop()
-        self._engine.dispose()
+        self._dispose()
+
+    def _dispose(self) -> None:
+        for engine in (self._engine, self._exclusive, self._checks):
+            engine.dispose()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -82,7 +87,7 @@ class AdvisoryLock:
         """Hold a lock that excludes other searches on a study while several statements are executed."""
         from sqlalchemy import text
 
-        connection = self._engine.connect()
+        connection = self._exclusive.connect()
         try:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(name)})
             yield
@@ -92,7 +97,7 @@ class AdvisoryLock:
 
     def is_held(self, key: int, server: str | None) -> bool | None:
         """Return whether a process holds a lock; `None` if a restart of the server has freed the lock."""
-        with self._engine.connect() as connection:
+        with self._checks.connect() as connection:
             if not _ask(connection, "SELECT pg_try_advisory_lock(:key)", key=key):
                 return True
             _ask(connection, "SELECT pg_advisory_unlock(:key)", key=key)

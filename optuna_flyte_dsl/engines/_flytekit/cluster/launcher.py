@@ -69,7 +69,8 @@ class Launcher:
     terminated: int = 0
     running: set[str] = field(default_factory=set)  # the names of the executions that are not known to have ended
     unsure: set[str] = field(default_factory=set)  # the names of launches that Flyte has not answered
-    full: set[str] = field(default_factory=set)  # the names of launch plans of which it was logged that they are full
+    # By the name of a launch plan that was full: a lock for the one trial that tries to launch it.
+    full: dict[str, threading.Lock] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)  # the names of the executions that were launched or adopted
 
     def __post_init__(self) -> None:

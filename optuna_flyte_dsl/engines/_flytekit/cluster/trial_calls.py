@@ -18,13 +18,14 @@ from optuna import TrialPruned
 from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import refresh
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import backoff
 from optuna_flyte_dsl._threads import finish
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import AdminError, GivenUpError
 from optuna_flyte_dsl.engines._flytekit.cluster.execution_failures import EagerExecutionFailedError, has_not_begun
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
-from optuna_flyte_dsl.engines._flytekit.cluster.trial_execution import TrialExecution
+from optuna_flyte_dsl.engines._flytekit.cluster.trial_execution import FullLaunchPlanError, TrialExecution
 from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
 from optuna_flyte_dsl.engines.remote_trial.handle import pruned_in
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
@@ -218,11 +219,34 @@ class TrialCalls:
             execution.is_earlier = execution.name in self._earlier
             execution.may_be_taken = execution.is_earlier or self.launcher.connection.attempt > 0
             await self._store_names()
-            if await self._run(execution, execution.create):
+            if await self._create(execution):
                 break
             execution.collisions += 1
         self.launcher.taken.add(execution.name)
         self._show(execution, "")
+
+    async def _create(self, execution: TrialExecution) -> bool:
+        """Launch or adopt an execution; see `TrialExecution.create`. At a full launch plan, wait for a place.
+
+        Trials wait here and not in worker threads, in which the outputs of other executions are read. One trial at a
+        time tries to launch a launch plan that was full.
+        """
+        name = execution.entity.name
+        while True:
+            gate = self.launcher.full.get(name)
+            if gate is None or gate.acquire(blocking=False):
+                try:
+                    return bool(await self._run(execution, execution.create))
+                except FullLaunchPlanError as full:
+                    new = threading.Lock()
+                    if self.launcher.full.setdefault(name, new) is new:
+                        logger.warning("Trials wait for a place among the executions of `%s`: %s", name, full)
+                    await asyncio.sleep(pauses.full_launch_plan)
+                finally:
+                    if gate is not None:
+                        gate.release()
+            else:
+                await asyncio.sleep(pauses.full_launch_plan)
 
     def _call_of(self, execution: TrialExecution) -> str:
         """Return the key of a call among the trial's calls, the same in each process that continues the trial.

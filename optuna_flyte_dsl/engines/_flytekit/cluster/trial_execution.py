@@ -1,7 +1,6 @@
 """`TrialExecution`: one execution of a trial. Its methods prepare, launch or adopt, and read the execution."""
 
 import functools
-import itertools
 import math
 import threading
 import time
@@ -38,6 +37,10 @@ from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUT
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import CAUSE, Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable
 from optuna_flyte_dsl.errors import RefusedError
+
+
+class FullLaunchPlanError(Exception):
+    """Raised when a launch plan has as many executions as it allows at once. The launch may be tried again later."""
 
 
 @dataclass(eq=False)
@@ -84,7 +87,11 @@ class TrialExecution:
         self.shown_inputs = self._text_for_deck(self.arguments)
 
     def create(self) -> bool:
-        """Launch or adopt the execution; return False if another execution has the name."""
+        """Launch or adopt the execution; return False if another execution has the name.
+
+        Raises:
+            FullLaunchPlanError: If the launch plan allows no more executions at once for now.
+        """
         launcher, request = self.launcher, self.request
         assert request is not None
         request.name = self.name
@@ -103,9 +110,17 @@ class TrialExecution:
             launcher.running.add(self.name)
             if launcher.is_ending:  # checked after the name is added, because the pod's end terminates these names
                 raise GivenUpError("Given up: a launch.")
+            was_unsure = self.name in launcher.unsure
             self.submitted = True  # from now on, a lost response may hide that the name is taken
             launcher.unsure.add(self.name)
-            launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
+            try:
+                launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
+            except Exception as error:
+                if says_launch_plan_is_full(str(error)) and not was_unsure:  # Flyte surely has no such execution
+                    self.submitted = False
+                    launcher.running.discard(self.name)
+                    launcher.unsure.discard(self.name)
+                raise
             launcher.unsure.discard(self.name)
             return True
 
@@ -115,17 +130,15 @@ class TrialExecution:
             is_taken = isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
             return is_taken and not says_launch_plan_is_full(str(error))
 
-        def create_in_time() -> bool:
-            waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
+        waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
+        try:
             outage_proof = functools.partial(
                 launcher.admin.retry, create, "call CreateExecution", given_up=self.given_up
             )
             return retry(outage_proof, waits, may_pass=may_pass, wait=self._wait)
-
-        try:
-            checks = itertools.repeat(pauses.full_launch_plan)
-            return retry(create_in_time, checks, may_pass=self._is_full, wait=self._wait)
         except AdminError as error:
+            if says_launch_plan_is_full(str(error)):
+                raise FullLaunchPlanError(str(error)) from error
             self.over, self.submitted = True, False
             launcher.running.discard(self.name)
             raise error.refusal(f"launch an execution of `{self.entity.name}`") from error
@@ -176,18 +189,6 @@ class TrialExecution:
 
     def _text_for_deck(self, value: Any) -> str:
         return text_for_deck(value) if self.launcher.connection.deck is not None else ""
-
-    def _is_full(self, error: Exception) -> bool:
-        """Return whether the launch plan allows no more executions at once for now, and log it once for each plan."""
-        is_full = isinstance(error, AdminError) and says_launch_plan_is_full(str(error))
-        if is_full and self.entity.name not in self.launcher.full:
-            self.launcher.full.add(self.entity.name)
-            logger.warning(
-                "A trial waits until another execution of the launch plan `%s` has ended: flyteadmin answers %r.",
-                self.entity.name,
-                str(error),
-            )
-        return is_full
 
     def _wait(self, seconds: float) -> None:
         if self.given_up.wait(seconds):

@@ -22,7 +22,7 @@ from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl import Cluster, Float, Minimize, Optimizer, RefusedError, UnloadableError, optimize, suggest
 from tests.support._compat import set_python_outputs
-from tests.support.cluster_searches import echo, executions, states, there, with_options
+from tests.support.cluster_searches import executions, states, there, with_options
 from tests.support.eager_pod import IMAGES
 from tests.support.flyteadmin import Fault
 
@@ -195,22 +195,6 @@ def test_an_execution_has_the_labels_and_annotations_of_its_launch_plan_too(clus
     assert execution.spec.labels.values["team"] == "vision"
     assert execution.spec.labels.values["cost"] == "call"
     assert execution.spec.annotations.values["mesh"] == "off"
-
-
-@pytest.mark.newest  # the oldest flytekit has no such limit
-def test_a_trial_waits_while_its_launch_plan_allows_no_more_executions(cluster, warned, pauses):
-    pauses.full_launch_plan = 0.05
-    cluster.instant = echo(seconds=0.3)
-    policy = importlib.import_module("flytekit.models.concurrency").ConcurrencyPolicy(2)
-    plan = fl.LaunchPlan.get_or_create(quick.flow, name="quick.two_at_once", concurrency=policy)
-    options = Cluster(patience=0.2)
-    study = there(Optimizer(plan, 5, 8, cluster=options, progress=False), cluster).run_sync(x=suggest.float(0, 1))
-    assert states(study) == ["COMPLETE"] * 8
-    assert len(executions(cluster)) == 8
-    assert cluster.counts["too many of a launch plan"] > 0
-    (line,) = warned()
-    assert "`quick.two_at_once`" in line
-    assert "concurrency limit (2) reached" in line
 
 
 def test_a_task_of_which_flytekit_makes_no_node_is_launched_alone(cluster):

@@ -3,11 +3,13 @@
 import asyncio
 import collections
 import errno
+import importlib
 import itertools
 import math
 import shutil
 import threading
 
+import flytekit as fl
 import grpc
 import optuna
 import pytest
@@ -16,7 +18,7 @@ import reporting
 from flytekit.exceptions.eager import EagerException
 from flytekit.exceptions.system import FlyteUploadDataException
 
-from optuna_flyte_dsl import Cluster, ExecutionFailedError, Optimizer, optimize
+from optuna_flyte_dsl import Cluster, ExecutionFailedError, Optimizer, optimize, suggest
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
@@ -311,3 +313,43 @@ def test_a_trial_is_left_to_the_search_that_has_taken_its_process_for_dead(clust
     assert [states(each) for each in studies] == [["COMPLETE"]] * 2
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED, PHASES.SUCCEEDED]
     assert any("is left to another search" in line for line in warned())
+
+
+def two_at_once(name):
+    """Return a launch plan that allows two executions at once. The oldest flytekit has no such launch plans."""
+    policy = importlib.import_module("flytekit.models.concurrency").ConcurrencyPolicy(2)
+    return fl.LaunchPlan.get_or_create(quick.flow, name=name, concurrency=policy)
+
+
+@pytest.mark.newest
+def test_a_trial_waits_while_its_launch_plan_allows_no_more_executions(cluster, warned, pauses):
+    pauses.full_launch_plan = 0.05
+    cluster.instant = echo(seconds=0.3)
+    plan = two_at_once("quick.two_at_once")
+    options = Cluster(patience=0.2, launches_at_once=1)
+    study = there(Optimizer(plan, 5, 8, cluster=options, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert states(study) == ["COMPLETE"] * 8
+    assert len(executions(cluster)) == 8
+    assert cluster.counts["too many of a launch plan"] > 0
+    (line,) = warned()
+    assert "`quick.two_at_once`" in line
+    assert "concurrency limit (2) reached" in line
+
+
+@pytest.mark.newest
+def test_a_search_whose_trials_wait_for_a_place_ends_at_once_and_terminates_what_runs(cluster, warned):
+    cluster.instant = lambda execution: None
+    plan = two_at_once("quick.two_for_ever")
+
+    async def main():
+        task = asyncio.ensure_future(there(Optimizer(plan, 9, 9, progress=False), cluster)(x=suggest.float(0, 1)))
+        while cluster.counts["too many of a launch plan"] < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED] * 2
+    assert cluster.counts["TerminateExecution"] == 2
+    assert warned()[-1] == "2 executions were terminated."
+    assert len(warned()) == 2
