@@ -63,3 +63,15 @@ def test_a_lock_comes_back_with_its_connection(server, pauses):
     finally:
         owner.close()
         engine_of(storage).dispose()
+
+
+def test_a_lock_can_be_checked_while_another_is_held_though_a_pool_has_two_connections(server, name):
+    kwargs = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 3}  # Optuna itself needs two
+    storage = optuna.storages.RDBStorage(server.url, engine_kwargs=kwargs)
+    lock = AdvisoryLock.of(storage, name)
+    try:
+        with lock.exclusive("a study"):
+            assert lock.is_held(lock.key, lock.server)
+    finally:
+        lock.close()
+        storage.engine.dispose()
