@@ -532,6 +532,16 @@ def test_an_option_at_the_call_is_named_with_its_cure(option):
             each.run_sync(**{option: None})
 
 
+def test_a_task_with_a_positional_only_parameter_is_refused_at_decoration():
+    @fl.task
+    def objective(x: float, /, y: float) -> float:
+        return x + y
+
+    for make in (optimize, lambda task: Optimizer(task, 1, 1)):
+        with pytest.raises(InvalidAnnotationError, match=r"`x` is positional-only.*Drop the `/`"):
+            make(objective)
+
+
 def test_a_value_of_a_wrong_type_is_not_told_to_be_passed_all_the_same():
     with pytest.raises(OutOfRangeError) as caught:
         train.run_sync(depth="3")

@@ -17,6 +17,14 @@ NO_TYPE = inspect.Parameter.empty
 _PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
 
 
+def positional_only(objective: str, name: str) -> str:
+    """Return the message for a parameter that takes no keyword argument."""
+    return (
+        f"`{objective}`: the parameter `{name}` is positional-only, but a trial gets keyword arguments. Drop the `/` "
+        "from the signature."
+    )
+
+
 class ReadAnnotation(NamedTuple):
     """The parts of an annotation."""
 

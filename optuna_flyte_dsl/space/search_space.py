@@ -19,7 +19,15 @@ from optuna.distributions import BaseDistribution
 from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, InvalidMarkerError, OutOfRangeError
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, is_of_type, listed, read_annotation, type_clash
+from optuna_flyte_dsl.space.annotations import (
+    NO_TYPE,
+    check_default,
+    is_of_type,
+    listed,
+    positional_only,
+    read_annotation,
+    type_clash,
+)
 from optuna_flyte_dsl.space.argument_errors import missing_values, nothing_to_search, out_of_range, unknown_parameter
 from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
@@ -107,10 +115,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                 takes_kwargs = True
                 continue
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise InvalidAnnotationError(
-                    f"`{name}`: the parameter `{parameter.name}` is positional-only, but a trial gets keyword "
-                    "arguments. Drop the `/` from the signature."
-                )
+                raise InvalidAnnotationError(positional_only(name, parameter.name))
             declared[parameter.name] = _declare(name, parameter)
         space = cls(name, declared, takes_kwargs, strict, {})
         return space.bind(**arguments) if arguments else space

@@ -1,10 +1,11 @@
 """Finds points that were tried already, to reuse their values, to sample other points, or to end the search."""
 
 import hashlib
+import itertools
 import math
 import random
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,6 +32,13 @@ A key of `None` stands for a value outside of the space.
 """
 
 
+class _Earlier(NamedTuple):
+    """A complete trial whose values may be reused."""
+
+    number: int
+    values: tuple[float, ...]
+
+
 class TakenPoints:
     """The points of a search space that trials have tried, or are trying.
 
@@ -54,11 +62,13 @@ class TakenPoints:
         # The number of points, of any size, or infinity. A product of large ints and infinity would overflow.
         self._size: float = math.inf if math.inf in counts_of_values else math.prod(map(int, counts_of_values))
         self._warned = self._warned_of_more = False
-        self._keys: dict[int, _Key] = {}  # number of a finished trial -> its key
+        self._n_settled = 0  # the first trials of the study, all finished, whose keys are in the next two fields
+        self._settled: set[_Key] = set()
+        self._settled_values: dict[_Key, _Earlier] = {}
 
     def exhausted(self, study: optuna.Study) -> bool:
         """Return whether every point is taken, by a finished or a running trial."""
-        return self._size != math.inf and len({self._key(trial) for trial in self._taken(study)}) >= self._size
+        return self._size != math.inf and self._count(self._unsettled(study)) >= self._size
 
     def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], tuple[float, ...] | None]:
         """Sample a trial's parameters.
@@ -75,28 +85,29 @@ class TakenPoints:
         key = self._key_of(trial.params)
         if None in key:  # a trial with a value outside of the space equals no other trial
             return arguments, None
-        for earlier in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            if earlier.user_attrs.get(FIXED_ARGUMENTS) == self._fixed and self._key(earlier) == key:
-                trial.set_user_attr(SAME_AS, earlier.number)
-                return arguments, tuple(earlier.values)
-        return arguments, None
+        unsettled = self._unsettled(study)
+        earlier = self._settled_values.get(key) or unsettled.get(key)
+        if earlier is None:
+            return arguments, None
+        trial.set_user_attr(SAME_AS, earlier.number)
+        return arguments, earlier.values
 
     def _new_point(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
-        taken = {self._key(each) for each in self._taken(study) if each.number != trial.number}
+        taken = self._unsettled(study, but=trial.number)
         preview = preview_of(study, _UnchangedStorage(trial.storage))
         point: dict[str, Any] = {}
         for _ in range(_TRIES):
             attempt = detached_trial(preview, trial)
             self._space.suggest(attempt)
             point = dict(cached_params(attempt))
-            if self._key_of(point) not in taken:
+            if not self._is_taken(self._key_of(point), taken):
                 return point
-        if len(taken) < self._size < math.inf:
+        if (n_taken := self._count(taken)) < self._size < math.inf:
             size = int(self._size)
             start = random.Random(trial.number).randrange(size)  # noqa: S311 - not a secret
-            for offset in range(len(taken) + 1):
+            for offset in range(n_taken + 1):
                 chosen = {**self._point((start + offset) % size), **enqueued_params(trial)}
-                if self._key_of(chosen) not in taken:
+                if not self._is_taken(self._key_of(chosen), taken):
                     return chosen
         if self._size < math.inf and not self._warned:
             self._warned = True
@@ -115,17 +126,43 @@ class TakenPoints:
             point[name] = domain.value_at(marker, digit)
         return point
 
-    def _taken(self, study: optuna.Study) -> Iterator[FrozenTrial]:
-        for trial in study.get_trials(deepcopy=False):
+    def _unsettled(self, study: optuna.Study, but: int = -1) -> dict[_Key, _Earlier | None]:
+        """Settle the first trials of a study that have all finished; return the points that the other trials take.
+
+        Args:
+            but: The number of a trial that is left out.
+
+        Returns:
+            For each point, the finished trial that has its values, if there is one.
+        """
+        points: dict[_Key, _Earlier | None] = {}
+        settles = True
+        for trial in itertools.islice(study.get_trials(deepcopy=False), self._n_settled, None):
+            # Trials are in the order of their numbers. At a gap, a trial is not visible yet.
+            settles = settles and trial.state.is_finished() and trial.number == self._n_settled
+            self._n_settled += settles
             same = trial.user_attrs.get(FIXED_ARGUMENTS) == self._fixed
+            takes = same and trial.number != but and (trial.state is TrialState.RUNNING or counts(trial))
             # The trial may have been run with another search space.
-            if same and (trial.state is TrialState.RUNNING or counts(trial)) and None not in self._key(trial):
-                yield trial
+            if not takes or None in (key := self._key(trial)):
+                continue
+            is_complete = trial.state is TrialState.COMPLETE
+            earlier = _Earlier(trial.number, tuple(trial.values)) if is_complete else None
+            if not settles:
+                points[key] = points.get(key) or earlier
+                continue
+            self._settled.add(key)
+            if earlier is not None:
+                self._settled_values.setdefault(key, earlier)
+        return points
+
+    def _is_taken(self, key: _Key, unsettled: Mapping[_Key, _Earlier | None]) -> bool:
+        return key in self._settled or key in unsettled
+
+    def _count(self, unsettled: Mapping[_Key, _Earlier | None]) -> int:
+        return len(self._settled) + len(unsettled.keys() - self._settled)
 
     def _key(self, trial: FrozenTrial) -> _Key:
-        known = self._keys.get(trial.number)
-        if known is not None:
-            return known
         key = self._key_of(trial.params) if trial.params.keys() == self._markers.keys() else (None,)
         if trial.params.keys() > self._markers.keys() and not self._warned_of_more:
             self._warned_of_more = True
@@ -135,8 +172,6 @@ class TakenPoints:
                 trial.number,
                 ", ".join(f"`{name}`" for name in trial.params.keys() - self._markers.keys()),
             )
-        if trial.state.is_finished():
-            self._keys[trial.number] = key
         return key
 
     def _key_of(self, params: Mapping[str, Any]) -> _Key:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 
 import flytekit as fl
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -205,7 +206,7 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     assert states(study) == {"COMPLETE": 3, "FAIL": 3}
     assert {t.user_attrs.get(ERROR) for t in study.trials if t.number % 2} == {"RuntimeError: boom\nand more"}
     assert sorted(warned()) == [
-        f"Trial {number} of `declared` failed: RuntimeError: boom and more (test_loop.py:201, in objective)"
+        f"Trial {number} of `declared` failed: RuntimeError: boom and more (test_loop.py:202, in objective)"
         for number in (1, 3, 5)
     ]
 
@@ -810,7 +811,7 @@ class Uncountable:
         raise RuntimeError("a tensor of two elements, for example")
 
 
-@pytest.mark.parametrize("value", [10**400, Uncountable()])
+@pytest.mark.parametrize("value", [10**400, Uncountable(), 1 + 2j, np.complex128(1 + 2j)])
 def test_what_no_float_can_hold_is_no_number(value):
     optimizer = Optimizer(lambda trial: value, 1, 3, progress=False)
     with pytest.raises(ObjectiveValueError, match="must return a number"):

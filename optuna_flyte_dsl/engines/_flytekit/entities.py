@@ -8,7 +8,8 @@ from flytekit.core.base_task import PythonTask
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.reference_entity import ReferenceEntity
 
-from optuna_flyte_dsl.errors import InvalidObjectiveError
+from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidObjectiveError
+from optuna_flyte_dsl.space.annotations import positional_only
 
 _EMPTY = inspect.Parameter.empty
 
@@ -26,6 +27,10 @@ def is_task(entity: Any) -> bool:
 def entity_signature(entity: Any) -> inspect.Signature:
     """Return the signature of an entity as flytekit has resolved it, with types and defaults as objects."""
     interface = entity.python_interface
+    function = getattr(entity, "task_function", None)
+    for parameter in inspect.signature(function).parameters.values() if function is not None else ():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise InvalidAnnotationError(positional_only(entity_name(entity), parameter.name))
     defaults = _defaults(entity)
     fixed = set(entity.fixed_inputs.literals) if _is_launch_plan(entity) else set()
     try:
