@@ -116,7 +116,7 @@ def markers_table() -> str:
 
 def errors_table() -> str:
     """Return the Markdown table of the errors, each after its base class."""
-    parts = ["| error | is also | when |", "|---|---|---|"]
+    parts = ["| error | is also | meaning |", "|---|---|---|"]
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.OptunaFlyteError):
             bases = ", ".join(
@@ -128,7 +128,7 @@ def errors_table() -> str:
                 row(
                     f"`{error.__name__}`",
                     bases,
-                    first_sentence(error.__doc__).removeprefix("Raised when "),
+                    first_sentence(error.__doc__),
                 )
             )
     return "\n".join(parts)
