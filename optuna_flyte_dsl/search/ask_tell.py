@@ -227,11 +227,12 @@ class AskTell:
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Tell the study how a trial ended, and call the callbacks."""
         number, trial = asked.number, asked.trial
+        self._untold[number] = outcome  # before the storage is asked for anything: it may be silent
         if outcome.state is TrialState.FAIL and outcome.fatal is None and self.is_taken_over(trial):
             logger.warning("Trial %d of `%s` is left to another search, which runs it.", number, self.objective.name)
             self._open.pop(number, None)
+            self._untold.pop(number, None)
             return
-        self._untold[number] = outcome
         if outcome.reason is not None:
             with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
                 self._store_reason(trial, outcome)
