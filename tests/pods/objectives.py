@@ -91,11 +91,6 @@ def dynamic(x: float) -> float:
     return twice(x=each(x=x))
 
 
-@fl.eager
-async def eager(x: float) -> float:
-    return await double(x=await double(x=x))
-
-
 container = ContainerTask(
     name="container",
     image="any",
@@ -128,9 +123,8 @@ async def everything(data: FlyteFile) -> list[str]:
         with_inputs(config=Config(rate=0.5, layers=2), data=data),
         two(pipeline)(x=x),
         two(mapped)(x=x),
-        two(branching)(x=x),
-        two(dynamic)(x=x),
-        two(eager)(x=x),
+        Optimizer(branching, concurrency=1, n_trials=1)(x=x),
+        Optimizer(dynamic, concurrency=1, n_trials=1)(x=x),
         two(container)(x=x),
         two(callback)(base=100.0),
         two(sync_callback)(),

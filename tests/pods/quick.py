@@ -153,3 +153,8 @@ def branching_flow(x: float) -> float:
 @fl.workflow
 def launching_flow(x: float) -> float:
     return plan(x=x)
+
+
+@fl.eager
+async def eager_flow(x: float) -> float:
+    return await step(x=x)

@@ -120,7 +120,7 @@ def test_every_kind_of_objective_runs_on_a_cluster(cluster, tmp_path):
     found = [literal.scalar.primitive.string_value for literal in end_of(execution).collection.literals]
     assert found[-1] == "outside 42.0"
     found = found[:-1]
-    assert len(found) == 22
+    assert len(found) == 18
     assert all(line.startswith("COMPLETE") for line in found), found
     pairs = [re.search(r"(?:'x'|'n'): ([\d.e-]+)}.*\[([\d.e-]+)", line).groups() for line in found]
     x, values = ([float(pair[side]) for pair in pairs] for side in (0, 1))
@@ -130,12 +130,11 @@ def test_every_kind_of_objective_runs_on_a_cluster(cluster, tmp_path):
         *(x[i] * 0.5 * 2 + 5 for i in (4, 5)),
         *(4 * x[i] for i in (6, 7)),
         *(2 * x[i] + 3 for i in (8, 9)),
-        *(2 * (2 * x[i] if x[i] > 0.5 else x[i] + 1) for i in (10, 11)),
-        *(2 * (x[i] + 1) for i in (12, 13)),
-        *(4 * x[i] for i in (14, 15)),
-        *(x[i] for i in (16, 17)),
-        *(2 * x[i] + 2 * (x[i] + 100) for i in (18, 19)),
-        *(2 * x[i] for i in (20, 21)),
+        2 * (2 * x[10] if x[10] > 0.5 else x[10] + 1),
+        2 * (x[11] + 1),
+        *(x[i] for i in (12, 13)),
+        *(2 * x[i] + 2 * (x[i] + 100) for i in (14, 15)),
+        *(2 * x[i] for i in (16, 17)),
     ]
     assert values == pytest.approx(expected)
 

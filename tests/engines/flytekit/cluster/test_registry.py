@@ -36,6 +36,13 @@ def test_a_workflow_and_a_launch_plan_are_launched_as_such(cluster):
     assert bases == [2.0, 2.0, 5.0, 5.0]
 
 
+def test_an_eager_workflow_is_launched_with_its_failure_node(cluster):
+    study = there(Optimizer(quick.eager_flow, 2, 2, progress=False), cluster).run_sync(x=suggest.float(0, 1))
+    assert states(study) == ["COMPLETE"] * 2
+    (workflow,) = [spec.template for spec in cluster.workflows.values()]
+    assert workflow.failure_node.id
+
+
 def test_references_are_launched_and_nothing_is_registered(cluster):
     remote = cluster.remote()
     settings = SerializationSettings(IMAGES, project="project", domain="development", version="v1")
