@@ -16,6 +16,7 @@ from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR
 from tests.support import own_threads, wait_until
 from tests.support.flyteadmin import FlyteAdmin
+from tests.support.small_searches import states
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
@@ -72,10 +73,6 @@ def run(runner, objective, *, points=(), n_trials=None, inputs=None, **options):
     if isinstance(runner, str):
         return options_of(objective, executor=runner, **options).run_sync(**(inputs or {}))
     return options_of(objective, **options).on(runner.remote(), image_config=IMAGES).run_sync(**(inputs or {}))
-
-
-def states(study):
-    return [trial.state.name for trial in study.trials]
 
 
 def reasons(study):

@@ -41,10 +41,6 @@ def with_options(objective, **options):
     return copy
 
 
-def states(study):
-    return [trial.state.name for trial in study.trials]
-
-
 def executions(admin):
     """Return all executions, once those that were told to end have ended."""
     wait_until(lambda: not [each for each in admin.executions.values() if each.phase == PHASES.ABORTING])

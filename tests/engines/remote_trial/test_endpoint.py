@@ -20,9 +20,10 @@ from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines.remote_trial.endpoint import ALL_INTERFACES, Endpoint
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
-from tests.support.cluster_searches import outputs, states, with_options
+from tests.support.cluster_searches import outputs, with_options
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.flyteadmin.executions import Succeeded
+from tests.support.small_searches import states
 
 IMAGES = ImageConfig(Image("default", "example.com/image", "1"))
 

@@ -116,19 +116,20 @@ class TrialExecution:
             try:
                 launcher.admin.send("CreateExecution", request, seconds=pauses.launch_rpc)
             except Exception as error:
-                if says_launch_plan_is_full(str(error)) and not was_unsure:  # Flyte surely has no such execution
+                if not says_launch_plan_is_full(str(error)):
+                    raise
+                if not was_unsure:  # Flyte surely has no such execution
                     self.submitted = False
                     launcher.running.discard(self.name)
                     launcher.unsure.discard(self.name)
-                raise
+                raise FullLaunchPlanError(str(error)) from None  # with its cause, it would count as an AdminError
             launcher.unsure.discard(self.name)
             return True
 
         def may_pass(error: Exception) -> bool:
             # For the first execution of a task, flyteadmin makes a workflow around the task. If several requests
             # need that workflow at once, flyteadmin refuses all requests but one.
-            is_taken = isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
-            return is_taken and not says_launch_plan_is_full(str(error))
+            return isinstance(error, AdminError) and error.code is grpc.StatusCode.ALREADY_EXISTS
 
         waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: launcher.options.patience)
         try:
@@ -137,8 +138,6 @@ class TrialExecution:
             )
             return retry(outage_proof, waits, may_pass=may_pass, wait=self._wait)
         except AdminError as error:
-            if says_launch_plan_is_full(str(error)):
-                raise FullLaunchPlanError(str(error)) from error
             self.over, self.submitted = True, False
             launcher.running.discard(self.name)
             raise error.refusal(f"launch an execution of `{self.entity.name}`") from error

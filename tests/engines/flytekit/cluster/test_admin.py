@@ -16,10 +16,11 @@ from flytekit.clients.auth.exceptions import AccessTokenNotFoundError, Authentic
 from optuna_flyte_dsl import ClusterUnavailableError, Float, Optimizer, RefusedError
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR
 from tests.support import wait_until
-from tests.support.cluster_searches import PASSING, echo, executions, outputs, states, there, with_options
+from tests.support.cluster_searches import PASSING, echo, executions, outputs, there, with_options
 from tests.support.eager_pod import Pod
 from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.small_searches import states
 
 RPCS = ["GetTask", "CreateTask", "CreateExecution", "ListExecutions", "GetExecutionData", "CreateUploadLocation"]
 

@@ -16,10 +16,11 @@ from optuna_flyte_dsl import Optimizer, optimize, suggest
 from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS, LOST, OWNER
 from optuna_flyte_dsl.study.storages import open_storage
-from tests.support.cluster_searches import echo, ended_there, executions, outputs, states, there, with_options
+from tests.support.cluster_searches import echo, ended_there, executions, outputs, there, with_options
 from tests.support.eager_pod import Pod, kill_all, killed_after
 from tests.support.flyteadmin import Succeeded
 from tests.support.sessions import dead_record
+from tests.support.small_searches import states
 
 
 def test_two_searches_at_once_and_an_optimizer_called_twice_go_on_after_a_kill(cluster, tmp_path):

@@ -15,8 +15,9 @@ from optuna_flyte_dsl._compat.flytekit import controller_thread, runner_of
 from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.engines._flytekit.cluster.trial_calls import TrialCalls
 from optuna_flyte_dsl.engines._flytekit.event_loops import _OwnLoop
-from tests.support.cluster_searches import echo, states, there
+from tests.support.cluster_searches import echo, there
 from tests.support.eager_pod import Pod
+from tests.support.small_searches import states
 
 
 def test_a_search_inside_of_a_trial_goes_to_the_cluster_too(cluster):

@@ -11,9 +11,10 @@ from optuna_flyte_dsl import Optimizer, RefusedError
 from optuna_flyte_dsl._compat.flytekit import wrap_literal_cache
 from optuna_flyte_dsl.engines._flytekit.cluster.admin import Admin
 from optuna_flyte_dsl.engines._flytekit.literal_cache import LockedLiteralCache
-from tests.support.cluster_searches import echo, executions, states, there
+from tests.support.cluster_searches import echo, executions, there
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Execution
+from tests.support.small_searches import states
 
 
 def test_inputs_that_a_call_leaves_out_are_filled_in(cluster):

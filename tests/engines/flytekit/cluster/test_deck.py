@@ -9,8 +9,8 @@ from flytekit.deck.deck import Deck
 
 from optuna_flyte_dsl import Optimizer, suggest
 from tests.support._compat import enable_deck
-from tests.support.cluster_searches import states
 from tests.support.eager_pod import Pod
+from tests.support.small_searches import states
 
 
 def test_a_deck_that_cannot_be_written_holds_up_no_trial(cluster, tmp_path, monkeypatch, pauses):

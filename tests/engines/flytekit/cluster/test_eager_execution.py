@@ -9,9 +9,10 @@ from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site as site_module
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from optuna_flyte_dsl.study.liveness import Life
-from tests.support.cluster_searches import echo, executions, states, there
+from tests.support.cluster_searches import echo, executions, there
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin.nodes import NODE
+from tests.support.small_searches import states
 
 
 def test_the_execution_of_an_eager_workflow_tells_whether_it_lives(cluster, tmp_path):

@@ -11,9 +11,10 @@ from flyteidl.core import execution_pb2
 from optuna_flyte_dsl import Optimizer
 from optuna_flyte_dsl.study.attributes import ERROR, EXECUTION_ERROR, EXECUTIONS
 from tests.support import wait_until
-from tests.support.cluster_searches import PASSING, echo, outputs, states, there
+from tests.support.cluster_searches import PASSING, echo, outputs, there
 from tests.support.flyteadmin import Failed, Fault, Succeeded
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.small_searches import states
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import re
 import quick
 
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
-from tests.support.cluster_searches import executions, states, there, with_options
+from tests.support.cluster_searches import executions, there, with_options
 from tests.support.flyteadmin.errors import NAME
+from tests.support.small_searches import states
 
 
 def test_each_trial_is_an_execution_whose_name_stands_in_its_attributes(cluster):

@@ -19,10 +19,11 @@ from optuna_flyte_dsl.engines._flytekit.cluster.cluster_connection import Connec
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
 from optuna_flyte_dsl.study.attributes import EXECUTIONS
 from tests.support import wait_until
-from tests.support.cluster_searches import echo, executions, outputs, states, there, with_options
+from tests.support.cluster_searches import echo, executions, outputs, there, with_options
 from tests.support.eager_pod import IMAGES, Pod, kill_all, killed_after
 from tests.support.flyteadmin import Failed, Fault, Succeeded
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.small_searches import states
 
 
 def test_an_execution_that_the_pod_before_has_terminated_is_launched_again(cluster):

@@ -15,10 +15,11 @@ from optuna_flyte_dsl.engines._flytekit.cluster import cluster_search
 from optuna_flyte_dsl.engines._flytekit.cluster.cluster_site import current_site
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
 from optuna_flyte_dsl.engines._flytekit.cluster.leftover_executions import terminate_leftovers
-from tests.support.cluster_searches import echo, executions, outputs, states
+from tests.support.cluster_searches import echo, executions, outputs
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Fault, Succeeded
 from tests.support.flyteadmin.executions import PHASES
+from tests.support.small_searches import states
 
 
 def test_an_execution_that_nobody_asks_for_again_is_terminated(cluster, tmp_path):

@@ -22,9 +22,10 @@ from optuna_flyte_dsl.engines._flytekit.cluster.executions import ATTEMPT, INPUT
 from optuna_flyte_dsl.study.attributes import OWNER
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import wait_until
-from tests.support.cluster_searches import echo, executions, states, with_options
+from tests.support.cluster_searches import echo, executions, with_options
 from tests.support.eager_pod import IMAGES, Pod
 from tests.support.flyteadmin.nodes import TASK
+from tests.support.small_searches import states
 
 
 def test_flytekits_handler_of_sigterm_calls_what_is_put_there(cluster):

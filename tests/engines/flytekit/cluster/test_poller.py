@@ -13,9 +13,10 @@ from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR
 from tests.support import in_movable_time, wait_until
-from tests.support.cluster_searches import echo, outputs, states, there, with_options
+from tests.support.cluster_searches import echo, outputs, there, with_options
 from tests.support.eager_pod import Pod
 from tests.support.flyteadmin import Fault, Succeeded
+from tests.support.small_searches import states
 
 
 @pytest.mark.newest

@@ -22,9 +22,10 @@ from flytekit.remote import FlyteRemote
 
 from optuna_flyte_dsl import Cluster, Float, Minimize, Optimizer, RefusedError, UnloadableError, optimize, suggest
 from tests.support._compat import set_python_outputs
-from tests.support.cluster_searches import executions, states, there, with_options
+from tests.support.cluster_searches import executions, there, with_options
 from tests.support.eager_pod import IMAGES
 from tests.support.flyteadmin import Fault
+from tests.support.small_searches import states
 
 
 def test_a_workflow_and_a_launch_plan_are_launched_as_such(cluster):

@@ -27,12 +27,13 @@ from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.liveness import owner_keys
 from optuna_flyte_dsl.study.storages import open_storage
 from tests.support import wait_until
-from tests.support.cluster_searches import echo, ended_there, executions, outputs, states, there, with_options
+from tests.support.cluster_searches import echo, ended_there, executions, outputs, there, with_options
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
 from tests.support.flyteadmin.admin import _Admin
 from tests.support.flyteadmin.executions import PHASES
 from tests.support.sessions import dead_record
+from tests.support.small_searches import states
 
 
 def test_a_callback_launches_several_and_each_has_a_name_of_its_own(cluster):

@@ -6,8 +6,9 @@ import tables
 from flytekit.types.file import FlyteFile
 
 from tests.support._compat import forget_uploads
-from tests.support.cluster_searches import echo, states
+from tests.support.cluster_searches import echo
 from tests.support.eager_pod import Pod, killed_after
+from tests.support.small_searches import states
 
 
 @pytest.mark.parametrize("content", ["the same", "another"])
