@@ -113,10 +113,11 @@ class Assembly:
         try:
             await self._open_in_time(owner.open)
             durable = DurableStorage(storage, owner, self.objective.name)
+            kept = view_of(study, storage=durable)  # reads and writes through this view wait out an outage
             left = resuming.Resumption(n_trials)
             resume = functools.partial(
                 resuming.resume,
-                view_of(study, storage=durable),
+                kept,
                 durable,
                 n_trials,
                 takeover=options.takeover,
@@ -126,18 +127,17 @@ class Assembly:
                 async with self.source.opening:
                     call = next(self.source.calls)
                     if call == 0:
-                        await remote.recover(study, self.objective, self.space)
+                        await remote.recover(kept, self.objective, self.space)
                     left = await thread.run(functools.partial(resume, call=call))
                     await remote.commit()  # commit now: each attempt's checkpoint starts empty
                 await self._run(study, left, remote, durable)
-                await thread.run(resuming.settle, study, call)
+                await thread.run(resuming.settle, kept, call)
                 return
             if options.resume:
                 left = await self._in_time(resume)
-                note = functools.partial(resuming.note_fixed_arguments, view_of(study, storage=durable))
-                await self._in_time(note, self.space, self.objective.name)
+                await self._in_time(resuming.note_fixed_arguments, kept, self.space, self.objective.name)
                 if remote is not None:
-                    remote.use_study_in_names(await self._in_time(resuming.identity_of, study, durable))
+                    remote.use_study_in_names(await self._in_time(resuming.identity_of, kept, durable))
             await self._run(study, left, remote, durable)
         finally:
             if durable is not None:
@@ -206,7 +206,7 @@ class Assembly:
                 try:
                     await loop.run()
                     if has_total:
-                        reporter.count_again(await self.thread.run(resuming.finished_in, study))
+                        reporter.count_again(await self.thread.run(resuming.finished_in, trials.study))
                 except (StorageUnavailableError, asyncio.CancelledError):
                     raise  # no storage; or a cancelled search, which has told its trials or leaves them RUNNING
                 except BaseException:

@@ -1,8 +1,9 @@
 """Cuts a search of ten trials at every single step, and looks what is left: `python -m tests.sweeps`.
 
-A step is a statement of PostgreSQL, a statement of SQLite, a write of a journal, or a request to flyteadmin. At each
-step, in a search of its own, the step fails before or after it has taken effect; or the process is killed there, and
-the search is started again. Each time the study must hold just ten trials that count, and none that runs.
+A step is a statement of PostgreSQL, a statement of SQLite, a write of a journal, a call of a storage's method, or a
+request to flyteadmin. At each step, in a search of its own, the step fails before or after it has taken effect; or the
+process is killed there, and the search is started again. Each time the study must hold just ten trials that count, and
+none that runs.
 
 The tests run every so many steps of the same sweeps: see `tests/test_sweeps.py`.
 """
@@ -29,11 +30,12 @@ from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import OperationalError
 
-from optuna_flyte_dsl import Float, Minimize, OptunaFlyteError, optimize
+from optuna_flyte_dsl import Float, Minimize, optimize
 from optuna_flyte_dsl._pauses import pauses
 from tests.support._compat import get_lock_file, journal_lock, journal_path
 from tests.support.cutting_proxy import CuttingProxy
@@ -52,8 +54,12 @@ def is_last(step: int, stride: int, steps: int) -> bool:
     return stride > 1 and step + stride > steps
 
 
-def search(storage: str, name: str, searches: int = 1) -> list[Any]:
-    """Run searches of one study at the same time. Return their studies, and their errors."""
+def search(storage: str, name: str, searches: int = 1, admin: Any = None) -> list[Any]:
+    """Run searches of one study at the same time. Return their studies, and their errors.
+
+    Args:
+        admin: The stand-in for flyteadmin, if the trials run there.
+    """
     made = [
         optimize(
             concurrency=2,
@@ -63,9 +69,11 @@ def search(storage: str, name: str, searches: int = 1) -> list[Any]:
             resume=True,
             progress=False,
             initial_points=[{"x": 0.5}],
-        )(objective)
+        )(objective if admin is None else _task())
         for _ in range(searches)
     ]
+    if admin is not None:
+        made = [_on(admin, each) for each in made]
 
     async def run() -> list[Any]:
         return await asyncio.gather(*(each() for each in made), return_exceptions=True)
@@ -75,9 +83,9 @@ def search(storage: str, name: str, searches: int = 1) -> list[Any]:
 
 def check(trials: list[optuna.trial.FrozenTrial], found: list[Any], step: object) -> None:
     """Check what a search has left."""
-    errors = [each for each in found if isinstance(each, BaseException)]
-    assert not [error for error in errors if not isinstance(error, OptunaFlyteError)], (step, errors)
-    assert not errors, (step, errors)
+    for error in found:
+        if isinstance(error, BaseException):
+            raise AssertionError(step) from error
     counted = [trial for trial in trials if not trial.user_attrs.get("optuna_flyte_dsl:lost")]
     states = collections.Counter(trial.state.name for trial in trials)
     assert states["RUNNING"] == 0, (step, states)
@@ -322,6 +330,9 @@ def sweep_kills(kind: str, searches: int = 1, *, stride: int = 1, first: int = 1
 
 
 def _kills_of(kind: str, searches: int, stride: int, first: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:  # what the children need is imported here, once
+        search(storage_in(kind, pathlib.Path(folder)), "study")
+    assert threading.active_count() == 1, "only a process without threads may be forked"
     kills = 0
     for how in HOW[kind]:
         for step in range(first, 100_000, stride):
@@ -387,18 +398,79 @@ def trials_in(kind: str, storage: str) -> list[optuna.trial.FrozenTrial]:
         opened.engine.dispose()
 
 
+# Calls of a storage's methods.
+
+
+@contextlib.contextmanager
+def call_fault(fault: Fault) -> Iterator[None]:
+    """Let a call of a method of a `JournalStorage`, a read or a write, fail before or after it has taken effect."""
+
+    def failing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: JournalStorage, *args: Any, **kwargs: Any) -> Any:
+            fault.hit("before", lambda: OSError(5, "Input/output error"))
+            result = method(self, *args, **kwargs)
+            fault.hit("after", lambda: OSError(5, "Input/output error"))
+            return result
+
+        return call
+
+    names = [name for name in vars(BaseStorage) if not name.startswith("_") and name in vars(JournalStorage)]
+    methods = {name: getattr(JournalStorage, name) for name in names}
+    for name, method in methods.items():
+        setattr(JournalStorage, name, failing(method))
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(JournalStorage, name, method)
+
+
+def sweep_calls(where: str = "here", *, stride: int = 1, first: int = 1) -> int:
+    """Let each call of a storage's methods fail. Return the number of failures.
+
+    Args:
+        where: "cluster" if the trials run on the stand-in for flyteadmin.
+    """
+    failures = 0
+    for how in ("before", "after"):
+        for step in range(first, 100_000, stride):
+            with contextlib.ExitStack() as stack:
+                folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                storage, fault = storage_in("journal", folder), Fault(step, how)
+                admin = stack.enter_context(_instant_admin(folder)) if where == "cluster" else None
+                with call_fault(fault):
+                    found = search(storage, "study", admin=admin)
+                check(trials_in("journal", storage), found, (where, how, step))
+                if fault.steps < step:
+                    break
+                assert fault.has_failed, (where, how, step)
+                failures += 1
+    return failures
+
+
 # Requests to flyteadmin.
+
+
+def _instant_admin(folder: pathlib.Path) -> Any:
+    """Return a stand-in for flyteadmin, on which each trial takes 0.05 s."""
+    from flyteidl.core import literals_pb2
+
+    from tests.support.flyteadmin import FlyteAdmin, Succeeded
+
+    def outcome(execution: Any) -> Succeeded:
+        outputs = literals_pb2.LiteralMap()
+        outputs.literals["o0"].CopyFrom(execution.inputs.literals["x"])
+        return Succeeded(outputs, 0.05)
+
+    return FlyteAdmin(folder / "flyte", instant=outcome)
 
 
 def sweep_requests(*, stride: int = 1, first: int = 1) -> int:
     """Lose each request of a search to flyteadmin, lose its answer, or send it twice. Return the number of faults."""
-    from flytekit.configuration import Image, ImageConfig
-
-    images = ImageConfig(Image("default", "example.com/image", "1"))
 
     def run(admin: Any, _: pathlib.Path, begin: Callable[[], None]) -> optuna.Study:
         begin()
-        return _task_search().on(admin.remote(), image_config=images).run_sync()
+        return _on(admin, _task_search()).run_sync()
 
     return _sweep_requests(run, stride, first)
 
@@ -416,11 +488,21 @@ def sweep_pod_requests(*, stride: int = 1, first: int = 1) -> int:
     return _sweep_requests(run, stride, first)
 
 
-def _task_search() -> Any:
+def _task() -> Any:
     sys.path.insert(0, str(ROOT / "tests" / "pods"))
     import quick
 
-    return optimize(quick.train.task, concurrency=2, n_trials=N_TRIALS, progress=False, seed=1)
+    return quick.train.task
+
+
+def _task_search() -> Any:
+    return optimize(_task(), concurrency=2, n_trials=N_TRIALS, progress=False, seed=1)
+
+
+def _on(admin: Any, made: Any) -> Any:
+    from flytekit.configuration import Image, ImageConfig
+
+    return made.on(admin.remote(), image_config=ImageConfig(Image("default", "example.com/image", "1")))
 
 
 def _sweep_requests(
@@ -431,22 +513,10 @@ def _sweep_requests(
     Args:
         run: Runs the search, and calls its last argument when requests begin to count.
     """
-    from flyteidl.core import literals_pb2
-
-    from tests.support.flyteadmin import FlyteAdmin, Succeeded
-
-    def outcome(execution: Any) -> Succeeded:
-        outputs = literals_pb2.LiteralMap()
-        outputs.literals["o0"].CopyFrom(execution.inputs.literals["x"])
-        return Succeeded(outputs, 0.05)
-
     faults = 0
     for how in ("request", "answer", "doubled"):
         for step in range(first, 100_000, stride):
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                FlyteAdmin(pathlib.Path(folder) / "flyte", instant=outcome) as admin,
-            ):
+            with tempfile.TemporaryDirectory() as folder, _instant_admin(pathlib.Path(folder)) as admin:
 
                 def begin(admin: Any = admin, step: int = step, how: str = how) -> None:
                     admin.fault_at(sum(admin.counts.values()) + step, how)
@@ -463,7 +533,7 @@ def _sweep_requests(
     return faults
 
 
-KINDS = ["postgresql", *FAULTS, "flyteadmin"]
+KINDS = ["postgresql", *FAULTS, "calls", "flyteadmin"]
 
 
 def _sweep_all_of_postgresql(stride: int) -> None:
@@ -499,6 +569,9 @@ def main() -> None:
         for kind in options.only or KINDS:
             if kind == "postgresql":
                 _sweep_all_of_postgresql(stride)
+            elif kind == "calls":
+                for where in ("here", "cluster"):
+                    print(f"calls of a storage, {where}: {sweep_calls(where, stride=stride)} failures", flush=True)
             elif kind == "flyteadmin":
                 for where, sweep in {"from a laptop": sweep_requests, "from a pod": sweep_pod_requests}.items():
                     print(f"flyteadmin, {where}: {sweep(stride=stride)} lost or doubled requests", flush=True)

@@ -37,6 +37,13 @@ def test_a_write_that_fails_loses_no_trial(kind, searches, stride):
 
 
 @pytest.mark.newest
+@pytest.mark.parametrize(("where", "n_trials", "stride"), [("here", 2, 1), ("cluster", 1, 3)])
+def test_a_call_of_a_storage_that_fails_loses_no_trial(where, n_trials, stride, monkeypatch):
+    monkeypatch.setattr(sweeps, "N_TRIALS", n_trials)
+    assert sweeps.sweep_calls(where, stride=stride) >= 15
+
+
+@pytest.mark.newest
 @pytest.mark.parametrize(("kind", "stride"), [("journal", 2), ("sqlite", 151)])
 def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
     assert sweeps.sweep_final_errors(kind, stride=stride) >= 4
