@@ -26,9 +26,9 @@ $(VENV)/uv/.made:
 	@$(VENV)/uv/bin/python -m pip install --quiet --no-compile uv || true
 	@touch $@
 
-# $(call install,NAME,WHAT): installs packages into .venv/NAME.
+# $(call install,NAME,WHAT): installs packages into .venv/NAME. uv and pip both get the options in WHAT.
 define install
-	@if test -x $(VENV)/uv/bin/uv && $(VENV)/uv/bin/uv pip install --python $(VENV)/$(1)/bin/python $(2); then :; else \
+if test -x $(VENV)/uv/bin/uv && $(VENV)/uv/bin/uv pip install --python $(VENV)/$(1)/bin/python $(2); then :; else \
 		echo 'pip installs what is needed. This takes a minute or two, once.'; \
 		$(VENV)/$(1)/bin/python -m pip install --progress-bar off --no-compile $(ANY_PYTHON) $(2); fi
 endef
@@ -38,29 +38,29 @@ define environment
 	@echo 'Making the environment .venv/$(1).'
 	@rm -rf $(VENV)/$(1)
 	@$(PYTHON) -m venv $(VENV)/$(1)
-	$(call install,$(1),$(2))
+	@$(call install,$(1),$(2))
 endef
 
 # The same, if what is installed lists all packages with their versions: what they depend on need not be looked for. If
 # something lacks, as on another system than the list's, it is looked for after all.
 define pinned_environment
 	$(call environment,$(1),--no-deps $(2))
-	@$(VENV)/$(1)/bin/python -m pip check || $(VENV)/$(1)/bin/python -m pip install $(ANY_PYTHON) $(2)
+	@$(VENV)/$(1)/bin/python -m pip check || { $(call install,$(1),$(2)); }
 endef
 
-$(VENV)/demo/.made: $(VENV)/uv/.made pyproject.toml requirements/dev.txt
+$(VENV)/demo/.made: pyproject.toml requirements/dev.txt | $(VENV)/uv/.made
 	$(call environment,demo,--constraint requirements/dev.txt --editable '.[examples]')
 	@touch $@
 
-$(VENV)/dev/.made: $(VENV)/uv/.made requirements/dev.txt
+$(VENV)/dev/.made: requirements/dev.txt | $(VENV)/uv/.made
 	$(call pinned_environment,dev,--requirement requirements/dev.txt --editable .)
 	@touch $@
 
-$(VENV)/oldest/.made: $(VENV)/uv/.made requirements/dev.txt requirements/oldest.txt
+$(VENV)/oldest/.made: requirements/dev.txt requirements/oldest.txt | $(VENV)/uv/.made
 	$(call pinned_environment,oldest,--requirement requirements/oldest.txt --editable .)
 	@touch $@
 
-$(VENV)/bench/.made: $(VENV)/uv/.made requirements/dev.txt requirements/bench.txt
+$(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt | $(VENV)/uv/.made
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
 	@touch $@
 
@@ -91,9 +91,9 @@ coverage: $(VENV)/dev/.made ## Run the tests, show what they do not reach, and f
 oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
 	$(VENV)/oldest/bin/python -m pytest $(AT_ONCE) -m "not newest"
 
-next: ## Run the tests on the newest versions of all packages, pre-releases included
-	$(call environment,next,--prerelease allow --requirement requirements/next.in)
-	$(call install,next,--no-deps --editable .)
+next: | $(VENV)/uv/.made ## Run the tests on the newest versions of all packages, pre-releases included
+	$(call environment,next,--pre --requirement requirements/next.in)
+	@$(call install,next,--no-deps --editable .)
 	$(VENV)/next/bin/python -m pip list | grep -iE 'flyte|optuna|wrapt|loky|grpcio |greenlet|rich'
 	$(VENV)/next/bin/python -m pytest $(AT_ONCE) -W default
 
