@@ -44,9 +44,9 @@ def test_a_call_of_a_storage_that_fails_loses_no_trial(where, n_trials, stride, 
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), ("sqlite", 151)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), ("sqlite", 109)])
 def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
-    assert sweeps.sweep_final_errors(kind, stride=stride) >= 4
+    assert sweeps.sweep_final_errors(kind, stride=stride) >= 6
 
 
 @pytest.mark.newest
