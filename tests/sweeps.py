@@ -261,27 +261,54 @@ def sqlite_fault(fault: Fault) -> Iterator[None]:
             sqlalchemy.event.remove(sqlalchemy.Engine, name, function)
 
 
-FAULTS = {"journal": journal_fault, "sqlite": sqlite_fault}
-HOW = {"journal": ("before", "torn", "after"), "sqlite": ("before", "after")}
+@contextlib.contextmanager
+def call_fault(fault: Fault) -> Iterator[None]:
+    """Let a call of a method of a `JournalStorage`, a read or a write, fail before or after it has taken effect."""
+
+    def failing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: JournalStorage, *args: Any, **kwargs: Any) -> Any:
+            fault.hit("before", lambda: OSError(5, "Input/output error"))
+            result = method(self, *args, **kwargs)
+            fault.hit("after", lambda: OSError(5, "Input/output error"))
+            return result
+
+        return call
+
+    names = [name for name in vars(BaseStorage) if not name.startswith("_") and name in vars(JournalStorage)]
+    methods = {name: getattr(JournalStorage, name) for name in names}
+    for name, method in methods.items():
+        setattr(JournalStorage, name, failing(method))
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(JournalStorage, name, method)
+
+
+FAULTS = {"journal": journal_fault, "sqlite": sqlite_fault, "calls": call_fault}
+HOW = {"journal": ("before", "torn", "after"), "sqlite": ("before", "after"), "calls": ("before", "after")}
 
 
 def storage_in(kind: str, folder: pathlib.Path) -> str:
-    return str(folder / "study.journal") if kind == "journal" else f"sqlite:///{folder}/study.db"
+    return f"sqlite:///{folder}/study.db" if kind == "sqlite" else str(folder / "study.journal")
 
 
-def sweep_file(kind: str, searches: int = 1, *, stride: int = 1, first: int = 1) -> int:
-    """Let each write of a journal, or each statement of SQLite, fail. Return the number of failures.
+def sweep_file(kind: str, searches: int = 1, *, stride: int = 1, first: int = 1, on_cluster: bool = False) -> int:
+    """Let each write of a journal, statement of SQLite, or call of a storage fail. Return the number of failures.
 
     Args:
         searches: The searches of one study that this process runs at the same time.
+        on_cluster: Whether the trials run on the stand-in for flyteadmin.
     """
     failures = 0
     for how in HOW[kind]:
         for step in range(first, 100_000, stride):
-            with tempfile.TemporaryDirectory() as folder:
-                storage, fault = storage_in(kind, pathlib.Path(folder)), Fault(step, how)
+            with contextlib.ExitStack() as stack:
+                folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                storage, fault = storage_in(kind, folder), Fault(step, how)
+                admin = stack.enter_context(_instant_admin(folder)) if on_cluster else None
                 with FAULTS[kind](fault):
-                    found = search(storage, "study", searches)
+                    found = search(storage, "study", searches, admin)
                 check(trials_in(kind, storage), found, (how, step))
                 if fault.steps < step:
                     break
@@ -388,7 +415,7 @@ def _end_of(started: tuple[int, int]) -> tuple[int, int]:
 
 
 def trials_in(kind: str, storage: str) -> list[optuna.trial.FrozenTrial]:
-    if kind == "journal":
+    if kind != "sqlite":
         opened: Any = optuna.storages.JournalStorage(JournalFileBackend(storage))
         return optuna.load_study(study_name="study", storage=opened).get_trials()
     opened = optuna.storages.RDBStorage(storage)
@@ -396,56 +423,6 @@ def trials_in(kind: str, storage: str) -> list[optuna.trial.FrozenTrial]:
         return optuna.load_study(study_name="study", storage=opened).get_trials()
     finally:
         opened.engine.dispose()
-
-
-# Calls of a storage's methods.
-
-
-@contextlib.contextmanager
-def call_fault(fault: Fault) -> Iterator[None]:
-    """Let a call of a method of a `JournalStorage`, a read or a write, fail before or after it has taken effect."""
-
-    def failing(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: JournalStorage, *args: Any, **kwargs: Any) -> Any:
-            fault.hit("before", lambda: OSError(5, "Input/output error"))
-            result = method(self, *args, **kwargs)
-            fault.hit("after", lambda: OSError(5, "Input/output error"))
-            return result
-
-        return call
-
-    names = [name for name in vars(BaseStorage) if not name.startswith("_") and name in vars(JournalStorage)]
-    methods = {name: getattr(JournalStorage, name) for name in names}
-    for name, method in methods.items():
-        setattr(JournalStorage, name, failing(method))
-    try:
-        yield
-    finally:
-        for name, method in methods.items():
-            setattr(JournalStorage, name, method)
-
-
-def sweep_calls(where: str = "here", *, stride: int = 1, first: int = 1) -> int:
-    """Let each call of a storage's methods fail. Return the number of failures.
-
-    Args:
-        where: "cluster" if the trials run on the stand-in for flyteadmin.
-    """
-    failures = 0
-    for how in ("before", "after"):
-        for step in range(first, 100_000, stride):
-            with contextlib.ExitStack() as stack:
-                folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                storage, fault = storage_in("journal", folder), Fault(step, how)
-                admin = stack.enter_context(_instant_admin(folder)) if where == "cluster" else None
-                with call_fault(fault):
-                    found = search(storage, "study", admin=admin)
-                check(trials_in("journal", storage), found, (where, how, step))
-                if fault.steps < step:
-                    break
-                assert fault.has_failed, (where, how, step)
-                failures += 1
-    return failures
 
 
 # Requests to flyteadmin.
@@ -533,7 +510,7 @@ def _sweep_requests(
     return faults
 
 
-KINDS = ["postgresql", *FAULTS, "calls", "flyteadmin"]
+KINDS = ["postgresql", *FAULTS, "flyteadmin"]
 
 
 def _sweep_all_of_postgresql(stride: int) -> None:
@@ -570,8 +547,9 @@ def main() -> None:
             if kind == "postgresql":
                 _sweep_all_of_postgresql(stride)
             elif kind == "calls":
-                for where in ("here", "cluster"):
-                    print(f"calls of a storage, {where}: {sweep_calls(where, stride=stride)} failures", flush=True)
+                for where, on_cluster in {"here": False, "on a cluster": True}.items():
+                    failures = sweep_file("calls", stride=stride, on_cluster=on_cluster)
+                    print(f"calls of a storage, {where}: {failures} failures", flush=True)
             elif kind == "flyteadmin":
                 for where, sweep in {"from a laptop": sweep_requests, "from a pod": sweep_pod_requests}.items():
                     print(f"flyteadmin, {where}: {sweep(stride=stride)} lost or doubled requests", flush=True)

@@ -37,10 +37,10 @@ def test_a_write_that_fails_loses_no_trial(kind, searches, stride):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("where", "n_trials", "stride", "first"), [("here", 2, 2, 2), ("cluster", 1, 4, 1)])
-def test_a_call_of_a_storage_that_fails_loses_no_trial(where, n_trials, stride, first, monkeypatch):
+@pytest.mark.parametrize(("on_cluster", "n_trials", "stride", "first"), [(False, 2, 2, 2), (True, 1, 4, 1)])
+def test_a_call_of_a_storage_that_fails_loses_no_trial(on_cluster, n_trials, stride, first, monkeypatch):
     monkeypatch.setattr(sweeps, "N_TRIALS", n_trials)
-    assert sweeps.sweep_calls(where, stride=stride, first=first) >= 12
+    assert sweeps.sweep_file("calls", stride=stride, first=first, on_cluster=on_cluster) >= 12
 
 
 @pytest.mark.newest
