@@ -2,20 +2,34 @@
 
 import ast
 import collections
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.newest  # the rules depend on no version of a package
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "optuna_flyte_dsl"
-SOURCES = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 OTHERS = [path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-ALL = SOURCES | {path: ast.parse(path.read_text()) for path in sorted(OTHERS)}
+ALL = [*SOURCES, *sorted(OTHERS)]
 ROOMS = {"_compat", "_compat.py", "test_compat.py"}
 """The only places that may touch a private name of another package: the library's, the tests', and their tests."""
-ALLOWED = {"_getframe", "_exit", "_fields", "_self_", "_run_once", "_flytecheckpoints", "_F_", "_F_EE_ROOT", "__optuna"}
+ALLOWED = {
+    "_getframe",
+    "_exit",
+    "_shutdown",
+    "_run_exitfuncs",
+    "_fields",
+    "_self_",
+    "_run_once",
+    "_flytecheckpoints",
+    "_F_",
+    "_F_EE_ROOT",
+    "__optuna",
+}
 """Names of the standard library, the prefix that wrapt's documentation gives to a proxy's own attributes, and texts
 that Flyte and Optuna write into folders, environments and attributes."""
 
@@ -33,13 +47,19 @@ def may_touch_private_names(path):
     return bool(ROOMS & {path.name, path.parent.name})
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def own_names():
     """Return the private names that this project itself defines."""
     names = set()
-    for path, tree in ALL.items():
+    for path in ALL:
         if may_touch_private_names(path):
             continue
-        for node in ast.walk(tree):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(node.name)
             elif isinstance(node, ast.Name | ast.arg):
@@ -51,23 +71,20 @@ def own_names():
     return {*names, "_compat"}
 
 
-OWN = own_names()
-
-
 def foreign_names():
     """Return the private names of other packages that the rooms for them touch."""
-    trees = [tree for path, tree in ALL.items() if may_touch_private_names(path) and path.name != "test_compat.py"]
-    return {name for tree in trees for _, name in private_uses(tree) if is_private(name)} - {"_compat"}
+    paths = [path for path in ALL if may_touch_private_names(path) and path.name != "test_compat.py"]
+    return {name for path in paths for _, name in private_uses(path) if is_private(name)} - {"_compat"}
 
 
-def private_uses(tree):
-    """Yield each private name that some code takes from an object or a module, or writes as a string.
+def private_uses(path):
+    """Yield each private name that a file's code takes from an object or a module, or writes as a string.
 
     What is taken from `self` is not yielded where this project defines or sets it anywhere.
     """
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(path)):
         match node:
-            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name) if name in OWN:
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name) if name in own_names():
                 continue
             case ast.Attribute():
                 yield node.lineno, node.attr
@@ -84,12 +101,12 @@ def private_uses(tree):
 
 
 def test_private_names_of_other_packages_are_touched_in_their_rooms_only():
-    allowed = (OWN - foreign_names()) | ALLOWED
+    allowed = (own_names() - foreign_names()) | ALLOWED
     found = [
         f"{path.relative_to(ROOT)}:{line} {name}"
-        for path, tree in ALL.items()
+        for path in ALL
         if not may_touch_private_names(path) and path != Path(__file__)
-        for line, name in private_uses(tree)
+        for line, name in private_uses(path)
         if is_private(name) and name not in allowed
     ]
     assert found == []
@@ -108,8 +125,8 @@ OTHERS_PRIVATE_ATTRIBUTES = {
 def test_private_attributes_are_taken_from_objects_of_this_project_only():
     """A name that this project uses too, such as `_suggest`, could hide an attribute of Optuna's."""
     found = collections.defaultdict(set)
-    for path, tree in SOURCES.items():
-        for node in () if path.parent.name == "_compat" else ast.walk(tree):
+    for path in SOURCES:
+        for node in () if path.parent.name == "_compat" else ast.walk(parsed(path)):
             match node:
                 case ast.Attribute(value=ast.Name(id="self" | "cls")):
                     continue
@@ -126,7 +143,7 @@ def test_no_module_is_long(path):
 def test_no_two_modules_and_no_two_classes_share_a_name():
     # A module of `_compat` has the name of the package that it touches.
     modules = [path.stem for path in SOURCES if path.stem != "__init__" and path.parent.name != "_compat"]
-    classes = [node.name for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes = [node.name for path in SOURCES for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)]
     for names in (modules, classes):
         assert [name for name, count in collections.Counter(names).items() if count > 1] == []
 

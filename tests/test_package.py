@@ -82,6 +82,7 @@ def test_the_installed_wheel_searches_with_the_sources_out_of_the_way(installed_
     subprocess.run([sys.executable, "user.py"], cwd=tmp_path, env=env, check=True, timeout=300)
 
 
+@pytest.mark.newest
 def test_importing_it_neither_prints_nor_configures_logging():
     program = (
         "import logging; import flytekit, optuna; before = list(logging.getLogger().handlers); "

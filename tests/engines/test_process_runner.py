@@ -116,6 +116,7 @@ def test_each_process_has_a_device_of_its_own_and_all_end_with_the_search():
     assert len(values) <= 2, "workers are used again"
 
 
+@pytest.mark.newest
 def test_a_result_that_cannot_be_sent_is_a_failed_trial():
     def odd(x: Float(0, 1)) -> float:
         class Odd(Exception):
@@ -128,6 +129,7 @@ def test_a_result_that_cannot_be_sent_is_a_failed_trial():
     assert "Odd: of its own kind" in study.trials[0].user_attrs[ERROR]
 
 
+@pytest.mark.newest
 def test_what_a_killed_worker_has_started_ends_with_the_search(tmp_path):
     """As the kernel kills a process when memory runs out."""
 

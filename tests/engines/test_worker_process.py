@@ -25,6 +25,7 @@ def test_a_worker_ends_with_its_parent_while_it_imports():
     assert done.returncode == 1
 
 
+@pytest.mark.newest
 def test_the_initializer_is_that_of_a_worker_once_it_is_unpickled():
     initializer = WatchedInitializer(0)
     with pytest.raises(NotImplementedError):

@@ -4,6 +4,7 @@ Such a process runs a script as `python <script>` would: as `__main__`, to the e
 nothing of the user's and nothing of the library under test.
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -14,6 +15,8 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 
 BASE = sys.path[1:]  # what a script finds without PYTHONPATH
 SCRIPTS = ("pyflyte", "pyflyte-execute", "pyflyte-fast-execute", "pyflyte-map-execute")
@@ -100,7 +103,32 @@ def run_script(command, environment):
     sys.argv[:] = [script, *arguments]
     if script.endswith("pyflyte-fast-execute"):
         subprocess.Popen = Popen
-    runpy.run_path(script, run_name="__main__")
+    if script.endswith("-execute"):
+        run_pod(script)
+    else:
+        runpy.run_path(script, run_name="__main__")
+
+
+def run_pod(script):
+    """Run a script of a pod, and end the process without taking the interpreter apart.
+
+    That would copy most of the memory that the process shares with the one that it is a fork of.
+    """
+    code = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        code = 1 if isinstance(end.code, str) else end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Popen(subprocess.Popen):

@@ -506,6 +506,7 @@ begun.wait()
 """
 
 
+@pytest.mark.newest
 def test_a_thread_that_python_waits_for_at_exit_can_end():
     subprocess.run([sys.executable, "-c", EXITING], check=True, timeout=60)
 

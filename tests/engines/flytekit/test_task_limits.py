@@ -308,6 +308,7 @@ def raises_what_cannot_be_sent(x: float, path: str) -> float:
     return x
 
 
+@pytest.mark.newest
 def test_retries_do_not_multiply_where_an_error_cannot_be_sent(tmp_path):
     path = str(tmp_path / "calls")
     optimizer = Optimizer(raises_what_cannot_be_sent, 1, 1, retries=2, executor="process", progress=False)

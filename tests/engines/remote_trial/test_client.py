@@ -161,6 +161,7 @@ def test_a_call_may_last_as_long_as_an_outage_of_the_storage():
     assert pauses_module.pauses.server_call > pauses_module.pauses.storage_patience
 
 
+@pytest.mark.newest
 def test_an_attribute_that_is_too_large_to_be_sent_is_refused_with_its_size_and_the_cure(study, server):
     there = server.serve(study.ask()).open()
     with pytest.raises(OptunaFlyteError, match=r"too large to be sent.*5000\d\d\d vs. 4194304.*store the file's path"):

@@ -126,6 +126,7 @@ def test_a_trial_trusts_the_searchs_certificate_alone(study, certificate, monkey
     server.close()
 
 
+@pytest.mark.newest
 def test_wrong_certificates_and_taken_ports_are_named(admin, certificate, tmp_path):
     options = {"trials_certificate": str(tmp_path / "missing.pem"), "trials_key": certificate["key"]}
     with pytest.raises(RefusedError, match=r"`trials_certificate` of `Cluster` must be a file that this process can"):
@@ -178,6 +179,7 @@ def run_on(admin, objective, **options):
     return with_options(objective, **options).on(admin.remote(), image_config=IMAGES).run_sync()
 
 
+@pytest.mark.newest
 def test_the_token_may_come_from_a_secret_of_the_user(admin, monkeypatch):
     with pytest.raises(RefusedError, match="'MY_TOKEN' must hold the token that pods show, but it is not set here"):
         run_on(admin, takes, trials_token_env="MY_TOKEN")

@@ -40,6 +40,7 @@ def length(x: Float(0, 1), text: str) -> float:
     return x + len(text)
 
 
+@pytest.mark.newest
 def test_a_request_that_is_too_large_is_refused_at_once_with_its_size(cluster):
     search = there(Optimizer(length, 1, 1, progress=False), cluster)
     with pytest.raises(RefusedError, match=r"larger than max \(\d+ vs\. \d+\).*`FlyteFile`"):
@@ -48,6 +49,7 @@ def test_a_request_that_is_too_large_is_refused_at_once_with_its_size(cluster):
     assert cluster.counts["CreateExecution"] <= 1
 
 
+@pytest.mark.newest
 def test_an_error_that_is_too_large_to_be_read_is_told_as_far_as_a_list_shows_it(cluster):
     cluster.instant = lambda execution: Failed("USER:Unknown", "Traceback\n" + "x" * (50 * 2**20))
     study = there(Optimizer(length, 1, 1, progress=False), cluster).run_sync(text="")

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import pytest
 import quick
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.deck.deck import Deck
@@ -13,6 +14,7 @@ from tests.support.eager_pod import Pod
 from tests.support.small_searches import states
 
 
+@pytest.mark.newest
 def test_a_deck_that_cannot_be_written_holds_up_no_trial(cluster, tmp_path, monkeypatch, pauses):
     pauses.deck = 0.0
     release = threading.Event()

@@ -138,6 +138,7 @@ def test_a_search_that_ends_while_sigterm_is_handled_ends_the_process(handled):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("forked", [False, True])
 def test_without_a_running_search_and_in_a_forked_child_sigterm_ends_the_process(forked):
     code = f"""

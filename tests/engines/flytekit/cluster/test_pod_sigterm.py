@@ -293,6 +293,7 @@ def test_a_replaced_pod_that_is_not_told_to_end_terminates_nothing_and_gives_the
     assert not cluster.counts["TerminateExecution"]
 
 
+@pytest.mark.newest
 def test_a_launch_that_waits_for_its_turn_when_the_pod_ends_is_not_made(cluster, tmp_path):
     cluster.instant = lambda execution: None
     options = Cluster(grace=4.0, on_sigterm="terminate", launches_per_second=1.0, launch_burst=1)
