@@ -7,6 +7,7 @@ and a pid are no evidence: cloned machines and restarted containers have them in
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -143,7 +144,9 @@ def _is_local(path: pathlib.Path) -> bool:
     return bool(kinds) and _LOCAL_FILE_SYSTEMS.fullmatch(kinds[max(kinds, key=len)]) is not None
 
 
+@functools.cache
 def _remove_old(folder: pathlib.Path) -> None:
+    """Remove old files of killed searches: once in a process, because a folder may hold thousands of them."""
     for path in folder.glob("*.alive"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _KEPT and _is_held(path) is False:

@@ -153,6 +153,7 @@ def test_a_disk_that_is_full_for_a_while_loses_no_value_and_leaves_the_file_whol
     assert [trial.value for trial in again.trials] == [trial.params["x"] for trial in study.trials]
 
 
+@pytest.mark.newest
 def test_a_database_that_falls_silent_holds_up_nothing_for_ever(name, monkeypatch, tmp_path, pauses):
     """It neither answers nor refuses: only the search itself can end the wait."""
     pauses.storage_silence = 0.3
@@ -197,6 +198,7 @@ def test_an_answer_that_was_lost_makes_no_second_trial(tmp_path, name, monkeypat
     assert all(trial.value == trial.params["x"] for trial in study.trials)
 
 
+@pytest.mark.newest
 @pytest.mark.usefixtures("_hurried")
 def test_a_storage_that_does_not_come_back_ends_the_search_and_what_is_untold_is_saved(
     tmp_path, name, monkeypatch, pauses

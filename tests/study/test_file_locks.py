@@ -39,6 +39,7 @@ def test_searches_that_reach_a_file_by_a_symbolic_link_exclude_each_other(storag
     assert not list((tmp_path / "elsewhere").glob("*.claims"))
 
 
+@pytest.mark.newest
 @on("journal", "sqlite")
 def test_a_child_that_is_forked_while_a_lock_is_held_does_not_keep_it(storage, name):
     objective(storage=storage, study_name=name, n_trials=1).run_sync()

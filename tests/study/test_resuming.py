@@ -252,13 +252,24 @@ def test_a_search_that_finds_its_study_complete_says_that_it_runs_nothing(tmp_pa
 
 def test_a_retry_of_a_lost_trial_lies_within_the_bounds_of_today(tmp_path):
     async def never(x: Float(5, 10)) -> float:
+        running.set()
         await asyncio.Event().wait()
 
     async def today(x: Float(0, 1)) -> float:
         assert 0 <= x <= 1
         return x
 
+    async def interrupted():
+        nonlocal running
+        running = asyncio.Event()
+        task = asyncio.create_task(search(never, **options)())
+        await running.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    running = None
     options = {"n_trials": 2, "storage": tmp_path / "study.journal", "study_name": "s", "resume": True}
-    search(never, timeout=0.5, **options).run_sync()
+    asyncio.run(interrupted())
     study = search(today, **options).run_sync()
     assert [trial.state.name for trial in study.trials[-2:]] == ["COMPLETE"] * 2

@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from types import SimpleNamespace
 
 import optuna
@@ -29,6 +30,7 @@ def life_of(record, storage=None):
     return Owner(storage or optuna.storages.InMemoryStorage()).life(trial)
 
 
+@pytest.mark.newest
 def test_a_process_that_holds_its_files_is_alive_whatever_its_host_and_pid_look_like():
     with living_process() as (process, record):
         assert life_of({**record, "host": "elsewhere", "pid": 2**22 + 1}) is Life.ALIVE
@@ -72,6 +74,7 @@ def test_a_lock_that_is_free_proves_nothing_on_a_file_system_of_several_machines
     assert life_of(record) is Life.UNKNOWN
 
 
+@pytest.mark.newest
 def test_a_forked_child_does_not_keep_its_parent_alive():
     fork = "import os, time\nchild = os.fork()\nif not child:\n    time.sleep(60)\nprint(child, flush=True)\n"
     with living_process(LIVING.replace("input()", f"{fork}input()")) as (process, record):
@@ -105,6 +108,33 @@ def test_a_search_leaves_no_session_file(tmp_path, name):
     search.run_sync()
     assert len(seen[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.journal", "study.journal.claims"]
+
+
+def test_the_files_of_searches_killed_long_ago_are_removed_once_in_a_process(tmp_path):
+    def left_for(days, name):
+        file = tmp_path / f"{name}.alive"
+        file.touch()
+        os.utime(file, (time.time() - days * 24 * 3600,) * 2)
+        return file
+
+    def search_with_files():
+        files = SessionFiles("this", tmp_path)
+        files.open()
+        files.close(is_clean=True)
+
+    long_ago, lately = left_for(31, "long-ago"), left_for(29, "lately")
+    held = SessionFiles("held", tmp_path)
+    held.open()  # the first search of this process in this folder: it removes what is old
+    assert (long_ago.exists(), lately.exists()) == (False, True)
+    left_for(31, "held")
+    another = left_for(31, "another")
+    search_with_files()  # a folder with thousands of files is not looked through again
+    assert another.exists()
+    session_file._remove_old.cache_clear()
+    search_with_files()
+    assert not another.exists()
+    assert (tmp_path / "held.alive").exists()
+    held.close(is_clean=True)
 
 
 def test_a_search_needs_no_folder_for_its_session(tmp_path, name, monkeypatch):
