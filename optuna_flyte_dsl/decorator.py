@@ -129,7 +129,10 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         Raises:
             InvalidOptionError: If `remote` is not a FlyteRemote with a default project and domain.
         """
-        return Optimized(self.__wrapped__, self._session.on(remote, options))
+        return self._with_session(self._session.on(remote, options))
+
+    def _with_session(self, session: Session) -> Optimized[Q, R]:
+        return Optimized(self.__wrapped__, session)
 
     @property
     def task(self) -> Callable[Q, R]:
@@ -177,7 +180,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):
             raise InvalidOptionError(
                 f"`{name}` cannot be assigned to `{self._session.objective.name}`: only `n_trials`, `concurrency` "
-                "and `delay` can. Give other options to `optimize`."
+                f"and `delay` can. Write `{self._session.objective.name}.with_options({name}=...)`."
             )
         super().__setattr__(name, value)
 

@@ -113,6 +113,11 @@ class Optimizer(SessionAttributes):
         moved._own_session = self._session.on(remote, options)
         return moved
 
+    def _with_session(self, session: Session) -> Self:
+        other = copy.copy(self)
+        other._own_session, other._source = session, StudySource(session.options, session.objective)
+        return other
+
     @property
     def objective(self) -> Any:
         """The objective that was given to `Optimizer`."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import optuna
 
+from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._run_sync import wait_for
 from optuna_flyte_dsl._text import shown
@@ -25,6 +27,8 @@ from optuna_flyte_dsl.study.opening import StudySource, check_study_options
 from optuna_flyte_dsl.study.storages import preload_database
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 
+P = ParamSpec("P")
+S = TypeVar("S", bound="SessionAttributes")
 T = TypeVar("T")
 _PLAIN_TYPES = (type(None), bool, int, float, str)
 
@@ -55,6 +59,10 @@ class Session:
                 "default_domain=...))`."
             )
         return Session(self.objective, self.options, engine.deploy(remote, options))
+
+    def with_options(self, given: Mapping[str, Any]) -> Session:
+        """Return a session with the same objective and other options. Options that are not given stay as they are."""
+        return Session(self.objective, dataclasses.replace(self.options, **given), self.deployment)
 
     def assign(self, name: str, value: Any) -> None:
         """Assign one of `n_trials`, `concurrency` and `delay`."""
@@ -100,7 +108,7 @@ class Session:
             if name == TRIAL and self.objective.takes_trial:
                 raise ArgumentError(f"`{self.objective.name}`: the search itself gives `trial`. Leave it out.")
             if name in Options.__dataclass_fields__ and not self.objective.space.takes(name):
-                cure = f"an option of the search is given to `optimize({name}=...)`, not to the call"
+                cure = f"an option of one search is given as `{self.objective.name}.with_options({name}=...)(...)`"
                 raise self.objective.space.unknown_parameter(name, cure=cure)
             if self.objective.suggests_itself and not self.objective.space.takes(name):
                 cure = "what the function suggests by `trial` can be set for single trials by `initial_points`"
@@ -197,6 +205,26 @@ def no_attribute(name: str, attribute: str, kind: str, known: Sequence[str]) -> 
     return AttributeError(f"{kind} has no attribute {attribute!r}.{f' Did you mean `{near[0]}`?' if near else ''}")
 
 
+def _takes_some_of(
+    options: Callable[P, Options],
+) -> Callable[[Callable[[S, Mapping[str, Any]], S]], Callable[Concatenate[S, P], S]]:
+    """Give a method the parameters of an options dataclass, and call the method with those that a call gives."""
+
+    def decorate(method: Callable[[S, Mapping[str, Any]], S]) -> Callable[Concatenate[S, P], S]:
+        def with_options(self: S, /, *args: P.args, **kwargs: P.kwargs) -> S:
+            check_names("with_options", kwargs, Options.__dataclass_fields__)
+            return method(self, inspect.signature(options).bind_partial(*args, **kwargs).arguments)
+
+        functools.update_wrapper(with_options, method)
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        signature = Options.signature()
+        given = [each.replace(default=...) for each in signature.parameters.values()]
+        with_options.__signature__ = signature.replace(parameters=[itself, *given])  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
 class SessionAttributes:
     """The base class with the attributes that `Optimizer` and `Optimized` share."""
 
@@ -219,6 +247,25 @@ class SessionAttributes:
     def space(self) -> SearchSpace:
         """The search space that the objective's signature declares."""
         return self._session.objective.space
+
+    def _with_session(self, session: Session) -> Self:
+        raise NotImplementedError
+
+    @_takes_some_of(Options)
+    def with_options(self, options: Mapping[str, Any]) -> Self:
+        """Return the same search with other options: `train.with_options(n_trials=20)(dataset="digits")`.
+
+        Options that the call leaves out stay as they are. The parameters are those of `optimize`.
+
+        Returns:
+            A new object. The one on which `with_options` is called is not changed. An `Optimizer` that is returned has
+            a new study, unless an option gives one.
+
+        Raises:
+            InvalidOptionError: If an option breaks its rule, or contradicts another option.
+            DirectionError: If the number of objectives, or a direction, contradicts the study.
+        """
+        return self._with_session(self._session.with_options(options))
 
     def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run a search and wait for it, even where an event loop is running, as in a notebook.

@@ -528,8 +528,44 @@ def test_a_class_is_no_number(name):
 @pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(Options)])
 def test_an_option_at_the_call_is_named_with_its_cure(option):
     for each in (train, optimize(lambda trial: 0.0)):
-        with pytest.raises(ArgumentError, match=rf"an option of the search is given to `optimize\({option}=...\)`"):
+        with pytest.raises(ArgumentError, match=rf"an option of one search.*`.*\.with_options\({option}=...\)\(...\)`"):
             each.run_sync(**{option: None})
+
+
+def test_an_objective_with_other_options_leaves_the_first_as_it_is():
+    @optimize(n_trials=2, seed=1, progress=False)
+    def objective(x: Float(0, 1), y: float = 0.0) -> Maximize:
+        return x + y
+
+    other = objective.with_options(n_trials=3)
+    assert len(other.run_sync(y=1.0).trials) == 3
+    assert (other.study.direction.name, other.study.best_value >= 1.0) == ("MAXIMIZE", True)
+    assert other.study.trials[0].params == objective.run_sync().trials[0].params  # the seed stays
+    assert (len(objective.study.trials), objective.n_trials, other.task) == (2, 2, objective.task)
+    assert len(objective.with_options(2, 5).run_sync().trials) == 5
+    shown = inspect.signature(objective.with_options).parameters
+    assert list(shown) == [field.name for field in dataclasses.fields(Options)]
+    assert {parameter.default for parameter in shown.values()} == {...}
+
+
+def test_an_optimizer_with_other_options_has_a_study_of_its_own(tmp_path):
+    optimizer = Optimizer(lambda trial: trial.suggest_float("x", 0, 1), 1, 2, progress=False)
+    study = optimizer.run_sync()
+    other = optimizer.with_options(n_trials=3)
+    assert (len(other.run_sync().trials), len(study.trials), optimizer.study) == (3, 2, study)
+    kept = other.with_options(storage=tmp_path / "s.journal", study_name="kept", resume=True)
+    assert [len(kept.run_sync().trials), len(kept.with_options(n_trials=4).run_sync().trials)] == [3, 4]
+
+
+def test_other_options_are_checked_as_those_of_optimize_are():
+    with pytest.raises(InvalidOptionError, match=r"`with_options` has no option `n_trial`. Did you mean `n_trials`\?"):
+        train.with_options(n_trial=3)
+    with pytest.raises(InvalidOptionError, match="`n_trials` must be an integer greater than 0"):
+        train.with_options(n_trials=0)
+    with pytest.raises(InvalidOptionError, match="`takeover=True` needs `resume=True`"):
+        train.with_options(takeover=True)
+    with pytest.raises(InvalidOptionError, match=r"Write `train.with_options\(seed=...\)`"):
+        train.seed = 3
 
 
 def test_a_task_with_a_positional_only_parameter_is_refused_at_decoration():

@@ -35,8 +35,10 @@ Optimizer(bare, 2, 3, timeout="1h")
 Optimizer(objective=bare, concurrency=2, n_trials=3, retries=None)
 bare.task("trial")
 bare.n_trials = "3"
+bare.with_options(n_trial=3)
+bare.with_options(n_trials="3")
 """
-LINES = set(range(11, 21))
+LINES = set(range(11, 23))
 
 
 def run(*command, **env):

@@ -11,8 +11,6 @@ from flytekit.configuration import Image, ImageConfig
 
 from optuna_flyte_dsl import ObjectiveValueError, TooManyFailuresError
 from optuna_flyte_dsl.engines import functions
-from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR
 from tests.support import own_threads, wait_until
 from tests.support.flyteadmin import FlyteAdmin
@@ -55,24 +53,15 @@ def is_worker(process):
     return False
 
 
-def options_of(objective, **options):
-    """Return the same objective with other options."""
-    copy = objective.__copy__()
-    session = copy._session
-    given = {"concurrency": 2, "progress": False, "pruner": session.options.pruner, **options}
-    copy._self_session = Session(session.objective, Options(**given))
-    return copy
-
-
 def run(runner, objective, *, points=(), n_trials=None, inputs=None, **options):
     points = [{"x": x} for x in points]
-    options["initial_points"] = points or None
+    options = {"concurrency": 2, "progress": False, "initial_points": points or None, **options}
     options["n_trials"] = n_trials or max(1, len(points))
     if runner == "process":
-        options.setdefault("concurrency", 1)  # each worker process takes seconds to start
+        options["concurrency"] = 1  # each worker process takes seconds to start
     if isinstance(runner, str):
-        return options_of(objective, executor=runner, **options).run_sync(**(inputs or {}))
-    return options_of(objective, **options).on(runner.remote(), image_config=IMAGES).run_sync(**(inputs or {}))
+        return objective.with_options(executor=runner, **options).run_sync(**(inputs or {}))
+    return objective.with_options(**options).on(runner.remote(), image_config=IMAGES).run_sync(**(inputs or {}))
 
 
 def reasons(study):
@@ -191,7 +180,8 @@ def test_the_retries_of_a_task_in_a_workflow_hold_and_do_not_multiply(runner, tm
 @pytest.mark.parametrize("runner", RUNNERS[:2], indirect=True)
 def test_a_function_samples_and_prunes_wherever_it_runs(runner):
     objective = conformance.samples_and_prunes
-    study = options_of(objective, executor=runner, n_trials=8, concurrency=2, seed=1, pruner=PRUNER).run_sync()
+    options = {"n_trials": 8, "concurrency": 2, "seed": 1, "pruner": PRUNER, "progress": False}
+    study = objective.with_options(executor=runner, **options).run_sync()
     assert len({trial.params["x"] for trial in study.trials}) == 8
     for trial in study.trials:
         assert trial.state.name == ("PRUNED" if trial.params["x"] > 0.5 else "COMPLETE")

@@ -1,7 +1,6 @@
 """Searches on the cluster of the tests: outcomes, states, and ends."""
 
 import asyncio
-import dataclasses
 
 import grpc
 from flyteidl.core import literals_pb2
@@ -35,10 +34,7 @@ def there(objective, admin):
 
 
 def with_options(objective, **options):
-    copy = objective.__copy__()
-    session = copy._session
-    session.options = dataclasses.replace(session.options, cluster=Cluster(**options))
-    return copy
+    return objective.with_options(cluster=Cluster(**options))
 
 
 def executions(admin):
