@@ -114,7 +114,13 @@ def test_private_names_of_other_packages_are_touched_in_their_rooms_only():
 
 OTHERS_PRIVATE_ATTRIBUTES = {
     "_options_base.py": {"type(self)._checks"},
-    "optimizer.py": {"moved._own_session", "optimizer._own_session", "optimizer._source"},
+    "optimizer.py": {
+        "moved._own_session",
+        "other._own_session",
+        "other._source",
+        "optimizer._own_session",
+        "optimizer._source",
+    },
     "progress.py": {"Bar._taken"},
     "search_space.py": {"other._markers", "other._template"},
     "session.py": {"instance._session"},
