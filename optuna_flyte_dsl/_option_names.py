@@ -1,8 +1,8 @@
 """Refuses unknown names of options, and finds the option that was meant."""
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 
+from optuna_flyte_dsl._text import nearest
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 
@@ -37,4 +37,4 @@ _SYNONYMS = {
 def _nearest(name: str, known: Collection[str]) -> str | None:
     if (synonym := _SYNONYMS.get(name)) in known:
         return synonym
-    return next(iter(difflib.get_close_matches(name, known, 1)), None)
+    return nearest(name, known)

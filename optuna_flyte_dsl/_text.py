@@ -1,5 +1,8 @@
 """Text for messages: a user's value, a number with its noun, and text that is safe for a terminal."""
 
+import difflib
+from collections.abc import Iterable
+
 _SHOWN_LIMIT = 300  # characters
 _NAME_LIMIT = 512  # characters: the width of the columns of names in Optuna's databases
 
@@ -29,6 +32,18 @@ def text_of(error: BaseException) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where needed: "2 objectives"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return what a misspelt word may have meant: the most similar of the known words, if one is similar."""
+    folded = {each.casefold(): each for each in known}
+    return next((folded[each] for each in difflib.get_close_matches(word.casefold(), folded, 1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a sentence that suggests the nearest known word, after a blank; an empty text if no word is near."""
+    near = nearest(word, known)
+    return f" Did you mean `{near}`?" if near is not None else ""
 
 
 def is_storable_name(name: str) -> bool:

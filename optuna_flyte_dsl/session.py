@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -14,7 +13,7 @@ import optuna
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._run_sync import wait_for
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
 from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
@@ -201,8 +200,7 @@ def no_attribute(name: str, attribute: str, kind: str, known: Sequence[str]) -> 
         )
     if attribute in ("run", "start", "search", "fit"):
         return AttributeError(f"`{name}` has no `{attribute}`. Write `{name}.run_sync(...)`, or `await {name}(...)`.")
-    near = difflib.get_close_matches(attribute, known, 1)
-    return AttributeError(f"{kind} has no attribute {attribute!r}.{f' Did you mean `{near[0]}`?' if near else ''}")
+    return AttributeError(f"{kind} has no attribute {attribute!r}.{did_you_mean(attribute, known)}")
 
 
 def _takes_some_of(

@@ -1,13 +1,16 @@
 """Reads one annotation: its marker, the type beside the marker, and whether it accepts `None`."""
 
+import contextlib
 import inspect
 import types
 from collections.abc import Iterable
 from numbers import Real
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
+from optuna.distributions import BaseDistribution
+
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.errors import InvalidAnnotationError
+from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
 
@@ -42,6 +45,10 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
     if isinstance(annotation, Suggestion):
         base = conversion.value_types(annotation)[0] if isinstance(annotation, Number) else NO_TYPE
         return ReadAnnotation(annotation, base, optional=False)
+    if (meant := _marker_meant_by(annotation)) is not None:
+        raise InvalidAnnotationError(
+            f"{where} is {shown(annotation)}, which is neither a marker nor a type. Write `{meant}`."
+        )
     origin = get_origin(annotation)
     if origin is Annotated:
         return _read_annotated(where, annotation)
@@ -77,6 +84,10 @@ def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
         if isinstance(extra, type) and issubclass(extra, Suggestion):
             raise InvalidAnnotationError(
                 f"{where} holds the class {extra.__name__}. Call it, with its bounds: `{_example(extra)}`."
+            )
+        if isinstance(extra, BaseDistribution):
+            raise InvalidAnnotationError(
+                f"{where} holds {shown(extra)}, which is no marker. Write `{_marker_meant_by(extra)}`."
             )
     markers = [extra for extra in extras if isinstance(extra, Suggestion)]
     found = _only_marker(where, [*markers, marker] if marker is not None else markers)
@@ -121,6 +132,23 @@ def is_of_type(base: Any, value: Any) -> bool:
 def listed(names: Iterable[Any]) -> str:
     """Return names in backticks, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)
+
+
+def _marker_meant_by(annotation: Any) -> str | None:
+    """Return the marker, as code, that stands for an annotation which is a value; `None` for any other annotation."""
+    match annotation:
+        case BaseDistribution():
+            with contextlib.suppress(InvalidMarkerError, InvalidMarkerTypeError):
+                return repr(Suggestion.from_distribution(annotation))
+            return "Float(0, 1)"
+        case range():
+            return f"Integer({annotation.start}, {annotation[-1] if annotation else annotation.stop})"
+        case (low, high) if all(isinstance(bound, Real) and not isinstance(bound, bool) for bound in annotation):
+            is_integer = isinstance(low, int) and isinstance(high, int)
+            return f"{'Integer' if is_integer else 'Float'}({low!r}, {high!r})"
+        case tuple() | list() | set() | frozenset() if not any(isinstance(each, type) for each in annotation):
+            return f"Category({shown(list(annotation))})"
+    return None
 
 
 def _holds_marker(annotation: Any) -> bool:

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import did_you_mean, nearest, shown
 from optuna_flyte_dsl.errors import ArgumentError, EmptySpaceError, OutOfRangeError
 from optuna_flyte_dsl.space.annotations import is_of_type, listed
-from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.markers import Category, Suggestion
 
 _SUGGESTIONS = {
     int: "suggest.integer(0, 10)",
@@ -26,8 +26,22 @@ def unknown_parameter(objective: str, name: str, known: Collection[str], cure: s
         cure: What else the user may have meant, as a clause.
     """
     return ArgumentError(
-        f"`{objective}` has no parameter `{name}`; it has {listed(known) or 'none'}. Correct the name, or add it to "
-        f"the signature{cure and f'; {cure}'}."
+        f"`{objective}` has no parameter `{name}`; it has {listed(known) or 'none'}.{did_you_mean(name, known)} "
+        f"Correct the name, or add it to the signature{cure and f'; {cure}'}."
+    )
+
+
+def unknown_in_point(objective: str, name: str, known: Collection[str], *, is_parameter: bool = False) -> ArgumentError:
+    """Return the error for a name in an initial point that the search does not have.
+
+    Args:
+        known: The names that an initial point may have.
+        is_parameter: Whether the objective has such a parameter, which is not searched.
+    """
+    lacks, has = ("does not search", "searches") if is_parameter else ("has no parameter", "has")
+    return ArgumentError(
+        f"`{objective}` {lacks} `{name}`, named in an initial point; it {has} {listed(known) or 'none'}."
+        f"{did_you_mean(name, known)} Correct the name, or leave it out of the point."
     )
 
 
@@ -69,10 +83,13 @@ def nothing_to_search(objective: str, fixed: Collection[str]) -> EmptySpaceError
 def out_of_range(objective: str, name: str, marker: Suggestion, base: Any, value: Any) -> OutOfRangeError:
     """Return the error for a fixed value that lies outside its parameter's marker."""
     cure = "Give another value"
+    choices = [choice for choice in marker.choices if isinstance(choice, str)] if isinstance(marker, Category) else ()
+    near = nearest(value, choices) if isinstance(value, str) else None
     if isinstance(value, list | tuple | set):
         cure = f"To search other values, give a suggestion, `{name}=suggest.category([...])`"
     elif is_of_type(base, value):
         cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
     return OutOfRangeError(
-        f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}. {cure}."
+        f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}."
+        f"{f' Did you mean {near!r}?' if near is not None else ''} {cure}."
     )

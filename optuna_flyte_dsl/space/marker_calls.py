@@ -1,10 +1,10 @@
 """Metaclasses that raise this library's errors for wrong calls of markers, instead of Python's TypeError."""
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from optuna_flyte_dsl._text import nearest
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 
 _SYNONYMS = {"min": "low", "lower": "low", "max": "high", "upper": "high", "q": "step", "values": "choices"}
@@ -20,8 +20,8 @@ def _message(cls: type, wrong: str, given: Iterable[str]) -> str:
     example = 'Category(["a", "b"])' if cls.__name__ == "Category" else f"{cls.__name__}(0, 1)"
     unknown = next((name for name in given if name not in known), None)
     meant = _SYNONYMS.get(unknown or "")
-    if unknown is not None and (near := [meant] if meant in known else difflib.get_close_matches(unknown, known, 1)):
-        return f"{cls.__name__} has no `{unknown}`. Did you mean `{near[0]}`? Write it as in `{example}`."
+    if unknown is not None and (near := meant if meant in known else nearest(unknown, known)):
+        return f"{cls.__name__} has no `{unknown}`. Did you mean `{near}`? Write it as in `{example}`."
     return f"{cls.__name__}: {wrong}. Write it as in `{example}`."
 
 

@@ -28,7 +28,13 @@ from optuna_flyte_dsl.space.annotations import (
     read_annotation,
     type_clash,
 )
-from optuna_flyte_dsl.space.argument_errors import missing_values, nothing_to_search, out_of_range, unknown_parameter
+from optuna_flyte_dsl.space.argument_errors import (
+    missing_values,
+    nothing_to_search,
+    out_of_range,
+    unknown_in_point,
+    unknown_parameter,
+)
 from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
@@ -317,10 +323,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         """
         for name in point:
             if not self.takes(name.split(".", 1)[0]):
-                raise ArgumentError(
-                    f"`{self.name}` has no parameter `{name}`, named in an initial point; it has "
-                    f"{listed(self._declared) or 'none'}. Correct the name, or leave it out of the point."
-                )
+                raise unknown_in_point(self.name, name, self._declared)
 
     def point(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searched values, by name, of a trial's keyword arguments: the inverse of `suggest`.
@@ -351,10 +354,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         markers = self._markers
         for name, value in point.items():
             if name not in markers:
-                raise ArgumentError(
-                    f"`{self.name}` does not search `{name}`, named in an initial point; it searches "
-                    f"{listed(markers)}. Correct the name, or leave it out of the point."
-                )
+                raise unknown_in_point(self.name, name, markers, is_parameter=True)
             if not domain.contains(markers[name], value):
                 raise OutOfRangeError(
                     f"`{self.name}`: `{name}` of an initial point must lie within {shown(markers[name])}, but got "

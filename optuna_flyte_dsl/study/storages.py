@@ -1,7 +1,6 @@
 """Opens the storage that the option `storage` names, and refuses files and folders that cannot be a storage."""
 
 import contextlib
-import difflib
 import functools
 import gc
 import json
@@ -18,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._foreign_errors import is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import nearest, shown
 from optuna_flyte_dsl.errors import InvalidOptionError, OptunaFlyteError
 from optuna_flyte_dsl.options import StorageOption
 from optuna_flyte_dsl.space.search_space import SearchSpace
@@ -81,10 +80,10 @@ def open_storage(storage: StorageOption) -> BaseStorage:
         except Exception as error:
             if is_wrong_url(error):
                 scheme = storage.partition("://")[0].partition("+")[0]
-                near = [each for each in difflib.get_close_matches(scheme, _DATABASES, 1) if each != scheme]
+                near = nearest(scheme, _DATABASES)
                 cure = (
-                    f"Did you mean '{near[0]}://...'?"
-                    if near
+                    f"Did you mean '{near}://...'?"
+                    if near not in (None, scheme)
                     else "Install the database's driver and name it in the URL, as in "
                     "'postgresql+psycopg://user:password@host/name' after `pip install 'psycopg[binary]'`."
                 )

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_flyte_dsl import (
     ArgumentError,
@@ -212,6 +213,12 @@ def test_a_choice_is_passed_as_it_was_given():
 def test_unknown_missing_and_doubled_arguments_are_named():
     with pytest.raises(ArgumentError, match=r"`train` has no parameter `epochs`; it has `lr`, `depth`"):
         SPACE.bind(epochs=3)
+    with pytest.raises(ArgumentError, match=r"it has .*\. Did you mean `depth`\? Correct the name"):
+        SPACE.bind(Deph=3)
+    with pytest.raises(ArgumentError, match=r"does not search `boost`.*Did you mean `booster`\? Correct the name"):
+        SPACE.convert_point({"boost": "a"})
+    with pytest.raises(OutOfRangeError, match=r"but got 'A'. Did you mean 'a'\? Give another value"):
+        SPACE.bind(booster="A")
     with pytest.raises(ArgumentError, match=r"takes 4 arguments .* but 5 were given by position"):
         SPACE.bind(0.1, 2, "a", "b", "c")
     with pytest.raises(ArgumentError, match=r"`lr` was given twice"):
@@ -332,6 +339,21 @@ def test_none_may_be_given_where_the_annotation_takes_it():
         (Annotated[str, Category(["a", 1])], r"says str, but Category\(\['a', 1\]\) holds 1. Let the two agree."),
         (list[Float(0, 1)], r"holds a marker inside <class 'list'>.*params="),
         (dict[str, Annotated[float, Float(0, 1)]], r"holds a marker inside"),
+        (
+            FloatDistribution(0, 1),
+            r"is FloatDistribution\(.*, which is neither a marker nor a type. Write `Float\(0, 1\)`",
+        ),
+        (IntDistribution(1, 9, step=2), r"is .*neither a marker nor a type. Write `Integer\(1, 9, step=2\)`"),
+        (IntDistribution(1, 1), r"is IntDistribution.*neither a marker nor a type"),
+        (
+            Annotated[str, CategoricalDistribution(["a"])],
+            r"holds Categ.*, which is no marker. Write `Category\(\['a'\]\)`",
+        ),
+        ((0.0, 1), r"is \(0.0, 1\), which is neither a marker nor a type. Write `Float\(0.0, 1\)`"),
+        ((1, 9), r"is .*neither a marker nor a type. Write `Integer\(1, 9\)`"),
+        (range(2, 10), r"is .*neither a marker nor a type. Write `Integer\(2, 9\)`"),
+        (["a", "b"], r"is .*neither a marker nor a type. Write `Category\(\['a', 'b'\]\)`"),
+        (("a", "b"), r"is .*neither a marker nor a type. Write `Category\(\['a', 'b'\]\)`"),
     ],
 )
 def test_a_marker_without_meaning_is_refused(annotation, message):
