@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, get_args
 
 import optuna
@@ -42,6 +43,31 @@ def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...
     return numbers  # type: ignore[return-value]
 
 
+def as_declared(returned: Any, kinds: Sequence[Any]) -> Any:
+    """Return what a task returned, with each number in the type that the task declares for it.
+
+    Flyte takes neither an int nor a scalar of numpy or torch for a float. Any other value is returned unchanged.
+
+    Args:
+        kinds: The type of each output.
+    """
+    if len(kinds) == 1:
+        return _as_declared(returned, kinds[0])
+    if not isinstance(returned, tuple) or len(returned) != len(kinds):
+        return returned
+    values = tuple(map(_as_declared, returned, kinds))
+    return type(returned)(*values) if hasattr(returned, "_fields") else values
+
+
+def _as_declared(value: Any, kind: Any) -> Any:
+    if getattr(value, "ndim", 0) or isinstance(value, bool | tuple | list):
+        return value
+    if kind is int and isinstance(value, Integral):
+        return int(value)
+    number = _number(value) if kind is float else None
+    return value if number is None else number
+
+
 def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk: bool) -> ObjectiveValueError | None:
     """Return the error of a value that a task returned and that cannot be told to the study; `None` if it can be.
 
@@ -59,7 +85,8 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
         return None
     several = isinstance(returned, tuple | list)
     described = ", ".join(
-        f"{shown(value)}, of type {type(value).__name__}" for value in (returned if several else (returned,))
+        f"{shown(value)}, of type {type(value).__name__}"
+        for value in (returned if several and n_objectives > 1 else (returned,))
     )
     return ObjectiveValueError(
         f"`{name}` returned {described}, which Flyte does not accept for the return annotation. Write `float(...)` "

@@ -22,6 +22,12 @@ async def numpy(x: Float(0, 1)) -> float:
 
 @optimize(n_trials=1)
 @fl.task
+def a_list(x: Float(0, 1)) -> float:
+    return [x]
+
+
+@optimize(n_trials=1)
+@fl.task
 def raises(x: Float(0, 1)) -> float:
     if x < 2:
         raise ValueError("it was not to be")
@@ -31,7 +37,7 @@ def raises(x: Float(0, 1)) -> float:
 @fl.eager
 async def search() -> list[str]:
     found = []
-    for objective in (text, numpy, raises):
+    for objective in (text, numpy, a_list, raises):
         try:
             await objective()
         except Exception as error:

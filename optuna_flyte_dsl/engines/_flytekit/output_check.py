@@ -1,28 +1,45 @@
 """Checks what a task returns before flytekit converts it: flytekit's error would not name the cure."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from flytekit.exceptions.user import FlyteUserRuntimeException
 
 from optuna_flyte_dsl._compat.flytekit import task_function, with_task_function
 from optuna_flyte_dsl.engines._flytekit.pruned_task import marking_pruned
 from optuna_flyte_dsl.errors import ObjectiveValueError
-from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.objective import Objective, as_declared
 
 
 def observing_outputs(task: Any, observe: Callable[[Any], None]) -> Any:
-    """Return a copy of a task that calls `observe` with each value that the task returns, before it is converted."""
+    """Return a copy of a task that calls `observe` with what the task returns, before flytekit converts it.
+
+    The copy takes each number in the type that the task declares for it: a scalar of numpy is a float.
+    """
     observed = copy.copy(task)
+    kinds = [_plain(kind) for kind in _output_types(task)]
 
     def post_execute(params: Any, value: Any) -> Any:
-        value = task.post_execute(params, value)
+        value = as_declared(task.post_execute(params, value), kinds)
         observe(value)
         return value
 
     observed.post_execute = post_execute
     return observed
+
+
+def _plain(kind: Any) -> Any:
+    """Return a type without its metadata, and without the `None` beside it."""
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0])
+    members = [each for each in get_args(kind) if each is not type(None)]
+    return _plain(members[0]) if get_origin(kind) in (Union, types.UnionType) and len(members) == 1 else kind
+
+
+def _output_types(task: Any) -> Iterable[Any]:
+    return task.python_interface.outputs.values()  # type: ignore[no-any-return]
 
 
 def checking_outputs(task: Any, objective: Objective) -> Any:
@@ -41,7 +58,7 @@ def checking_outputs(task: Any, objective: Objective) -> Any:
     checked = observing_outputs(task, check)
     function = task_function(task)
     if objective.takes_trial and callable(function):
-        checked = with_task_function(checked, marking_pruned(function, task.python_interface.outputs.values()))
+        checked = with_task_function(checked, marking_pruned(function, _output_types(task)))
     return checked
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import dataclasses
+import fractions
 import gc
 import os
 import subprocess
 import sys
 import threading
+import typing
 from collections import Counter
 from pathlib import Path
 from typing import Optional
@@ -589,15 +591,62 @@ def test_a_task_that_returns_what_no_study_can_take_ends_the_search(task, messag
 
 @optimize(n_trials=20, progress=False)
 @fl.task
-def returns_numpy(x: Float(0, 1)) -> float:
-    return np.float64(x)
+def returns_a_list(x: Float(0, 1)) -> float:
+    return [x]
 
 
-def test_a_number_of_a_type_that_flyte_refuses_ends_the_search_at_the_first_trial():
-    message = r"of type float64, which Flyte does not accept .*Write `float\(...\)` around the value"
+def test_a_value_of_a_type_that_flyte_refuses_ends_the_search_at_the_first_trial():
+    message = r"returned \[0\..*\], of type list, which Flyte does not accept .*Write `float\(...\)` around the value"
     with pytest.raises(ObjectiveValueError, match=message):
-        returns_numpy.run_sync()
-    assert [trial.state.name for trial in returns_numpy.study.trials] == ["FAIL"]
+        returns_a_list.run_sync()
+    assert [trial.state.name for trial in returns_a_list.study.trials] == ["FAIL"]
+
+
+class Scores(typing.NamedTuple):
+    accuracy: Maximize
+    seconds: Minimize
+
+
+NUMBERS = {
+    "float64": np.float64(0.5),
+    "float32": np.float32(0.5),
+    "int64": np.int64(2),
+    "int": 2,
+    "array": np.array(0.5),
+    "fraction": fractions.Fraction(1, 2),
+}
+
+
+@optimize(n_trials=1, progress=False)
+@fl.task
+def returns_a_number(kind: str, x: Float(0, 1)) -> float:
+    return NUMBERS[kind]
+
+
+@optimize(n_trials=1, progress=False)
+@fl.task
+async def returns_numbers(kind: str, x: Float(0, 1)) -> Scores:
+    return Scores(NUMBERS[kind], NUMBERS[kind])
+
+
+@optimize(n_trials=1, progress=False)
+@fl.task
+def returns_an_optional(kind: str, x: Float(0, 1)) -> typing.Optional[Maximize]:
+    return NUMBERS[kind]
+
+
+@optimize(n_trials=1, progress=False)
+@fl.task
+def returns_an_integer(x: Float(0, 1)) -> int:
+    return np.int64(2)
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_other_packages_are_numbers(kind):
+    assert returns_a_number.run_sync(kind=kind).best_value == float(NUMBERS[kind])
+    assert returns_numbers.run_sync(kind=kind).trials[0].values == [float(NUMBERS[kind])] * 2
+    assert returns_an_optional.run_sync(kind=kind).best_value == float(NUMBERS[kind])
+    assert returns_an_integer.run_sync().best_value == 2.0
 
 
 def test_searches_over_a_cached_task_do_not_open_ever_more_files():

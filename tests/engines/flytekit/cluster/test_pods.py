@@ -346,14 +346,15 @@ def test_a_script_that_is_not_guarded_does_not_start_its_search_in_each_pod(clus
 def test_what_a_task_returns_is_judged_in_its_pod(cluster):
     execution = run(cluster, "values.py", "search")
     found = [literal.scalar.primitive.string_value for literal in end_of(execution).collection.literals]
-    assert len(found) == 5
-    ended, text, ended_by_number, numpy, raised = found
+    assert len(found) == 6
+    ended, text, number, ended_by_list, listed, raised = found
     assert ended.startswith("ObjectiveValueError: `text` must return a number, but it returned '0.")
     assert ended.endswith("Return a float for each objective.")
     assert text == ended
-    assert ended_by_number == numpy
-    assert numpy.startswith("ObjectiveValueError: `numpy` returned np.float64(0.")
-    assert "Write `float(...)` around the value" in numpy
+    assert ended_by_list == listed
+    assert listed.startswith("ObjectiveValueError: `a_list` returned [0.")
+    assert "Write `float(...)` around the value" in listed
+    assert number == "None"  # the trial has not failed
     assert "[USER:RuntimeError] ValueError: it was not to be (see http" in raised
 
 
