@@ -213,6 +213,8 @@ class Assembly:
                     if storage is not None:
                         await finish(functools.partial(self._close_strays, storage, study))
                     raise
+                finally:
+                    trials.failure_log.close()
         finally:
             await finish(runner.close)
 

@@ -23,6 +23,7 @@ from optuna_flyte_dsl._text import shown, text_of
 from optuna_flyte_dsl.engines.functions import never_warn_of_running_threads
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.errors import UnloadableError
+from optuna_flyte_dsl.search.error_origin import keep_origin
 from optuna_flyte_dsl.search.outcome import mark_retries_used, retries_are_used
 from optuna_flyte_dsl.search.runner import TrialRun
 
@@ -135,6 +136,8 @@ def run_trial(arguments: dict[str, Any], handle: TrialHandle | None, token: str)
 
 def _pickle_result(value: Any, raised: BaseException | None) -> bytes:
     """Pickle a result. An error or a result that cannot be pickled is replaced by an error that describes it."""
+    if raised is not None:
+        keep_origin(raised)
     with contextlib.suppress(Exception):
         data = bytes(cloudpickle.dumps((value, raised)))
         cloudpickle.loads(data)  # some errors can be pickled, but not unpickled
@@ -144,6 +147,7 @@ def _pickle_result(value: Any, raised: BaseException | None) -> bytes:
     names = tuple(map(_qualified_name, type(raised).__mro__))
     substitute = SubstituteError(f"{type(raised).__name__}: {text_of(raised)}", names)
     mark_retries_used(substitute, used=retries_are_used(raised))
+    keep_origin(substitute, raised)
     return bytes(cloudpickle.dumps((None, substitute)))
 
 

@@ -19,13 +19,15 @@ from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
+from optuna_flyte_dsl.search.error_origin import traceback_of
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
-from optuna_flyte_dsl.search.outcome import Outcome, one_line, place_of, reason_of
+from optuna_flyte_dsl.search.failure_log import FailureLog
+from optuna_flyte_dsl.search.outcome import Outcome, reason_of
 from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF
+from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF, TRACEBACK
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, owner_keys
 from optuna_flyte_dsl.study.study_view import snapshot_of, view_of
@@ -85,6 +87,7 @@ class AskTell:
             self._quota = Quota(self.study, storage, self.total, self.adopts)
         self.has_quota: bool = self._quota is not None  # whether only an ask tells if trials are missing
         self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
+        self.failure_log = FailureLog(self.objective.name)
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
         self._before: int | None = None  # the number of the study's trials before the first ask
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
@@ -249,9 +252,7 @@ class AskTell:
                 logger.error("Trial %d of `%s` ends the search: %s", number, self.objective.name, outcome.reason)
             raise outcome.fatal
         if outcome.state is TrialState.FAIL:
-            where = place_of(outcome.error)
-            reason = one_line(outcome.reason) + (f" ({where})" if where else "")
-            logger.warning("Trial %d of `%s` failed: %s", number, self.objective.name, reason)
+            self.failure_log.add(number, outcome)
         if self.observer is not None:
             self.observer(self.study, frozen)
         for callback in self.options.callbacks or ():
@@ -388,5 +389,7 @@ class AskTell:
         storage = storage_of(self.study)
         if outcome.reason is not None:
             storage.set_trial_user_attr(trial_id(trial), ERROR, outcome.reason)
+        if outcome.error is not None and (text := traceback_of(outcome.error)):
+            storage.set_trial_user_attr(trial_id(trial), TRACEBACK, text)
         if outcome.lost:
             storage.set_trial_user_attr(trial_id(trial), LOST, True)

@@ -6,7 +6,8 @@ import optuna
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl.errors import TooManyFailuresError
-from optuna_flyte_dsl.search.outcome import Outcome, one_line, place_of
+from optuna_flyte_dsl.search.error_origin import place_of
+from optuna_flyte_dsl.search.outcome import Outcome, one_line
 
 
 @dataclass

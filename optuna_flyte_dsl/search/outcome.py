@@ -2,11 +2,7 @@
 
 import asyncio
 import contextlib
-import functools
 import math
-import pathlib
-import sysconfig
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,26 +99,6 @@ def reason_of(error: BaseException) -> str:
     if reason is None:
         reason = f"{type(error).__name__}: {text_of(error)}"
     return reason[:REASON_LIMIT]
-
-
-@functools.cache
-def _other_code() -> tuple[str, ...]:
-    """Return the folders of Python, of installed packages, and of this library."""
-    installed = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
-    return (*installed, str(pathlib.Path(__file__).parents[1]))
-
-
-def place_of(error: BaseException | None) -> str:
-    """Return where in the user's code an error was raised: file, line and function, as in "train.py:6, in load".
-
-    The text is empty if no traceback shows the user's code, as for an error of another process.
-    """
-    place = ""
-    for frame, line in traceback.walk_tb(error.__traceback__ if error is not None else None):
-        code = frame.f_code
-        if not code.co_filename.startswith(_other_code()):
-            place = f"{pathlib.Path(code.co_filename).name}:{line}, in {code.co_name}"
-    return place
 
 
 def one_line(text: str | None) -> str:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl.search.outcome import one_line
 from optuna_flyte_dsl.study.attributes import ERROR
 
 
@@ -34,14 +35,14 @@ class Tally:
     failed: int = 0
     pruned: int = 0
     best: float | None = None
-    last_reason: str | None = None
+    first_reason: str | None = None  # why the first trial that failed did so
 
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
         self.finished += 1
-        self.last_reason = trial.user_attrs.get(ERROR)
         if trial.state is TrialState.FAIL:
             self.failed += 1
+            self.first_reason = self.first_reason or trial.user_attrs.get(ERROR)
         elif trial.state is TrialState.PRUNED:
             self.pruned += 1
         elif len(self.directions) == 1:
@@ -82,7 +83,8 @@ class Reporter:
                 " Run it again to continue." if tally.resumes else "",
             )
         elif tally.failed == tally.finished > 1:
-            logger.warning("All %d trials of `%s` failed; the last: %s", tally.failed, tally.name, tally.last_reason)
+            reason = one_line(tally.first_reason)
+            logger.warning("All %d trials of `%s` failed; the first: %s", tally.failed, tally.name, reason)
         if self._display is not None:
             self._display.close(self._tally, ran=tally.finished > self._before)
 

@@ -4,6 +4,7 @@ PREFIX = "optuna_flyte_dsl:"
 
 # User attributes of a trial.
 ERROR = f"{PREFIX}error"  # why the trial failed, in at most 2,000 characters
+TRACEBACK = f"{PREFIX}traceback"  # the traceback of the trial's error, with the frames of the user's code
 ATTEMPTS = f"{PREFIX}attempts"  # why each attempt of the trial but the last one failed: a list of strings
 LOST = f"{PREFIX}lost"  # True if the trial failed only because its search or process ended: the trial does not count
 RETRY_OF = f"{PREFIX}retry_of"  # the number of the lost trial whose parameters this trial tries again

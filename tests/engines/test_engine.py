@@ -1,6 +1,7 @@
 """What becomes of a trial is the same in threads, in processes, and on a cluster."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import conformance
@@ -11,7 +12,7 @@ from flytekit.configuration import Image, ImageConfig
 
 from optuna_flyte_dsl import ObjectiveValueError, TooManyFailuresError
 from optuna_flyte_dsl.engines import functions
-from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR
+from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, TRACEBACK
 from tests.support import own_threads, wait_until
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.small_searches import states
@@ -117,10 +118,16 @@ def test_an_objective_that_always_fails_ends_the_search_with_its_cause(runner):
 
 
 @ELSEWHERE_NEWEST
-def test_an_objective_that_fails_at_times_does_not_end_the_search(runner):
+def test_an_objective_that_fails_at_times_does_not_end_the_search(runner, warned):
     study = run(runner, conformance.fails_at_times, points=[0.1, 0.9, 0.2], max_consecutive_failures=2)
     assert sorted(states(study)) == ["COMPLETE", "COMPLETE", "FAIL"]
     assert sum("one in three" in reason for reason in reasons(study)) == 1
+    (line,) = [each for each in warned() if "one in three" in each]
+    assert re.search(r"\(conformance.py:\d+, in fails_at_times: raise ValueError\(\"one in three\"\)\)$", line)
+    if not isinstance(runner, FlyteAdmin):  # there, the traceback is in Flyte's own message
+        (text,) = [trial.user_attrs[TRACEBACK] for trial in study.trials if TRACEBACK in trial.user_attrs]
+        assert text.startswith("Traceback (most recent call last):\n")
+        assert text.count("  File ") == text.count("conformance.py") == 1
 
 
 @ELSEWHERE_NEWEST

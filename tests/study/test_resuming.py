@@ -134,11 +134,11 @@ def test_a_search_that_has_failed_already_says_why_it_runs_nothing(tmp_path, nam
 
     options = {"n_trials": 4, "storage": tmp_path / "s.journal", "study_name": name, "resume": True, "progress": False}
     optimize(breaks, **options).run_sync()
-    assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
+    assert warned()[-1] == "All 4 trials of `breaks` failed; the first: ValueError: a bug"
     study = optimize(breaks, **options).run_sync()
     assert len(study.trials) == 4
     assert warned()[-2].startswith(f"The study '{name}' has its 4 trials already, and all have failed: nothing is run")
-    assert warned()[-1] == "All 4 trials of `breaks` failed; the last: ValueError: a bug"
+    assert warned()[-1] == "All 4 trials of `breaks` failed; the first: ValueError: a bug"
 
 
 @pytest.mark.newest

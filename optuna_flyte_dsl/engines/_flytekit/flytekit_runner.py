@@ -15,7 +15,7 @@ from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
 from optuna_flyte_dsl.engines.functions import FunctionRunner
 from optuna_flyte_dsl.errors import FixedArgumentError, OptunaFlyteError
-from optuna_flyte_dsl.search.outcome import place_of
+from optuna_flyte_dsl.search.error_origin import place_of
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
 

@@ -1,0 +1,101 @@
+"""Finds where in the user's code an error was raised: its place, and a traceback without the frames of other code."""
+
+import contextlib
+import functools
+import linecache
+import pathlib
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+_TRACEBACK_LIMIT = 4_000  # characters of a stored traceback
+_CODE_LIMIT = 100  # characters of a line of code
+_PLACE, _TRACEBACK = "__optuna_flyte_dsl_place__", "__optuna_flyte_dsl_traceback__"
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n(?:\W*\s(?P<code>\S.*))?')
+"""Matches a frame in the text of a traceback."""
+
+
+@functools.cache
+def _other_code() -> tuple[str, ...]:
+    """Return the folders of Python, of installed packages, and of this library."""
+    installed = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (*installed, str(pathlib.Path(__file__).parents[1]))
+
+
+def place_of(error: BaseException | None) -> str:
+    """Return where in the user's code an error was raised, as in "train.py:6, in load: return rows[name]".
+
+    The text is empty if neither a traceback nor the message of a failed execution shows the user's code.
+    """
+    if error is None:
+        return ""
+    kept = _attribute(error, _PLACE)
+    if isinstance(kept, str):
+        return kept
+    frames = list(_user_frames(traceback.extract_tb(error.__traceback__)))
+    if frames:
+        last = frames[-1]
+        return _place(last.filename, last.lineno or 0, last.name, last.line or "")
+    message = _attribute(error, "message")
+    return _place_in(message) if isinstance(message, str) else ""
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return an error's traceback as Python prints it, without the frames of other code; empty without such frames.
+
+    If the traceback is too long, its end is returned.
+    """
+    kept = _attribute(error, _TRACEBACK)
+    if isinstance(kept, str):
+        return kept
+    with contextlib.suppress(Exception):  # an error of a user's class may raise anything when it is looked at
+        whole = traceback.TracebackException.from_exception(error, max_group_depth=0)
+        shown: traceback.TracebackException | None = whole
+        while shown is not None:
+            shown.stack = traceback.StackSummary.from_list(list(_user_frames(shown.stack)))
+            shown = shown.__cause__ or shown.__context__
+        return "".join(whole.format())[-_TRACEBACK_LIMIT:] if whole.stack else ""
+    return ""
+
+
+def keep_origin(error: BaseException, origin: BaseException | None = None) -> None:
+    """Note the place and the traceback of an error in the error itself, because they are lost when it is pickled.
+
+    Args:
+        origin: The error that `error` replaces, if it replaces one.
+    """
+    origin = origin or error
+    with contextlib.suppress(Exception):  # a user's `__setattr__` may raise anything
+        place, text = place_of(origin), traceback_of(origin)
+        setattr(error, _PLACE, place)
+        setattr(error, _TRACEBACK, text)
+
+
+def _user_frames(frames: traceback.StackSummary) -> Iterator[traceback.FrameSummary]:
+    for frame in frames:
+        if not frame.filename.startswith(_other_code()):
+            yield frame
+
+
+def _place(file: str, line: int, function: str, code: str) -> str:
+    code = code.strip() or linecache.getline(file, line).strip()
+    if len(code) > _CODE_LIMIT:
+        code = f"{code[:_CODE_LIMIT]}..."
+    return f"{pathlib.PurePath(file).name}:{line}, in {function}{code and f': {code}'}"
+
+
+def _place_in(message: str) -> str:
+    """Return the last place of the user's code in the text of a pod's traceback."""
+    place = ""
+    for frame in _FRAME.finditer(message):
+        if not re.search(r"site-packages|dist-packages|/lib/python3", frame["file"]):
+            place = _place(frame["file"], int(frame["line"]), frame["function"], frame["code"] or "")
+    return place
+
+
+def _attribute(error: BaseException, name: str) -> Any:
+    with contextlib.suppress(Exception):  # a user's `__getattr__` may raise anything
+        return getattr(error, name, None)
+    return None
