@@ -1,0 +1,62 @@
+"""`Suggestion`: the base of the markers."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl.errors import InvalidMarkerTypeError
+from optuna_flyte_dsl.space.marker_calls import CheckedCall
+
+
+class Suggestion(metaclass=CheckedCall):
+    """Base of the markers. A marker is a frozen value that describes the values that a parameter may take.
+
+    In a signature, a marker is the annotation itself, `x: Float(0, 1)`, or its metadata,
+    `x: Annotated[float, Float(0, 1)]`. At a call of the objective, a marker is given instead of a value:
+    `x=suggest.float(0, 1)`. In a call, a marker may also be an item of a dict, a list or a tuple.
+    """
+
+    __slots__ = ()
+
+    @property
+    def __origin__(self) -> type[Suggestion]:
+        """The marker's class. Flytekit looks up the type transformer of an annotation by this attribute."""
+        return type(self)
+
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]  # noqa: UP007 - `|` is what is defined here
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # noqa: UP007
+
+    def to_distribution(self) -> BaseDistribution:
+        """Return the Optuna distribution with the same values."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_distribution(distribution: BaseDistribution) -> Suggestion:
+        """Return the marker with the same values as an Optuna distribution.
+
+        Raises:
+            InvalidMarkerTypeError: If the distribution is of another class than Optuna's three.
+            InvalidMarkerError: If the distribution has a single value, which leaves nothing to search.
+
+        >>> Suggestion.from_distribution(IntDistribution(1, 9, step=2))
+        Integer(1, 9, step=2)
+        """
+        from optuna_flyte_dsl.space.markers import Category, Float, Integer  # they are subclasses of this class
+
+        match distribution:
+            case FloatDistribution():
+                return Float(distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+            case IntDistribution():
+                return Integer(distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+            case CategoricalDistribution():
+                return Category(distribution.choices)
+        raise InvalidMarkerTypeError(
+            f"`distribution` must be a FloatDistribution, an IntDistribution or a CategoricalDistribution, "
+            f"but got {shown(distribution)}."
+        )
