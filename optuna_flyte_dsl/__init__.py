@@ -40,6 +40,7 @@ from optuna_flyte_dsl.space.markers import (
     Maximize,
     Minimize,
     Number,
+    Ordinal,
     Suggestion,
     suggest,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "Optimized",
     "Optimizer",
     "OptunaFlyteError",
+    "Ordinal",
     "OutOfRangeError",
     "PythonExitError",
     "RefusedError",

@@ -210,6 +210,17 @@ def test_the_caches_of_flytekit_are_where_they_were():
     flytekit_names.wrap_literal_cache(lambda inner: pytest.fail("it is wrapped already"), type(cache))
 
 
+def test_flytekit_asks_for_a_transformer_first(monkeypatch):
+    class Kind:
+        pass
+
+    monkeypatch.setattr(TypeEngine, "_get_transformer", TypeEngine._get_transformer)
+    mine = TypeEngine.get_transformer(str)
+    flytekit_names.find_transformer_first(lambda kind: mine if kind is Kind else None)
+    assert TypeEngine.get_transformer(Kind) is mine
+    assert TypeEngine.get_transformer(int) is not mine
+
+
 @pytest.mark.newest
 def test_the_cache_of_literals_is_where_it_was():
     assert hasattr(TypeEngine, "_LITERAL_CACHE")

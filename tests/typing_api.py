@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, assert_type
+from typing import Annotated, Any, Literal, assert_type
 
 import flytekit as fl
 import optuna
@@ -17,6 +17,7 @@ from optuna_flyte_dsl import (
     Minimize,
     Optimized,
     Optimizer,
+    Ordinal,
     SearchSpace,
     Suggestion,
     optimize,
@@ -73,6 +74,14 @@ async def both(x: Annotated[float, Float(0, 1)]) -> tuple[Maximize, Minimize]:
     return x, x
 
 
+@optimize
+@fl.task
+def typed(
+    booster: Annotated[Literal["gbtree", "dart"], Category()], rate: Annotated[float, Float(log=True, low=0.1, high=1)]
+) -> float:
+    return rate
+
+
 class Workflow:
     """What neither checker knows: still a decorated objective."""
 
@@ -111,6 +120,8 @@ async def use() -> None:
     assert_type(optimizer.study, optuna.Study)
     assert_type(Optimizer(objective=both, concurrency=2, n_trials=3).run_sync(), optuna.Study)
     assert_type(optimizer.with_options(n_trials=4), Optimizer)
+    assert_type(Ordinal([16, 32]).choices, tuple[Any, ...])
+    assert_type(Category({"a": len}).names, tuple[str, ...] | None)
     markers: list[Suggestion] = [Float(0, 1), Integer(1, 9, step=2), suggest.category(["a"])]
     assert_type(markers[0].to_distribution(), optuna.distributions.BaseDistribution)
     assert_type(Float(0, 1).low, float)

@@ -70,6 +70,23 @@ def project_root(path: str) -> str:
     return str(script_mode._find_project_root(path))
 
 
+# Types.
+
+
+def find_transformer_first(find: Callable[[Any], Any]) -> None:
+    """Make flytekit use the transformer that `find` returns for a type; flytekit looks for one itself if it is `None`.
+
+    Flytekit has no public way to transform an annotated Enum or Literal: their own transformers refuse annotations.
+    """
+    search = TypeEngine._get_transformer
+
+    def get_transformer(_cls: type[TypeEngine[Any]], python_type: Any) -> Any:
+        found = find(python_type)
+        return search(python_type) if found is None else found
+
+    TypeEngine._get_transformer = classmethod(get_transformer)  # type: ignore[method-assign,assignment]
+
+
 # Caches.
 
 

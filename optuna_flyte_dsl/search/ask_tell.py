@@ -87,7 +87,7 @@ class AskTell:
             self._quota = Quota(self.study, storage, self.total, self.adopts)
         self.has_quota: bool = self._quota is not None  # whether only an ask tells if trials are missing
         self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
-        self.failure_log = FailureLog(self.objective.name)
+        self.failure_log: FailureLog = FailureLog(self.objective.name)
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
         self._before: int | None = None  # the number of the study's trials before the first ask
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
@@ -213,7 +213,9 @@ class AskTell:
     def _drop_what_does_not_fit(self, trial: Trial) -> None:
         """Drop enqueued parameters of a retry outside of the space, which may have changed. They are sampled anew."""
         markers, params = dict(self.space), enqueued_params(trial)
-        fitting = {name: each for name, each in params.items() if name not in markers or contains(markers[name], each)}
+        fitting = {
+            name: each for name, each in params.items() if name not in markers or contains(markers[name].stored, each)
+        }
         if len(fitting) < len(params):
             set_enqueued_params(trial, fitting)
 

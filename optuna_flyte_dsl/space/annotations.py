@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space import conversion
+from optuna_flyte_dsl.space.completion import completed
 from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty
@@ -43,6 +44,7 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
             f"{where} is the class {annotation.__name__}. Call it, with its bounds: `{_example(annotation)}`."
         )
     if isinstance(annotation, Suggestion):
+        annotation = completed(where, annotation, NO_TYPE)
         base = conversion.value_types(annotation)[0] if isinstance(annotation, Number) else NO_TYPE
         return ReadAnnotation(annotation, base, optional=False)
     if (meant := _marker_meant_by(annotation)) is not None:
@@ -79,7 +81,8 @@ def check_default(where: str, parameter: inspect.Parameter) -> None:
 
 def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
     inner, *extras = get_args(annotation)
-    marker, base, optional = read_annotation(where, inner)
+    incomplete = isinstance(inner, Suggestion) and not inner.is_complete
+    marker, base, optional = (inner, NO_TYPE, False) if incomplete else read_annotation(where, inner)
     for extra in extras:
         if isinstance(extra, type) and issubclass(extra, Suggestion):
             raise InvalidAnnotationError(
@@ -91,6 +94,8 @@ def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
             )
     markers = [extra for extra in extras if isinstance(extra, Suggestion)]
     found = _only_marker(where, [*markers, marker] if marker is not None else markers)
+    if found is not None:
+        found = completed(where, found, base, extras)
     if found is not None and (clash := type_clash(found, base)):
         raise InvalidAnnotationError(f"{where} {clash}. Let the two agree.")
     return ReadAnnotation(found, base, optional)

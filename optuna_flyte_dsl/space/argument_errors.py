@@ -83,7 +83,8 @@ def nothing_to_search(objective: str, fixed: Collection[str]) -> EmptySpaceError
 def out_of_range(objective: str, name: str, marker: Suggestion, base: Any, value: Any) -> OutOfRangeError:
     """Return the error for a fixed value that lies outside its parameter's marker."""
     cure = "Give another value"
-    choices = [choice for choice in marker.choices if isinstance(choice, str)] if isinstance(marker, Category) else ()
+    known = (marker.names or marker.choices) if isinstance(marker, Category) else ()
+    choices = [choice for choice in known if isinstance(choice, str)]
     near = nearest(value, choices) if isinstance(value, str) else None
     if isinstance(value, list | tuple | set):
         cure = f"To search other values, give a suggestion, `{name}=suggest.category([...])`"

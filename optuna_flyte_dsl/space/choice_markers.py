@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
+from optuna_flyte_dsl.space.number_markers import Integer
 from optuna_flyte_dsl.space.suggestion import Suggestion
 
 
@@ -20,8 +22,12 @@ class Category(Suggestion):
     """A searched value that is one of several choices.
 
     Args:
-        choices: The choices: any ordered iterable except a string. The choices are kept as a tuple. Optuna can store
-            `None`, `bool`, `int`, `float` and `str` in every storage. Optuna warns of choices of other types.
+        choices: The choices: a list of values, a dict of values by name, or an Enum. Without choices, the type beside
+            the marker names them: `Annotated[Literal["a", "b"], Category()]`, a `bool`, or an Enum.
+
+    Optuna can store `None`, `bool`, `int`, `float` and `str` in every storage, and warns of other choices. For choices
+    that have names, Optuna stores the names: the keys of a dict, and the names of an Enum's members. The objective gets
+    the choices themselves.
 
     Raises:
         InvalidMarkerError: If there is no choice, or two choices are equal (as `1`, `1.0` and `True` are).
@@ -29,52 +35,184 @@ class Category(Suggestion):
 
     >>> Category(["gbtree", "dart"]).choices
     ('gbtree', 'dart')
+    >>> Category({"small": (16, 16), "large": (512, 512)}).to_distribution()
+    CategoricalDistribution(choices=('small', 'large'))
     """
 
     choices: tuple[Any, ...]
+    names: tuple[str, ...] | None
 
-    def __init__(self, choices: Iterable[Any]) -> None:
-        if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Iterable):
+    def __init__(self, choices: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
+        name = type(self).__name__
+        object.__setattr__(self, "names", None)
+        object.__setattr__(self, "choices", ())
+        if choices is None:
+            return
+        if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
             raise InvalidMarkerTypeError(
-                f'Category: `choices` must be a list of values, but got {shown(choices)}. Write `Category(["a", "b"])`.'
+                f'{name}: `choices` must be a list of values, but got {shown(choices)}. Write `{name}(["a", "b"])`.'
             )
         if isinstance(choices, AbstractSet):
             raise InvalidMarkerTypeError(
-                f"Category: `choices` must stand in an order, which a {type(choices).__name__} has anew in each "
+                f"{name}: `choices` must stand in an order, which a {type(choices).__name__} has anew in each "
                 f"process, but got {shown(choices)}. Write a list."
             )
+        if isinstance(choices, Mapping):
+            object.__setattr__(self, "names", tuple(choices))
+            choices = choices.values()
         object.__setattr__(self, "choices", tuple(choices))
         if not self.choices:
-            raise InvalidMarkerError("Category: `choices` must hold at least one value, but got none.")
+            raise InvalidMarkerError(f"{name}: `choices` must hold at least one value, but got none.")
+        if self.names is None and all(isinstance(choice, enum.Enum) for choice in self.choices):
+            object.__setattr__(self, "names", tuple(choice.name for choice in self.choices))
+        for each in self.names or ():
+            if not isinstance(each, str) or not is_storable_name(each):
+                raise InvalidMarkerTypeError(
+                    f"{name}: each name of a choice must be a str of 1 to 512 characters, but got {shown(each)}."
+                )
         for choice in self.choices:
             if isinstance(choice, Suggestion):
                 raise InvalidMarkerTypeError(
-                    f"Category: a choice must be a value, but got the marker {shown(choice)}. For a space that depends "
+                    f"{name}: a choice must be a value, but got the marker {shown(choice)}. For a space that depends "
                     "on a choice, write a function that takes `trial: optuna.Trial`."
                 )
+            _refuse_hidden_marker(name, choice)
         if repeated := _repetition(self.choices):
             raise InvalidMarkerError(
-                f"Category: each of the `choices` must stand once, but got both {shown(repeated[0])} and "
+                f"{name}: each of the `choices` must stand once, but got both {shown(repeated[0])} and "
                 f"{shown(repeated[1])}, which are equal in Python. Drop one, or write them as strings."
             )
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Category):
+        if type(other) is not type(self):
             return NotImplemented
-        return len(self.choices) == len(other.choices) and all(
-            type(mine) is type(its) and same(mine, its) for mine, its in zip(self.choices, other.choices, strict=True)
+        assert isinstance(other, Category)
+        return (
+            self.names == other.names
+            and len(self.choices) == len(other.choices)
+            and all(
+                type(mine) is type(its) and same(mine, its)
+                for mine, its in zip(self.choices, other.choices, strict=True)
+            )
         )
 
     def __hash__(self) -> int:
         # Hashed by `repr`, because a choice such as a list is not hashable.
-        return hash((Category, tuple(map(repr, self.choices))))
+        return hash((type(self), self.names or tuple(map(repr, self.choices))))
 
     def __repr__(self) -> str:
-        return f"Category({list(self.choices)!r})"
+        # The repr of an object may hold its address, which differs between processes: names stand for objects.
+        kinds = {type(choice) for choice in self.choices}
+        if self.names is None:
+            inner = repr(list(self.choices)) if self.choices else ""
+        elif len(kinds) == 1 and issubclass(kind := kinds.pop(), enum.Enum):
+            is_whole = list(self.choices) == list(kind)
+            inner = kind.__name__ if is_whole else f"[{', '.join(f'{kind.__name__}.{each}' for each in self.names)}]"
+        else:
+            inner = f"{{{', '.join(f'{each!r}: ...' for each in self.names)}}}"
+        return f"{type(self).__name__}({inner})"
 
-    def to_distribution(self) -> CategoricalDistribution:
-        """Return the Optuna distribution with the same values."""
-        return CategoricalDistribution(self.choices)
+    @property
+    def is_complete(self) -> bool:
+        """Whether the marker has choices."""
+        return bool(self.choices)
+
+    def to_distribution(self) -> BaseDistribution:
+        """Return the Optuna distribution of the choices; of their names, if they have names."""
+        self.check_complete()
+        return CategoricalDistribution(self.names or self.choices)
+
+    @property
+    def stored(self) -> Suggestion:
+        """The marker of what Optuna stores: the names of the choices, if they have names."""
+        return self if self.names is None else Category(self.names)
+
+    def to_stored(self, value: Any) -> Any:
+        """Return the name of a choice, if the choices have names."""
+        return value if self.names is None else self.names[self.index(value)]
+
+    def from_stored(self, stored: Any) -> Any:
+        """Return the choice that has a name, if the choices have names."""
+        return stored if self.names is None else self.choices[self.names.index(stored)]
+
+    def index(self, value: Any) -> int:
+        """Return the index of a choice.
+
+        Raises:
+            ValueError: If the value is no choice.
+        """
+        for index, choice in enumerate(self.choices):
+            if isinstance(value, bool) == isinstance(choice, bool) and same(value, choice):
+                return index
+        raise ValueError(f"{shown(value)} is no choice of {self!r}.")
+
+    def named(self, value: Any) -> Any:
+        """Return the choice that has a name; return any other value as it is."""
+        is_name = isinstance(value, str) and self.names is not None and value in self.names
+        return self.from_stored(value) if is_name and not any(same(value, each) for each in self.choices) else value
+
+
+class Ordinal(Category):
+    """A searched value that is one of several choices which stand in an order, as in `Ordinal([16, 32, 64, 128])`.
+
+    A sampler knows that 32 lies between 16 and 64. Optuna stores the index of a choice, from 0, and the objective gets
+    the choice itself.
+
+    Args:
+        choices: Two choices or more, in their order; see `Category`.
+
+    Raises:
+        InvalidMarkerError: If there are fewer than two choices, or two choices are equal.
+        InvalidMarkerTypeError: If `choices` is not an iterable of values, or is unordered, as a set is.
+
+    >>> Ordinal([16, 32, 64]).to_distribution()
+    IntDistribution(high=2, log=False, low=0, step=1)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, choices: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
+        super().__init__(choices)
+        if len(self.choices) == 1:
+            raise InvalidMarkerError(
+                f"Ordinal: `choices` must hold at least two values, but got {shown(list(self.choices))}. Give the "
+                "value itself: it needs no search."
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """The choices as text, in their order: their names, if they have names."""
+        return list(self.names or map(repr, self.choices))
+
+    def to_distribution(self) -> BaseDistribution:
+        """Return the Optuna distribution of the indices of the choices."""
+        self.check_complete()
+        return IntDistribution(0, len(self.choices) - 1)
+
+    @property
+    def stored(self) -> Suggestion:
+        """The marker of the indices, which Optuna stores."""
+        return Integer(0, len(self.choices) - 1)
+
+    def to_stored(self, value: Any) -> Any:
+        """Return the index of a choice."""
+        return self.index(value)
+
+    def from_stored(self, stored: Any) -> Any:
+        """Return the choice at an index."""
+        return self.choices[stored]
+
+
+def _refuse_hidden_marker(name: str, choice: Any) -> None:
+    """Refuse a marker inside a choice: it would be passed to the objective, unsampled."""
+    if isinstance(choice, dict | list | tuple):
+        for inner in choice.values() if isinstance(choice, dict) else choice:
+            if isinstance(inner, Suggestion):
+                raise InvalidMarkerTypeError(
+                    f"{name}: the choice {shown(choice)} holds the marker {shown(inner)}, which is not sampled there. "
+                    "For a space that depends on a choice, write a function that takes `trial: optuna.Trial`."
+                )
+            _refuse_hidden_marker(name, inner)
 
 
 def same(left: Any, right: Any) -> bool:

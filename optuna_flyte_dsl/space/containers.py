@@ -59,7 +59,7 @@ def copy_containers(value: Any) -> Any:
 def searched_values(name: str, template: Any, value: Any) -> dict[str, Any]:
     """Return, by path, the items of `value` that stand where `template` has a marker."""
     if isinstance(template, Suggestion):
-        return {name: conversion.convert(template, value)}
+        return {name: template.to_stored(conversion.convert(template, value))}
     found: dict[str, Any] = {}
     if isinstance(template, dict | list | tuple):
         for key, inner in template.items() if isinstance(template, dict) else enumerate(template):

@@ -6,7 +6,6 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from optuna_flyte_dsl.space.domain import is_choice
 from optuna_flyte_dsl.space.markers import Category, Float, Suggestion
 
 
@@ -30,7 +29,7 @@ def to_float(base: Any, value: Any) -> Any:
 def convert(marker: Suggestion, value: Any) -> Any:
     """Return a value that a marker contains in the type that a trial would get: 1 becomes 1.0 for a `Float`."""
     if isinstance(marker, Category):
-        return next(choice for choice in marker.choices if is_choice(value, choice))
+        return marker.choices[marker.index(value)]
     return to_float(float, value) if isinstance(marker, Float) else int(value)
 
 

@@ -1,12 +1,13 @@
 """The domain of a marker: which values it contains, how many, and in which order."""
 
+import contextlib
 import math
 from collections.abc import Hashable
 from numbers import Real
 from typing import Any
 
 from optuna_flyte_dsl.space.grid import Grid
-from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion, same
+from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 
 def grid_of(marker: Suggestion) -> Grid | None:
@@ -33,6 +34,11 @@ def value_at(marker: Suggestion, index: int) -> Any:
     return grid.value(index)
 
 
+def named(marker: Suggestion, value: Any) -> Any:
+    """Return the choice that has a name, if the marker's choices have names; return any other value as it is."""
+    return marker.named(value) if isinstance(marker, Category) else value
+
+
 def contains(marker: Suggestion, value: Any) -> bool:
     """Return whether a marker has a value: within its bounds, and on the grid of its step."""
     return key_of(marker, value) is not None
@@ -44,8 +50,9 @@ def key_of(marker: Suggestion, value: Any) -> Hashable:
     The key is the value's index, or the value itself in a continuous range.
     """
     if isinstance(marker, Category):
-        found = (index for index, choice in enumerate(marker.choices) if is_choice(value, choice))
-        return next(found, None)
+        with contextlib.suppress(ValueError):
+            return marker.index(value)
+        return None
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     number: Any = value
@@ -54,8 +61,3 @@ def key_of(marker: Suggestion, value: Any) -> Hashable:
         return None
     grid = grid_of(marker)
     return float(number) if grid is None else grid.index(number)
-
-
-def is_choice(value: Any, choice: Any) -> bool:
-    """Return whether a value is a choice of a category."""
-    return isinstance(value, bool) == isinstance(choice, bool) and same(value, choice)

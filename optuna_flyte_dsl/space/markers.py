@@ -9,7 +9,7 @@ from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
-from optuna_flyte_dsl.space.choice_markers import Category, same
+from optuna_flyte_dsl.space.choice_markers import Category, Ordinal, same
 from optuna_flyte_dsl.space.marker_calls import MarkerNames
 from optuna_flyte_dsl.space.number_markers import Float, Integer, Number
 from optuna_flyte_dsl.space.suggestion import Suggestion
@@ -22,6 +22,7 @@ __all__ = [
     "Maximize",
     "Minimize",
     "Number",
+    "Ordinal",
     "Suggestion",
     "same",
     "suggest",
@@ -60,3 +61,4 @@ class suggest(metaclass=MarkerNames):  # noqa: N801 - a namespace; flytekitplugi
     float = Float
     integer = Integer
     category = Category
+    ordinal = Ordinal

@@ -21,9 +21,17 @@ class Number(Suggestion):
 
     __slots__ = ()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the marker has both bounds."""
+        assert isinstance(self, Float | Integer)
+        return self.low is not None and self.high is not None
+
     def __repr__(self) -> str:
         assert isinstance(self, Float | Integer)
-        parts = [_plain(self.low), _plain(self.high)]
+        parts = [_plain(self.low), _plain(self.high)] if self.is_complete else []
+        if not self.is_complete:
+            parts = [f"{name}={_plain(each)}" for name in ("low", "high") if (each := getattr(self, name)) is not None]
         if self.step is not None and not (isinstance(self, Integer) and self.step == 1):
             parts.append(f"step={_plain(self.step)}")
         if self.log:
@@ -36,7 +44,7 @@ class Float(Number):
     """A searched `float` from `low` to `high`, both inclusive.
 
     Args:
-        low: The smallest value.
+        low: The smallest value. Without `low` or `high`, the type beside the marker has the bound.
         high: The largest value.
         step: The distance between two values; `None` for a continuous range. A whole number of steps must lead from
             `low` to `high`.
@@ -50,21 +58,24 @@ class Float(Number):
     Float(1e-05, 0.1, log=True)
     """
 
-    low: float
-    high: float
+    low: float = None  # type: ignore[assignment]  # without a bound, the marker is not complete
+    high: float = None  # type: ignore[assignment]
     step: float | None = None
     log: bool = False
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "step"):
-            if name != "step" or self.step is not None:
-                object.__setattr__(self, name, _float("Float", name, getattr(self, name)))
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _float("Float", name, given))
         _check_bool("Float", "log", self.log)
+        if not self.is_complete:
+            return
         _check_range("Float", self.low, self.high, self.step)
         _check_log("Float", self)
 
     def to_distribution(self) -> FloatDistribution:
         """Return the Optuna distribution with the same values."""
+        self.check_complete()
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
@@ -73,7 +84,7 @@ class Integer(Number):
     """A searched `int` from `low` to `high`, both inclusive.
 
     Args:
-        low: The smallest value.
+        low: The smallest value. Without `low` or `high`, the type beside the marker has the bound.
         high: The largest value.
         step: The distance between two values, 1 or more. A whole number of steps must lead from `low` to `high`.
         log: Whether to sample uniformly in the logarithm of the value. Needs `low >= 1` and a `step` of 1.
@@ -88,16 +99,19 @@ class Integer(Number):
     Integer(2, 12)
     """
 
-    low: int
-    high: int
+    low: int = None  # type: ignore[assignment]  # without a bound, the marker is not complete
+    high: int = None  # type: ignore[assignment]
     step: int = 1
     log: bool = False
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "step"):
-            object.__setattr__(self, name, _integer("Integer", name, getattr(self, name)))
-            _check_fits_float(name, getattr(self, name))
+            if (given := getattr(self, name)) is not None or name == "step":
+                object.__setattr__(self, name, _integer("Integer", name, given))
+                _check_fits_float(name, getattr(self, name))
         _check_bool("Integer", "log", self.log)
+        if not self.is_complete:
+            return
         _check_range("Integer", self.low, self.high, self.step)
         _check_log("Integer", self)
         if float(self.low) == float(self.high):
@@ -108,6 +122,7 @@ class Integer(Number):
 
     def to_distribution(self) -> IntDistribution:
         """Return the Optuna distribution with the same values."""
+        self.check_complete()
         return IntDistribution(self.low, self.high, log=self.log, step=self.step)
 
 

@@ -17,17 +17,9 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from optuna_flyte_dsl._text import is_storable_name, shown
-from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, InvalidMarkerError, OutOfRangeError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, OutOfRangeError
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.annotations import (
-    NO_TYPE,
-    check_default,
-    is_of_type,
-    listed,
-    positional_only,
-    read_annotation,
-    type_clash,
-)
+from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, positional_only, type_clash
 from optuna_flyte_dsl.space.argument_errors import (
     missing_values,
     nothing_to_search,
@@ -35,25 +27,11 @@ from optuna_flyte_dsl.space.argument_errors import (
     unknown_in_point,
     unknown_parameter,
 )
+from optuna_flyte_dsl.space.completion import completed
 from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
+from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, DeclaredParameter, declare
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
-
-_EMPTY = inspect.Parameter.empty
-
-
-@dataclasses.dataclass(frozen=True)
-class _Declared:
-    """One parameter of the objective, as its signature declares it."""
-
-    marker: Suggestion | None
-    base: Any  # the type beside the marker; NO_TYPE if the annotation names no type
-    optional: bool  # whether None is accepted
-    default: Any  # the parameter's default; _EMPTY without a default
-
-
-_UNDECLARED = _Declared(None, NO_TYPE, False, _EMPTY)
-"""A parameter that `**kwargs` takes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -73,7 +51,7 @@ class SearchSpace(Mapping[str, Suggestion]):
     """
 
     name: str
-    _declared: Mapping[str, _Declared]
+    _declared: Mapping[str, DeclaredParameter]
     _open: bool  # whether the objective takes `**kwargs`
     _strict: bool  # whether a value must be of its parameter's type: tasks require it
     _bound: Mapping[str, Any]  # the arguments of calls, by parameter
@@ -112,7 +90,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             ignore: Parameters that a call does not give, such as `trial`.
             strict: Whether a value must have its parameter's type, if that is bool, int, float or str.
         """
-        declared: dict[str, _Declared] = {}
+        declared: dict[str, DeclaredParameter] = {}
         takes_kwargs = False
         for parameter in signature.parameters.values():
             if parameter.name in ignore or parameter.kind is parameter.VAR_POSITIONAL:
@@ -122,7 +100,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                 continue
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise InvalidAnnotationError(positional_only(name, parameter.name))
-            declared[parameter.name] = _declare(name, parameter)
+            declared[parameter.name] = declare(name, parameter)
         space = cls(name, declared, takes_kwargs, strict, {})
         return space.bind(**arguments) if arguments else space
 
@@ -159,12 +137,13 @@ class SearchSpace(Mapping[str, Suggestion]):
         if declared is None:
             if not self._open:
                 raise unknown_parameter(self.name, name, self._declared)
-            declared = _UNDECLARED
+            declared = UNDECLARED
         if isinstance(value, type) and issubclass(value, Suggestion):
             raise ArgumentError(f"`{self.name}`: `{name}` got the class {value.__name__}. Call it, with its bounds.")
         if isinstance(value, Fixed):
             return conversion.to_float(declared.base, value.value)
         if isinstance(value, Suggestion):
+            value = completed(f"`{self.name}`: `{name}`", value, declared.base)
             if (clash := type_clash(value, declared.base)) and not (
                 declared.base is float and isinstance(value, Integer)
             ):
@@ -180,6 +159,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             return conversion.to_float(declared.base, replace_markers(name, value, lambda _, marker: marker))
         if value is None and declared.optional:
             return value
+        value = domain.named(declared.marker, value)
         if not domain.contains(declared.marker, value):
             raise out_of_range(self.name, name, declared.marker, declared.base, value)
         return conversion.convert(declared.marker, value)
@@ -210,7 +190,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                 template[name] = self._bound[name]
             elif declared.marker is not None:
                 template[name] = declared.marker
-            elif declared.default is not _EMPTY:
+            elif declared.default is not inspect.Parameter.empty:
                 template[name] = declared.default
         template.update((name, value) for name, value in self._bound.items() if name not in self._declared)
         return template
@@ -256,7 +236,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                     f"`{self.name}`: the name of a parameter must have at most 512 characters, without NUL and lone "
                     f"surrogates, but got {shown(name)}. Rename a key of the container."
                 )
-            markers[name] = marker
+            markers[name] = completed(f"`{self.name}`: `{name}`", marker, NO_TYPE)
 
         for name, value in self._template.items():
             replace_markers(name, value, note)
@@ -273,7 +253,8 @@ class SearchSpace(Mapping[str, Suggestion]):
         """
 
         def choose(name: str, marker: Suggestion) -> Any:
-            return copy_containers(conversion.suggest(trial, name, marker.to_distribution()))
+            stored = conversion.suggest(trial, name, marker.to_distribution())
+            return copy_containers(marker.from_stored(stored))
 
         return self.fill(choose)
 
@@ -290,9 +271,9 @@ class SearchSpace(Mapping[str, Suggestion]):
             values = choose
             if missing := [name for name in self if name not in values]:
                 raise ArgumentError(f"`{self.name}`: the values lack {listed(missing)}. Give a value for each marker.")
-            choose = lambda name, _: values[name]  # noqa: E731
+            choose = lambda name, marker: marker.from_stored(values[name])  # noqa: E731
         return {
-            name: conversion.to_float(self._declared.get(name, _UNDECLARED).base, replace_markers(name, value, choose))
+            name: conversion.to_float(self._declared.get(name, UNDECLARED).base, replace_markers(name, value, choose))
             for name, value in self._template.items()
         }
 
@@ -352,15 +333,18 @@ class SearchSpace(Mapping[str, Suggestion]):
             OutOfRangeError: If a value lies outside its marker.
         """
         markers = self._markers
-        for name, value in point.items():
+        converted = {}
+        for name, given in point.items():
             if name not in markers:
                 raise unknown_in_point(self.name, name, markers, is_parameter=True)
+            value = domain.named(markers[name], given)
             if not domain.contains(markers[name], value):
                 raise OutOfRangeError(
                     f"`{self.name}`: `{name}` of an initial point must lie within {shown(markers[name])}, but got "
                     f"{shown(value)}. Give another value, or leave it out of the point."
                 )
-        return {name: conversion.convert(markers[name], value) for name, value in point.items()}
+            converted[name] = markers[name].to_stored(conversion.convert(markers[name], value))
+        return converted
 
     def __getitem__(self, name: str) -> Suggestion:
         return self._markers[name]
@@ -381,16 +365,3 @@ class SearchSpace(Mapping[str, Suggestion]):
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={value!r}" for name, value in self._template.items())
         return f"SearchSpace({inner})"
-
-
-def _declare(objective: str, parameter: inspect.Parameter) -> _Declared:
-    where = f"`{objective}`: the annotation of `{parameter.name}`"
-    marker, base, optional = read_annotation(where, parameter.annotation)
-    check_default(f"`{objective}`", parameter)
-    accepted = parameter.default is _EMPTY or (parameter.default is None and optional)
-    if marker is not None and not accepted and not domain.contains(marker, parameter.default):
-        raise InvalidMarkerError(
-            f"`{objective}`: the default of `{parameter.name}` must lie within its marker {shown(marker)}, "
-            f"but got {shown(parameter.default)}. Change the default, or widen the marker."
-        )
-    return _Declared(marker, base, optional, parameter.default)

@@ -7,7 +7,7 @@ from typing import Any, Union
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.errors import InvalidMarkerTypeError
+from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.marker_calls import CheckedCall
 
 
@@ -32,9 +32,39 @@ class Suggestion(metaclass=CheckedCall):
     def __ror__(self, other: Any) -> Any:
         return Union[other, self]  # noqa: UP007
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the marker says all by itself: its bounds, or its choices."""
+        return True
+
+    def check_complete(self) -> None:
+        """Check that the marker is complete.
+
+        Raises:
+            InvalidMarkerError: If the marker leaves its bounds or its choices to a type.
+        """
+        if not self.is_complete:
+            raise InvalidMarkerError(
+                f"`{self!r}` has no values by itself: only a parameter's annotation completes it, by the type beside "
+                "it. Write its bounds, or its choices."
+            )
+
     def to_distribution(self) -> BaseDistribution:
-        """Return the Optuna distribution with the same values."""
+        """Return the Optuna distribution of what Optuna stores for this marker's values."""
         raise NotImplementedError
+
+    @property
+    def stored(self) -> Suggestion:
+        """The marker of what Optuna stores for this marker's values: the marker itself, if it stores the values."""
+        return self
+
+    def to_stored(self, value: Any) -> Any:
+        """Return what Optuna stores for a value."""
+        return value
+
+    def from_stored(self, stored: Any) -> Any:
+        """Return the value for which Optuna stores something, such as a parameter of a trial."""
+        return stored
 
     @staticmethod
     def from_distribution(distribution: BaseDistribution) -> Suggestion:

@@ -23,4 +23,5 @@ PRUNED = f"{PREFIX}pruned"  # the name of the execution in whose pod the trial's
 # User attributes of a study.
 GOALS = f"{PREFIX}goals"  # a list: how many finished trials the study is to have at the end of each call
 IDENTITY = f"{PREFIX}identity"  # an id of the study that is unique among all studies
+ORDINALS = f"{PREFIX}ordinals"  # the choices of each `Ordinal` by its name, in their order: trials store an index
 ARGUMENTS = f"{PREFIX}arguments"  # the fixed arguments of the study's first search

@@ -6,8 +6,9 @@ be continued is closed as lost. A lost trial does not count, and its parameters 
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import InvalidOptionError
-from optuna_flyte_dsl.space.markers import same
+from optuna_flyte_dsl.space.markers import Ordinal, same
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import attributes
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
@@ -214,6 +215,24 @@ def check_space(study: optuna.Study, space: SearchSpace, *, resumes: bool = Fals
                     f"`{name}` is {distribution} now, but the trials of the study {study.study_name!r} have "
                     f"{known[name]}: {error} Give another `study_name`, or the space that it had."
                 ) from error
+
+    _check_ordinals(study, space)
+
+
+def _check_ordinals(study: optuna.Study, space: SearchSpace) -> None:
+    """Check that the indices that a study's trials have stored mean the same choices now; note new choices."""
+    now = {name: marker.labels for name, marker in space.items() if isinstance(marker, Ordinal)}
+    if not now:
+        return
+    before: Mapping[str, Any] = study.user_attrs.get(attributes.ORDINALS, {})
+    for name, labels in now.items():
+        if name in before and before[name] != labels:
+            raise InvalidOptionError(
+                f"`{name}` is {space[name]!r} now, but the trials of the study {study.study_name!r} have stored "
+                f"indices of the choices {before[name]}. Give another `study_name`, or the choices that it had."
+            )
+    if not now.keys() <= before.keys():
+        study.set_user_attr(attributes.ORDINALS, {**before, **now})
 
 
 def _names(parameters: Iterable[str]) -> str:

@@ -37,11 +37,11 @@ def is_kept(storage: BaseStorage) -> bool:
 def check_choices(space: SearchSpace) -> None:
     """Check that a storage which outlives this process gives each choice of a space back as it is."""
     for name, marker in space.items():
-        wrong = [each for each in getattr(marker, "choices", ()) if not isinstance(each, _STORABLE)]
+        wrong = [each for each in getattr(marker.stored, "choices", ()) if not isinstance(each, _STORABLE)]
         if wrong:
             raise InvalidOptionError(
                 f"`{name}`: a storage keeps choices that are None, bool, int, float or str, but got {shown(wrong[0])}, "
-                f"of type {type(wrong[0]).__name__}. Use names for the choices, and map the names in the objective."
+                f'of type {type(wrong[0]).__name__}. Give the choices names: `Category({{"a": ...}})`.'
             )
 
 

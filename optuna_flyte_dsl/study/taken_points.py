@@ -49,7 +49,7 @@ class TakenPoints:
     def __init__(self, space: SearchSpace, duplicates: Duplicates, *, ends: bool) -> None:
         self.ends = ends
         self._space = space
-        self._markers = dict(sorted(space.items()))
+        self._markers = {name: marker.stored for name, marker in sorted(space.items())}
         self._fixed = _digest_of_fixed_arguments(space)
         self._duplicates = duplicates
         for name, marker in self._markers.items():

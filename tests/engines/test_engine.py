@@ -75,6 +75,18 @@ def test_what_works_is_complete(runner):
     assert sorted((trial.params["x"], trial.value) for trial in study.trials) == [(0.25, 0.25), (0.5, 0.5)]
 
 
+@ELSEWHERE_NEWEST
+def test_choices_arrive_as_they_are_declared(runner):
+    study = run(runner, conformance.takes_choices, points=[0.25, 0.75], seed=1)
+    assert states(study) == ["COMPLETE"] * 2, reasons(study)
+    assert {trial.params["kernel"] for trial in study.trials} <= {"LINEAR", "RBF"}
+    assert {trial.params["size"] for trial in study.trials} <= {"SMALL", "LARGE"}
+    assert all(
+        trial.value == conformance.takes_choices.task(**conformance.takes_choices.space.fill(trial.params))
+        for trial in study.trials
+    )
+
+
 @pytest.mark.parametrize("runner", RUNNERS[1:], indirect=True)
 def test_a_segfault_is_a_failed_trial_and_the_search_goes_on(runner):
     study = run(runner, conformance.segfaults, points=[0.9, 0.1], concurrency=1)

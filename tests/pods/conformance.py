@@ -1,16 +1,18 @@
 """Objectives that go wrong in every way: what becomes of them is the same wherever they run."""
 
+import enum
 import math
 import os
 import pathlib
 import signal
 import time
+from typing import Annotated, Literal
 
 import flytekit as fl
 import optuna
 from flytekit.exceptions.user import FlyteRecoverableException
 
-from optuna_flyte_dsl import Float, Minimize, optimize
+from optuna_flyte_dsl import Category, Float, Minimize, Ordinal, optimize
 
 
 def count(folder: str, name: str) -> int:
@@ -64,6 +66,33 @@ def fails_at_times(x: Float(0, 1)) -> Minimize:
 @fl.task
 def returns_nan(x: Float(0, 1)) -> Minimize:
     return math.nan
+
+
+class Kernel(enum.Enum):
+    LINEAR = "linear"
+    RBF = "rbf"
+
+
+class Size(enum.Enum):
+    SMALL = 16
+    LARGE = 256
+
+
+@optimize
+@fl.task
+def takes_choices(
+    x: Float(0, 1),
+    kernel: Category(Kernel),
+    again: Annotated[Kernel, Category()],
+    size: Category(Size),
+    booster: Annotated[Literal["gbtree", "dart"], Category()],
+    act: Category({"max": max, "min": min}),
+    width: Ordinal([16, 32, 64]),
+) -> Minimize:
+    taken = (kernel in Kernel, again in Kernel, size in Size, booster in ("gbtree", "dart"), width in (16, 32, 64))
+    if not all(taken):
+        raise AssertionError(taken)
+    return act(x, 0.5)
 
 
 @optimize

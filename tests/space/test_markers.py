@@ -17,6 +17,7 @@ from optuna_flyte_dsl import (
     InvalidMarkerTypeError,
     Number,
     OptunaFlyteError,
+    Ordinal,  # noqa: F401 - for `eval`
     Suggestion,
     suggest,
 )
@@ -25,12 +26,12 @@ from tests.support import spaces
 
 @given(spaces.markers)
 def test_a_marker_survives_the_way_to_its_distribution_and_back(marker):
-    assert Suggestion.from_distribution(marker.to_distribution()) == marker
+    assert Suggestion.from_distribution(marker.to_distribution()) == marker.stored
 
 
 @given(spaces.markers)
 def test_optuna_changes_no_bound_of_a_marker(marker):
-    distribution = marker.to_distribution()
+    distribution, marker = marker.to_distribution(), marker.stored
     if isinstance(marker, Category):
         assert distribution.choices == marker.choices
     else:
@@ -39,7 +40,10 @@ def test_optuna_changes_no_bound_of_a_marker(marker):
 
 @given(spaces.markers)
 def test_a_marker_is_a_value(marker):
-    for twin in (copy.copy(marker), copy.deepcopy(marker), pickle.loads(pickle.dumps(marker)), eval(repr(marker))):
+    twins = [copy.copy(marker), copy.deepcopy(marker), pickle.loads(pickle.dumps(marker))]
+    if getattr(marker, "names", None) is None:  # the repr does not show the values of names
+        twins.append(eval(repr(marker)))
+    for twin in twins:
         assert twin == marker
         assert hash(twin) == hash(marker)
         assert type(twin) is type(marker)
@@ -203,7 +207,7 @@ def test_a_broken_rule_is_named_with_its_cure(make, message):
             lambda: Integer(0.5, 3),
             "Integer: `low` must be an integer, but got 0.5, of type float. Write it without a fraction, or use Float.",
         ),
-        (lambda: Integer(0, None), "Integer: `high` must be an integer, but got None, of type NoneType. Write an int."),
+        (lambda: Integer(0, "9"), "Integer: `high` must be an integer, but got '9', of type str. Write an int."),
         (
             lambda: Category("abc"),
             """Category: `choices` must be a list of values, but got 'abc'. Write `Category(["a", "b"])`.""",
@@ -289,11 +293,6 @@ def test_a_set_has_no_order_and_is_refused(choices):
         Category(choices)
 
 
-def test_a_dict_is_no_list_of_choices():
-    with pytest.raises(InvalidMarkerTypeError, match=r"`choices` must be a list of values, but got \{'a': 1\}"):
-        Category({"a": 1})
-
-
 def test_a_bool_in_the_place_of_a_step_is_named_with_its_cure():
     with pytest.raises(InvalidMarkerTypeError, match=r"`step` must be a number, but got True.*write `log=True`"):
         Float(1e-5, 1, True)
@@ -306,10 +305,10 @@ def test_a_bool_in_the_place_of_a_step_is_named_with_its_cure():
             lambda: Category("a", "b"),
             r'Category: too many positional arguments. Write it as in `Category\(\["a", "b"\]\)`',
         ),
-        (lambda: Float(0.5), r"Float: missing a required argument: 'high'. Write it as in `Float\(0, 1\)`"),
+        (lambda: Float(0, 1, 2, False, 3), r"Float: too many positional arguments. Write it as in `Float\(0, 1\)`"),
         (lambda: Integer(0, 1, lg=True), r"Integer has no `lg`. Did you mean `log`\? Write it as in"),
         (lambda: Float(min=0, max=1), r"Float has no `min`. Did you mean `low`\? Write it as in `Float\(0, 1\)`"),
-        (lambda: Category(options=["a"]), r"Category: missing a required argument: 'choices'. Write it as in"),
+        (lambda: Category(options=["a"]), r"Category: got an unexpected keyword argument 'options'. Write it as in"),
     ],
 )
 def test_a_wrong_number_or_name_of_arguments_is_an_error_of_this_library(make, message):
@@ -328,9 +327,9 @@ def test_optunas_names_of_suggestions_are_told_by_their_names_here():
 @pytest.mark.parametrize(
     ("marker", "signature"),
     [
-        (Float, "(low: 'float', high: 'float', step: 'float | None' = None, log: 'bool' = False)"),
-        (Integer, "(low: 'int', high: 'int', step: 'int' = 1, log: 'bool' = False)"),
-        (Category, "(choices: 'Iterable[Any]')"),
+        (Float, "(low: 'float' = None, high: 'float' = None, step: 'float | None' = None, log: 'bool' = False)"),
+        (Integer, "(low: 'int' = None, high: 'int' = None, step: 'int' = 1, log: 'bool' = False)"),
+        (Category, "(choices: 'Iterable[Any] | Mapping[str, Any] | None' = None)"),
     ],
 )
 def test_editors_and_help_show_the_arguments_of_a_marker(marker, signature):

@@ -66,7 +66,12 @@ def test_a_sampled_point_is_always_contained(space, seed):
 def test_suggesting_is_asking_with_the_distributions(space, seed):
     trial = optuna.create_study(sampler=OPTUNA(seed=seed)).ask(fixed_distributions=space.distributions())
     point = space.suggest(trial)
-    assert {name: point[name] for name in space} == trial.params
+    assert {name: marker.to_stored(point[name]) for name, marker in space.items()} == trial.params
+    assert {name: marker.from_stored(trial.params[name]) for name, marker in space.items()} == {
+        name: point[name] for name in space
+    }
+    assert space.point(point) == trial.params
+    assert space.fill(trial.params) == point
 
 
 nested = st.recursive(

@@ -1,12 +1,13 @@
 """Hypothesis strategies for what the tests search: markers and spaces."""
 
+import enum
 import inspect
 from fractions import Fraction
 from typing import Annotated, Any
 
 from hypothesis import strategies as st
 
-from optuna_flyte_dsl import Category, Float, Integer, SearchSpace
+from optuna_flyte_dsl import Category, Float, Integer, Ordinal, SearchSpace
 from optuna_flyte_dsl.testing import strategies
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True).filter(
@@ -47,7 +48,26 @@ categories = st.lists(
     max_size=5,
     unique=True,
 ).map(Category)
-markers = floats() | integers() | categories
+ordinals = st.lists(st.integers(-9, 99) | st.text(max_size=4), min_size=2, max_size=5, unique=True).map(Ordinal)
+
+
+class Kernel(enum.Enum):
+    LINEAR = "linear"
+    RBF = "rbf"
+
+
+class Size(enum.Enum):
+    SMALL = 16
+    LARGE = 256
+
+
+named = st.one_of(
+    st.dictionaries(names, st.sampled_from([(1, 2), "text", 3.5, None, len]), min_size=1)
+    .filter(lambda drawn: len(set(drawn.values())) == len(drawn))
+    .map(Category),
+    st.sampled_from([Category(Kernel), Category(Size), Category([Kernel.RBF]), Ordinal(Size)]),
+)
+markers = floats() | integers() | categories | ordinals | named
 
 
 @st.composite

@@ -1,11 +1,13 @@
 """Makes markers and `optuna.Trial` native types of flytekit: `x: Float(0, 1)` is a FLOAT in a task's interface."""
 
 import asyncio
+import enum
+import functools
 import operator
+import typing
 import uuid
 import weakref
-from functools import reduce
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import optuna
 from flytekit.core.context_manager import FlyteContext
@@ -14,24 +16,42 @@ from flytekit.models.literals import Literal, Primitive, Scalar
 from flytekit.models.types import LiteralType, SimpleType
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
-from optuna_flyte_dsl._compat.flytekit import interface_inputs
+from optuna_flyte_dsl._compat.flytekit import find_transformer_first, interface_inputs
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError, OptunaFlyteError
+from optuna_flyte_dsl.space.annotations import read_annotation
 from optuna_flyte_dsl.space.conversion import to_float, value_types
-from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
+from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Suggestion
 
 _NATIVE_TYPES = (type(None), bool, int, float, str)
 
 
-def native_type(marker: Suggestion) -> Any:
-    """Return the Python type of a marker's values: a class, or a union of classes."""
+def native_type(annotation: Any) -> Any:
+    """Return the Python type in which Flyte carries the values of a marker: a class, or a union of classes.
+
+    Values that have names are carried by their names, unless they belong to an Enum that Flyte has a type for.
+    """
+    marker = _marker_in(annotation)
     if isinstance(marker, type):
         raise InvalidMarkerTypeError(
             f"An annotation is the class {marker.__name__}. Call it, with its bounds, as in `x: Float(0, 1)` or "
             '`x: Category(["a", "b"])`.'
         )
+    if not marker.is_complete:
+        raise InvalidMarkerTypeError(
+            f"An annotation is `{marker!r}`, without a type beside it. Write `x: Float(0, 1)`, or a type that has the "
+            'bounds or the choices, as in `x: Annotated[Literal["a", "b"], Category()]`.'
+        )
     kinds = value_types(marker)
+    if isinstance(marker, Category) and marker.names is not None:
+        if wrong := [choice for choice in marker.choices if choice is None or isinstance(choice, tuple)]:
+            raise InvalidMarkerTypeError(
+                f"{shown(marker)} as an annotation: a task takes neither None nor a tuple as a value, but a choice is "
+                f"{shown(wrong[0])}. Use a list, or a str that stands for the choice in the task."
+            )
+        is_flyte_enum = issubclass(kinds[0], enum.Enum) and all(isinstance(each.value, str) for each in kinds[0])
+        return kinds[0] if len(kinds) == 1 and is_flyte_enum else str
     for kind in kinds:
         if kind not in _NATIVE_TYPES:
             assert isinstance(marker, Category)
@@ -42,7 +62,7 @@ def native_type(marker: Suggestion) -> Any:
             )
     if kinds == (type(None),):
         kinds = (type(None), str)  # flytekit accepts None in a union only
-    return reduce(operator.or_, kinds)
+    return functools.reduce(operator.or_, kinds)
 
 
 def spell_out_unions(task: Any) -> None:
@@ -73,6 +93,9 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
     ) -> Literal:
         """Convert a value to a literal. An int for a `Float` becomes a float, as in Python."""
         native = native_type(python_type)
+        marker = _marker_in(python_type)
+        if _is_carried_by_name(marker, native):
+            python_val = marker.names[marker.index(marker.named(python_val))]
         python_val = to_float(native, python_val)
         transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native)
         if isinstance(transformer, AsyncTypeTransformer):
@@ -84,13 +107,42 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         native = native_type(expected_python_type)
         transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native)
         if isinstance(transformer, AsyncTypeTransformer):
-            return await transformer.async_to_python_value(ctx, lv, native)
-        return transformer.to_python_value(ctx, lv, native)
+            value = await transformer.async_to_python_value(ctx, lv, native)
+        else:
+            value = transformer.to_python_value(ctx, lv, native)
+        marker = _marker_in(expected_python_type)
+        return marker.choices[marker.names.index(value)] if _is_carried_by_name(marker, native) else value
+
+
+def _marker_in(annotation: Any) -> Any:
+    """Return the marker of an annotation, which is the marker or an `Annotated` with it."""
+    return read_annotation("An annotation", annotation).marker if get_origin(annotation) is Annotated else annotation
+
+
+def _is_carried_by_name(marker: Any, native: Any) -> bool:
+    return isinstance(marker, Category) and marker.names is not None and native is str
+
+
+def _transformer_of(annotation: Any) -> TypeTransformer[Any] | None:
+    """Return the transformer of an annotated Enum or Literal with a marker, which flytekit itself refuses."""
+    if get_origin(annotation) is not Annotated:
+        return None
+    base, *metadata = get_args(annotation)
+    is_refused = get_origin(base) is typing.Literal or (isinstance(base, type) and issubclass(base, enum.Enum))
+    if not is_refused or not any(isinstance(each, Category) for each in metadata):
+        return None
+    return TypeEngine.get_transformer(Category)
 
 
 def register(_flytekit: Any = None) -> None:
     """Register the types of markers and trials with flytekit. A second call changes nothing."""
-    for marker in (Float, Integer, Category):
+    _register()
+
+
+@functools.cache  # once
+def _register() -> None:
+    find_transformer_first(_transformer_of)
+    for marker in (Float, Integer, Category, Ordinal):
         TypeEngine.register_additional_type(MarkerTransformer(marker), marker)
     for kind in (Trial, BaseTrial, optuna.trial.FixedTrial, FrozenTrial):
         TypeEngine.register_additional_type(TrialTransformer(kind), kind)

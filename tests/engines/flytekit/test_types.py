@@ -12,8 +12,8 @@ from flytekit.models.types import SimpleType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optuna_flyte_dsl import Category, Float, Integer, InvalidMarkerTypeError
-from optuna_flyte_dsl.engines._flytekit.types import native_type, register
+from optuna_flyte_dsl import Category, Float, Integer, InvalidMarkerTypeError, Ordinal
+from optuna_flyte_dsl.engines._flytekit.types import MarkerTransformer, native_type, register
 from optuna_flyte_dsl.testing import strategies
 from tests.support import spaces
 
@@ -55,12 +55,68 @@ def test_a_marker_goes_into_a_union(annotation, values):
 
 @given(st.data())
 def test_a_drawn_value_survives_the_way_through_a_literal(data):
-    marker = data.draw(spaces.markers)
+    marker = data.draw(spaces.markers.filter(_is_carried))
     value = data.draw(strategies.values(marker))
     literal = TypeEngine.to_literal(CONTEXT, value, marker, TypeEngine.to_literal_type(marker))
     back = TypeEngine.to_python_value(CONTEXT, literal, marker)
     assert back == value
     assert type(back) is type(value)
+
+
+def _is_carried(marker):
+    """Flyte carries neither None nor a tuple as the value of a choice that has a name."""
+    return getattr(marker, "names", None) is None or not {None, (1, 2)} & set(marker.choices)
+
+
+@pytest.mark.parametrize("choices", [{"a": None, "b": 1}, {"a": (1, 2), "b": len}])
+def test_a_choice_that_flyte_cannot_carry_is_refused(choices):
+    with pytest.raises(InvalidMarkerTypeError, match=r"a task takes neither None nor a tuple .* Use a list, or a str"):
+        TypeEngine.to_literal_type(Category(choices))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "values"),
+    [
+        (Annotated[typing.Literal["a", "b"], Category()], ["a", "b"]),
+        (Annotated[typing.Literal[1, 2], "a note", Category()], [1, 2]),
+        (Annotated[spaces.Kernel, Category()], list(spaces.Kernel)),
+        (Annotated[spaces.Kernel, Category([spaces.Kernel.RBF])], [spaces.Kernel.RBF]),
+        (Annotated[spaces.Size, Ordinal()], list(spaces.Size)),
+        (Annotated[bool, Category()], [False, True]),
+        (Optional[Annotated[spaces.Kernel, Category()]], [None, *spaces.Kernel]),
+    ],
+)
+def test_an_annotated_enum_and_literal_survive_the_way_through_a_literal(annotation, values):
+    literal_type = TypeEngine.to_literal_type(annotation)
+    for value in values:
+        literal = TypeEngine.to_literal(CONTEXT, value, annotation, literal_type)
+        assert TypeEngine.to_python_value(CONTEXT, literal, annotation) is value
+
+
+def test_flyte_carries_an_enum_of_strings_as_its_enum_and_other_choices_by_their_names():
+    assert TypeEngine.to_literal_type(Category(spaces.Kernel)).enum_type.values == ["linear", "rbf"]
+    objects = Category({"length": len, "rbf": "not its name"})
+    for marker in (Category(spaces.Size), objects):
+        assert TypeEngine.to_literal_type(marker).simple == SimpleType.STRING
+    for value in ("length", len):
+        literal = TypeEngine.to_literal(CONTEXT, value, objects, TypeEngine.to_literal_type(objects))
+        assert literal.scalar.primitive.string_value == "length"
+        assert TypeEngine.to_python_value(CONTEXT, literal, objects) is len
+    with pytest.raises(Exception, match=r"'other' is no choice of Category\(\{'length': ..., 'rbf': ...\}\)"):
+        TypeEngine.to_literal(CONTEXT, "other", objects, TypeEngine.to_literal_type(objects))
+
+
+def test_flytekits_own_enums_and_literals_are_left_to_it():
+    for annotation in (spaces.Kernel, float, Annotated[float, "a note"], Annotated[float, Float(0, 1)]):
+        assert not isinstance(TypeEngine.get_transformer(annotation), MarkerTransformer)
+    with pytest.raises(ValueError, match="does not currently have support"):
+        TypeEngine.to_literal_type(Annotated[spaces.Kernel, "a note"])
+
+
+def test_a_marker_without_values_is_refused_where_no_type_stands_beside_it():
+    for marker in (Category(), Float(), Integer(low=1)):
+        with pytest.raises(InvalidMarkerTypeError, match=r"without a type beside it\. Write"):
+            TypeEngine.to_literal_type(marker)
 
 
 def test_an_int_for_a_float_becomes_one():

@@ -1,0 +1,134 @@
+"""Choices that have names, and choices that stand in an order."""
+
+import enum
+import pickle
+
+import optuna
+import pytest
+
+from optuna_flyte_dsl import (
+    Category,
+    Float,
+    InvalidMarkerError,
+    InvalidMarkerTypeError,
+    InvalidOptionError,
+    Ordinal,
+    OutOfRangeError,
+    SearchSpace,
+    optimize,
+    suggest,
+)
+from tests.support.spaces import Kernel, Size
+
+
+class Text(enum.StrEnum):
+    A = "letter a"
+    B = "letter b"
+
+
+def relu(x):
+    return max(x, 0.0)
+
+
+def objective(
+    kernel: Category(Kernel), act: Category({"relu": relu, "round": round}), width: Ordinal([16, 32, 64]), x=None
+) -> float:
+    assert (kernel in Kernel, callable(act), width in (16, 32, 64)) == (True, True, True)
+    return width / 16 + act(0.4)
+
+
+SEARCH = optimize(objective, n_trials=12, seed=1, progress=False)
+
+
+def test_optuna_stores_names_and_indices_and_the_objective_gets_the_choices():
+    study = SEARCH.run_sync()
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+    assert {trial.params["kernel"] for trial in study.trials} <= {"LINEAR", "RBF"}
+    assert {trial.params["act"] for trial in study.trials} <= {"relu", "round"}
+    assert {trial.params["width"] for trial in study.trials} == {0, 1, 2}
+    best = SEARCH.space.fill(study.best_params)
+    assert (best["act"], best["width"]) == (round, 16)
+    assert SEARCH.space.point(best) == study.best_params
+
+
+def test_no_warning_of_optuna_is_shown_for_choices_with_names(recwarn):
+    SEARCH.run_sync()
+    assert [str(each.message) for each in recwarn if "categorical" in str(each.message)] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [({"act": "relu"}, relu), ({"act": relu}, relu), ({"width": 32}, 32), ({"kernel": "RBF"}, Kernel.RBF)],
+)
+def test_a_call_and_an_initial_point_take_a_choice_or_its_name(given, passed):
+    (name,) = given
+    assert SEARCH.space.bind(**given).arguments[name] is passed
+    study = SEARCH.with_options(n_trials=1, initial_points=[given]).run_sync()
+    assert SEARCH.space.fill(study.trials[0].params)[name] is passed
+
+
+def test_an_index_is_no_value():
+    with pytest.raises(OutOfRangeError, match=r"`width` must lie within its marker Ordinal\(.*\), but got 2"):
+        SEARCH.run_sync(width=2)
+
+
+def test_a_choice_that_is_the_name_of_another_is_taken_as_a_choice():
+    space = SearchSpace.of(lambda x: 0.0).bind(x=Category({"a": "b", "b": "a", "c": "d"}))
+    assert space["x"].to_stored("b") == "a"
+    assert space["x"].named("b") == "b"
+    assert space["x"].named("c") == "d"
+
+
+def test_a_sampler_knows_the_order_of_an_ordinal():
+    assert Ordinal(["s", "m", "l"]).to_distribution() == optuna.distributions.IntDistribution(0, 2)
+    assert suggest.ordinal is Ordinal
+    assert Ordinal([1, 2]) != Category([1, 2])
+    assert pickle.loads(pickle.dumps(Ordinal(Size))) == Ordinal(Size)
+
+
+def test_members_of_an_enum_that_are_strings_have_names_too():
+    assert Category(Text).to_distribution().choices == ("A", "B")
+    assert repr(Category([Text.A])) == "Category([Text.A])"
+    assert repr(Category(Text)) == "Category(Text)"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Ordinal([1]), "at least two values, but got \\[1\\]"),
+        (lambda: Category({1: "a"}), "each name of a choice must be a str of 1 to 512 characters, but got 1"),
+        (lambda: Category({"": "a"}), "each name of a choice must be a str"),
+        (lambda: Category({}), "must hold at least one value"),
+        (lambda: Category([]), "must hold at least one value"),
+        (lambda: Category({"a": 1, "b": True}), "which are equal in Python"),
+    ],
+)
+def test_wrong_choices_are_named(make, message):
+    with pytest.raises((InvalidMarkerError, InvalidMarkerTypeError), match=message):
+        make()
+
+
+def test_a_suggestion_inside_a_choice_is_refused_instead_of_passed_on_unsampled():
+    with pytest.raises(InvalidMarkerTypeError, match=r"holds the marker Float\(0, 1\), which is not sampled there"):
+        Category([{"kind": "svm", "C": Float(0, 1)}, {"kind": "rf"}])
+
+
+def test_duplicates_of_named_and_ordered_choices_are_found():
+    study = SEARCH.with_options(n_trials=50, duplicates="resample", stop_when_exhausted=True).run_sync()
+    points = {tuple(sorted(trial.params.items())) for trial in study.trials}
+    assert len(study.trials) == len(points) == 12
+
+
+def test_a_kept_study_goes_on_with_named_and_ordered_choices(tmp_path):
+    options = {"storage": f"sqlite:///{tmp_path}/s.db", "study_name": "s", "resume": True}
+    SEARCH.with_options(n_trials=3, **options).run_sync()
+    study = SEARCH.with_options(n_trials=6, **options).run_sync()
+    assert len(study.trials) == 6
+    assert study.user_attrs["optuna_flyte_dsl:ordinals"] == {"width": ["16", "32", "64"]}
+
+    def changed(kernel: Category(Kernel), act: Category({"relu": relu, "round": round}), width: Ordinal([8, 16, 32])):
+        raise NotImplementedError
+
+    with pytest.raises(InvalidOptionError, match=r"`width` is Ordinal\(\[8, 16, 32\]\) now.*have stored indices of"):
+        optimize(changed, n_trials=9, **options).run_sync()
+    assert len(SEARCH.with_options(n_trials=7, **options).run_sync().trials) == 7
