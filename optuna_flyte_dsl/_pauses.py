@@ -18,6 +18,10 @@ class Pauses:
     silence_check: float = 0.25  # between two checks for a storage call without any answer
     at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
 
+    # The event loop of a search over an async function.
+    loop_check: float = 1.0  # between two looks whether the loop is blocked
+    loop_block: float = 1.0  # how late such a look must be for a warning
+
     # How often other processes are checked.
     lock_check: float = 1.0  # between two checks of the connection that holds a database lock
     lock_patience: float = 15.0  # a lock that was free at each check for this long proves that its owner is dead

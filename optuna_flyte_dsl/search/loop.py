@@ -21,12 +21,13 @@ from optuna_flyte_dsl.errors import InvalidObjectiveError, TrialTimeoutError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.ask_tell import AskedTrial, AskTell
 from optuna_flyte_dsl.search.exit_guard import ExitGuard
+from optuna_flyte_dsl.search.loop_watch import LoopWatch
 from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.trial_order import TrialOrder
 from optuna_flyte_dsl.space.containers import copy_containers
-from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import ATTEMPTS
 from optuna_flyte_dsl.study.trial_quota import ASK_LATER, AskLater
 
@@ -77,6 +78,9 @@ class SearchLoop:
             self._deadline = (self._loop.time() if self.started is None else self.started) + self._timeout
             alarms.append(self._loop.call_at(self._deadline, self.trials.hurry))
             alarms.append(self._loop.call_at(self._deadline, self._end_if_silent))
+        watch = LoopWatch(self.objective.name)
+        if self.objective.kind is Kind.ASYNC_FUNCTION and self.options.concurrency > 1:
+            watch.start()
         with ExitGuard(self._loop, self._close_in_this_thread, lambda: self.thread.is_forked):
             try:
                 await self.thread.run(self.trials.enqueue, self.initial_points)
@@ -91,6 +95,7 @@ class SearchLoop:
             finally:
                 for alarm in alarms:
                     alarm.cancel()
+                watch.stop()
                 self._close_in_this_thread()
 
     def stop(self) -> None:

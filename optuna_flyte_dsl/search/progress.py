@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import optuna
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._text import counted
 from optuna_flyte_dsl.search.outcome import one_line
 from optuna_flyte_dsl.study.attributes import ERROR
 
@@ -35,6 +36,7 @@ class Tally:
     failed: int = 0
     pruned: int = 0
     best: float | None = None
+    front: list[tuple[float, ...]] = field(default_factory=list)  # of several objectives: the values to be minimized
     first_reason: str | None = None  # why the first trial that failed did so
 
     def add(self, trial: FrozenTrial) -> None:
@@ -49,12 +51,27 @@ class Tally:
             better = max if self.directions[0] is StudyDirection.MAXIMIZE else min
             (value,) = trial.values
             self.best = value if self.best is None else better(self.best, value)
+        else:
+            signs = [-1 if direction is StudyDirection.MAXIMIZE else 1 for direction in self.directions]
+            point = tuple(sign * value for sign, value in zip(signs, trial.values, strict=True))
+            if not any(_dominates(other, point) for other in self.front):
+                self.front = [*(other for other in self.front if not _dominates(point, other)), point]
 
     def describe(self) -> str:
         """Return the best value, the failures and the pruned trials as text."""
         parts = [f"best {self.best:.6g}"] if self.best is not None else []
+        parts += [f"{counted(len(self.front), 'trial')} on the Pareto front"] if self.front else []
         parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.pruned, "pruned")) if count]
         return ", ".join(parts)
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Return whether one point is at least as good as another in each objective, and better in one; smaller is better.
+
+    >>> _dominates((1, 2), (1, 3)), _dominates((1, 2), (1, 2)), _dominates((1, 3), (2, 2))
+    (True, False, False)
+    """
+    return one != other and all(mine <= its for mine, its in zip(one, other, strict=True))
 
 
 class Reporter:
@@ -68,6 +85,8 @@ class Reporter:
         self._tally = tally
         self._before = tally.finished  # the trials of earlier runs
         self._display = _choose(tally) if enabled else None
+        if self._display is not None:
+            self._display.begin(tally)
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +111,7 @@ class Reporter:
         """Count all finished trials of the study anew: other processes may have run some of them."""
         tally = self._tally
         tally.finished = tally.failed = tally.pruned = 0
-        tally.best = None
+        tally.best, tally.front = None, []
         for trial in finished:
             tally.add(trial)
 
@@ -124,6 +143,10 @@ class Bar:
         self._task = self._progress.add_task(tally.name, total=tally.n_trials, state="")
         self._progress.start()
 
+    def begin(self, tally: Tally) -> None:
+        """Show the trials that the study has already."""
+        self.show(tally)
+
     def show(self, tally: Tally) -> None:
         """Show the tally after a trial."""
         self._progress.update(self._task, completed=tally.finished, state=tally.describe())
@@ -140,6 +163,11 @@ class Lines:
 
     def __init__(self) -> None:
         self._next = time.monotonic() + pauses.progress_line
+
+    def begin(self, tally: Tally) -> None:
+        """Log what is left to do, if the study has trials already."""
+        if 0 < tally.finished < tally.n_trials:
+            self._log(f"{tally.n_trials - tally.finished} to do, ", tally)
 
     def show(self, tally: Tally) -> None:
         """Log the tally, unless the last line is recent."""

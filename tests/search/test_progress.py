@@ -4,6 +4,8 @@ import logging
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from rich.live import Live
 
@@ -127,10 +129,26 @@ def test_the_best_value_follows_the_direction(direction, best):
     assert tally.best == best(1.0, 3.0)
 
 
-def test_several_objectives_have_no_best_value():
-    tally = progress.Tally("o", 3, [optuna.study.StudyDirection.MINIMIZE] * 2)
-    tally.add(optuna.trial.create_trial(values=[1.0, 2.0]))
-    assert tally.describe() == ""
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+def test_of_several_objectives_the_trials_on_the_front_are_counted(points):
+    directions = [optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE]
+    tally = progress.Tally("o", 3, directions)
+    study = optuna.create_study(directions=directions)
+    for values in points:
+        trial = optuna.trial.create_trial(values=list(map(float, values)))
+        tally.add(trial)
+        study.add_trial(trial)
+    assert len(tally.front) == len(study.best_trials)
+    assert tally.describe().startswith(f"{len(tally.front)} trial")
+    assert tally.best is None
+
+
+def test_a_resumed_search_says_what_is_left(capsys, tmp_path):
+    options = {"storage": tmp_path / "s.journal", "resume": True}
+    Optimizer(objective, 1, 3, seed=1, **options).run_sync()
+    assert "to do" not in capsys.readouterr().err
+    Optimizer(objective, 1, 8, seed=1, **options).run_sync()
+    assert "objective: 5 to do, 3 of 8 trials finished" in capsys.readouterr().err
 
 
 def test_a_search_whose_first_trial_ends_it_has_run_a_trial(capsys):
