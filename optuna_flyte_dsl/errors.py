@@ -67,6 +67,10 @@ class EmptySpaceError(OptunaFlyteError, ValueError):
     """Raised when the arguments of a call fix every parameter, so that nothing is left to search."""
 
 
+class NoBestTrialError(OptunaFlyteError, ValueError):
+    """Raised when a study has no best trial: none is complete, or none is within the given bounds."""
+
+
 class ObjectiveValueError(OptunaFlyteError, ValueError, TypeError):
     """Raised when the objective returns the wrong number of values, or a value that is not a number."""
 

@@ -20,8 +20,10 @@ from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search_assembly import Assembly, taken_points
+from optuna_flyte_dsl.space.annotations import listed
 from optuna_flyte_dsl.space.objective import TRIAL, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study.best_trial import best_trial_of
 from optuna_flyte_dsl.study.opening import StudySource, check_study_options
 from optuna_flyte_dsl.study.storages import preload_database
 from optuna_flyte_dsl.study.taken_points import TakenPoints
@@ -264,6 +266,47 @@ class SessionAttributes:
             DirectionError: If the number of objectives, or a direction, contradicts the study.
         """
         return self._with_session(self._session.with_options(options))
+
+    def best(
+        self,
+        study: optuna.Study,
+        /,
+        fixed: Mapping[str, Any] | None = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        within: Mapping[str, float] | None = None,
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of a study's best trial: `train.task(**train.best(study))` is the final run.
+
+        Args:
+            study: A study of this objective.
+            fixed: Arguments that the search got and the signature does not have, such as `{"dataset": "digits"}`;
+                suggestions too.
+            weights: How much each objective counts, by its name, for a study with several objectives. The trial with
+                the best weighted sum of values is chosen. An objective that is left out does not count.
+            within: Bounds of objectives, by name. A trial is chosen only if each of these values is as good as its
+                bound.
+
+        Raises:
+            NoBestTrialError: If no trial is complete, or none is within the bounds.
+            InvalidOptionError: If the study has several objectives and none has a weight, or if a name is wrong.
+            ArgumentError: If an argument is missing.
+        """
+        objective = self._session.objective
+        if objective.suggests_itself and not self.space:
+            raise InvalidOptionError(
+                f"`{objective.name}` samples by `trial`, so its arguments do not have the best values. Run it with "
+                "`optuna.trial.FixedTrial(study.best_params)`."
+            )
+        space = self.space.bind(**(fixed or {}))
+        space.check_complete()
+        params = best_trial_of(study, weights, within).params
+        if missing := [name for name in space if name not in params]:
+            raise ArgumentError(
+                f"`{objective.name}`: the best trial has no value for {listed(missing)}: its search got it by the "
+                f"call. Give what the search got, as in `fixed={{{missing[0].split('.')[0]!r}: ...}}`."
+            )
+        return space.fill(params)
 
     def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run a search and wait for it, even where an event loop is running, as in a notebook.

@@ -98,6 +98,7 @@ def with_arguments(x: Annotated[float, Float(0, 1)]) -> float:
 async def use() -> None:
     assert_type(train.space, SearchSpace)
     assert_type(train.study, optuna.Study)
+    assert_type(train.best(train.study, {"dataset": "digits"}, within={"accuracy": 0.5}), dict[str, Any])
     assert_type((train.n_trials, train.concurrency, train.delay), tuple[int, int, float])
     assert_type(train.run_sync(dataset="digits"), optuna.Study)
     assert_type(await train(lr=suggest.float(1e-4, 1e-2), depth=Fixed(30), dataset="digits"), optuna.Study)
