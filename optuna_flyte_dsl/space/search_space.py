@@ -7,6 +7,7 @@ arguments of one trial.
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_
 from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, DeclaredParameter, declare
 from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
+from optuna_flyte_dsl.space.space_text import Branch, parameter_branch, size_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -361,6 +363,19 @@ class SearchSpace(Mapping[str, Suggestion]):
         return self._markers == other._markers and self._template == other._template
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        """Return the space as a tree: its parameters, with their markers, fixed values and defaults."""
+        branches = [
+            parameter_branch(name, value, "fixed" if name in self._bound else "default")
+            for name, value in self._template.items()
+        ]
+        branches += [Branch(f"{name}: needs a value") for name in self.missing]
+        return "\n".join(Branch(f"{self.name}: {size_text(self)}", tuple(branches)).lines())
+
+    def _repr_html_(self) -> str:
+        """Return the tree as notebooks show it."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={value!r}" for name, value in self._template.items())
