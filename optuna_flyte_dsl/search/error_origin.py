@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import linecache
+import os
 import pathlib
 import re
 import sysconfig
@@ -21,7 +22,8 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<functio
 def _other_code() -> tuple[str, ...]:
     """Return the folders of Python, of installed packages, and of this library."""
     installed = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
-    return (*installed, str(pathlib.Path(__file__).parents[1]))
+    folders = (*installed, str(pathlib.Path(__file__).parents[1]))
+    return tuple(os.path.join(folder, "") for folder in folders)
 
 
 def place_of(error: BaseException | None) -> str:
@@ -51,11 +53,14 @@ def traceback_of(error: BaseException) -> str:
     if isinstance(kept, str):
         return kept
     with contextlib.suppress(Exception):  # an error of a user's class may raise anything when it is looked at
-        whole = traceback.TracebackException.from_exception(error, max_group_depth=0)
-        shown: traceback.TracebackException | None = whole
-        while shown is not None:
+        whole = traceback.TracebackException.from_exception(error)
+        left = [whole]
+        while left:
+            shown = left.pop()
             shown.stack = traceback.StackSummary.from_list(list(_user_frames(shown.stack)))
-            shown = shown.__cause__ or shown.__context__
+            left += [
+                each for each in (shown.__cause__, shown.__context__, *(shown.exceptions or ())) if each is not None
+            ]
         return "".join(whole.format())[-_TRACEBACK_LIMIT:] if whole.stack else ""
     return ""
 

@@ -35,6 +35,7 @@ class ReadAnnotation(NamedTuple):
     marker: Suggestion | None  # the marker; `None` for a parameter that is not searched
     base: Any
     optional: bool  # whether `None` is accepted
+    metadata: tuple[Any, ...] = ()  # what stands beside the type, but for the marker
 
 
 def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
@@ -82,7 +83,7 @@ def check_default(where: str, parameter: inspect.Parameter) -> None:
 def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
     inner, *extras = get_args(annotation)
     incomplete = isinstance(inner, Suggestion) and not inner.is_complete
-    marker, base, optional = (inner, NO_TYPE, False) if incomplete else read_annotation(where, inner)
+    marker, base, optional, _ = ReadAnnotation(inner, NO_TYPE, False) if incomplete else read_annotation(where, inner)
     for extra in extras:
         if isinstance(extra, type) and issubclass(extra, Suggestion):
             raise InvalidAnnotationError(
@@ -98,7 +99,7 @@ def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
         found = completed(where, found, base, extras)
     if found is not None and (clash := type_clash(found, base)):
         raise InvalidAnnotationError(f"{where} {clash}. Let the two agree.")
-    return ReadAnnotation(found, base, optional)
+    return ReadAnnotation(found, base, optional, tuple(extra for extra in extras if not isinstance(extra, Suggestion)))
 
 
 def _only_marker(where: str, found: list[Suggestion]) -> Suggestion | None:
@@ -116,7 +117,11 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
     if not _PLAIN_TYPES.issuperset(allowed):
         return None
     if isinstance(marker, Category):
-        wrong = [choice for choice in marker.choices if type(choice) in _PLAIN_TYPES and type(choice) not in allowed]
+        wrong = [
+            choice
+            for choice in marker.choices
+            if type(choice) not in allowed and (type(choice) in _PLAIN_TYPES or marker.names is not None)
+        ]
         if wrong and not (float in allowed and all(type(choice) is int for choice in wrong)):
             return f"says {_type_name(base)}, but {shown(marker)} holds {shown(wrong[0])}"
         return None
@@ -147,7 +152,8 @@ def _marker_meant_by(annotation: Any) -> str | None:
                 return repr(Suggestion.from_distribution(annotation))
             return "Float(0, 1)"
         case range():
-            return f"Integer({annotation.start}, {annotation[-1] if annotation else annotation.stop})"
+            step = f", step={annotation.step}" if annotation.step > 1 else ""
+            return f"Integer({annotation[0]}, {annotation[-1]}{step})" if len(annotation) > 1 else "Integer(0, 10)"
         case (low, high) if all(isinstance(bound, Real) and not isinstance(bound, bool) for bound in annotation):
             is_integer = isinstance(low, int) and isinstance(high, int)
             return f"{'Integer' if is_integer else 'Float'}({low!r}, {high!r})"
@@ -163,7 +169,7 @@ def _holds_marker(annotation: Any) -> bool:
 
 
 def _example(marker: type[Suggestion]) -> str:
-    return 'Category(["a", "b"])' if marker is Category else f"{marker.__name__}(0, 1)"
+    return f'{marker.__name__}(["a", "b"])' if issubclass(marker, Category) else f"{marker.__name__}(0, 1)"
 
 
 def _type_name(annotation: Any) -> str:

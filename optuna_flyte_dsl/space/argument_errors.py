@@ -83,14 +83,38 @@ def nothing_to_search(objective: str, fixed: Collection[str]) -> EmptySpaceError
 def out_of_range(objective: str, name: str, marker: Suggestion, base: Any, value: Any) -> OutOfRangeError:
     """Return the error for a fixed value that lies outside its parameter's marker."""
     cure = "Give another value"
-    known = (marker.names or marker.choices) if isinstance(marker, Category) else ()
-    choices = [choice for choice in known if isinstance(choice, str)]
-    near = nearest(value, choices) if isinstance(value, str) else None
     if isinstance(value, list | tuple | set):
         cure = f"To search other values, give a suggestion, `{name}=suggest.category([...])`"
     elif is_of_type(base, value):
         cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
     return OutOfRangeError(
         f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}."
-        f"{f' Did you mean {near!r}?' if near is not None else ''} {cure}."
+        f"{_choice_meant(marker, value)} {cure}."
     )
+
+
+def out_of_range_in_point(objective: str, name: str, marker: Suggestion, value: Any) -> OutOfRangeError:
+    """Return the error for a value of an initial point that lies outside its parameter's marker."""
+    cure = "Give another value, or leave it out of the point"
+    if isinstance(marker, Category) and marker != marker.stored:
+        cure += ". Of what a trial has stored, `space.values_of(trial.params)` makes the values"
+    return OutOfRangeError(
+        f"`{objective}`: `{name}` of an initial point must lie within {shown(marker)}, but got {shown(value)}."
+        f"{_choice_meant(marker, value)} {cure}."
+    )
+
+
+def not_carried(objective: str, name: str, marker: Suggestion | None, value: Any) -> OutOfRangeError:
+    """Return the error for a value that Flyte cannot carry, because the parameter's choices have names."""
+    return OutOfRangeError(
+        f"`{objective}`: `{name}` must be one of the choices of {shown(marker)}, because Flyte carries them by their "
+        f"names, but got {shown(value)}. Add it to the choices of the signature."
+    )
+
+
+def _choice_meant(marker: Suggestion, value: Any) -> str:
+    """Return a sentence that suggests the choice nearest to a misspelt one, after a blank; empty if none is near."""
+    known = (marker.names or marker.choices) if isinstance(marker, Category) else ()
+    choices = [choice for choice in known if isinstance(choice, str)]
+    near = nearest(value, choices) if isinstance(value, str) else None
+    return f" Did you mean {near!r}?" if near is not None else ""

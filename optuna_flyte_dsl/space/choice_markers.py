@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ class Category(Suggestion):
             raise InvalidMarkerTypeError(
                 f'{name}: `choices` must be a list of values, but got {shown(choices)}. Write `{name}(["a", "b"])`.'
             )
-        if isinstance(choices, AbstractSet):
+        if isinstance(choices, AbstractSet) and not isinstance(choices, KeysView):
             raise InvalidMarkerTypeError(
                 f"{name}: `choices` must stand in an order, which a {type(choices).__name__} has anew in each "
                 f"process, but got {shown(choices)}. Write a list."
@@ -63,12 +63,21 @@ class Category(Suggestion):
         object.__setattr__(self, "choices", tuple(choices))
         if not self.choices:
             raise InvalidMarkerError(f"{name}: `choices` must hold at least one value, but got none.")
-        if self.names is None and all(isinstance(choice, enum.Enum) for choice in self.choices):
-            object.__setattr__(self, "names", tuple(choice.name for choice in self.choices))
+        kinds = {type(choice) for choice in self.choices}
+        if self.names is None and len(kinds) == 1 and issubclass(kinds.pop(), enum.Enum):
+            names = tuple(choice.name for choice in self.choices)
+            object.__setattr__(self, "names", None if None in names else names)  # some members of a Flag have none
         for each in self.names or ():
             if not isinstance(each, str) or not is_storable_name(each):
                 raise InvalidMarkerTypeError(
-                    f"{name}: each name of a choice must be a str of 1 to 512 characters, but got {shown(each)}."
+                    f"{name}: each name of a choice, a key of the dict, must be a str of 1 to 512 characters, but got "
+                    f"{shown(each)}."
+                )
+        for index, each in enumerate(self.names or ()):
+            if any(same(each, choice) for choice in (*self.choices[:index], *self.choices[index + 1 :])):
+                raise InvalidMarkerError(
+                    f"{name}: the name {each!r} of one choice is another choice, so it would not be clear which one is "
+                    "meant. Rename it."
                 )
         for choice in self.choices:
             if isinstance(choice, Suggestion):
@@ -78,9 +87,10 @@ class Category(Suggestion):
                 )
             _refuse_hidden_marker(name, choice)
         if repeated := _repetition(self.choices):
+            cure = "Drop one." if self.names is not None else "Drop one, or write them as strings."
             raise InvalidMarkerError(
                 f"{name}: each of the `choices` must stand once, but got both {shown(repeated[0])} and "
-                f"{shown(repeated[1])}, which are equal in Python. Drop one, or write them as strings."
+                f"{shown(repeated[1])}, which are equal in Python. {cure}"
             )
 
     def __eq__(self, other: object) -> bool:
@@ -133,7 +143,11 @@ class Category(Suggestion):
 
     def from_stored(self, stored: Any) -> Any:
         """Return the choice that has a name, if the choices have names."""
-        return stored if self.names is None else self.choices[self.names.index(stored)]
+        if self.names is None:
+            return stored
+        if stored not in self.names:
+            raise ValueError(f"{shown(stored)} is none of the names of {self!r}.")
+        return self.choices[self.names.index(stored)]
 
     def index(self, value: Any) -> int:
         """Return the index of a choice.
@@ -200,6 +214,8 @@ class Ordinal(Category):
 
     def from_stored(self, stored: Any) -> Any:
         """Return the choice at an index."""
+        if isinstance(stored, bool) or not isinstance(stored, int) or not 0 <= stored < len(self.choices):
+            raise ValueError(f"{shown(stored)} is no index of {self!r}.")
         return self.choices[stored]
 
 

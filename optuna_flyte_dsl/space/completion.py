@@ -6,26 +6,37 @@ import inspect
 import math
 import types
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from numbers import Real
 from typing import Any, Literal, Union, get_args, get_origin
 
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.errors import InvalidAnnotationError
+from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 
-def completed(where: str, marker: Suggestion, base: Any, metadata: Iterable[Any] = ()) -> Suggestion:
+def completed(
+    where: str, marker: Suggestion, base: Any, metadata: Iterable[Any] = (), declared: Suggestion | None = None
+) -> Suggestion:
     """Return a marker with the bounds or the choices that the type beside it has.
 
     Args:
         where: What the marker belongs to, for errors.
         base: The type beside the marker.
         metadata: The metadata beside the marker: constraints of the packages annotated_types and pydantic.
+        declared: The marker that the signature declares, if the marker is one of a call: it has choices too.
 
     Raises:
         InvalidAnnotationError: If the type has no bounds or no choices.
     """
     if marker.is_complete:
+        check_constraints(where, marker, metadata)
         return marker
+    if isinstance(marker, Category) and isinstance(declared, Category):
+        named = declared.names is not None
+        return type(marker)(
+            dict(zip(declared.names or (), declared.choices, strict=False)) if named else declared.choices
+        )
     if isinstance(marker, Category):
         return type(marker)(_choices_of(where, marker, base))
     assert isinstance(marker, Float | Integer)
@@ -60,14 +71,9 @@ def _constraints(metadata: Iterable[Any]) -> Iterator[Any]:
 
 
 def _with_bounds(where: str, marker: Float | Integer, constraints: list[Any]) -> Suggestion:
-    found: dict[str, Any] = {name: _attribute(constraints, name) for name in ("ge", "gt", "le", "lt", "multiple_of")}
-    low: Any = marker.low
-    high: Any = marker.high
-    step = found["multiple_of"]
-    if low is None:
-        low = found["ge"] if found["ge"] is not None else _beyond(where, marker, found["gt"], math.inf)
-    if high is None:
-        high = found["le"] if found["le"] is not None else _beyond(where, marker, found["lt"], -math.inf)
+    low, high, step = _limits(where, marker, constraints)
+    low = marker.low if marker.low is not None else low
+    high = marker.high if marker.high is not None else high
     kind = type(marker).__name__
     missing = [name for name, bound in (("low", low), ("high", high)) if bound is None]
     if missing:
@@ -76,26 +82,68 @@ def _with_bounds(where: str, marker: Float | Integer, constraints: list[Any]) ->
             f"has {'it' if len(missing) == 1 else 'them'}. Write `{kind}(0, 1)`, or "
             f"`Annotated[{'float' if kind == 'Float' else 'int'}, Ge(0), Le(1), {kind}()]`."
         )
-    if step is not None and marker.step in (None, 1) and not marker.log:
-        low, high = math.ceil(low / step) * step, math.floor(high / step) * step
-        return dataclasses.replace(marker, low=low, high=high, step=step)
-    return dataclasses.replace(marker, low=low, high=high)
+    if step is not None and not marker.log and marker.step in (None, 1):
+        exact = [Fraction(str(number)) for number in (low, high, step)]
+        first, last = math.ceil(exact[0] / exact[2]), math.floor(exact[1] / exact[2])
+        low, high, step = (_number(marker, each) for each in (first * exact[2], last * exact[2], exact[2]))
+    else:
+        step = marker.step
+    try:
+        made = dataclasses.replace(marker, low=low, high=high, step=step)
+    except (InvalidMarkerError, InvalidMarkerTypeError) as error:
+        raise InvalidAnnotationError(f"{where}: the constraints beside the marker give no range. {error}") from error
+    check_constraints(where, made, constraints)
+    return made
 
 
-def _attribute(constraints: list[Any], name: str) -> Any:
-    """Return the constraint of a name, such as `ge`, if one of the objects has it."""
-    return next((bound for each in constraints if (bound := getattr(each, name, None)) is not None), None)
+def check_constraints(where: str, marker: Suggestion, metadata: Iterable[Any]) -> None:
+    """Check that a marker with its own bounds keeps the constraints beside it.
+
+    Raises:
+        InvalidAnnotationError: If the marker has a value that a constraint excludes.
+    """
+    if not isinstance(marker, Float | Integer):
+        return
+    low, high, step = _limits(where, marker, list(_constraints(metadata)))
+    on_step = step is None or all(
+        (Fraction(str(number)) / Fraction(str(step))).denominator == 1
+        for number in (marker.low, marker.step if marker.step is not None else math.pi)
+    )
+    if (low is not None and marker.low < low) or (high is not None and marker.high > high) or not on_step:
+        raise InvalidAnnotationError(
+            f"{where}: {shown(marker)} has values that a constraint beside it excludes. Let the two agree, or leave "
+            f"the bounds to the constraint: `{type(marker).__name__}()`."
+        )
 
 
-def _beyond(where: str, marker: Float | Integer, bound: Any, towards: float) -> Any:
-    """Return the first number beyond an exclusive bound."""
-    if bound is None:
-        return None
-    if isinstance(marker, Integer):
-        return math.floor(bound) + 1 if towards > 0 else math.ceil(bound) - 1
-    if marker.log and towards > 0 and bound == 0:
+def _limits(where: str, marker: Float | Integer, constraints: list[Any]) -> tuple[Any, Any, Any]:
+    """Return the largest lower bound, the smallest upper bound and the step of constraints; `None` for each without."""
+    found: dict[str, list[Any]] = {"ge": [], "gt": [], "le": [], "lt": [], "multiple_of": []}
+    for each in constraints:
+        for name, bounds in found.items():
+            bound = getattr(each, name, None)
+            if bound is not None:
+                if isinstance(bound, bool) or not isinstance(bound, Real) or not math.isfinite(bound):
+                    raise InvalidAnnotationError(f"{where}: `{name}` must be a finite number, but got {shown(bound)}.")
+                bounds.append(bound)
+    is_integer = isinstance(marker, Integer)
+    lows = [math.ceil(bound) if is_integer else bound for bound in found["ge"]]
+    highs = [math.floor(bound) if is_integer else bound for bound in found["le"]]
+    if found["gt"] and not is_integer and marker.log and marker.low is None and max(found["gt"]) == 0 and not lows:
         raise InvalidAnnotationError(
             f"{where}: with `log=True`, `low` cannot be taken from an exclusive bound of 0. Write `low`, as in "
             "`Float(low=1e-5, log=True)`."
         )
-    return math.nextafter(bound, towards)
+    lows += [math.floor(bound) + 1 if is_integer else math.nextafter(bound, math.inf) for bound in found["gt"]]
+    highs += [math.ceil(bound) - 1 if is_integer else math.nextafter(bound, -math.inf) for bound in found["lt"]]
+    steps = found["multiple_of"]
+    if len(steps) > 1 or any(step <= 0 or (is_integer and step != int(step)) for step in steps):
+        raise InvalidAnnotationError(
+            f"{where}: there must be at most one `multiple_of`, greater than 0{' and whole' if is_integer else ''}, "
+            f"but got {', '.join(map(shown, steps))}."
+        )
+    return max(lows, default=None), min(highs, default=None), steps[0] if steps else None
+
+
+def _number(marker: Float | Integer, number: Fraction) -> Any:
+    return int(number) if isinstance(marker, Integer) else float(number)

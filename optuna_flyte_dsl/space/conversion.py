@@ -29,7 +29,7 @@ def to_float(base: Any, value: Any) -> Any:
 def convert(marker: Suggestion, value: Any) -> Any:
     """Return a value that a marker contains in the type that a trial would get: 1 becomes 1.0 for a `Float`."""
     if isinstance(marker, Category):
-        return marker.choices[marker.index(value)]
+        return marker.choices[marker.index(marker.named(value))]
     return to_float(float, value) if isinstance(marker, Float) else int(value)
 
 

@@ -39,6 +39,11 @@ def named(marker: Suggestion, value: Any) -> Any:
     return marker.named(value) if isinstance(marker, Category) else value
 
 
+def carries(marker: Suggestion | None, value: Any) -> bool:
+    """Return whether Flyte can carry a value for a parameter: of choices that have names, it carries no others."""
+    return not isinstance(marker, Category) or marker.names is None or value is None or contains(marker, value)
+
+
 def contains(marker: Suggestion, value: Any) -> bool:
     """Return whether a marker has a value: within its bounds, and on the grid of its step."""
     return key_of(marker, value) is not None

@@ -60,7 +60,7 @@ def as_declared(returned: Any, kinds: Sequence[Any]) -> Any:
 
 
 def _as_declared(value: Any, kind: Any) -> Any:
-    if getattr(value, "ndim", 0) or isinstance(value, bool | tuple | list):
+    if getattr(value, "ndim", 0) or isinstance(value, tuple | list):
         return value
     if kind is int and isinstance(value, Integral):
         return int(value)

@@ -18,20 +18,23 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from optuna_flyte_dsl._text import is_storable_name, shown
-from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, OutOfRangeError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, positional_only, type_clash
+from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, positional_only
 from optuna_flyte_dsl.space.argument_errors import (
     missing_values,
+    not_carried,
     nothing_to_search,
     out_of_range,
+    out_of_range_in_point,
     unknown_in_point,
     unknown_parameter,
 )
 from optuna_flyte_dsl.space.completion import completed
 from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
 from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, DeclaredParameter, declare
-from optuna_flyte_dsl.space.markers import Fixed, Integer, Suggestion
+from optuna_flyte_dsl.space.domain import carries
+from optuna_flyte_dsl.space.markers import Fixed, Suggestion
 from optuna_flyte_dsl.space.signatures import read_signature
 from optuna_flyte_dsl.space.space_text import Branch, parameter_branch, size_text
 
@@ -143,14 +146,11 @@ class SearchSpace(Mapping[str, Suggestion]):
         if isinstance(value, type) and issubclass(value, Suggestion):
             raise ArgumentError(f"`{self.name}`: `{name}` got the class {value.__name__}. Call it, with its bounds.")
         if isinstance(value, Fixed):
+            if self._strict and not carries(declared.marker, value.value):
+                raise not_carried(self.name, name, declared.marker, value.value)
             return conversion.to_float(declared.base, value.value)
         if isinstance(value, Suggestion):
-            value = completed(f"`{self.name}`: `{name}`", value, declared.base)
-            if (clash := type_clash(value, declared.base)) and not (
-                declared.base is float and isinstance(value, Integer)
-            ):
-                raise ArgumentError(f"`{self.name}`: `{name}` {clash}. Let the two agree.")
-            return value
+            return declared.accept(self.name, name, value, is_task=self._strict)
         if declared.marker is None:
             if self._strict and not is_of_type(declared.base, value):
                 raise ArgumentError(
@@ -273,11 +273,31 @@ class SearchSpace(Mapping[str, Suggestion]):
             values = choose
             if missing := [name for name in self if name not in values]:
                 raise ArgumentError(f"`{self.name}`: the values lack {listed(missing)}. Give a value for each marker.")
-            choose = lambda name, marker: marker.from_stored(values[name])  # noqa: E731
+            drawn = self.values_of(values)
+            choose = lambda name, _: drawn[name]  # noqa: E731
         return {
             name: conversion.to_float(self._declared.get(name, UNDECLARED).base, replace_markers(name, value, choose))
             for name, value in self._template.items()
         }
+
+    def values_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the searched values, by name, of a trial's parameters, such as `trial.params`.
+
+        What Optuna stores differs from the values for choices that have names, and for an `Ordinal`. The result can be
+        an initial point.
+
+        Raises:
+            ArgumentError: If Optuna stores no such thing for a parameter.
+        """
+        values = {}
+        for name, stored in params.items():
+            try:
+                values[name] = self[name].from_stored(stored) if name in self else stored
+            except ValueError as error:
+                raise ArgumentError(
+                    f"`{self.name}`: `{name}` of a trial: {error} Give what a trial has stored."
+                ) from error
+        return values
 
     def contains(self, kwargs: Mapping[str, Any]) -> bool:
         """Return whether keyword arguments are a point of this space.
@@ -341,10 +361,7 @@ class SearchSpace(Mapping[str, Suggestion]):
                 raise unknown_in_point(self.name, name, markers, is_parameter=True)
             value = domain.named(markers[name], given)
             if not domain.contains(markers[name], value):
-                raise OutOfRangeError(
-                    f"`{self.name}`: `{name}` of an initial point must lie within {shown(markers[name])}, but got "
-                    f"{shown(value)}. Give another value, or leave it out of the point."
-                )
+                raise out_of_range_in_point(self.name, name, markers[name], value)
             converted[name] = markers[name].to_stored(conversion.convert(markers[name], value))
         return converted
 

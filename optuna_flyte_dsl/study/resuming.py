@@ -6,7 +6,7 @@ be continued is closed as lost. A lost trial does not count, and its parameters 
 
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,17 +216,25 @@ def check_space(study: optuna.Study, space: SearchSpace, *, resumes: bool = Fals
                     f"{known[name]}: {error} Give another `study_name`, or the space that it had."
                 ) from error
 
-    _check_ordinals(study, space)
+    _check_ordinals(study, space, known)
 
 
-def _check_ordinals(study: optuna.Study, space: SearchSpace) -> None:
-    """Check that the indices that a study's trials have stored mean the same choices now; note new choices."""
+def _check_ordinals(study: optuna.Study, space: SearchSpace, known: Container[str]) -> None:
+    """Check that the indices that a study's trials have stored mean the same choices now; note new choices.
+
+    Args:
+        known: The parameters that the trials have.
+    """
     now = {name: marker.labels for name, marker in space.items() if isinstance(marker, Ordinal)}
-    if not now:
-        return
     before: Mapping[str, Any] = study.user_attrs.get(attributes.ORDINALS, {})
-    for name, labels in now.items():
-        if name in before and before[name] != labels:
+    for name in space:
+        if name in known and (name in now) != (name in before):
+            kind = "indices of the choices of an Ordinal" if name in before else "values"
+            raise InvalidOptionError(
+                f"`{name}` is {space[name]!r} now, but the trials of the study {study.study_name!r} have stored "
+                f"{kind}. Give another `study_name`, or the marker that it had."
+            )
+        if name in now and name in before and before[name] != now[name]:
             raise InvalidOptionError(
                 f"`{name}` is {space[name]!r} now, but the trials of the study {study.study_name!r} have stored "
                 f"indices of the choices {before[name]}. Give another `study_name`, or the choices that it had."

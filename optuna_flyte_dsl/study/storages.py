@@ -37,7 +37,9 @@ def is_kept(storage: BaseStorage) -> bool:
 def check_choices(space: SearchSpace) -> None:
     """Check that a storage which outlives this process gives each choice of a space back as it is."""
     for name, marker in space.items():
-        wrong = [each for each in getattr(marker.stored, "choices", ()) if not isinstance(each, _STORABLE)]
+        named = getattr(marker, "names", None) is not None
+        choices = () if named else getattr(marker, "choices", ())
+        wrong = [each for each in choices if not isinstance(each, _STORABLE)]
         if wrong:
             raise InvalidOptionError(
                 f"`{name}`: a storage keeps choices that are None, bool, int, float or str, but got {shown(wrong[0])}, "

@@ -56,6 +56,8 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
     Raises:
         InvalidMarkerTypeError: If `marker` is no marker of this library.
     """
+    if isinstance(marker, Suggestion):
+        marker.check_complete()
     match marker:
         case Category():
             return st.sampled_from(marker.choices)

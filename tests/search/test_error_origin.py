@@ -43,6 +43,16 @@ def test_a_traceback_has_the_users_frames_and_the_causes():
     assert "in through_the_standard_library" in text
 
 
+def test_a_group_of_errors_shows_the_users_frames_of_each():
+    def group():
+        raise ExceptionGroup("two", [raised(through_the_standard_library), raised(with_a_cause)])
+
+    text = traceback_of(raised(group))
+    assert "no rows" in text
+    assert "json/decoder.py" not in text
+    assert place_of(raised(group)).startswith("test_error_origin.py:")
+
+
 def test_an_error_keeps_its_origin_when_it_is_pickled():
     error = raised(with_a_cause)
     place, text = place_of(error), traceback_of(error)

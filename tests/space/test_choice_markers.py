@@ -7,14 +7,15 @@ import optuna
 import pytest
 
 from optuna_flyte_dsl import (
+    ArgumentError,
     Category,
     Float,
+    Integer,
     InvalidMarkerError,
     InvalidMarkerTypeError,
     InvalidOptionError,
     Ordinal,
     OutOfRangeError,
-    SearchSpace,
     optimize,
     suggest,
 )
@@ -72,11 +73,66 @@ def test_an_index_is_no_value():
         SEARCH.run_sync(width=2)
 
 
-def test_a_choice_that_is_the_name_of_another_is_taken_as_a_choice():
-    space = SearchSpace.of(lambda x: 0.0).bind(x=Category({"a": "b", "b": "a", "c": "d"}))
-    assert space["x"].to_stored("b") == "a"
-    assert space["x"].named("b") == "b"
-    assert space["x"].named("c") == "d"
+def test_a_name_that_is_another_choice_is_refused():
+    for choices in ({"a": "b", "b": "a"}, enum.StrEnum("Swapped", {"A": "x", "B": "A"})):
+        with pytest.raises(InvalidMarkerError, match=r"the name '.' of one choice is another choice.* Rename it"):
+            Category(choices)
+    assert Category({"a": "a", "b": "c"}).named("a") == "a"
+
+
+def test_members_of_two_enums_have_no_names():
+    other = enum.Enum("Other", {"LINEAR": "linear"})
+    assert Category([Kernel.LINEAR, other.LINEAR]).names is None
+
+
+def test_what_a_trial_has_stored_is_an_initial_point_again():
+    study = SEARCH.run_sync()
+    points = [SEARCH.space.values_of(trial.params) for trial in study.trials[:3]]
+    again = SEARCH.with_options(n_trials=3, initial_points=points).run_sync()
+    assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials[:3]]
+    with pytest.raises(OutOfRangeError, match=r"but got 1\. .* `space.values_of\(trial.params\)` makes the values"):
+        SEARCH.with_options(initial_points=[{"width": 1}]).run_sync()
+    for wrong in ({"width": 7}, {"width": -1}, {"width": True}, {"width": 0.5}, {"kernel": "nope"}, {"kernel": None}):
+        with pytest.raises(ArgumentError, match=r"Give what a trial has stored"):
+            SEARCH.space.values_of(wrong)
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter width")
+def test_an_enqueued_index_that_is_none_fails_its_trial_only():
+    study = optuna.create_study()
+    study.enqueue_trial({"width": 64, "kernel": "RBF", "act": "relu"})
+    SEARCH.with_options(study=study, sampler=None, seed=None, n_trials=2).run_sync()
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+
+
+def test_a_suggestion_of_a_call_takes_the_choices_of_the_signature():
+    space = SEARCH.space.bind(kernel=suggest.ordinal(), act=suggest.category())
+    assert (space["kernel"], space["act"]) == (Ordinal(Kernel), Category({"relu": relu, "round": round}))
+
+
+def test_an_ordinal_in_the_place_of_a_number_is_another_space(tmp_path):
+    options = {"storage": tmp_path / "s.journal", "study_name": "s", "resume": True, "progress": False}
+
+    def number(x: Integer(0, 2)) -> float:
+        return x
+
+    def ordinal(x: Ordinal([16, 32, 64])) -> float:
+        return x
+
+    optimize(number, n_trials=2, **options).run_sync()
+    with pytest.raises(InvalidOptionError, match=r"`x` is Ordinal\(.* now, but the trials .* have stored values"):
+        optimize(ordinal, n_trials=4, **options).run_sync()
+    optimize(ordinal, n_trials=2, **options | {"study_name": "t"}).run_sync()
+    with pytest.raises(InvalidOptionError, match=r"`x` is Integer\(0, 2\) now, .* stored indices of the choices"):
+        optimize(number, n_trials=4, **options | {"study_name": "t"}).run_sync()
+
+
+def test_an_ordinal_of_objects_is_kept_by_names_only(tmp_path):
+    def objective(x: Ordinal([relu, round])) -> float:
+        return 0.0
+
+    with pytest.raises(InvalidOptionError, match="Give the choices names"):
+        optimize(objective, storage=tmp_path / "s.journal", study_name="s", progress=False).run_sync()
 
 
 def test_a_sampler_knows_the_order_of_an_ordinal():
@@ -96,8 +152,11 @@ def test_members_of_an_enum_that_are_strings_have_names_too():
     ("make", "message"),
     [
         (lambda: Ordinal([1]), "at least two values, but got \\[1\\]"),
-        (lambda: Category({1: "a"}), "each name of a choice must be a str of 1 to 512 characters, but got 1"),
-        (lambda: Category({"": "a"}), "each name of a choice must be a str"),
+        (
+            lambda: Category({1: "a"}),
+            "each name of a choice, a key of the dict, must be a str of 1 to 512 characters, but got 1",
+        ),
+        (lambda: Category({"": "a"}), "a key of the dict, must be a str"),
         (lambda: Category({}), "must hold at least one value"),
         (lambda: Category([]), "must hold at least one value"),
         (lambda: Category({"a": 1, "b": True}), "which are equal in Python"),

@@ -65,6 +65,15 @@ def marker_of(annotation):
         (Annotated[int, Bounds(gt=0.5, lt=8.5), Integer()], Integer(1, 8)),
         (Annotated[int, Bounds(ge=1, le=9, multiple_of=2), Integer()], Integer(2, 8, step=2)),
         (Annotated[int, Bounds(ge=1, le=9), Integer(log=True)], Integer(1, 9, log=True)),
+        (Annotated[float, Bounds(ge=0.1, le=0.7, multiple_of=0.1), Float()], Float(0.1, 0.7, step=0.1)),
+        (Annotated[int, Bounds(ge=0), Bounds(gt=3), Bounds(le=8), Integer()], Integer(4, 8)),
+        (Annotated[float, Bounds(ge=0), Bounds(ge=3), Bounds(le=9), Bounds(le=8), Float()], Float(3, 8)),
+        (Annotated[int, Bounds(ge=0.5, le=8.5), Integer()], Integer(1, 8)),
+        (
+            Annotated[int, Bounds(ge=10**17 + 1, le=10**17 + 11, multiple_of=2), Integer()],
+            Integer(10**17 + 2, 10**17 + 10, step=2),
+        ),
+        (Annotated[int, Bounds(multiple_of=8), Integer(0, 64, step=16)], Integer(0, 64, step=16)),
     ],
 )
 def test_the_type_has_what_the_marker_leaves_out(annotation, marker):
@@ -80,6 +89,20 @@ def test_an_exclusive_bound_is_left_out():
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
+        (
+            Annotated[int, Bounds(multiple_of=8), Integer(0, 64)],
+            r"Integer\(0, 64\) has values that a cons",
+        ),
+        (
+            Annotated[int, Bounds(ge=1, le=64, multiple_of=8), Integer(log=True)],
+            "has values that a constraint beside it",
+        ),
+        (Annotated[int, Bounds(ge=10), Integer(0, 64)], "has values that a constraint beside it excludes"),
+        (
+            Annotated[float, Bounds(ge=0, le=1, multiple_of=0), Float()],
+            "at most one `multiple_of`, greater than 0",
+        ),
+        (Annotated[float, Bounds(gt="0", le=1), Float()], "`gt` must be a finite number, but got '0'"),
         (Category(), r"of `x`: `Category\(\)` takes its choices from the type beside it.*There is no type. Write"),
         (Annotated[str, Category()], r"There is <class 'str'>. Write the choices: `Category\(\[\"a\", \"b\"\]\)`"),
         (Annotated[list[int], Ordinal()], r"`Ordinal\(\)` takes its choices.*There is list\[int\]"),
@@ -97,7 +120,7 @@ def test_what_no_type_has_is_named(annotation, message):
 
 
 def test_bounds_that_break_a_rule_are_refused():
-    with pytest.raises(InvalidMarkerError, match=r"`low < high` must hold"):
+    with pytest.raises(InvalidAnnotationError, match=r"of `x`: the constraints .* give no range.*`low < high`"):
         marker_of(Annotated[float, Bounds(ge=3, le=1), Float()])
 
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 
 BASE = sys.path[1:]  # what a script finds without PYTHONPATH
@@ -103,7 +104,7 @@ def run_script(command, environment):
     sys.argv[:] = [script, *arguments]
     if script.endswith("pyflyte-fast-execute"):
         subprocess.Popen = Popen
-    if script.endswith("-execute"):
+    if script.endswith("pyflyte-execute"):
         run_pod(script)
     else:
         runpy.run_path(script, run_name="__main__")
@@ -150,7 +151,11 @@ class _Fork:
         os.kill(self.pid, number)
 
     def wait(self):
-        _, status = os.waitpid(self.pid, 0)
+        try:
+            _, status = os.waitpid(self.pid, 0)
+        except KeyboardInterrupt:  # `subprocess.Popen` gives the child a quarter of a second too
+            time.sleep(0.25)
+            raise
         return os.waitstatus_to_exitcode(status)
 
 

@@ -8,6 +8,7 @@ from flytekit.core.base_task import PythonTask
 from flytekit.core.launch_plan import LaunchPlan
 from flytekit.core.reference_entity import ReferenceEntity
 
+from optuna_flyte_dsl.engines._flytekit.types import declared_types
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidObjectiveError
 from optuna_flyte_dsl.space.annotations import positional_only
 
@@ -31,12 +32,15 @@ def entity_signature(entity: Any) -> inspect.Signature:
     for parameter in inspect.signature(function).parameters.values() if function is not None else ():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise InvalidAnnotationError(positional_only(entity_name(entity), parameter.name))
-    defaults = _defaults(entity)
+    defaults, declared = _defaults(entity), declared_types(entity)
     fixed = set(entity.fixed_inputs.literals) if _is_launch_plan(entity) else set()
     try:
         parameters = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, _EMPTY), annotation=annotation
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(name, _EMPTY),
+                annotation=declared.get(name, annotation),
             )
             for name, annotation in interface.inputs.items()
             if name not in fixed

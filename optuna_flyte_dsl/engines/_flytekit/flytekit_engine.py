@@ -18,7 +18,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.laptop_deployment import LaptopD
 from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import checking_outputs
 from optuna_flyte_dsl.engines._flytekit.task_workflows import workflow_around
-from optuna_flyte_dsl.engines._flytekit.types import spell_out_unions
+from optuna_flyte_dsl.engines._flytekit.types import spell_out_types
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.remote_trial.handle import using_pruner
 from optuna_flyte_dsl.errors import ArgumentError, CompilationError, InvalidObjectiveError
@@ -39,9 +39,9 @@ def describe(task: Any) -> TaskDescription:
 
 
 def prepare(task: Any) -> None:
-    """Spell out each bare `Category` of several types in a task's interface, and wrap the task in a workflow."""
+    """Spell out the types of markers in a task's interface for `pyflyte run`, and wrap the task in a workflow."""
     if entities.is_task(task):
-        spell_out_unions(task)
+        spell_out_types(task)
         if not isinstance(task, EagerAsyncPythonFunctionTask):  # flytekit itself makes the workflow of an eager task
             workflow_around(task)
 

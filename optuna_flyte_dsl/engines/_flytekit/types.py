@@ -4,10 +4,12 @@ import asyncio
 import enum
 import functools
 import operator
+import types
 import typing
 import uuid
 import weakref
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import optuna
 from flytekit.core.context_manager import FlyteContext
@@ -58,23 +60,52 @@ def native_type(annotation: Any) -> Any:
             choice = next(choice for choice in marker.choices if type(choice) is kind)
             raise InvalidMarkerTypeError(
                 f"{shown(marker)} as an annotation: each choice must be None, a bool, an int, a float or a str, but "
-                f"got {shown(choice)}, of type {kind.__name__}. Use names for the choices, and map them in the task."
+                f"got {shown(choice)}, of type {kind.__name__}. Give the choices names, as in `Category({{...}})`."
             )
     if kinds == (type(None),):
         kinds = (type(None), str)  # flytekit accepts None in a union only
     return functools.reduce(operator.or_, kinds)
 
 
-def spell_out_unions(task: Any) -> None:
-    """Replace a bare `Category` of several types in a task's interface by `Annotated[str | None, Category(...)]`.
+def spell_out_types(task: Any) -> None:
+    """Replace annotations in a task's interface that `pyflyte run` cannot read.
 
-    `pyflyte run` reads the members of a union from the annotation's arguments, and a bare marker has none. One task
-    with a bare category would break `pyflyte run` for its whole file.
+    `pyflyte run` reads the members of a union from the annotation's arguments, and those of an Enum from the annotation
+    itself. A bare marker has none. One task with such an annotation would break `pyflyte run` for its whole file.
     """
     inputs = interface_inputs(task)
     for name, (annotation, default) in inputs.items():
-        if isinstance(annotation, Category) and get_args(native := native_type(annotation)):
+        plain = _without_enum_markers(annotation)
+        if plain is not annotation:
+            _replaced.setdefault(task, {})[name] = annotation
+            inputs[name] = (plain, default)
+        elif isinstance(annotation, Category) and get_args(native := native_type(annotation)):
             inputs[name] = (Annotated[native, annotation], default)
+        elif callable(default) and _is_carried_by_name(marker := _marker_in(annotation), str):
+            inputs[name] = (annotation, marker.names[marker.index(default)])  # click would call the default
+
+
+_replaced: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # by task: the annotations
+
+
+def declared_types(task: Any) -> Mapping[str, Any]:
+    """Return the annotations that a task's interface no longer has, by parameter: they have the markers."""
+    return _replaced.get(task, {})
+
+
+def _without_enum_markers(annotation: Any) -> Any:
+    """Return an annotation with the Enum itself in the place of each marker whose values Flyte carries as that Enum."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = get_args(annotation)
+        plain = tuple(map(_without_enum_markers, members))
+        return annotation if all(map(operator.is_, plain, members)) else Union[plain]  # noqa: UP007
+    parts = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if not any(isinstance(each, Category) for each in parts):
+        return annotation
+    native = native_type(annotation)
+    if not (isinstance(native, type) and issubclass(native, enum.Enum)):
+        return annotation
+    return parts[0] if get_origin(parts[0]) in (Union, types.UnionType) else native
 
 
 class MarkerTransformer(AsyncTypeTransformer[Any]):
@@ -124,12 +155,16 @@ def _is_carried_by_name(marker: Any, native: Any) -> bool:
 
 
 def _transformer_of(annotation: Any) -> TypeTransformer[Any] | None:
-    """Return the transformer of an annotated Enum or Literal with a marker, which flytekit itself refuses."""
+    """Return the transformer of an annotation whose marker flytekit itself would not look at.
+
+    Flytekit refuses an annotated Enum or Literal, and would pickle choices that have names.
+    """
     if get_origin(annotation) is not Annotated:
         return None
     base, *metadata = get_args(annotation)
     is_refused = get_origin(base) is typing.Literal or (isinstance(base, type) and issubclass(base, enum.Enum))
-    if not is_refused or not any(isinstance(each, Category) for each in metadata):
+    markers = [each for each in metadata if isinstance(each, Category)]
+    if not markers or not (is_refused or markers[0].names is not None):
         return None
     return TypeEngine.get_transformer(Category)
 

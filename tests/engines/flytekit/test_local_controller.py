@@ -612,6 +612,7 @@ NUMBERS = {
     "float32": np.float32(0.5),
     "int64": np.int64(2),
     "int": 2,
+    "bool": True,
     "array": np.array(0.5),
     "fraction": fractions.Fraction(1, 2),
 }

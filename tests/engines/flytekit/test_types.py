@@ -2,7 +2,7 @@
 
 import asyncio
 import typing
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import flytekit as fl
 import pytest
@@ -12,7 +12,17 @@ from flytekit.models.types import SimpleType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optuna_flyte_dsl import Category, Float, Integer, InvalidMarkerTypeError, Ordinal
+from optuna_flyte_dsl import (
+    Category,
+    Fixed,
+    Float,
+    Integer,
+    InvalidMarkerTypeError,
+    Ordinal,
+    OutOfRangeError,
+    optimize,
+    suggest,
+)
 from optuna_flyte_dsl.engines._flytekit.types import MarkerTransformer, native_type, register
 from optuna_flyte_dsl.testing import strategies
 from tests.support import spaces
@@ -144,8 +154,44 @@ def test_a_bare_marker_works_in_a_task_and_in_a_workflow():
 
 
 def test_choices_that_flyte_has_no_literal_for_are_named():
-    with pytest.raises(InvalidMarkerTypeError, match=r"but got \(1, 2\), of type tuple. Use names for the choices"):
+    with pytest.raises(InvalidMarkerTypeError, match=r"but got \(1, 2\), of type tuple. Give the choices names"):
         native_type(Category([(1, 2), (3,)]))
+
+
+@optimize(n_trials=2, seed=1, progress=False)
+@fl.task
+def chooses(
+    kernel: Category(spaces.Kernel),
+    again: Annotated[Optional[spaces.Kernel], Category()],
+    size: Annotated[spaces.Size, Category()],
+    act: Annotated[Any, Category({"max": max, "min": min})],
+    other: Optional[Annotated[spaces.Kernel, Category()]] = None,
+    fold: Category({"max": max, "min": min}) = max,
+) -> float:
+    assert (kernel in spaces.Kernel, again in spaces.Kernel, size in spaces.Size) == (True, True, True)
+    return float(act(1, 2))
+
+
+def test_pyflyte_run_sees_an_enum_and_the_search_its_marker():
+    inputs = chooses.task.python_interface.inputs
+    assert (inputs["kernel"], inputs["again"]) == (spaces.Kernel, Optional[spaces.Kernel])
+    assert inputs["other"] == Optional[spaces.Kernel]
+    assert chooses.task.python_interface.inputs_with_defaults["fold"][1] == "max"  # a command would call a function
+    for search in (chooses, optimize(chooses.task, n_trials=2, progress=False)):
+        assert search.space["kernel"] == search.space["again"] == search.space["other"] == Category(spaces.Kernel)
+        assert [trial.state.name for trial in search.run_sync().trials] == ["COMPLETE"] * 2
+    assert {variable.type.simple for variable in (chooses.task.interface.inputs[name] for name in ("size", "act"))} == {
+        SimpleType.STRING
+    }
+
+
+@pytest.mark.parametrize(
+    "given", [{"act": Fixed(sum)}, {"act": suggest.category({"sum": sum})}, {"kernel": suggest.category(["RBF"])}]
+)
+def test_a_choice_that_flyte_does_not_carry_is_refused_at_the_call(given):
+    with pytest.raises(OutOfRangeError, match=r"Flyte carries them by their names, but got .* Add it to the ch"):
+        chooses.run_sync(**given)
+    assert chooses.space.bind(act=Fixed(max)).arguments["act"] is max
 
 
 def test_registering_twice_changes_nothing():
