@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from optuna_flyte_dsl._text import printable
+
 _TRACEBACK_LIMIT = 4_000  # characters of a stored traceback
 _CODE_LIMIT = 100  # characters of a line of code
 _PLACE, _TRACEBACK = "__optuna_flyte_dsl_place__", "__optuna_flyte_dsl_traceback__"
@@ -88,7 +90,7 @@ def _place(file: str, line: int, function: str, code: str) -> str:
     code = code.strip() or linecache.getline(file, line).strip()
     if len(code) > _CODE_LIMIT:
         code = f"{code[:_CODE_LIMIT]}..."
-    return f"{pathlib.PurePath(file).name}:{line}, in {function}{code and f': {code}'}"
+    return printable(f"{pathlib.PurePath(file).name}:{line}, in {function}{code and f': {code}'}")
 
 
 def _place_in(message: str) -> str:

@@ -73,8 +73,9 @@ class Category(Suggestion):
                     f"{name}: each name of a choice, a key of the dict, must be a str of 1 to 512 characters, but got "
                     f"{shown(each)}."
                 )
+        texts = {choice: index for index, choice in enumerate(self.choices) if isinstance(choice, str)}
         for index, each in enumerate(self.names or ()):
-            if any(same(each, choice) for choice in (*self.choices[:index], *self.choices[index + 1 :])):
+            if texts.get(each, index) != index:
                 raise InvalidMarkerError(
                     f"{name}: the name {each!r} of one choice is another choice, so it would not be clear which one is "
                     "meant. Rename it."
@@ -162,8 +163,9 @@ class Category(Suggestion):
 
     def named(self, value: Any) -> Any:
         """Return the choice that has a name; return any other value as it is."""
-        is_name = isinstance(value, str) and self.names is not None and value in self.names
-        return self.from_stored(value) if is_name and not any(same(value, each) for each in self.choices) else value
+        if isinstance(value, str) and self.names is not None and value in self.names:
+            return self.choices[self.names.index(value)]
+        return value
 
 
 class Ordinal(Category):

@@ -118,6 +118,12 @@ Message:
     assert place_of(Failed()) == "rows.py:12, in load: return rows[name]"
 
 
+def test_control_characters_in_a_pods_message_are_escaped():
+    error = ValueError("text")
+    error.message = 'File "/root/train.py", line 6, in train\n    raise ValueError("\x1b[31mred")\n'
+    assert place_of(error) == 'train.py:6, in train: raise ValueError("\\x1b[31mred")'
+
+
 @given(st.text())
 def test_any_message_can_be_read(message):
     error = ValueError("text")

@@ -16,6 +16,7 @@ from optuna_flyte_dsl import (
     InvalidOptionError,
     Ordinal,
     OutOfRangeError,
+    SearchSpace,
     optimize,
     suggest,
 )
@@ -66,6 +67,13 @@ def test_a_call_and_an_initial_point_take_a_choice_or_its_name(given, passed):
     assert SEARCH.space.bind(**given).arguments[name] is passed
     study = SEARCH.with_options(n_trials=1, initial_points=[given]).run_sync()
     assert SEARCH.space.fill(study.trials[0].params)[name] is passed
+
+
+def test_an_ordinal_with_names_takes_them_too():
+    space = SearchSpace.of(lambda x: 0.0).bind(x=Ordinal(Size))
+    assert space["x"].named("LARGE") is Size.LARGE
+    assert space.convert_point({"x": "LARGE"}) == {"x": 1}
+    assert space.values_of({"x": 1}) == {"x": Size.LARGE}
 
 
 def test_an_index_is_no_value():
