@@ -105,7 +105,7 @@ def test_what_a_trial_has_stored_is_an_initial_point_again():
             SEARCH.space.values_of(wrong)
 
 
-@pytest.mark.filterwarnings("ignore:Fixed parameter width")
+@pytest.mark.filterwarnings("ignore:Fixed parameter .?width")
 def test_an_enqueued_index_that_is_none_fails_its_trial_only():
     study = optuna.create_study()
     study.enqueue_trial({"width": 64, "kernel": "RBF", "act": "relu"})
