@@ -35,14 +35,14 @@ def place_of(error: BaseException | None) -> str:
     """
     if error is None:
         return ""
-    kept = _attribute(error, _PLACE)
+    kept = attribute_of(error, _PLACE)
     if isinstance(kept, str):
         return kept
     frames = list(_user_frames(traceback.extract_tb(error.__traceback__)))
     if frames:
         last = frames[-1]
         return _place(last.filename, last.lineno or 0, last.name, last.line or "")
-    message = _attribute(error, "message")
+    message = attribute_of(error, "message")
     return _place_in(message) if isinstance(message, str) else ""
 
 
@@ -51,7 +51,7 @@ def traceback_of(error: BaseException) -> str:
 
     If the traceback is too long, its end is returned.
     """
-    kept = _attribute(error, _TRACEBACK)
+    kept = attribute_of(error, _TRACEBACK)
     if isinstance(kept, str):
         return kept
     with contextlib.suppress(Exception):  # an error of a user's class may raise anything when it is looked at
@@ -102,7 +102,11 @@ def _place_in(message: str) -> str:
     return place
 
 
-def _attribute(error: BaseException, name: str) -> Any:
-    with contextlib.suppress(Exception):  # a user's `__getattr__` may raise anything
+def attribute_of(error: BaseException, name: str) -> Any:
+    """Return an attribute of an error; `None` if it has none.
+
+    An error class of a user may have a `__getattr__` that raises anything.
+    """
+    with contextlib.suppress(Exception):
         return getattr(error, name, None)
     return None

@@ -21,6 +21,7 @@ from optuna_flyte_dsl.errors import (
     TrialTimeoutError,
     WorkerDiedError,
 )
+from optuna_flyte_dsl.search.error_origin import attribute_of
 from optuna_flyte_dsl.space.objective import read_values
 
 REASON_LIMIT = 2_000
@@ -89,13 +90,13 @@ class Judge:
         # The last three classes need no `catch`: they are not errors of the objective's code.
         if isinstance(error, (*self.caught, asyncio.CancelledError, WorkerDiedError, TrialTimeoutError)):
             return True
-        stands_for = _attribute(error, "stands_for")  # a method of errors that stand for another process's error
+        stands_for = attribute_of(error, "stands_for")  # a method of errors that stand for another process's error
         return callable(stands_for) and bool(stands_for(self.caught))
 
 
 def reason_of(error: BaseException) -> str:
     """Return an error's class and text, as a failed trial stores them."""
-    reason: str | None = _attribute(error, "reason_of_trial")  # a substitute for another process's error has it
+    reason: str | None = attribute_of(error, "reason_of_trial")  # a substitute for another process's error has it
     if reason is None:
         reason = f"{type(error).__name__}: {text_of(error)}"
     return reason[:REASON_LIMIT]
@@ -115,14 +116,4 @@ def mark_retries_used(error: BaseException, *, used: bool = True) -> None:
 
 def retries_are_used(error: BaseException) -> bool:
     """Return whether a task has used up its own `retries`. The search then does not retry the trial."""
-    return bool(_attribute(error, _RETRIES_USED))
-
-
-def _attribute(error: BaseException, name: str) -> Any:
-    """Return an attribute of an error; `None` if it has none.
-
-    An error class of a user may have a `__getattr__` that raises anything.
-    """
-    with contextlib.suppress(Exception):
-        return getattr(error, name, None)
-    return None
+    return bool(attribute_of(error, _RETRIES_USED))

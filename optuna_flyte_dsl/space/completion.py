@@ -33,10 +33,9 @@ def completed(
         check_constraints(where, marker, metadata)
         return marker
     if isinstance(marker, Category) and isinstance(declared, Category):
-        named = declared.names is not None
-        return type(marker)(
-            dict(zip(declared.names or (), declared.choices, strict=False)) if named else declared.choices
-        )
+        if declared.names is None:
+            return type(marker)(declared.choices)
+        return type(marker)(dict(zip(declared.names, declared.choices, strict=True)))
     if isinstance(marker, Category):
         return type(marker)(_choices_of(where, marker, base))
     assert isinstance(marker, Float | Integer)
