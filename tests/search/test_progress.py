@@ -80,12 +80,18 @@ def test_a_second_search_at_the_same_time_logs_lines(terminal, caplog):
     caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
 
     async def main():
-        await asyncio.gather(Optimizer(objective, 1, 3)(), Optimizer(objective, 1, 3)())
+        both_run = asyncio.Barrier(2)
+
+        async def meeting(x: Float(0, 1)):
+            await both_run.wait()
+            return objective(x)
+
+        await asyncio.gather(Optimizer(meeting, 1, 3)(), Optimizer(meeting, 1, 3)())
 
     asyncio.run(main())
     lines = [record.getMessage() for record in caplog.records if "search over" in record.getMessage()]
     assert len(lines) == 1
-    assert lines[0].startswith("objective: search over, 3 of 3 trials finished")
+    assert lines[0].startswith("meeting: search over, 3 of 3 trials finished")
 
 
 def test_where_rich_shows_something_else_lines_are_logged(terminal, caplog, monkeypatch):
