@@ -18,7 +18,16 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin
 
-from optuna_flyte_dsl import Category, Fixed, Float, Integer, Ordinal, errors
+from optuna_flyte_dsl import (
+    Category,
+    Fixed,
+    Float,
+    Integer,
+    Ordinal,
+    Repeated,
+    When,
+    errors,
+)
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.options import Options
 
@@ -99,7 +108,7 @@ def arguments_of(docstring: str) -> dict[str, str]:
 
 def markers_table() -> str:
     """Return the Markdown tables of the markers and of their arguments."""
-    markers = [Float, Integer, Category, Ordinal, Fixed]
+    markers = [Float, Integer, Category, Ordinal, Repeated, When, Fixed]
     parts = ["| class | what it is |", "|---|---|"]
     for marker in markers:
         signature = inspect.signature(marker).replace(

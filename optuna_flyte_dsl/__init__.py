@@ -24,6 +24,7 @@ from optuna_flyte_dsl.errors import (
     OutOfRangeError,
     PythonExitError,
     RefusedError,
+    RefusedPointError,
     SearchRunningError,
     StorageUnavailableError,
     TooManyFailuresError,
@@ -33,6 +34,7 @@ from optuna_flyte_dsl.errors import (
     WorkerDiedError,
 )
 from optuna_flyte_dsl.optimizer import Optimizer
+from optuna_flyte_dsl.space.conditions import Condition, When
 from optuna_flyte_dsl.space.markers import (
     Category,
     Fixed,
@@ -42,6 +44,7 @@ from optuna_flyte_dsl.space.markers import (
     Minimize,
     Number,
     Ordinal,
+    Repeated,
     Suggestion,
     suggest,
 )
@@ -58,6 +61,7 @@ __all__ = [
     "ClusterError",
     "ClusterUnavailableError",
     "CompilationError",
+    "Condition",
     "DirectionError",
     "EmptySpaceError",
     "ExecutionFailedError",
@@ -83,6 +87,8 @@ __all__ = [
     "OutOfRangeError",
     "PythonExitError",
     "RefusedError",
+    "RefusedPointError",
+    "Repeated",
     "SearchRunningError",
     "SearchSpace",
     "StorageUnavailableError",
@@ -91,6 +97,7 @@ __all__ = [
     "TrialTimeoutError",
     "UnloadableError",
     "UnresolvedAnnotationError",
+    "When",
     "WorkerDiedError",
     "optimize",
     "suggest",

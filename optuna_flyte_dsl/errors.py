@@ -67,6 +67,10 @@ class EmptySpaceError(OptunaFlyteError, ValueError):
     """Raised when the arguments of a call fix every parameter, so that nothing is left to search."""
 
 
+class RefusedPointError(OptunaFlyteError, ValueError):
+    """Stored with a trial that failed because a class of the signature takes no such values for its fields."""
+
+
 class NoBestTrialError(OptunaFlyteError, ValueError):
     """Raised when a study has no best trial: none is complete, or none is within the given bounds."""
 

@@ -301,7 +301,8 @@ class SessionAttributes:
         space = self.space.bind(**(fixed or {}))
         space.check_complete()
         params = best_trial_of(study, weights, within).params
-        if missing := [name for name in space if name not in params]:
+        active = space.active_in(params)
+        if missing := [name for name in space if name in active and name not in params]:
             raise ArgumentError(
                 f"`{objective.name}`: the best trial has no value for {listed(missing)}: its search got it by the "
                 f"call. Give what the search got, as in `fixed={{{missing[0].split('.')[0]!r}: ...}}`."

@@ -122,7 +122,7 @@ OTHERS_PRIVATE_ATTRIBUTES = {
         "optimizer._source",
     },
     "progress.py": {"Bar._taken"},
-    "search_space.py": {"other._markers", "other._template"},
+    "search_space.py": {"other._tree", "space._check_conditions", "space._tree"},
     "session.py": {"instance._session"},
 }
 """The private attributes of another instance of a class of this project that the library takes, by module."""

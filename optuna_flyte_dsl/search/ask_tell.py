@@ -17,7 +17,7 @@ from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import retry
-from optuna_flyte_dsl.errors import SearchRunningError, StorageUnavailableError
+from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.search.error_origin import traceback_of
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
@@ -204,6 +204,8 @@ class AskTell:
             arguments, values = self.points.suggest(self.study, trial)
         except ValueError as error:
             enqueued = enqueued_params(trial)
+            if isinstance(error, RefusedPointError):
+                return AskedTrial(number, trial, {}, Outcome(TrialState.FAIL, reason=reason_of(error), error=error))
             if not enqueued:
                 raise
             reason = f"Its parameters were enqueued, and do not fit the search space: {enqueued}: {error}"

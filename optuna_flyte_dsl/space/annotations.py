@@ -1,6 +1,7 @@
 """Reads one annotation: its marker, the type beside the marker, and whether it accepts `None`."""
 
 import contextlib
+import functools
 import inspect
 import types
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.completion import completed
+from optuna_flyte_dsl.space.conditions import Condition, both
 from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty
@@ -36,6 +38,7 @@ class ReadAnnotation(NamedTuple):
     base: Any
     optional: bool  # whether `None` is accepted
     metadata: tuple[Any, ...] = ()  # what stands beside the type, but for the marker
+    condition: Condition | None = None  # when the parameter is active; `None` if it always is
 
 
 def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
@@ -60,7 +63,9 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
         marker = _only_marker(where, [each.marker for each in read if each.marker is not None])
         bases = tuple(each.base for each in read)
         union: Any = Union[bases]  # noqa: UP007 - the members are known at run time only
-        return ReadAnnotation(marker, union, type(None) in get_args(annotation))
+        metadata = tuple(extra for each in read for extra in each.metadata)
+        condition = functools.reduce(both, [each.condition for each in read])
+        return ReadAnnotation(marker, union, type(None) in get_args(annotation), metadata, condition)
     for argument in get_args(annotation):
         if not isinstance(argument, list) and _holds_marker(argument):
             raise InvalidAnnotationError(
@@ -83,8 +88,11 @@ def check_default(where: str, parameter: inspect.Parameter) -> None:
 def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
     inner, *extras = get_args(annotation)
     incomplete = isinstance(inner, Suggestion) and not inner.is_complete
-    marker, base, optional, _ = ReadAnnotation(inner, NO_TYPE, False) if incomplete else read_annotation(where, inner)
+    read = ReadAnnotation(inner, NO_TYPE, optional=False) if incomplete else read_annotation(where, inner)
+    marker, base, optional, metadata, condition = read
     for extra in extras:
+        if isinstance(extra, type) and issubclass(extra, Condition):
+            raise InvalidAnnotationError(f'{where} holds the class When. Call it, as in `When("kernel", "rbf")`.')
         if isinstance(extra, type) and issubclass(extra, Suggestion):
             raise InvalidAnnotationError(
                 f"{where} holds the class {extra.__name__}. Call it, with its bounds: `{_example(extra)}`."
@@ -95,11 +103,13 @@ def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
             )
     markers = [extra for extra in extras if isinstance(extra, Suggestion)]
     found = _only_marker(where, [*markers, marker] if marker is not None else markers)
+    others = [extra for extra in extras if not isinstance(extra, Suggestion | Condition)]
     if found is not None:
-        found = completed(where, found, base, extras)
+        found = completed(where, found, base, others)
     if found is not None and (clash := type_clash(found, base)):
         raise InvalidAnnotationError(f"{where} {clash}. Let the two agree.")
-    return ReadAnnotation(found, base, optional, tuple(extra for extra in extras if not isinstance(extra, Suggestion)))
+    condition = functools.reduce(both, [extra for extra in extras if isinstance(extra, Condition)], condition)
+    return ReadAnnotation(found, base, optional, (*metadata, *others), condition)
 
 
 def _only_marker(where: str, found: list[Suggestion]) -> Suggestion | None:
@@ -120,7 +130,8 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
         wrong = [
             choice
             for choice in marker.choices
-            if type(choice) not in allowed and (type(choice) in _PLAIN_TYPES or marker.names is not None)
+            if not any(kind in allowed for kind in _kinds(choice))
+            and (type(choice) in _PLAIN_TYPES or marker.names is not None)
         ]
         if wrong and not (float in allowed and all(type(choice) is int for choice in wrong)):
             return f"says {_type_name(base)}, but {shown(marker)} holds {shown(wrong[0])}"
@@ -128,6 +139,11 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
     (kind,) = conversion.value_types(marker)
     article = "a" if kind is float else "an"
     return None if kind in allowed else f"says {_type_name(base)}, but {shown(marker)} gives {article} {kind.__name__}"
+
+
+def _kinds(choice: Any) -> tuple[type, ...]:
+    """Return the types of the values that a choice stands for."""
+    return conversion.value_types(choice) if isinstance(choice, Suggestion) else (type(choice),)
 
 
 def is_of_type(base: Any, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import types
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.number_markers import Integer
-from optuna_flyte_dsl.space.suggestion import Suggestion
+from optuna_flyte_dsl.space.suggestion import Suggestion, holds_marker
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, init=False)
@@ -23,11 +24,13 @@ class Category(Suggestion):
 
     Args:
         choices: The choices: a list of values, a dict of values by name, or an Enum. Without choices, the type beside
-            the marker names them: `Annotated[Literal["a", "b"], Category()]`, a `bool`, or an Enum.
+            the marker names them: `Annotated[Literal["a", "b"], Category()]`, a `bool`, or an Enum. A choice may hold
+            markers, as in `Category({"svm": {"C": Float(0.1, 10)}, "forest": {"n_trees": Integer(10, 500)}})`. They
+            are searched only in trials with that choice.
 
     Optuna can store `None`, `bool`, `int`, `float` and `str` in every storage, and warns of other choices. For choices
-    that have names, Optuna stores the names: the keys of a dict, and the names of an Enum's members. The objective gets
-    the choices themselves.
+    that have names, Optuna stores the names: the keys of a dict, and the names of an Enum's members. Of choices without
+    names that hold markers, Optuna stores the indices. The objective gets the choices themselves.
 
     Raises:
         InvalidMarkerError: If there is no choice, or two choices are equal (as `1`, `1.0` and `True` are).
@@ -41,11 +44,13 @@ class Category(Suggestion):
 
     choices: tuple[Any, ...]
     names: tuple[str, ...] | None
+    holds_markers: bool
 
     def __init__(self, choices: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
         name = type(self).__name__
         object.__setattr__(self, "names", None)
         object.__setattr__(self, "choices", ())
+        object.__setattr__(self, "holds_markers", False)
         if choices is None:
             return
         if isinstance(choices, str | bytes) or not isinstance(choices, Iterable):
@@ -80,13 +85,7 @@ class Category(Suggestion):
                     f"{name}: the name {each!r} of one choice is another choice, so it would not be clear which one is "
                     "meant. Rename it."
                 )
-        for choice in self.choices:
-            if isinstance(choice, Suggestion):
-                raise InvalidMarkerTypeError(
-                    f"{name}: a choice must be a value, but got the marker {shown(choice)}. For a space that depends "
-                    "on a choice, write a function that takes `trial: optuna.Trial`."
-                )
-            _refuse_hidden_marker(name, choice)
+        object.__setattr__(self, "holds_markers", holds_marker(list(self.choices)))
         if repeated := _repetition(self.choices):
             cure = "Drop one." if self.names is not None else "Drop one, or write them as strings."
             raise InvalidMarkerError(
@@ -120,7 +119,9 @@ class Category(Suggestion):
             is_whole = list(self.choices) == list(kind)
             inner = kind.__name__ if is_whole else f"[{', '.join(f'{kind.__name__}.{each}' for each in self.names)}]"
         else:
-            inner = f"{{{', '.join(f'{each!r}: ...' for each in self.names)}}}"
+            named = zip(self.names, self.choices, strict=True)
+            texts = [f"{name!r}: {repr(each) if holds_marker(each) else '...'}" for name, each in named]
+            inner = f"{{{', '.join(texts)}}}"
         return f"{type(self).__name__}({inner})"
 
     @property
@@ -132,6 +133,11 @@ class Category(Suggestion):
         """Return the Optuna distribution of the choices; of their names, if they have names."""
         self.check_complete()
         return CategoricalDistribution(self.names or self.choices)
+
+    @property
+    def branch_labels(self) -> tuple[Any, ...]:
+        """The labels of choices that hold markers: their names, or else their indices."""
+        return self.names or tuple(range(len(self.choices)))
 
     @property
     def stored(self) -> Suggestion:
@@ -189,6 +195,11 @@ class Ordinal(Category):
 
     def __init__(self, choices: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
         super().__init__(choices)
+        if self.holds_markers:
+            raise InvalidMarkerTypeError(
+                f"Ordinal: a choice must be a value, but got {shown(list(self.choices))}. For choices that hold "
+                "markers, write `Category([...])`."
+            )
         if len(self.choices) == 1:
             raise InvalidMarkerError(
                 f"Ordinal: `choices` must hold at least two values, but got {shown(list(self.choices))}. Give the "
@@ -221,21 +232,9 @@ class Ordinal(Category):
         return self.choices[stored]
 
 
-def _refuse_hidden_marker(name: str, choice: Any) -> None:
-    """Refuse a marker inside a choice: it would be passed to the objective, unsampled."""
-    if isinstance(choice, dict | list | tuple):
-        for inner in choice.values() if isinstance(choice, dict) else choice:
-            if isinstance(inner, Suggestion):
-                raise InvalidMarkerTypeError(
-                    f"{name}: the choice {shown(choice)} holds the marker {shown(inner)}, which is not sampled there. "
-                    "For a space that depends on a choice, write a function that takes `trial: optuna.Trial`."
-                )
-            _refuse_hidden_marker(name, inner)
-
-
 def same(left: Any, right: Any) -> bool:
     """Return whether Optuna regards two choices as the same one: they are equal, or both NaN."""
-    if left is right:
+    if left is right or _is_copy(left, right):
         return True
     if isinstance(left, float) and isinstance(right, float) and math.isnan(left) and math.isnan(right):
         return True
@@ -243,6 +242,17 @@ def same(left: Any, right: Any) -> bool:
         return bool(left == right)
     except Exception:  # noqa: BLE001 - comparing arrays gives an array, and a user's `__eq__` may raise anything
         return False
+
+
+def _is_copy(left: Any, right: Any) -> bool:
+    """Return whether one value is a copy of the other: a worker process has copies of a script's functions."""
+    return (
+        isinstance(left, type | types.FunctionType)
+        and type(left) is type(right)
+        and left.__module__ == right.__module__ == "__main__"
+        and left.__qualname__ == right.__qualname__
+        and "<" not in left.__qualname__
+    )
 
 
 def _repetition(choices: Sequence[Any]) -> tuple[Any, Any] | None:

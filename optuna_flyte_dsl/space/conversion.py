@@ -1,18 +1,24 @@
 """The types of values: an int becomes a float where the signature declares a float, and markers have value types."""
 
+import itertools
 from numbers import Real
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial
 
-from optuna_flyte_dsl.space.markers import Category, Float, Suggestion
+from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space.containers import copy_containers
+from optuna_flyte_dsl.space.markers import Category, Float, Repeated, Suggestion
 
 
 def value_types(marker: Suggestion) -> tuple[type, ...]:
     """Return the types of a marker's values, each once, in the order of the choices."""
+    if isinstance(marker, Repeated):
+        return (list,)
     if isinstance(marker, Category):
-        return tuple(dict.fromkeys(type(choice) for choice in marker.choices))
+        kinds = (value_types(each) if isinstance(each, Suggestion) else (type(each),) for each in marker.choices)
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(kinds)))
     return (float,) if isinstance(marker, Float) else (int,)
 
 
@@ -28,6 +34,8 @@ def to_float(base: Any, value: Any) -> Any:
 
 def convert(marker: Suggestion, value: Any) -> Any:
     """Return a value that a marker contains in the type that a trial would get: 1 becomes 1.0 for a `Float`."""
+    if domain.is_composite(marker):
+        return copy_containers(value)
     if isinstance(marker, Category):
         return marker.choices[marker.index(marker.named(value))]
     return to_float(float, value) if isinstance(marker, Float) else int(value)

@@ -1,29 +1,53 @@
-"""One parameter of an objective, as its signature declares it."""
+"""What a signature declares: its parameters, and the fields of the classes that are their types."""
+
+from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+import types
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Union, get_args, get_origin
 
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.errors import ArgumentError, InvalidMarkerError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, InvalidMarkerError
 from optuna_flyte_dsl.space import domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, read_annotation, type_clash
+from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, listed, read_annotation, type_clash
 from optuna_flyte_dsl.space.argument_errors import not_carried
 from optuna_flyte_dsl.space.completion import completed
+from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.markers import Category, Integer, Suggestion
+from optuna_flyte_dsl.space.records import MADE_ANEW, TypeWithFields, fields_of
 
 _EMPTY = inspect.Parameter.empty
 
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredParameter:
-    """One parameter of the objective, as its signature declares it."""
+    """One parameter of the objective, or one field of a bundle, as it is declared."""
 
     marker: Suggestion | None
     base: Any  # the type beside the marker; NO_TYPE if the annotation names no type
     optional: bool  # whether None is accepted
-    default: Any  # the parameter's default; `inspect.Parameter.empty` without a default
+    default: Any  # the default; `inspect.Parameter.empty` without a default
     metadata: tuple[Any, ...] = ()  # what stands beside the type: constraints of a number, and others
+    condition: Condition | None = None  # when the parameter is active; `None` if it always is
+    bundles: Mapping[str, Bundle] = dataclasses.field(default_factory=dict)  # by class name: several are a choice
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the annotation leaves something to the search."""
+        return self.marker is not None or bool(self.bundles)
+
+    @property
+    def bundle(self) -> Bundle | None:
+        """The class whose fields are searched; `None` if there is none, or a choice of several."""
+        return next(iter(self.bundles.values())) if len(self.bundles) == 1 else None
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the parameter may be left out."""
+        return self.default is not _EMPTY
 
     def accept(self, objective: str, name: str, suggestion: Suggestion, *, is_task: bool) -> Suggestion:
         """Return a call's suggestion for this parameter, with what the suggestion leaves to the signature.
@@ -44,28 +68,144 @@ class DeclaredParameter:
             raise ArgumentError(f"{where} {clash}. Let the two agree.")
         return suggestion
 
+    def paths(self, name: str) -> Iterator[tuple[str, DeclaredParameter]]:
+        """Yield this parameter and all fields below it, with their paths.
+
+        Args:
+            name: The path of this parameter.
+        """
+        yield name, self
+        for bundle in self.bundles.values():
+            for field, declared in bundle.fields.items():
+                yield from declared.paths(self.field_path(name, bundle, field))
+
+    def field_path(self, name: str, bundle: Bundle, field: str) -> str:
+        """Return the path of a field of one of this parameter's bundles: `config.lr`; `model.SVM.C` in a choice."""
+        return f"{name}.{field}" if len(self.bundles) == 1 else f"{name}.{bundle.name}.{field}"
+
 
 UNDECLARED = DeclaredParameter(None, NO_TYPE, False, _EMPTY)
 """A parameter that `**kwargs` takes."""
 
 
-def declare(objective: str, parameter: inspect.Parameter) -> DeclaredParameter:
-    """Read a parameter of an objective's signature.
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A class with searched fields: a dataclass, a pydantic model, a NamedTuple or a TypedDict."""
+
+    type: TypeWithFields
+    fields: Mapping[str, DeclaredParameter]
+
+    @cached_property
+    def name(self) -> str:
+        """The name of the class."""
+        return str(self.type.kind.__name__)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether a field leaves something to the search."""
+        return any(field.is_searched for field in self.fields.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class DeclaredSignature:
+    """The parameters of an objective.
+
+    Attributes:
+        objective: The objective's name.
+        is_open: Whether the objective takes `**kwargs`.
+        strict: Whether a value must be of its parameter's type: tasks require it.
+    """
+
+    objective: str
+    parameters: Mapping[str, DeclaredParameter]
+    is_open: bool
+    strict: bool
+
+    @cached_property
+    def paths(self) -> Mapping[str, DeclaredParameter]:
+        """Every parameter, and every field below it, by path."""
+        return dict(path for name, declared in self.parameters.items() for path in declared.paths(name))
+
+
+def declare(
+    objective: str, parameter: inspect.Parameter, *, strict: bool = False, inside: str = "", above: tuple[Any, ...] = ()
+) -> DeclaredParameter:
+    """Read a parameter of an objective's signature, or a field of a bundle.
 
     Args:
         objective: The objective's name, for errors.
+        strict: Whether a value must be of its parameter's type: tasks require it.
+        inside: The path of what has the field, with a dot behind it; empty for a parameter.
+        above: The classes that have the field. A class inside itself is not searched.
 
     Raises:
         InvalidAnnotationError: If a marker is used in a way that has no meaning.
         InvalidMarkerError: If the default lies outside the marker.
     """
-    where = f"`{objective}`: the annotation of `{parameter.name}`"
-    marker, base, optional, metadata = read_annotation(where, parameter.annotation)
+    path = f"{inside}{parameter.name}"
+    where = f"`{objective}`: the annotation of `{path}`"
+    marker, base, optional, metadata, condition = read_annotation(where, parameter.annotation)
     check_default(f"`{objective}`", parameter)
-    accepted = parameter.default is _EMPTY or (parameter.default is None and optional)
-    if marker is not None and not accepted and not domain.contains(marker, parameter.default):
+    bundles = {} if marker is not None else _bundles_in(objective, path, base, strict=strict, above=above)
+    default = parameter.default
+    if condition is not None:
+        if marker is None and not bundles:
+            raise InvalidAnnotationError(
+                f"{where} holds the condition {condition!r}, but no marker that it belongs to. Write "
+                f"`Annotated[float, Float(0, 1), {condition!r}]`."
+            )
+        if strict and default is _EMPTY and not optional:
+            raise InvalidAnnotationError(
+                f"`{objective}`: `{path}` gets its default where {condition.in_words()} is not true, but has no "
+                f"default. Give it one, or write `{parameter.name}: Annotated[... | None, ...]`."
+            )
+    accepted = default in (_EMPTY, MADE_ANEW) if isinstance(default, type | type(MADE_ANEW)) else default is None
+    accepted = accepted and (default is not None or optional)
+    if marker is not None and condition is None and not accepted and not domain.contains(marker, default):
         raise InvalidMarkerError(
-            f"`{objective}`: the default of `{parameter.name}` must lie within its marker {shown(marker)}, "
-            f"but got {shown(parameter.default)}. Change the default, or widen the marker."
+            f"`{objective}`: the default of `{path}` must lie within its marker {shown(marker)}, "
+            f"but got {shown(default)}. Change the default, or widen the marker."
         )
-    return DeclaredParameter(marker, base, optional, parameter.default, metadata)
+    return DeclaredParameter(marker, base, optional, default, metadata, condition, bundles)
+
+
+def bundles_of(annotation: Any) -> Mapping[str, Bundle]:
+    """Return the classes with searched fields that a type is a choice of, by name; none if nothing is searched.
+
+    Raises:
+        InvalidAnnotationError: If the type mixes such classes with others.
+    """
+    read = read_annotation("An annotation", annotation)
+    return _bundles_in("An objective", "parameter", read.base, strict=False, above=()) if read.marker is None else {}
+
+
+def _bundles_in(objective: str, path: str, base: Any, *, strict: bool, above: tuple[Any, ...]) -> Mapping[str, Bundle]:
+    """Return the classes with searched fields that a type is a choice of, by name; none if nothing is searched."""
+    is_union = get_origin(base) in (Union, types.UnionType)
+    members = [each for each in get_args(base) if each is not type(None)] if is_union else [base]
+    found = [(each, fields) for each in members if (fields := fields_of(each)) is not None and each not in above]
+    if not found:
+        return {}
+    bundles: dict[str, Bundle] = {}
+    for kind, fields in found:
+        name = kind.__name__
+        inside = f"{path}." if len(members) == 1 else f"{path}.{name}."
+        declared = {
+            field.name: declare(objective, field, strict=strict, inside=inside, above=(*above, kind))
+            for field in fields.fields.values()
+        }
+        if name in bundles:
+            raise InvalidAnnotationError(
+                f"`{objective}`: two of the classes of `{path}` are called `{name}`, so a trial could not tell which "
+                "one it has. Rename one."
+            )
+        bundles[name] = Bundle(fields, declared)
+    if not any(bundle.is_searched for bundle in bundles.values()):
+        return {}
+    if len(found) < len(members):
+        other = next(each for each in members if all(each is not kind for kind, _ in found))
+        raise InvalidAnnotationError(
+            f"`{objective}`: the annotation of `{path}` is a choice between {listed(bundles)} and {shown(other)}, "
+            "which has no fields. Make each member of the union a dataclass, or search them by the parameter's marker."
+        )
+    return bundles

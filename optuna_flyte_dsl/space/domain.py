@@ -6,8 +6,9 @@ from collections.abc import Hashable
 from numbers import Real
 from typing import Any
 
+from optuna_flyte_dsl.space.containers import items_of
 from optuna_flyte_dsl.space.grid import Grid
-from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
+from optuna_flyte_dsl.space.markers import Category, Float, Integer, Repeated, Suggestion, same
 
 
 def grid_of(marker: Suggestion) -> Grid | None:
@@ -44,9 +45,33 @@ def carries(marker: Suggestion | None, value: Any) -> bool:
     return not isinstance(marker, Category) or marker.names is None or value is None or contains(marker, value)
 
 
+def is_composite(marker: Suggestion) -> bool:
+    """Return whether a marker stands for several parameters: it is repeated, or its choices hold markers."""
+    return isinstance(marker, Repeated) or (isinstance(marker, Category) and marker.holds_markers)
+
+
 def contains(marker: Suggestion, value: Any) -> bool:
     """Return whether a marker has a value: within its bounds, and on the grid of its step."""
+    if isinstance(marker, Repeated):
+        return type(value) is list and marker.has_length(value) and all(contains(marker.item, item) for item in value)
+    if is_composite(marker):
+        assert isinstance(marker, Category)
+        return any(_matches(choice, value) for choice in marker.choices)
     return key_of(marker, value) is not None
+
+
+def _matches(choice: Any, value: Any) -> bool:
+    """Return whether a value is a choice, with each marker in it replaced by one of the marker's values."""
+    if isinstance(choice, Suggestion):
+        return contains(choice, value)
+    items, others = items_of(choice), items_of(value)
+    if items is None or others is None:
+        return same(choice, value)
+    return (
+        isinstance(value, type(choice))
+        and items.keys() == others.keys()
+        and all(_matches(item, others[key]) for key, item in items.items())
+    )
 
 
 def key_of(marker: Suggestion, value: Any) -> Hashable:

@@ -12,6 +12,7 @@ from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 from optuna_flyte_dsl.space.choice_markers import Category, Ordinal, same
 from optuna_flyte_dsl.space.marker_calls import MarkerNames
 from optuna_flyte_dsl.space.number_markers import Float, Integer, Number
+from optuna_flyte_dsl.space.repeated import Repeated
 from optuna_flyte_dsl.space.suggestion import Suggestion
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Minimize",
     "Number",
     "Ordinal",
+    "Repeated",
     "Suggestion",
     "same",
     "suggest",

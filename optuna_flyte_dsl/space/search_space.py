@@ -11,32 +11,33 @@ import html
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 
-from optuna_flyte_dsl._text import is_storable_name, shown
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, positional_only
+from optuna_flyte_dsl.space.acceptance import bind_arguments
+from optuna_flyte_dsl.space.annotations import listed, positional_only
 from optuna_flyte_dsl.space.argument_errors import (
     missing_values,
-    not_carried,
     nothing_to_search,
-    out_of_range,
     out_of_range_in_point,
     unknown_in_point,
     unknown_parameter,
 )
-from optuna_flyte_dsl.space.completion import completed
-from optuna_flyte_dsl.space.containers import copy_containers, matches, replace_markers, searched_values
-from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, DeclaredParameter, declare
-from optuna_flyte_dsl.space.domain import carries
-from optuna_flyte_dsl.space.markers import Fixed, Suggestion
+from optuna_flyte_dsl.space.conditions import Condition
+from optuna_flyte_dsl.space.containers import copy_containers
+from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare
+from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.scenarios import PointCounter
 from optuna_flyte_dsl.space.signatures import read_signature
-from optuna_flyte_dsl.space.space_text import Branch, parameter_branch, size_text
+from optuna_flyte_dsl.space.space_text import Branch, node_branch, size_text
+from optuna_flyte_dsl.space.tree import ArgumentTree, TreeBuilder
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -55,11 +56,8 @@ class SearchSpace(Mapping[str, Suggestion]):
     True
     """
 
-    name: str
-    _declared: Mapping[str, DeclaredParameter]
-    _open: bool  # whether the objective takes `**kwargs`
-    _strict: bool  # whether a value must be of its parameter's type: tasks require it
-    _bound: Mapping[str, Any]  # the arguments of calls, by parameter
+    _signature: DeclaredSignature
+    _bound: Mapping[str, Any]  # the arguments of calls, by the path of a parameter or of a field
 
     @classmethod
     def of(cls, objective: Callable[..., Any] | SearchSpace) -> SearchSpace:
@@ -105,70 +103,58 @@ class SearchSpace(Mapping[str, Suggestion]):
                 continue
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise InvalidAnnotationError(positional_only(name, parameter.name))
-            declared[parameter.name] = declare(name, parameter)
-        space = cls(name, declared, takes_kwargs, strict, {})
+            declared[parameter.name] = declare(name, parameter, strict=strict)
+        space = cls(DeclaredSignature(name, declared, is_open=takes_kwargs, strict=strict), {})
+        space._check_conditions()
         return space.bind(**arguments) if arguments else space
+
+    def _check_conditions(self) -> None:
+        """Check that each parameter can be active.
+
+        Raises:
+            InvalidAnnotationError: If a condition can never hold, names no parameter, or is part of a cycle.
+        """
+        tree = self._tree
+        _ = tree.order
+        for node, condition in tree.every_node():
+            if condition is not None and not tree.can_hold(condition):
+                raise InvalidAnnotationError(
+                    f"`{self.name}`: `{node.name}` is never active, because no trial has {condition.in_words()}. "
+                    "Correct the condition."
+                )
 
     def bind(self, /, *args: Any, **kwargs: Any) -> SearchSpace:
         """Return a space in which the arguments of a call fix parameters or replace their markers.
 
         A value fixes its parameter. A suggestion replaces the parameter's marker. A dict, list or tuple may hold
         suggestions at any depth. `Fixed(value)` is accepted even if the parameter's marker does not contain the value.
+        A field of a bundle is given by its path, `**{"config.lr": 0.1}`, by a dict, or by an object of the class.
 
         Args:
             *args: Values of the first parameters.
-            **kwargs: Values by parameter name.
+            **kwargs: Values by parameter name, or by the path of a field.
 
         Raises:
             ArgumentError: If the objective has no such parameter, or a parameter is given twice.
             OutOfRangeError: If a fixed value lies outside its marker.
         """
-        if len(args) > len(self._declared):
-            raise ArgumentError(
-                f"`{self.name}` takes {len(self._declared)} arguments ({listed(self._declared)}), "
-                f"but {len(args)} were given by position."
-            )
-        bound = dict(self._bound)
-        for name, value in zip(self._declared, args, strict=False):
-            if name in kwargs:
-                raise ArgumentError(f"`{self.name}`: `{name}` was given twice, by position and by name. Give it once.")
-            bound[name] = self._accept(name, value)
-        for name, value in kwargs.items():
-            bound[name] = self._accept(name, value)
-        return dataclasses.replace(self, _bound=bound)
+        bound = bind_arguments(self._signature, self._bound, args, kwargs)
+        space = dataclasses.replace(self, _bound=bound)
+        _ = space._tree  # made now, because the arguments may have suggestions where no value can replace them
+        return space
 
-    def _accept(self, name: str, value: Any) -> Any:
-        declared = self._declared.get(name)
-        if declared is None:
-            if not self._open:
-                raise unknown_parameter(self.name, name, self._declared)
-            declared = UNDECLARED
-        if isinstance(value, type) and issubclass(value, Suggestion):
-            raise ArgumentError(f"`{self.name}`: `{name}` got the class {value.__name__}. Call it, with its bounds.")
-        if isinstance(value, Fixed):
-            if self._strict and not carries(declared.marker, value.value):
-                raise not_carried(self.name, name, declared.marker, value.value)
-            return conversion.to_float(declared.base, value.value)
-        if isinstance(value, Suggestion):
-            return declared.accept(self.name, name, value, is_task=self._strict)
-        if declared.marker is None:
-            if self._strict and not is_of_type(declared.base, value):
-                raise ArgumentError(
-                    f"`{self.name}`: `{name}` must be of type {declared.base.__name__}, as the signature says, but got "
-                    f"{shown(value)}, of type {type(value).__name__}. Give another value, or change the annotation."
-                )
-            # The containers are copied, so that the caller cannot change them during the search.
-            return conversion.to_float(declared.base, replace_markers(name, value, lambda _, marker: marker))
-        if value is None and declared.optional:
-            return value
-        value = domain.named(declared.marker, value)
-        if not domain.contains(declared.marker, value):
-            raise out_of_range(self.name, name, declared.marker, declared.base, value)
-        return conversion.convert(declared.marker, value)
+    @property
+    def name(self) -> str:
+        """The name of the objective."""
+        return self._signature.objective
+
+    @property
+    def _declared(self) -> Mapping[str, DeclaredParameter]:
+        return self._signature.parameters
 
     def takes(self, name: str) -> bool:
-        """Return whether the objective has a parameter with this name, or takes any name."""
-        return self._open or name in self._declared
+        """Return whether the objective has a parameter or a field with this path, or takes any name."""
+        return self._signature.is_open or name in self._signature.paths
 
     def unknown_parameter(self, name: str, *, cure: str = "") -> ArgumentError:
         """Return the error for an argument that the objective does not take.
@@ -185,23 +171,17 @@ class SearchSpace(Mapping[str, Suggestion]):
         return types.MappingProxyType(self._template)
 
     @cached_property
+    def _tree(self) -> ArgumentTree:
+        return TreeBuilder(self._signature, self._bound).build()
+
+    @cached_property
     def _template(self) -> dict[str, Any]:
-        template: dict[str, Any] = {}
-        for name, declared in self._declared.items():
-            if name in self._bound:
-                template[name] = self._bound[name]
-            elif declared.marker is not None:
-                template[name] = declared.marker
-            elif declared.default is not inspect.Parameter.empty:
-                template[name] = declared.default
-        template.update((name, value) for name, value in self._bound.items() if name not in self._declared)
-        return template
+        return {name: node.template() for name, node in self._tree.nodes.items()}
 
     @property
     def missing(self) -> tuple[str, ...]:
         """The parameters without a marker, without a default, and without a value from the call."""
-        template = self._template
-        return tuple(name for name in self._declared if name not in template)
+        return self._tree.missing
 
     def check_ready(self) -> None:
         """Check that this space is ready for a search.
@@ -212,7 +192,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         """
         self.check_complete()
         if not self:
-            raise nothing_to_search(self.name, [name for name, each in self._declared.items() if each.marker])
+            raise nothing_to_search(self.name, [name for name, each in self._declared.items() if each.is_searched])
 
     def check_complete(self) -> None:
         """Check that every argument has a value or a marker.
@@ -221,28 +201,17 @@ class SearchSpace(Mapping[str, Suggestion]):
             ArgumentError: If a parameter has neither a value nor a marker.
         """
         if self.missing:
-            raise missing_values(self.name, {name: self._declared[name].base for name in self.missing})
+            raise missing_values(self.name, {name: self._signature.paths[name].base for name in self.missing})
 
     @cached_property
-    def _markers(self) -> dict[str, Suggestion]:
-        markers: dict[str, Suggestion] = {}
+    def _markers(self) -> Mapping[str, Suggestion]:
+        return {name: marker for name, marker, _, _ in self._tree.parameters.values() if marker is not None}
 
-        def note(name: str, marker: Suggestion) -> None:
-            if name in markers:
-                raise ArgumentError(
-                    f"`{self.name}`: two suggestions have the name `{name}`. The names inside a container are joined "
-                    "by `.`; rename a key."
-                )
-            if not is_storable_name(name):
-                raise ArgumentError(
-                    f"`{self.name}`: the name of a parameter must have at most 512 characters, without NUL and lone "
-                    f"surrogates, but got {shown(name)}. Rename a key of the container."
-                )
-            markers[name] = completed(f"`{self.name}`: `{name}`", marker, NO_TYPE)
-
-        for name, value in self._template.items():
-            replace_markers(name, value, note)
-        return markers
+    @cached_property
+    def conditions(self) -> Mapping[str, Condition]:
+        """The condition of each parameter that is not always active, by name, with whole paths for names."""
+        parameters = self._tree.parameters.values()
+        return {name: condition for name, _, _, condition in parameters if condition is not None}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the Optuna distribution of each searched parameter, by name."""
@@ -253,32 +222,38 @@ class SearchSpace(Mapping[str, Suggestion]):
 
         Each trial gets its own copies of dicts, lists, tuples and sets. Other objects, such as arrays, are shared.
         """
+        distributions = self._distributions
 
         def choose(name: str, marker: Suggestion) -> Any:
-            stored = conversion.suggest(trial, name, marker.to_distribution())
+            stored = conversion.suggest(trial, name, distributions[name])
             return copy_containers(marker.from_stored(stored))
 
-        return self.fill(choose)
+        return self._tree.fill(self._tree.draw(choose))
+
+    @cached_property
+    def _distributions(self) -> Mapping[str, BaseDistribution]:
+        return self.distributions()
 
     def fill(self, choose: Callable[[str, Suggestion], Any] | Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of one trial, with a value in place of each marker.
 
         Args:
-            choose: The values by name, such as a study's `best_params`; or a function of a name and its marker.
+            choose: The values by name, such as a study's `best_params`; or a function of a name and its marker. The
+                function is called for active parameters only, each behind those on which it depends.
 
         Raises:
-            ArgumentError: If a value is missing.
+            ArgumentError: If a value of an active parameter is missing.
         """
         if not callable(choose):
             values = choose
-            if missing := [name for name in self if name not in values]:
-                raise ArgumentError(f"`{self.name}`: the values lack {listed(missing)}. Give a value for each marker.")
             drawn = self.values_of(values)
-            choose = lambda name, _: drawn[name]  # noqa: E731
-        return {
-            name: conversion.to_float(self._declared.get(name, UNDECLARED).base, replace_markers(name, value, choose))
-            for name, value in self._template.items()
-        }
+            missing: list[str] = []
+            choose = lambda name, _: drawn[name] if name in drawn else missing.append(name)  # noqa: E731
+            found = self._tree.draw(choose)
+            if missing:
+                raise ArgumentError(f"`{self.name}`: the values lack {listed(missing)}. Give a value for each marker.")
+            return self._tree.fill(found)
+        return self._tree.fill(self._tree.draw(choose))
 
     def values_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searched values, by name, of a trial's parameters, such as `trial.params`.
@@ -299,19 +274,27 @@ class SearchSpace(Mapping[str, Suggestion]):
                 ) from error
         return values
 
+    def active_in(self, params: Mapping[str, Any]) -> AbstractSet[str]:
+        """Return the names of the parameters that are active in a trial with some stored parameters.
+
+        Args:
+            params: What Optuna has stored, such as `trial.params`.
+        """
+        if not self.conditions:
+            return self._markers.keys()
+        known = {name: value for name, value in params.items() if name in self._markers}
+        return self._tree.active_in(self.values_of(known))
+
     def contains(self, kwargs: Mapping[str, Any]) -> bool:
         """Return whether keyword arguments are a point of this space.
 
-        Keyword arguments are a point if each searched parameter lies within its marker (and on the grid of its step),
-        each fixed argument has its value, and no further argument is given.
+        Keyword arguments are a point if each active parameter lies within its marker (and on the grid of its step),
+        each inactive parameter has its default, each fixed argument has its value, and no further argument is given.
 
         Args:
             kwargs: The keyword arguments of one trial.
         """
-        template = self._template
-        return template.keys() == kwargs.keys() and all(
-            matches(value, kwargs[name]) for name, value in template.items()
-        )
+        return self._tree.contains(kwargs)
 
     def check_point(self, point: Mapping[str, Any]) -> None:
         """Check the names in an initial point.
@@ -325,8 +308,10 @@ class SearchSpace(Mapping[str, Suggestion]):
             ArgumentError: If the objective has no such parameter.
         """
         for name in point:
-            if not self.takes(name.split(".", 1)[0]):
-                raise unknown_in_point(self.name, name, self._declared)
+            root = name.split(".", 1)[0]
+            is_field = root in self._declared and bool(self._declared[root].bundles)
+            if not self.takes(root) or (is_field and name not in self._signature.paths):
+                raise unknown_in_point(self.name, name, self._signature.paths if is_field else self._declared)
 
     def point(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searched values, by name, of a trial's keyword arguments: the inverse of `suggest`.
@@ -338,11 +323,10 @@ class SearchSpace(Mapping[str, Suggestion]):
         >>> SearchSpace.of(lambda x, y: x).bind(x=Float(0, 1), y=[Integer(1, 9), 3]).point({"x": 0.5, "y": [4, 3]})
         {'x': 0.5, 'y.0': 4}
         """
-        values: dict[str, Any] = {}
-        for name, value in kwargs.items():
-            if name in self._template:
-                values |= searched_values(name, self._template[name], value)
-        return values
+        values = self._tree.read(kwargs, is_strict=False)
+        if values is None:
+            raise ArgumentError(f"`{self.name}`: {shown(dict(kwargs))} cannot be the arguments of a trial.")
+        return {name: self[name].to_stored(conversion.convert(self[name], value)) for name, value in values.items()}
 
     def convert_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """Return an initial point with its values in the types that a trial would get; see `conversion.convert`.
@@ -377,18 +361,25 @@ class SearchSpace(Mapping[str, Suggestion]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SearchSpace):
             return NotImplemented
-        return self._markers == other._markers and self._template == other._template
+        return self._tree.nodes == other._tree.nodes and self.missing == other.missing
 
     __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:
         """Return the space as a tree: its parameters, with their markers, fixed values and defaults."""
-        branches = [
-            parameter_branch(name, value, "fixed" if name in self._bound else "default")
-            for name, value in self._template.items()
-        ]
+        branches = [node_branch(name, node) for name, node in self._tree.nodes.items()]
         branches += [Branch(f"{name}: needs a value") for name in self.missing]
-        return "\n".join(Branch(f"{self.name}: {size_text(self)}", tuple(branches)).lines())
+        return "\n".join(Branch(f"{self.name}: {size_text(self, self.n_points)}", tuple(branches)).lines())
+
+    @property
+    def n_points(self) -> float:
+        """The number of points: an int, or infinity. It is infinity too if the conditions are too many to count."""
+        return self.counter.count
+
+    @cached_property
+    def counter(self) -> PointCounter:
+        """Counts the points of this space, and finds the point at an index."""
+        return PointCounter(self._tree.order)
 
     def _repr_html_(self) -> str:
         """Return the tree as notebooks show it."""

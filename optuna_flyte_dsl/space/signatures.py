@@ -21,7 +21,7 @@ def read_signature(function: Callable[..., Any]) -> inspect.Signature:
     signature = inspect.signature(function)
     annotated = _annotated(function)
     name = f"`{getattr(function, '__qualname__', None) or repr(function)}`"
-    hints = read_hints(annotated, name, _local_names(annotated))
+    hints = read_hints(annotated, name, local_names(annotated))
     parameters = [
         parameter.replace(annotation=hints.get(name, parameter.annotation))
         for name, parameter in signature.parameters.items()
@@ -54,7 +54,7 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
     return call if inspect.isfunction(call) else function
 
 
-def _local_names(function: Callable[..., Any]) -> Mapping[str, Any]:
+def local_names(function: Any) -> Mapping[str, Any]:
     """Return the local names that a nested function sees: those of running enclosing functions, and its closure."""
     qualname = getattr(function, "__qualname__", "")
     enclosing = {part.rsplit(".", 1)[-1] for part in qualname.split(".<locals>")[:-1]}

@@ -1,13 +1,22 @@
-"""Shows a search space as text: a tree of its parameters, with their markers, fixed values and defaults."""
+"""Shows a search space as text: a tree of its parameters, with their markers, conditions, fixed values and defaults."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from optuna_flyte_dsl._text import counted, shown
-from optuna_flyte_dsl.space import domain
-from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.nodes import (
+    Branches,
+    ChosenBranch,
+    Conditional,
+    Items,
+    Leaf,
+    Node,
+    Record,
+    Searched,
+    SizedList,
+)
 
 _VALUE_LIMIT = 60  # characters of a fixed value
 
@@ -30,30 +39,40 @@ class Branch:
                 yield f"{'    ' if is_last else '│   '}{line}"
 
 
-def parameter_branch(name: str, value: Any, origin: str) -> Branch:
-    """Return the branch of a parameter.
+def node_branch(name: str, node: Node, remark: str = "") -> Branch:
+    """Return the branch of a node.
 
     Args:
-        value: The parameter's marker, its value, or a container of markers and values.
-        origin: Where a value comes from: "fixed" or "default".
+        name: What the branch is called.
+        remark: What is written behind the node.
     """
-    if isinstance(value, Suggestion):
-        return Branch(f"{name}: {value!r}")
-    if _holds_marker(value):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return Branch(name, tuple(parameter_branch(str(key), each, origin) for key, each in items))
-    return Branch(f"{name} = {shown(value, _VALUE_LIMIT)} ({origin})")
+    match node:
+        case Conditional():
+            otherwise = f" when {node.condition.in_words()}, else {shown(node.otherwise, _VALUE_LIMIT)}"
+            return node_branch(name, node.node, f"{otherwise}{remark}")
+        case Searched():
+            return Branch(f"{name}: {node.marker!r}{remark}")
+        case Leaf():
+            origin = "default" if node.is_default else "fixed"
+            return Branch(f"{name} = {shown(node.value, _VALUE_LIMIT)} ({origin}){remark}")
+        case Branches():
+            return Branch(f"{name}: one of{remark}", _branches(node.branches.items()))
+        case ChosenBranch():
+            return node_branch(f"{name}: {node.label} (fixed)", node.node, remark)
+        case SizedList():
+            return Branch(f"{name}: as many as {node.length}{remark}", _branches(enumerate(node.items)))
+        case Items():
+            return Branch(f"{name}{remark}", _branches(node.items.items()))
+        case Record():
+            return Branch(f"{name}{remark}", _branches({**node.fields, **node.defaults}.items()))
+    raise AssertionError(node)
 
 
-def size_text(markers: Mapping[str, Suggestion]) -> str:
+def size_text(parameters: Collection[Any], n_points: float) -> str:
     """Return how many parameters are searched, and how many points there are: "2 parameters, 12 points"."""
-    counts = [domain.count(marker) for marker in markers.values()]
-    if math.inf in counts:
-        return f"{counted(len(counts), 'parameter')}, infinitely many points"
-    return f"{counted(len(counts), 'parameter')}, {counted(math.prod(map(int, counts)), 'point')}"
+    points = "infinitely many points" if n_points == math.inf else counted(int(n_points), "point")
+    return f"{counted(len(parameters), 'parameter')}, {points}"
 
 
-def _holds_marker(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_marker, value.values()))
-    return any(map(_holds_marker, value)) if isinstance(value, list | tuple) else isinstance(value, Suggestion)
+def _branches(nodes: Any) -> tuple[Branch, ...]:
+    return tuple(node_branch(str(key), node) for key, node in nodes)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+import collections
+import dataclasses
+import types
+from typing import TYPE_CHECKING, Any, Union
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.marker_calls import CheckedCall
+from optuna_flyte_dsl.space.records import is_pydantic_model
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.space.repeated import Repeated
 
 
 class Suggestion(metaclass=CheckedCall):
@@ -31,6 +38,12 @@ class Suggestion(metaclass=CheckedCall):
 
     def __ror__(self, other: Any) -> Any:
         return Union[other, self]  # noqa: UP007
+
+    def __mul__(self, length: int | str) -> Repeated:
+        """Return the marker of a list of this marker's values: see `Repeated`."""
+        from optuna_flyte_dsl.space.repeated import Repeated  # it is a subclass of this class
+
+        return Repeated(self, length)
 
     @property
     def is_complete(self) -> bool:
@@ -90,3 +103,18 @@ class Suggestion(metaclass=CheckedCall):
             f"`distribution` must be a FloatDistribution, an IntDistribution or a CategoricalDistribution, "
             f"but got {shown(distribution)}."
         )
+
+
+def holds_marker(value: Any) -> bool:
+    """Return whether a value is a marker, or holds one at any depth, in whatever kind of container."""
+    if type(value) in (bool, int, float, str, bytes, type(None)):  # most values
+        return False
+    if isinstance(value, Suggestion):
+        return True
+    if isinstance(value, collections.UserDict | types.MappingProxyType | dict):
+        return any(map(holds_marker, value.values()))
+    if isinstance(value, set | frozenset | collections.deque | collections.UserList | list | tuple):
+        return any(map(holds_marker, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(holds_marker(getattr(value, field.name, None)) for field in dataclasses.fields(value))
+    return is_pydantic_model(type(value)) and any(map(holds_marker, vars(value).values()))

@@ -28,8 +28,10 @@ _TRIES = 30
 _Key = tuple[Hashable, ...]
 """A point as one key for each parameter; see `domain.key_of`.
 
-A key of `None` stands for a value outside of the space.
+A key of `None` stands for a value outside of the space, and `_INACTIVE` for a parameter that is not active.
 """
+
+_INACTIVE = "inactive"
 
 
 class _Earlier(NamedTuple):
@@ -58,9 +60,12 @@ class TakenPoints:
                     f"`stop_when_exhausted=True`: `{name}` has values without end. Give it a `step`, or drop the "
                     "option."
                 )
-        counts_of_values = [domain.count(marker) for marker in self._markers.values()]
-        # The number of points, of any size, or infinity. A product of large ints and infinity would overflow.
-        self._size: float = math.inf if math.inf in counts_of_values else math.prod(map(int, counts_of_values))
+        self._size = space.n_points
+        if ends and self._size == math.inf:
+            raise InvalidOptionError(
+                f"`stop_when_exhausted=True`: the conditions of `{space.name}` have too many combinations to count its "
+                "points. Drop the option."
+            )
         self._warned = self._warned_of_more = False
         self._n_settled = 0  # the first trials of the study, all finished, whose keys are in the next two fields
         self._settled: set[_Key] = set()
@@ -119,12 +124,8 @@ class TakenPoints:
         return point
 
     def _point(self, index: int) -> dict[str, Any]:
-        """Return the point at an index of a space with finitely many points."""
-        point = {}
-        for name, marker in self._markers.items():
-            index, digit = divmod(index, int(domain.count(marker)))
-            point[name] = domain.value_at(marker, digit)
-        return point
+        """Return what Optuna stores for the point at an index of a space with finitely many points."""
+        return {name: self._space[name].to_stored(value) for name, value in self._space.counter.point(index).items()}
 
     def _unsettled(self, study: optuna.Study, but: int = -1) -> dict[_Key, _Earlier | None]:
         """Settle the first trials of a study that have all finished; return the points that the other trials take.
@@ -163,7 +164,7 @@ class TakenPoints:
         return len(self._settled) + len(unsettled.keys() - self._settled)
 
     def _key(self, trial: FrozenTrial) -> _Key:
-        key = self._key_of(trial.params) if trial.params.keys() == self._markers.keys() else (None,)
+        key = self._key_of(trial.params) if trial.params.keys() <= self._markers.keys() else (None,)
         if trial.params.keys() > self._markers.keys() and not self._warned_of_more:
             self._warned_of_more = True
             logger.warning(
@@ -175,7 +176,12 @@ class TakenPoints:
         return key
 
     def _key_of(self, params: Mapping[str, Any]) -> _Key:
-        return tuple(domain.key_of(marker, params[name]) for name, marker in self._markers.items())
+        if self._space.active_in(params) != params.keys() & self._markers.keys():
+            return (None,)  # a point of another space, or one that is not complete yet
+        return tuple(
+            domain.key_of(marker, params[name]) if name in params else _INACTIVE
+            for name, marker in self._markers.items()
+        )
 
 
 def _digest_of_fixed_arguments(space: SearchSpace) -> str:

@@ -1,5 +1,6 @@
 """Hypothesis strategies for search spaces. Needs the extra `testing`."""
 
+import inspect
 import math
 from fractions import Fraction
 from typing import Any
@@ -11,6 +12,8 @@ from optuna_flyte_dsl.engines.engine_choice import space_of
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
+from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.testing.space_strategies import spaces as spaces
 
 
 def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -42,9 +45,17 @@ def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[s
     """
     space = space_of(objective_or_space).bind(**fixed)
     space.check_complete()
-    return st.fixed_dictionaries({name: values(marker) for name, marker in space.items()}).map(
-        lambda drawn: space.fill(lambda name, _: drawn[name])
-    )
+    if not space.conditions:
+        return st.fixed_dictionaries({name: values(marker) for name, marker in space.items()}).map(
+            lambda drawn: space.fill(lambda name, _: drawn[name])
+        )
+    strategies = {name: values(marker) for name, marker in space.items()}
+
+    @st.composite
+    def points(draw: st.DrawFn) -> dict[str, Any]:
+        return space.fill(lambda name, _: draw(strategies[name]))
+
+    return points()
 
 
 def values(marker: Suggestion) -> st.SearchStrategy[Any]:
@@ -58,6 +69,10 @@ def values(marker: Suggestion) -> st.SearchStrategy[Any]:
     """
     if isinstance(marker, Suggestion):
         marker.check_complete()
+        if domain.is_composite(marker):
+            parameter = inspect.Parameter("value", inspect.Parameter.KEYWORD_ONLY, annotation=marker)
+            space = SearchSpace.from_signature(inspect.Signature([parameter]))
+            return params(space).map(lambda drawn: drawn["value"])
     match marker:
         case Category():
             return st.sampled_from(marker.choices)

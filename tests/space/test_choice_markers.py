@@ -175,9 +175,15 @@ def test_wrong_choices_are_named(make, message):
         make()
 
 
-def test_a_suggestion_inside_a_choice_is_refused_instead_of_passed_on_unsampled():
-    with pytest.raises(InvalidMarkerTypeError, match=r"holds the marker Float\(0, 1\), which is not sampled there"):
-        Category([{"kind": "svm", "C": Float(0, 1)}, {"kind": "rf"}])
+def test_a_suggestion_inside_a_choice_is_searched_in_trials_with_that_choice():
+    @optimize(n_trials=20, seed=1)
+    def fit(model: Category([{"kind": "svm", "C": Float(0, 1)}, {"kind": "rf"}])) -> float:
+        return model.get("C", 2.0)
+
+    study = fit.run_sync()
+    assert all(("model.0.C" in trial.params) == (trial.params["model"] == 0) for trial in study.trials)
+    assert all(trial.value == trial.params.get("model.0.C", 2.0) for trial in study.trials)
+    assert {trial.value for trial in study.trials if trial.params["model"] == 1} == {2.0}
 
 
 def test_duplicates_of_named_and_ordered_choices_are_found():

@@ -17,7 +17,7 @@ from optuna_flyte_dsl import (
     InvalidMarkerTypeError,
     Number,
     OptunaFlyteError,
-    Ordinal,  # noqa: F401 - for `eval`
+    Ordinal,
     Suggestion,
     suggest,
 )
@@ -217,9 +217,9 @@ def test_a_broken_rule_is_named_with_its_cure(make, message):
             """Category: `choices` must be a list of values, but got 3. Write `Category(["a", "b"])`.""",
         ),
         (
-            lambda: Category([Float(0, 1)]),
-            "Category: a choice must be a value, but got the marker Float(0, 1). For a space that depends on a choice, "
-            "write a function that takes `trial: optuna.Trial`.",
+            lambda: Ordinal([Float(0, 1), 3]),
+            "Ordinal: a choice must be a value, but got [Float(0, 1), 3]. For choices that hold markers, write "
+            "`Category([...])`.",
         ),
         (
             lambda: Suggestion.from_distribution("x"),

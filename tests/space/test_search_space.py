@@ -446,15 +446,13 @@ def test_a_suggestion_where_it_cannot_be_replaced_is_refused():
 
     for value in (
         {Float(0, 1)},
-        Config(Float(0, 1)),
-        [Config(Float(0, 1))],
         collections.deque([Float(0, 1)]),
         collections.UserDict(a=Float(0, 1)),
         collections.UserList([Float(0, 1)]),
         Several([1, Float(0, 1)]),
         Pair([1, Float(0, 1)]),
         types.MappingProxyType({"a": Float(0, 1)}),
-        Config({"a": [Float(0, 1)]}),
+        Config({Float(0, 1)}),
     ):
         with pytest.raises(ArgumentError, match=r"holds a suggestion inside a \w+, .* Put it into a dict"):
             SearchSpace.of(objective).bind(params=value)
