@@ -87,6 +87,19 @@ def test_choices_arrive_as_they_are_declared(runner):
     )
 
 
+@ELSEWHERE_NEWEST
+def test_classes_choices_between_them_and_lists_arrive_as_they_are_declared(runner):
+    objective = conformance.takes_structures
+    study = run(runner, objective, n_trials=4, seed=5, inputs={"config.booster": "dart"})
+    assert states(study) == ["COMPLETE"] * 4, reasons(study)
+    assert {trial.params["model"] for trial in study.trials} == {"SVM", "Forest"}
+    space = objective.space.bind(**{"config.booster": "dart"})
+    for trial in study.trials:
+        assert trial.params.keys() == space.active_in(trial.params)
+        assert trial.value == pytest.approx(objective.task(**space.fill(trial.params)))
+    assert objective.best(study, {"config.booster": "dart"})["config"].booster == "dart"
+
+
 @pytest.mark.parametrize("runner", RUNNERS[1:], indirect=True)
 def test_a_segfault_is_a_failed_trial_and_the_search_goes_on(runner):
     study = run(runner, conformance.segfaults, points=[0.9, 0.1], concurrency=1)

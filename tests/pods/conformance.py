@@ -1,5 +1,6 @@
 """Objectives that go wrong in every way: what becomes of them is the same wherever they run."""
 
+import dataclasses
 import enum
 import math
 import os
@@ -10,9 +11,10 @@ from typing import Annotated, Literal
 
 import flytekit as fl
 import optuna
+import pydantic
 from flytekit.exceptions.user import FlyteRecoverableException
 
-from optuna_flyte_dsl import Category, Float, Minimize, Ordinal, optimize
+from optuna_flyte_dsl import Category, Float, Integer, Minimize, Ordinal, When, optimize
 
 
 def count(folder: str, name: str) -> int:
@@ -93,6 +95,50 @@ def takes_choices(
     if not all(taken):
         raise AssertionError(taken)
     return act(x, 0.5)
+
+
+@dataclasses.dataclass
+class SVM:
+    C: Annotated[float, Float(0.1, 10, log=True)]
+    kernel: Annotated[Kernel, Category()] = Kernel.RBF
+    gamma: Annotated[float, Float(1e-3, 1), When("kernel", Kernel.RBF)] = 0.0
+
+
+@dataclasses.dataclass
+class Forest:
+    n_trees: Annotated[int, Integer(10, 500)]
+    name: str = "forest"
+
+
+class Config(pydantic.BaseModel):
+    depth: Annotated[int, pydantic.Field(ge=1, le=9), Integer()]
+    booster: Annotated[Literal["gbtree", "dart"], Category()] = "gbtree"
+
+
+@optimize
+@fl.task
+def takes_structures(
+    config: Config,
+    model: SVM | Forest,
+    n_layers: Integer(0, 3),
+    widths: Integer(16, 256) * "n_layers",  # noqa: F821
+    scheduler: Category({"none": 0, "cosine": {"warmup": Integer(0, 9), "act": Category({"max": max, "min": min})}}),
+    sizes: Annotated[list[int], Ordinal([16, 32]) * 2],
+    momentum: Annotated[float, Float(0, 1), When("model", SVM)] = 0.5,
+) -> Minimize:
+    taken = (
+        type(config) is Config,
+        type(model) in (SVM, Forest),
+        len(widths) == n_layers,
+        scheduler == 0 or scheduler["act"] in (max, min),
+        sizes[0] in (16, 32),
+        type(model) is SVM or momentum == 0.5,
+    )
+    if not all(taken):
+        raise AssertionError(taken)
+    scheduled = 0 if scheduler == 0 else scheduler["act"](scheduler["warmup"], 5)
+    chosen = model.C + model.gamma if isinstance(model, SVM) else model.n_trees
+    return config.depth + sum(widths) + sum(sizes) + momentum + scheduled + chosen
 
 
 @optimize

@@ -3,10 +3,11 @@
 import asyncio
 import enum
 import functools
+import inspect
+import json
 import operator
 import types
 import typing
-import uuid
 import weakref
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -14,17 +15,20 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import optuna
 from flytekit.core.context_manager import FlyteContext
 from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine, TypeTransformer
-from flytekit.models.literals import Literal, Primitive, Scalar
-from flytekit.models.types import LiteralType, SimpleType
+from flytekit.models.literals import Literal
+from flytekit.models.types import LiteralType
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from optuna_flyte_dsl._compat.flytekit import find_transformer_first, interface_inputs
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
-from optuna_flyte_dsl.errors import InvalidMarkerTypeError, OptunaFlyteError
+from optuna_flyte_dsl.engines._flytekit.bundle_types import bundle_transformer
+from optuna_flyte_dsl.engines._flytekit.trial_types import TrialTransformer
+from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 from optuna_flyte_dsl.space.annotations import read_annotation
 from optuna_flyte_dsl.space.conversion import to_float, value_types
-from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Suggestion
+from optuna_flyte_dsl.space.domain import is_composite
+from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Repeated, Suggestion
+from optuna_flyte_dsl.space.search_space import SearchSpace
 
 _NATIVE_TYPES = (type(None), bool, int, float, str)
 
@@ -45,6 +49,12 @@ def native_type(annotation: Any) -> Any:
             f"An annotation is `{marker!r}`, without a type beside it. Write `x: Float(0, 1)`, or a type that has the "
             'bounds or the choices, as in `x: Annotated[Literal["a", "b"], Category()]`.'
         )
+    if isinstance(marker, Repeated):
+        item = native_type(marker.item)
+        return list[marker.item if _is_carried_by_name(_item_of(marker), str) else item]  # type: ignore[misc]
+    if is_composite(marker):
+        _space_of(marker)  # raises an error if the choices cannot be carried
+        return str
     kinds = value_types(marker)
     if isinstance(marker, Category) and marker.names is not None:
         if wrong := [choice for choice in marker.choices if choice is None or isinstance(choice, tuple)]:
@@ -76,7 +86,9 @@ def spell_out_types(task: Any) -> None:
     inputs = interface_inputs(task)
     for name, (annotation, default) in inputs.items():
         plain = _without_enum_markers(annotation)
-        if plain is not annotation:
+        if isinstance(annotation, types.UnionType) and bundle_transformer(annotation) is not None:
+            inputs[name] = (Union[get_args(annotation)], default)  # noqa: UP007 - unlike `|`, it has a `__name__`
+        elif plain is not annotation:
             _replaced.setdefault(task, {})[name] = annotation
             inputs[name] = (plain, default)
         elif isinstance(annotation, Category) and get_args(native := native_type(annotation)):
@@ -126,7 +138,7 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         native = native_type(python_type)
         marker = _marker_in(python_type)
         if _is_carried_by_name(marker, native):
-            python_val = marker.names[marker.index(marker.named(python_val))]
+            python_val = _to_text(marker, python_val)
         python_val = to_float(native, python_val)
         transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native)
         if isinstance(transformer, AsyncTypeTransformer):
@@ -142,7 +154,7 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         else:
             value = transformer.to_python_value(ctx, lv, native)
         marker = _marker_in(expected_python_type)
-        return marker.choices[marker.names.index(value)] if _is_carried_by_name(marker, native) else value
+        return _from_text(marker, str(value)) if _is_carried_by_name(marker, native) else value
 
 
 def _marker_in(annotation: Any) -> Any:
@@ -151,7 +163,45 @@ def _marker_in(annotation: Any) -> Any:
 
 
 def _is_carried_by_name(marker: Any, native: Any) -> bool:
-    return isinstance(marker, Category) and marker.names is not None and native is str
+    """Return whether Flyte gets a text that stands for a value: a name, or the parameters inside a choice."""
+    return isinstance(marker, Category) and (marker.names is not None or marker.holds_markers) and native is str
+
+
+def _to_text(marker: Category, value: Any) -> str:
+    """Return the text by which Flyte carries a choice: its name; or, as JSON, the parameters inside the choice."""
+    if marker.holds_markers:
+        return json.dumps(_space_of(marker).point({_VALUE: value}))
+    assert marker.names is not None
+    return marker.names[marker.index(marker.named(value))]
+
+
+def _from_text(marker: Category, text: str) -> Any:
+    if marker.holds_markers:
+        return _space_of(marker).fill(json.loads(text))[_VALUE]
+    assert marker.names is not None
+    return marker.choices[marker.names.index(text)]
+
+
+def _item_of(marker: Suggestion) -> Suggestion:
+    """Return the marker of the items of a repeated marker; return any other marker as it is."""
+    return _item_of(marker.item) if isinstance(marker, Repeated) else marker
+
+
+_VALUE = "value"
+
+
+@functools.lru_cache(maxsize=256)
+def _space_of(marker: Category) -> SearchSpace:
+    """Return the space of the parameters inside the choices of a marker.
+
+    Raises:
+        InvalidMarkerTypeError: If Flyte cannot carry what Optuna stores for one of the parameters.
+    """
+    parameter = inspect.Parameter(_VALUE, inspect.Parameter.KEYWORD_ONLY, annotation=marker)
+    space = SearchSpace.from_signature(inspect.Signature([parameter]), name=shown(marker))
+    for inner in space.values():
+        native_type(inner.stored)
+    return space
 
 
 def _transformer_of(annotation: Any) -> TypeTransformer[Any] | None:
@@ -159,14 +209,16 @@ def _transformer_of(annotation: Any) -> TypeTransformer[Any] | None:
 
     Flytekit refuses an annotated Enum or Literal, and would pickle choices that have names.
     """
+    if (transformer := bundle_transformer(annotation)) is not None:
+        return transformer
     if get_origin(annotation) is not Annotated:
         return None
     base, *metadata = get_args(annotation)
     is_refused = get_origin(base) is typing.Literal or (isinstance(base, type) and issubclass(base, enum.Enum))
-    markers = [each for each in metadata if isinstance(each, Category)]
-    if not markers or not (is_refused or markers[0].names is not None):
-        return None
-    return TypeEngine.get_transformer(Category)
+    for marker in [each for each in metadata if isinstance(each, Category | Repeated)]:
+        if is_refused or _is_carried_by_name(_item_of(marker), str):
+            return TypeEngine.get_transformer(type(marker))
+    return None
 
 
 def register(_flytekit: Any = None) -> None:
@@ -177,50 +229,7 @@ def register(_flytekit: Any = None) -> None:
 @functools.cache  # once
 def _register() -> None:
     find_transformer_first(_transformer_of)
-    for marker in (Float, Integer, Category, Ordinal):
+    for marker in (Float, Integer, Category, Ordinal, Repeated):
         TypeEngine.register_additional_type(MarkerTransformer(marker), marker)
     for kind in (Trial, BaseTrial, optuna.trial.FixedTrial, FrozenTrial):
         TypeEngine.register_additional_type(TrialTransformer(kind), kind)
-
-
-_LOCAL = "local:"
-_trials_here: weakref.WeakValueDictionary[str, BaseTrial] = weakref.WeakValueDictionary()
-
-
-class TrialTransformer(AsyncTypeTransformer[Any]):
-    """Converts a trial to a string: a key of the trial in this process, or a `TrialHandle`."""
-
-    def __init__(self, kind: type[BaseTrial]) -> None:
-        super().__init__(f"optuna_flyte_dsl {kind.__name__}", kind, enable_type_assertions=False)
-
-    def get_literal_type(self, t: Any) -> LiteralType:  # noqa: ARG002
-        return LiteralType(simple=SimpleType.STRING)
-
-    async def async_to_literal(
-        self,
-        ctx: FlyteContext,  # noqa: ARG002
-        python_val: Any,
-        python_type: Any,  # noqa: ARG002
-        expected: LiteralType,  # noqa: ARG002
-    ) -> Literal:
-        """Convert a trial of this process, or the handle of a trial for another process."""
-        if isinstance(python_val, TrialHandle):
-            text = python_val.to_text()
-        elif isinstance(python_val, BaseTrial):
-            text = f"{_LOCAL}{uuid.uuid4().hex}"
-            _trials_here[text] = python_val
-        else:
-            raise TypeError(f"An `optuna.Trial` is needed, but got {shown(python_val)}.")
-        return Literal(scalar=Scalar(primitive=Primitive(string_value=text)))
-
-    async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:  # noqa: ARG002
-        """Return a trial of this process, or connect to the trial of a handle."""
-        assert lv.scalar is not None
-        assert lv.scalar.primitive is not None
-        text = str(lv.scalar.primitive.string_value)
-        if not text.startswith(_LOCAL):
-            return TrialHandle.from_text(text).open()
-        trial = _trials_here.get(text)
-        if trial is None:
-            raise OptunaFlyteError(f"The trial {text} belongs to another process.")
-        return trial

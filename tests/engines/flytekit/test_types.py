@@ -1,6 +1,7 @@
 """The markers as native Flyte types."""
 
 import asyncio
+import dataclasses
 import typing
 from typing import Annotated, Any, Optional
 
@@ -9,7 +10,7 @@ import pytest
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
 from flytekit.models.types import SimpleType
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl import (
@@ -20,11 +21,12 @@ from optuna_flyte_dsl import (
     InvalidMarkerTypeError,
     Ordinal,
     OutOfRangeError,
+    SearchSpace,
     optimize,
     suggest,
 )
 from optuna_flyte_dsl.engines._flytekit.types import MarkerTransformer, native_type, register
-from optuna_flyte_dsl.testing import strategies
+from optuna_flyte_dsl.testing import space_strategies, strategies
 from tests.support import spaces
 
 CONTEXT = FlyteContextManager.current_context()
@@ -71,6 +73,60 @@ def test_a_drawn_value_survives_the_way_through_a_literal(data):
     back = TypeEngine.to_python_value(CONTEXT, literal, marker)
     assert back == value
     assert type(back) is type(value)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(st.data())
+def test_the_arguments_of_a_trial_survive_the_way_through_literals(data):
+    signature = data.draw(space_strategies.signatures())
+    drawn = data.draw(strategies.params(SearchSpace.from_signature(signature)))
+    for name, value in drawn.items():
+        annotation = signature.parameters[name].annotation
+        literal = TypeEngine.to_literal(CONTEXT, value, annotation, TypeEngine.to_literal_type(annotation))
+        assert TypeEngine.to_python_value(CONTEXT, literal, annotation) == value
+
+
+class Padding(typing.NamedTuple):
+    width: int
+    mode: str = "zero"
+
+
+class Loaded(typing.TypedDict):
+    rate: Annotated[float, Float(0, 1)]
+    padding: typing.NotRequired[Padding]
+
+
+@dataclasses.dataclass
+class Network:
+    betas: tuple[float, float]
+    act: Category({"max": max, "min": min})
+    depth: Annotated[int, Integer(1, 9)] = 3
+    padding: Optional[Padding] = None
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Loaded, {"rate": 0.5}),
+        (Loaded, {"rate": 0.5, "padding": Padding(1, "same")}),
+        (Network, Network((0.9, 0.99), min, names=["a"], padding=Padding(3))),
+        (Annotated[Network, "a note"], Network((0.9, 0.99), min)),
+        (Optional[Network], None),
+        (list[Network], [Network((0.9, 0.99), max)]),
+        (dict[str, Network | Loaded], {"a": {"rate": 0.5}}),
+    ],
+)
+def test_objects_of_each_kind_of_class_survive_the_way_through_a_literal(annotation, value):
+    literal = TypeEngine.to_literal(CONTEXT, value, annotation, TypeEngine.to_literal_type(annotation))
+    back = TypeEngine.to_python_value(CONTEXT, literal, annotation)
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_an_object_of_another_class_is_named():
+    with pytest.raises(Exception, match="An object of the class Network is needed, but got 3, of type int"):
+        TypeEngine.to_literal(CONTEXT, 3, Network, TypeEngine.to_literal_type(Network))
 
 
 def _is_carried(marker):

@@ -1,0 +1,179 @@
+"""Carries objects of classes with searched fields through Flyte: choices between classes, and fields with markers."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import msgpack
+from flyteidl.core import literals_pb2
+from flytekit.core.context_manager import FlyteContext
+from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine, TypeTransformerFailedError
+from flytekit.models.literals import Binary, Literal, Scalar
+from flytekit.models.types import LiteralType, SimpleType
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl.errors import OptunaFlyteError
+from optuna_flyte_dsl.space.declared_parameter import Bundle, bundles_of
+from optuna_flyte_dsl.space.domain import is_composite
+from optuna_flyte_dsl.space.markers import Category, Repeated, Suggestion
+from optuna_flyte_dsl.space.records import fields_of, is_pydantic_model
+
+_CLASS, _FIELDS, _TAG = "class", "fields", "msgpack"
+
+
+def bundle_transformer(annotation: Any) -> AsyncTypeTransformer[Any] | None:
+    """Return the transformer of an annotation that is a class with searched fields, or a choice between such classes.
+
+    Returns:
+        The transformer; `None` for any other annotation, and for a class that flytekit itself carries faithfully.
+    """
+    if isinstance(annotation, type) and fields_of(annotation) is None:
+        return None  # most annotations
+    try:
+        return _bundle_transformer(annotation)
+    except TypeError:  # the annotation has no hash
+        return None
+
+
+@functools.lru_cache(maxsize=512)
+def _bundle_transformer(annotation: Any) -> AsyncTypeTransformer[Any] | None:
+    try:
+        bundles = bundles_of(annotation)
+    except OptunaFlyteError:  # an annotation that is not for a search
+        return None
+    if not bundles or (isinstance(annotation, type) and all(map(_is_carried_by_flytekit, bundles.values()))):
+        return None
+    base = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if type(None) not in get_args(base):
+        return BundleTransformer(annotation, bundles)
+    if len(get_args(base)) == 2:
+        return None  # flytekit tells None from the other member, and asks for the transformer of that member
+    choice: Any = Union[tuple(bundle.type.kind for bundle in bundles.values())]  # noqa: UP007
+    return OptionalTransformer(annotation, Union[Annotated[choice, "not None"], None])  # noqa: UP007
+
+
+def _is_carried_by_flytekit(bundle: Bundle) -> bool:
+    """Return whether flytekit gives an object of a class back as it was.
+
+    Flytekit takes the wrong member of a union of classes with like fields, and it takes no bare marker.
+    """
+    kind = bundle.type.kind
+    return (dataclasses.is_dataclass(kind) or is_pydantic_model(kind)) and not any(
+        len(field.bundles) > 1
+        or isinstance(bundle.type.fields[name].annotation, Suggestion)
+        or (field.marker is not None and _has_own_literal(field.marker))
+        or not all(map(_is_carried_by_flytekit, field.bundles.values()))
+        for name, field in bundle.fields.items()
+    )
+
+
+def _has_own_literal(marker: Suggestion) -> bool:
+    if isinstance(marker, Repeated):
+        return _has_own_literal(marker.item)
+    return is_composite(marker) or (isinstance(marker, Category) and marker.names is not None)
+
+
+class BundleTransformer(AsyncTypeTransformer[Any]):
+    """Converts objects of one or several classes to MessagePack: the name of the class, and a literal for each field.
+
+    Args:
+        annotation: The class, or the union of the classes.
+        bundles: The classes, by name.
+    """
+
+    def __init__(self, annotation: Any, bundles: Mapping[str, Bundle]) -> None:
+        super().__init__(f"optuna_flyte_dsl {' | '.join(bundles)}", annotation, enable_type_assertions=False)
+        self._bundles = bundles
+
+    def get_literal_type(self, t: Any) -> LiteralType:  # noqa: ARG002
+        for bundle in self._bundles.values():
+            for field in bundle.type.fields.values():
+                TypeEngine.to_literal_type(_carried(field.annotation))  # raises an error for what flytekit cannot carry
+        return LiteralType(simple=SimpleType.STRUCT)
+
+    async def async_to_literal(
+        self,
+        ctx: FlyteContext,
+        python_val: Any,
+        python_type: Any,  # noqa: ARG002
+        expected: LiteralType,  # noqa: ARG002
+    ) -> Literal:
+        """Convert an object of one of the classes."""
+        bundle = next((each for each in self._bundles.values() if each.type.is_instance(python_val)), None)
+        if bundle is None:
+            raise TypeTransformerFailedError(
+                f"An object of the class {' or '.join(self._bundles)} is needed, but got {shown(python_val)}, of type "
+                f"{type(python_val).__name__}."
+            )
+        fields = {}
+        for name, value in bundle.type.values_of(python_val).items():
+            annotation = _carried(bundle.type.fields[name].annotation)
+            carried = annotation(value) if _is_carrier(annotation) else value
+            expected_type = TypeEngine.to_literal_type(annotation)
+            literal = await TypeEngine.async_to_literal(ctx, carried, annotation, expected_type)
+            fields[name] = MessageToDict(literal.to_flyte_idl())
+        content = {_CLASS: bundle.name, _FIELDS: fields}
+        return Literal(scalar=Scalar(binary=Binary(value=msgpack.packb(content), tag=_TAG)))
+
+    async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:  # noqa: ARG002
+        """Return the object that a literal stands for."""
+        if lv.scalar is None or lv.scalar.binary is None:
+            raise TypeTransformerFailedError(f"The literal holds no object of the class {' or '.join(self._bundles)}.")
+        content = msgpack.unpackb(lv.scalar.binary.value)
+        kind = self._bundles[content[_CLASS]].type
+        values = {}
+        for name, field in content[_FIELDS].items():
+            literal = Literal.from_flyte_idl(ParseDict(field, literals_pb2.Literal()))
+            annotation = _carried(kind.fields[name].annotation)
+            value = await TypeEngine.async_to_python_value(ctx, literal, annotation)
+            values[name] = value.value if _is_carrier(annotation) else value
+        return kind.make(values)
+
+
+class OptionalTransformer(AsyncTypeTransformer[Any]):
+    """Converts None, or an object of one of several classes.
+
+    Args:
+        annotation: The union of the classes and None.
+        nested: The same, as a union of two members, so that flytekit does not look into the choice.
+    """
+
+    def __init__(self, annotation: Any, nested: Any) -> None:
+        super().__init__(f"optuna_flyte_dsl {nested}", annotation, enable_type_assertions=False)
+        self._nested = nested
+
+    def get_literal_type(self, t: Any) -> LiteralType:  # noqa: ARG002
+        return TypeEngine.to_literal_type(self._nested)
+
+    async def async_to_literal(
+        self,
+        ctx: FlyteContext,
+        python_val: Any,
+        python_type: Any,  # noqa: ARG002
+        expected: LiteralType,
+    ) -> Literal:
+        """Convert an object, or None."""
+        return await TypeEngine.async_to_literal(ctx, python_val, self._nested, expected)
+
+    async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:  # noqa: ARG002
+        """Return the object, or None."""
+        return await TypeEngine.async_to_python_value(ctx, lv, self._nested)
+
+
+@functools.lru_cache(maxsize=512)
+def _carried(annotation: Any) -> Any:
+    """Return a type that flytekit carries in place of a field's type: a dataclass around a tuple, which it refuses."""
+    return dataclasses.make_dataclass("Carrier", [("value", annotation)]) if _holds_tuple(annotation) else annotation
+
+
+def _holds_tuple(annotation: Any) -> bool:
+    base = get_origin(annotation) or annotation
+    is_tuple = isinstance(base, type) and issubclass(base, tuple)
+    return is_tuple or any(map(_holds_tuple, get_args(annotation) if base is not typing.Literal else ()))
+
+
+def _is_carrier(annotation: Any) -> bool:
+    return isinstance(annotation, type) and annotation.__name__ == "Carrier"
