@@ -154,6 +154,15 @@ _functions = _or_empty(
     )
 )
 
+constraints = _or_empty(
+    must(
+        "be a list of functions of the objective's arguments",
+        lambda value: _is_list(value, callable),
+        convert=tuple,
+        cure="Write `constraints=[lambda depth, width: depth * width - 4096]`.",
+    )
+)
+
 
 def failures(name: str, value: Any) -> Any:
     """Check for "auto", `None` or an integer above 0."""

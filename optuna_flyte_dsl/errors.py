@@ -68,7 +68,7 @@ class EmptySpaceError(OptunaFlyteError, ValueError):
 
 
 class RefusedPointError(OptunaFlyteError, ValueError):
-    """Stored with a trial that failed because a class of the signature takes no such values for its fields."""
+    """Stored with a trial that failed because a class of the signature, or a constraint, does not allow its point."""
 
 
 class NoBestTrialError(OptunaFlyteError, ValueError):

@@ -23,6 +23,7 @@ from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.space.directions import Direction, read_directions
 from optuna_flyte_dsl.space.objective import Kind, Objective
+from optuna_flyte_dsl.space.parameter_constraints import ConstraintFunction, ParameterConstraint, read_constraints
 
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
 Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
@@ -149,6 +150,11 @@ class Options(CheckedOptions):
     stop_when_exhausted: _Flag = False
     """Whether the search ends when each point of its space was tried or is being tried."""
 
+    constraints: Annotated[Sequence[ConstraintFunction] | None, check.constraints] = None
+    """Functions of the objective's arguments, by their names: `lambda depth, width: depth * width - 4096`. A point is
+    run only if each returns at most 0. A function may also return a bool: True forbids the point. In place of a point
+    that is not allowed, the search looks for another one. If it finds none, the trial fails."""
+
     callbacks: Annotated[Sequence[Callback] | None, check.callbacks] = None
     """Functions that are called with the study and each finished trial, one at a time, in a thread. `study.stop()` in a
     callback ends the search."""
@@ -261,6 +267,14 @@ class Options(CheckedOptions):
                 "`deterministic=True` needs `seed`, as in `seed=1`: a sampler without one draws anew each time."
             )
 
+    def constraints_of(self, objective: Objective) -> tuple[ParameterConstraint, ...]:
+        """Return the constraints on the parameters of an objective.
+
+        Raises:
+            InvalidOptionError: If a constraint takes an argument that the objective does not have.
+        """
+        return read_constraints(self.constraints or (), objective.name, objective.space.parameter_names)
+
     def check_objective(self, objective: Objective) -> None:
         """Check the options against the objective.
 
@@ -288,11 +302,14 @@ class Options(CheckedOptions):
                 "`sampler=TPESampler`, and neither a sampler that is made already nor a study; or drop `trial`."
             )
         if not objective.suggests_itself:
+            self.constraints_of(objective)
             for point in self.initial_points or ():
                 objective.space.check_point(point)
             return
-        if self.duplicates != "allow" or self.stop_when_exhausted:
-            name = "duplicates" if self.duplicates != "allow" else "stop_when_exhausted"
+        needing = {"duplicates": self.duplicates != "allow", "stop_when_exhausted": self.stop_when_exhausted}
+        needing["constraints"] = bool(self.constraints)
+        if any(needing.values()):
+            name = next(name for name, is_needing in needing.items() if is_needing)
             raise InvalidOptionError(
                 f"`{name}` needs a search space that is known before a trial runs, but `{objective.name}` samples by "
                 "itself. Mark its parameters in the signature, as in `x: Integer(1, 5)`."

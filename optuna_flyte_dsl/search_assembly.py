@@ -236,8 +236,9 @@ def _adopts(remote: RemoteSearch | None) -> Callable[[FrozenTrial], bool]:
     return remote.adopts if remote is not None else lambda _: False
 
 
-def taken_points(options: Options, space: SearchSpace) -> TakenPoints | None:
+def taken_points(options: Options, objective: Objective, space: SearchSpace) -> TakenPoints | None:
     """Return the `TakenPoints` of a new search; `None` if no option needs the points that trials have tried."""
-    if options.duplicates == "allow" and not options.stop_when_exhausted:
+    constraints = options.constraints_of(objective)
+    if options.duplicates == "allow" and not options.stop_when_exhausted and not constraints:
         return None
-    return TakenPoints(space, options.duplicates, ends=options.stop_when_exhausted)
+    return TakenPoints(space, options.duplicates, ends=options.stop_when_exhausted, constraints=constraints)

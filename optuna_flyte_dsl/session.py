@@ -120,7 +120,7 @@ class Session:
             space.check_complete()
         else:
             space.check_ready()
-        taken = taken_points(self.options, space)
+        taken = None if self.objective.suggests_itself else taken_points(self.options, self.objective, space)
         if not self.objective.suggests_itself:
             points = tuple(space.convert_point(point) for point in points)
 

@@ -6,13 +6,21 @@ import dataclasses
 import inspect
 import types
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, Union, get_args, get_origin
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, InvalidMarkerError
 from optuna_flyte_dsl.space import domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, check_default, listed, read_annotation, type_clash
+from optuna_flyte_dsl.space.annotations import (
+    NO_TYPE,
+    check_default,
+    listed,
+    positional_only,
+    read_annotation,
+    type_clash,
+)
 from optuna_flyte_dsl.space.argument_errors import not_carried
 from optuna_flyte_dsl.space.completion import completed
 from optuna_flyte_dsl.space.conditions import Condition
@@ -125,6 +133,30 @@ class DeclaredSignature:
     def paths(self) -> Mapping[str, DeclaredParameter]:
         """Every parameter, and every field below it, by path."""
         return dict(path for name, declared in self.parameters.items() for path in declared.paths(name))
+
+
+def declare_signature(
+    signature: inspect.Signature, objective: str, *, ignore: AbstractSet[str], strict: bool
+) -> DeclaredSignature:
+    """Read the parameters of an objective.
+
+    Args:
+        objective: The objective's name, for errors.
+        ignore: Parameters that a call does not give, such as `trial`.
+        strict: Whether a value must be of its parameter's type: tasks require it.
+    """
+    declared: dict[str, DeclaredParameter] = {}
+    is_open = False
+    for parameter in signature.parameters.values():
+        if parameter.name in ignore or parameter.kind is parameter.VAR_POSITIONAL:
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            is_open = True
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise InvalidAnnotationError(positional_only(objective, parameter.name))
+        declared[parameter.name] = declare(objective, parameter, strict=strict)
+    return DeclaredSignature(objective, declared, is_open, strict)
 
 
 def declare(

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import random
 from collections.abc import Hashable
 from numbers import Real
 from typing import Any
@@ -33,6 +34,20 @@ def value_at(marker: Suggestion, index: int) -> Any:
     grid = grid_of(marker)
     assert grid is not None
     return grid.value(index)
+
+
+def random_value(marker: Suggestion, generator: random.Random) -> Any:
+    """Return a value of a marker, drawn uniformly, or uniformly in the logarithm if the marker says so."""
+    if isinstance(marker, Category):
+        return generator.choice(marker.choices)
+    assert isinstance(marker, Float | Integer)
+    if marker.log:
+        drawn = math.exp(generator.uniform(math.log(marker.low), math.log(marker.high)))
+        return min(max(round(drawn) if isinstance(marker, Integer) else drawn, marker.low), marker.high)
+    grid = grid_of(marker)
+    if grid is None:
+        return generator.uniform(marker.low, marker.high)
+    return grid.value(generator.randrange(grid.whole_steps + 1))
 
 
 def named(marker: Suggestion, value: Any) -> Any:

@@ -122,7 +122,7 @@ class Searched(Node):
     base: Any  # the type that the value is to have
 
     def fill(self, values: Mapping[str, Any]) -> Any:
-        return conversion.to_float(self.base, values[self.name])
+        return conversion.to_float(self.base, copy_containers(values[self.name]))
 
     def read(self, value: Any, reading: Reading) -> None:
         reading.values[self.name] = value

@@ -22,7 +22,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.acceptance import bind_arguments
-from optuna_flyte_dsl.space.annotations import listed, positional_only
+from optuna_flyte_dsl.space.annotations import listed
 from optuna_flyte_dsl.space.argument_errors import (
     missing_values,
     nothing_to_search,
@@ -31,8 +31,7 @@ from optuna_flyte_dsl.space.argument_errors import (
     unknown_parameter,
 )
 from optuna_flyte_dsl.space.conditions import Condition
-from optuna_flyte_dsl.space.containers import copy_containers
-from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare
+from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare_signature
 from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.scenarios import PointCounter
 from optuna_flyte_dsl.space.signatures import read_signature
@@ -93,18 +92,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             ignore: Parameters that a call does not give, such as `trial`.
             strict: Whether a value must have its parameter's type, if that is bool, int, float or str.
         """
-        declared: dict[str, DeclaredParameter] = {}
-        takes_kwargs = False
-        for parameter in signature.parameters.values():
-            if parameter.name in ignore or parameter.kind is parameter.VAR_POSITIONAL:
-                continue
-            if parameter.kind is parameter.VAR_KEYWORD:
-                takes_kwargs = True
-                continue
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise InvalidAnnotationError(positional_only(name, parameter.name))
-            declared[parameter.name] = declare(name, parameter, strict=strict)
-        space = cls(DeclaredSignature(name, declared, is_open=takes_kwargs, strict=strict), {})
+        space = cls(declare_signature(signature, name, ignore=ignore, strict=strict), {})
         space._check_conditions()
         return space.bind(**arguments) if arguments else space
 
@@ -151,6 +139,11 @@ class SearchSpace(Mapping[str, Suggestion]):
     @property
     def _declared(self) -> Mapping[str, DeclaredParameter]:
         return self._signature.parameters
+
+    @property
+    def parameter_names(self) -> AbstractSet[str] | None:
+        """The names of the objective's parameters; `None` if it takes any name."""
+        return None if self._signature.is_open else self._declared.keys()
 
     def takes(self, name: str) -> bool:
         """Return whether the objective has a parameter or a field with this path, or takes any name."""
@@ -225,10 +218,25 @@ class SearchSpace(Mapping[str, Suggestion]):
         distributions = self._distributions
 
         def choose(name: str, marker: Suggestion) -> Any:
-            stored = conversion.suggest(trial, name, distributions[name])
-            return copy_containers(marker.from_stored(stored))
+            return marker.from_stored(conversion.suggest(trial, name, distributions[name]))
 
         return self._tree.fill(self._tree.draw(choose))
+
+    def draw(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
+        """Return what Optuna stores for a point, by name.
+
+        Args:
+            choose: Returns what is stored for a parameter, from its name and its marker. It is called for active
+                parameters only, each behind those on which it depends.
+        """
+        point: dict[str, Any] = {}
+
+        def note(name: str, marker: Suggestion) -> Any:
+            point[name] = choose(name, marker)
+            return marker.from_stored(point[name])
+
+        self._tree.draw(note)
+        return point
 
     @cached_property
     def _distributions(self) -> Mapping[str, BaseDistribution]:

@@ -4,19 +4,21 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import cached_params, detached_trial, enqueued_params, set_enqueued_params
+from optuna_flyte_dsl._compat.optuna import detached_trial, enqueued_params, set_enqueued_params
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._proxy import Proxy
-from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, RefusedPointError
 from optuna_flyte_dsl.options import Duplicates
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.parameter_constraints import ParameterConstraint
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS
 from optuna_flyte_dsl.study.resuming import counts
@@ -24,6 +26,12 @@ from optuna_flyte_dsl.study.study_view import preview_of
 
 _TRIES = 30
 """How often a sampler is asked for a new point before a point is drawn without the sampler."""
+
+_RANDOM_TRIES = 1_000
+"""How many points are then drawn at random to find one that the constraints allow."""
+
+_MOST_COUNTED = 10_000
+"""The largest number of points of which those that the constraints allow are counted."""
 
 _Key = tuple[Hashable, ...]
 """A point as one key for each parameter; see `domain.key_of`.
@@ -46,10 +54,20 @@ class TakenPoints:
 
     Args:
         ends: Whether the search ends when every point is taken.
+        constraints: The constraints that a point must satisfy.
     """
 
-    def __init__(self, space: SearchSpace, duplicates: Duplicates, *, ends: bool) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        duplicates: Duplicates,
+        *,
+        ends: bool,
+        constraints: Sequence[ParameterConstraint] = (),
+    ) -> None:
         self.ends = ends
+        self._last_violation: str | None = None
+        self._constraints = constraints
         self._space = space
         self._markers = {name: marker.stored for name, marker in sorted(space.items())}
         self._fixed = _digest_of_fixed_arguments(space)
@@ -61,6 +79,11 @@ class TakenPoints:
                     "option."
                 )
         self._size = space.n_points
+        if constraints and self._size <= _MOST_COUNTED:
+            n_allowed = sum(self._is_allowed(self._point(index)) for index in range(int(self._size)))
+            self._size = n_allowed
+            if not n_allowed:
+                raise InvalidOptionError(f"`constraints`: they allow no point of the space of `{space.name}`.")
         if ends and self._size == math.inf:
             raise InvalidOptionError(
                 f"`stop_when_exhausted=True`: the conditions of `{space.name}` have too many combinations to count its "
@@ -82,9 +105,11 @@ class TakenPoints:
             The keyword arguments of the objective; and the values of an earlier trial, if they are to be reused.
         """
         trial.set_user_attr(FIXED_ARGUMENTS, self._fixed)
-        if self._duplicates == "resample" and not set(self._markers) <= set(enqueued_params(trial)):
+        if (self._duplicates == "resample" or self._constraints) and not self._is_complete(enqueued_params(trial)):
             set_enqueued_params(trial, self._new_point(study, trial))
         arguments = self._space.suggest(trial)
+        if (violation := self._violation(arguments)) is not None:
+            raise RefusedPointError(violation)
         if self._duplicates != "reuse":
             return arguments, None
         key = self._key_of(trial.params)
@@ -97,23 +122,48 @@ class TakenPoints:
         trial.set_user_attr(SAME_AS, earlier.number)
         return arguments, earlier.values
 
+    def _is_complete(self, params: Mapping[str, Any]) -> bool:
+        """Return whether parameters, as Optuna stores them, are a whole point."""
+        try:
+            return self._space.active_in(params) <= params.keys()
+        except ArgumentError:  # a value outside of the space
+            return True
+
+    def _violation(self, arguments: Mapping[str, Any]) -> str | None:
+        """Return which constraint forbids the arguments of a trial, for an error; `None` if none does."""
+        for constraint in self._constraints:
+            if (value := constraint.value(arguments)) > 0:
+                point = shown(self._space.point(arguments))
+                return f"{constraint.name} is {value:g} for {point}, but must be at most 0."
+        return None
+
+    def _is_allowed(self, point: Mapping[str, Any]) -> bool:
+        """Return whether a point, as Optuna stores it, satisfies the constraints."""
+        try:
+            self._last_violation = self._violation(self._space.fill(point))
+        except (RefusedPointError, ArgumentError) as error:
+            self._last_violation = str(error)
+        return self._last_violation is None
+
     def _new_point(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
+        """Return what Optuna is to store for a trial: a point that satisfies the constraints, and is not taken."""
         taken = self._unsettled(study, but=trial.number)
-        preview = preview_of(study, _UnchangedStorage(trial.storage))
-        point: dict[str, Any] = {}
-        for _ in range(_TRIES):
-            attempt = detached_trial(preview, trial)
-            self._space.suggest(attempt)
-            point = dict(cached_params(attempt))
-            if not self._is_taken(self._key_of(point), taken):
+        allowed: dict[str, Any] | None = None
+        for point in self._attempts(study, trial):
+            if self._constraints and not self._is_allowed(point):
+                continue
+            if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
                 return point
+            allowed = allowed or point
         if (n_taken := self._count(taken)) < self._size < math.inf:
-            size = int(self._size)
-            start = random.Random(trial.number).randrange(size)  # noqa: S311 - not a secret
-            for offset in range(n_taken + 1):
-                chosen = {**self._point((start + offset) % size), **enqueued_params(trial)}
-                if not self._is_taken(self._key_of(chosen), taken):
+            n_points = int(self._space.n_points)
+            start = random.Random(trial.number).randrange(n_points)  # noqa: S311 - not a secret
+            for offset in range(min(n_points, n_taken + n_points - int(self._size) + 1)):
+                chosen = {**self._point((start + offset) % n_points), **enqueued_params(trial)}
+                if not self._is_taken(self._key_of(chosen), taken) and self._is_allowed(chosen):
                     return chosen
+        if allowed is None:
+            raise RefusedPointError(f"No point that the constraints allow was found. {self._last_violation}")
         if self._size < math.inf and not self._warned:
             self._warned = True
             logger.warning(
@@ -121,7 +171,24 @@ class TakenPoints:
                 "`stop_when_exhausted=True` would end the search.",
                 int(self._size),
             )
-        return point
+        return allowed
+
+    def _attempts(self, study: optuna.Study, trial: Trial) -> Iterator[dict[str, Any]]:
+        """Yield points that the sampler suggests; with constraints, then points that are drawn at random."""
+        preview = preview_of(study, _UnchangedStorage(trial.storage))
+        for _ in range(_TRIES):
+            yield self._sampled(detached_trial(preview, trial))
+        enqueued = enqueued_params(trial)
+        generator = random.Random(trial.number)  # noqa: S311 - not a secret
+        for _ in range(_RANDOM_TRIES if self._constraints else 0):
+            yield self._space.draw(
+                lambda name, marker: (
+                    enqueued[name] if name in enqueued else marker.to_stored(domain.random_value(marker, generator))
+                )
+            )
+
+    def _sampled(self, trial: Trial) -> dict[str, Any]:
+        return self._space.draw(lambda name, marker: conversion.suggest(trial, name, marker.to_distribution()))
 
     def _point(self, index: int) -> dict[str, Any]:
         """Return what Optuna stores for the point at an index of a space with finitely many points."""
@@ -176,7 +243,11 @@ class TakenPoints:
         return key
 
     def _key_of(self, params: Mapping[str, Any]) -> _Key:
-        if self._space.active_in(params) != params.keys() & self._markers.keys():
+        try:
+            active = self._space.active_in(params)
+        except ArgumentError:  # a value outside of the space
+            return (None,)
+        if active != params.keys() & self._markers.keys():
             return (None,)  # a point of another space, or one that is not complete yet
         return tuple(
             domain.key_of(marker, params[name]) if name in params else _INACTIVE
