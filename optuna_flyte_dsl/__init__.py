@@ -37,6 +37,7 @@ from optuna_flyte_dsl.optimizer import Optimizer
 from optuna_flyte_dsl.space.conditions import Condition, When
 from optuna_flyte_dsl.space.markers import (
     Category,
+    Constraint,
     Fixed,
     Float,
     Integer,
@@ -62,6 +63,7 @@ __all__ = [
     "ClusterUnavailableError",
     "CompilationError",
     "Condition",
+    "Constraint",
     "DirectionError",
     "EmptySpaceError",
     "ExecutionFailedError",

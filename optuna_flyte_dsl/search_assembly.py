@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._compat.optuna import storage_of
@@ -186,7 +187,7 @@ class Assembly:
                     storage=storage,
                     total=options.n_trials if has_total else None,
                     points=self.taken,
-                    sampler_of_trial=(lambda number: make_sampler(options, number + 1)) if own_samplers else None,
+                    sampler_of_trial=self._make_own_sampler if own_samplers else None,
                 )
                 if is_checkpointed:
                     trials.interrupted_are_lost = False  # a cancelled trial is not lost, but SIGTERM sets this to True
@@ -217,6 +218,10 @@ class Assembly:
                     trials.failure_log.close()
         finally:
             await finish(runner.close)
+
+    def _make_own_sampler(self, number: int) -> BaseSampler:
+        """Return the sampler of one trial."""
+        return make_sampler(self.options, number + 1, is_constrained=bool(self.objective.returns.constraints))
 
     def _make_runner(self, remote: RemoteSearch | None) -> Runner:
         objective, options = self.objective, self.options

@@ -19,16 +19,16 @@ from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
-from optuna_flyte_dsl.search.error_origin import traceback_of
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
 from optuna_flyte_dsl.search.failure_log import FailureLog
-from optuna_flyte_dsl.search.outcome import Outcome, reason_of
+from optuna_flyte_dsl.search.outcome import Outcome, reason_of, store_details
 from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF, TRACEBACK
+from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
+from optuna_flyte_dsl.study.feasibility import constraint_attributes
 from optuna_flyte_dsl.study.liveness import Life, owner_keys
 from optuna_flyte_dsl.study.study_view import snapshot_of, view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
@@ -201,7 +201,7 @@ class AskTell:
         try:
             if self.points is None:
                 return AskedTrial(number, trial, self.space.suggest(trial))
-            arguments, values = self.points.suggest(self.study, trial)
+            arguments, same = self.points.suggest(self.study, trial)
         except ValueError as error:
             enqueued = enqueued_params(trial)
             if isinstance(error, RefusedPointError):
@@ -210,7 +210,8 @@ class AskTell:
                 raise
             reason = f"Its parameters were enqueued, and do not fit the search space: {enqueued}: {error}"
             return AskedTrial(number, trial, {}, Outcome(TrialState.FAIL, reason=reason, error=error))
-        return AskedTrial(number, trial, arguments, Outcome(TrialState.COMPLETE, values) if values else None)
+        known = Outcome(TrialState.COMPLETE, same.values, same.constraints) if same is not None else None
+        return AskedTrial(number, trial, arguments, known)
 
     def _drop_what_does_not_fit(self, trial: Trial) -> None:
         """Drop enqueued parameters of a retry outside of the space, which may have changed. They are sampled anew."""
@@ -229,6 +230,7 @@ class AskTell:
         if outcome.fatal is None:
             self._untold[asked.number] = outcome
         if self.storage is not None and not outcome.lost and outcome.fatal is None:
+            self._store_details(asked.trial, outcome)
             asked.trial.set_user_attr(OUTCOME, {"state": outcome.state.name, "values": outcome.values})
 
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
@@ -240,9 +242,8 @@ class AskTell:
             self._open.pop(number, None)
             self._untold.pop(number, None)
             return
-        if outcome.reason is not None:
-            with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
-                self._store_reason(trial, outcome)
+        with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
+            self._store_details(trial, outcome)
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
         if outcome.values is not None and self.storage is not None and LOST in frozen.user_attrs and not outcome.lost:
             self._tell_late(frozen, outcome)
@@ -286,6 +287,7 @@ class AskTell:
                 for name, distribution in trial.distributions.items():
                     value = distribution.to_internal_repr(trial.params[name])
                     self.storage.set_trial_param(trial_id(retrying), name, value, distribution)
+                self._store_details(retrying, outcome)
                 self.study.tell(retrying.number, outcome.values)
                 return
         late = optuna.trial.create_trial(
@@ -293,6 +295,7 @@ class AskTell:
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={LOST: True, RETRY_OF: trial.number},
+            system_attrs=self._constraint_attributes(outcome),
         )
         self.study.add_trial(late)
 
@@ -376,7 +379,7 @@ class AskTell:
 
     def _tell_at_last(self, trial: Trial | FrozenTrial, outcome: Outcome) -> bool:
         try:
-            self._store_reason(trial, outcome)
+            self._store_details(trial, outcome)
         except Exception as error:  # noqa: BLE001 - the state is worth more than the reason
             if self.storage is not None and is_storage_outage(error):
                 return False
@@ -389,11 +392,8 @@ class AskTell:
             return False
         return True
 
-    def _store_reason(self, trial: Trial | FrozenTrial, outcome: Outcome) -> None:
-        storage = storage_of(self.study)
-        if outcome.reason is not None:
-            storage.set_trial_user_attr(trial_id(trial), ERROR, outcome.reason)
-        if outcome.error is not None and (text := traceback_of(outcome.error)):
-            storage.set_trial_user_attr(trial_id(trial), TRACEBACK, text)
-        if outcome.lost:
-            storage.set_trial_user_attr(trial_id(trial), LOST, True)
+    def _store_details(self, trial: Trial | FrozenTrial, outcome: Outcome) -> None:
+        store_details(storage_of(self.study), trial_id(trial), outcome, self._constraint_attributes(outcome))
+
+    def _constraint_attributes(self, outcome: Outcome) -> dict[str, Any]:
+        return constraint_attributes(list(self.objective.returns.constraints.values()), outcome.constraints)

@@ -50,7 +50,8 @@ class SearchLoop:
 
     def __post_init__(self) -> None:
         trials, options = self.trials, self.options
-        self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught)
+        constraints = self.objective.returns.constraints
+        self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught, constraints)
         self._timeout, self._trial_timeout = options.timeouts
         self._claimed = 0  # trials that were asked for, or are about to be
         self._found_none = False  # whether the last ask returned no trial; telling a trial resets the flag

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl._foreign_errors import is_interpreter_shutdown, is_report_of_several_objectives
@@ -21,8 +23,9 @@ from optuna_flyte_dsl.errors import (
     TrialTimeoutError,
     WorkerDiedError,
 )
-from optuna_flyte_dsl.search.error_origin import attribute_of
+from optuna_flyte_dsl.search.error_origin import attribute_of, traceback_of
 from optuna_flyte_dsl.space.objective import read_values
+from optuna_flyte_dsl.study.attributes import ERROR, LOST, TRACEBACK
 
 REASON_LIMIT = 2_000
 """The largest number of characters of a stored reason."""
@@ -36,6 +39,7 @@ class Outcome:
 
     state: TrialState
     values: tuple[float, ...] | None = None  # one value for each objective, if the trial is complete
+    constraints: tuple[float, ...] = ()  # the values of the constraints that the objective returned
     reason: str | None = None
     error: BaseException | None = None
     fatal: BaseException | None = None
@@ -49,16 +53,21 @@ class Judge:
     name: str
     n_objectives: int  # the number of the study's directions
     caught: tuple[type[BaseException], ...]
+    constraints: Collection[int] = ()  # the indices of the constraints in what the objective returns
 
     def returned(self, returned: Any) -> Outcome:
         """Judge what a run returned: return the state and the values of its trial."""
         try:
-            values = read_values(self.name, returned, self.n_objectives)
+            values = read_values(self.name, returned, self.n_objectives, len(self.constraints))
         except ObjectiveValueError as wrong:
             return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong)
         if any(map(math.isnan, values)):
             return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {shown(returned)}")
-        return Outcome(TrialState.COMPLETE, values)
+        if not self.constraints:
+            return Outcome(TrialState.COMPLETE, values)
+        objectives = tuple(value for index, value in enumerate(values) if index not in self.constraints)
+        constraints = tuple(values[index] for index in self.constraints)
+        return Outcome(TrialState.COMPLETE, objectives, constraints)
 
     def raised(self, error: BaseException) -> Outcome:
         """Return the outcome of a run that raised an exception."""
@@ -117,3 +126,19 @@ def mark_retries_used(error: BaseException, *, used: bool = True) -> None:
 def retries_are_used(error: BaseException) -> bool:
     """Return whether a task has used up its own `retries`. The search then does not retry the trial."""
     return bool(attribute_of(error, _RETRIES_USED))
+
+
+def store_details(storage: BaseStorage, trial_id: int, outcome: Outcome, constraints: Mapping[str, Any]) -> None:
+    """Store, in a trial's attributes, what its outcome has beside its state and its values.
+
+    Args:
+        constraints: The system attributes that hold the values of the constraints.
+    """
+    for name, value in constraints.items():
+        storage.set_trial_system_attr(trial_id, name, value)
+    if outcome.reason is not None:
+        storage.set_trial_user_attr(trial_id, ERROR, outcome.reason)
+    if outcome.error is not None and (text := traceback_of(outcome.error)):
+        storage.set_trial_user_attr(trial_id, TRACEBACK, text)
+    if outcome.lost:
+        storage.set_trial_user_attr(trial_id, LOST, True)

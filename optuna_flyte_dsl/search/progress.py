@@ -22,6 +22,7 @@ from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._text import counted
 from optuna_flyte_dsl.search.outcome import one_line
 from optuna_flyte_dsl.study.attributes import ERROR
+from optuna_flyte_dsl.study.feasibility import is_feasible
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Tally:
     finished: int = 0
     failed: int = 0
     pruned: int = 0
+    infeasible: int = 0  # complete trials with a constraint above 0
     best: float | None = None
     front: list[tuple[float, ...]] = field(default_factory=list)  # of several objectives: the values to be minimized
     first_reason: str | None = None  # why the first trial that failed did so
@@ -47,6 +49,8 @@ class Tally:
             self.first_reason = self.first_reason or trial.user_attrs.get(ERROR)
         elif trial.state is TrialState.PRUNED:
             self.pruned += 1
+        elif not is_feasible(trial):
+            self.infeasible += 1
         elif len(self.directions) == 1:
             better = max if self.directions[0] is StudyDirection.MAXIMIZE else min
             (value,) = trial.values
@@ -61,7 +65,8 @@ class Tally:
         """Return the best value, the failures and the pruned trials as text."""
         parts = [f"best {self.best:.6g}"] if self.best is not None else []
         parts += [f"{counted(len(self.front), 'trial')} on the Pareto front"] if self.front else []
-        parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.pruned, "pruned")) if count]
+        counts = ((self.failed, "failed"), (self.pruned, "pruned"), (self.infeasible, "infeasible"))
+        parts += [f"{count} {word}" for count, word in counts if count]
         return ", ".join(parts)
 
 

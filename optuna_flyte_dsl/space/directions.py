@@ -1,8 +1,9 @@
 """The directions of objectives: read from options and from return annotations, merged, and shown in messages."""
 
+import dataclasses
 import inspect
 import types
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
@@ -11,7 +12,7 @@ from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, InvalidOptionError
-from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.markers import Role, Suggestion
 from optuna_flyte_dsl.space.signatures import read_hints
 
 Direction: TypeAlias = str | StudyDirection
@@ -107,6 +108,12 @@ class ReturnAnnotation:
     # does not tell how many objectives the task or function has.
     directions: tuple[StudyDirection | None, ...] | None = None
     names: tuple[str, ...] | None = None
+    constraints: Mapping[int, str] = dataclasses.field(default_factory=dict)  # by their index in what is returned
+
+    @property
+    def n_values(self) -> int | None:
+        """The number of values that the objective returns; `None` if the annotation does not tell it."""
+        return None if self.directions is None else len(self.directions) + len(self.constraints)
 
 
 def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> ReturnAnnotation:
@@ -124,13 +131,11 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
     if isinstance(annotation, StudyDirection | Real | Suggestion) and not isinstance(annotation, type):
         raise _not_floats(name, annotation)  # such as `-> Maximize()`, which is 0.0
     if isinstance(annotation, tuple):
-        return ReturnAnnotation(tuple(_direction_of(name, item, annotation) for item in annotation))
+        return _of_values(name, [_direction_of(name, item, annotation) for item in annotation])
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
         hints = read_hints(annotation, f"`{annotation.__qualname__}`")
         fields: tuple[str, ...] = getattr(annotation, "_fields")  # noqa: B009 - the fields of a NamedTuple
-        return ReturnAnnotation(
-            tuple(_direction_of(name, hints.get(field, Any), annotation) for field in fields), fields
-        )
+        return _of_values(name, [_direction_of(name, hints.get(field, Any), annotation) for field in fields], fields)
     if origin is tuple:
         arguments = get_args(annotation)
         if Ellipsis in arguments:
@@ -138,7 +143,7 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
             return ReturnAnnotation()
         if not arguments or arguments == ((),):
             raise _not_floats(name, annotation)
-        return ReturnAnnotation(tuple(_direction_of(name, item, annotation) for item in arguments))
+        return _of_values(name, [_direction_of(name, item, annotation) for item in arguments])
     if origin in (Union, types.UnionType):
         members = [member for member in get_args(annotation) if member is not type(None)]
         if len(members) == 1:
@@ -148,7 +153,25 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
         return ReturnAnnotation()
     if not strict and not _is_plain(annotation):
         return ReturnAnnotation()
-    return ReturnAnnotation((_direction_of(name, annotation, annotation),))
+    return _of_values(name, [_direction_of(name, annotation, annotation)])
+
+
+def _of_values(
+    name: str, kinds: Sequence[StudyDirection | Role | None], names: Sequence[str] | None = None
+) -> ReturnAnnotation:
+    """Return the annotation of several values, of which some are constraints."""
+    constraints = {
+        index: names[index] if names is not None else f"constraint {index}"
+        for index, kind in enumerate(kinds)
+        if kind is Role.CONSTRAINT
+    }
+    directions = tuple(kind for kind in kinds if not isinstance(kind, Role))
+    if not directions:
+        raise DirectionError(
+            f"`{name}` returns constraints only. Return an objective beside them, as in `tuple[Maximize, Constraint]`."
+        )
+    objectives = None if names is None else tuple(each for at, each in enumerate(names) if at not in constraints)
+    return ReturnAnnotation(directions, objectives, constraints)
 
 
 def _is_plain(annotation: Any) -> bool:
@@ -160,8 +183,8 @@ def _is_plain(annotation: Any) -> bool:
     )
 
 
-def _direction_of(name: str, annotation: Any, whole: Any) -> StudyDirection | None:
-    """Return the direction that the annotation of one objective names; `None` if it names none."""
+def _direction_of(name: str, annotation: Any, whole: Any) -> StudyDirection | Role | None:
+    """Return the direction that the annotation of one value names, or its role; `None` if it names neither."""
     extras: list[Any] = []
     while get_origin(annotation) is Annotated:
         annotation, *inner = get_args(annotation)
@@ -171,9 +194,11 @@ def _direction_of(name: str, annotation: Any, whole: Any) -> StudyDirection | No
     kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     if not all(isinstance(kind, type) and issubclass(kind, Real) and not issubclass(kind, bool) for kind in kinds):
         raise _not_floats(name, whole)
-    found = [extra for extra in extras if isinstance(extra, StudyDirection)]
+    found = [extra for extra in extras if isinstance(extra, StudyDirection | Role)]
     if len(found) > 1:
-        raise DirectionError(f"`{name}`: an objective has one direction, but its annotation holds {len(found)}.")
+        raise DirectionError(
+            f"`{name}`: a returned value has one direction, or is a constraint, but its annotation holds {len(found)}."
+        )
     return found[0] if found else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -17,6 +18,7 @@ from optuna_flyte_dsl.space.suggestion import Suggestion
 
 __all__ = [
     "Category",
+    "Constraint",
     "Fixed",
     "Float",
     "Integer",
@@ -25,6 +27,7 @@ __all__ = [
     "Number",
     "Ordinal",
     "Repeated",
+    "Role",
     "Suggestion",
     "same",
     "suggest",
@@ -35,6 +38,16 @@ Minimize: TypeAlias = Annotated[float, StudyDirection.MINIMIZE]
 
 Maximize: TypeAlias = Annotated[float, StudyDirection.MAXIMIZE]
 """A return type, alone or in a tuple: a `float` that the search maximizes."""
+
+
+class Role(enum.Enum):
+    """What a value that the objective returns is for, if it is no objective."""
+
+    CONSTRAINT = "a constraint"
+
+
+Constraint: TypeAlias = Annotated[float, Role.CONSTRAINT]
+"""A return type in a tuple, beside objectives: a `float` of which at most 0 is feasible."""
 
 
 @dataclass(frozen=True, slots=True)

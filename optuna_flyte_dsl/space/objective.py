@@ -20,25 +20,29 @@ from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.space.signatures import read_signature
 
 
-def read_values(name: str, returned: Any, n_objectives: int) -> tuple[float, ...]:
-    """Convert what one run of an objective returned to the values of its trial.
+def read_values(name: str, returned: Any, n_objectives: int, n_constraints: int = 0) -> tuple[float, ...]:
+    """Convert what one run of an objective returned to its values: the values of objectives and of constraints.
 
     Args:
         n_objectives: The number of the study's directions.
+        n_constraints: The number of constraints among the values.
     """
-    if n_objectives == 1 and type(returned) is float:
+    n_values = n_objectives + n_constraints
+    if n_values == 1 and type(returned) is float:
         return (returned,)
     values = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
     numbers = tuple(_number(value) for value in values)
     if None in numbers:
         raise ObjectiveValueError(
-            f"`{name}` must return {'a number' if n_objectives == 1 else f'a tuple of {n_objectives} numbers'}, but it "
+            f"`{name}` must return {'a number' if n_values == 1 else f'a tuple of {n_values} numbers'}, but it "
             f"returned {shown(returned)}, of type {type(returned).__name__}. Return a float for each objective."
         )
-    if len(numbers) != n_objectives:
+    if len(numbers) != n_values:
+        constraints = f", and the annotation {counted(n_constraints, 'constraint')}" if n_constraints else ""
         raise ObjectiveValueError(
             f"`{name}` returned {counted(len(numbers), 'value')}, {shown(returned)}, but the study has "
-            f"{counted(n_objectives, 'direction')}. Return one value for each direction, or give as many directions."
+            f"{counted(n_objectives, 'direction')}{constraints}. Return one value for each, or "
+            "give as many directions."
         )
     return numbers  # type: ignore[return-value]
 
@@ -72,7 +76,7 @@ def task_refusal(name: str, returned: Any, n_objectives: int, *, refused_by_sdk:
     """Return the error of a value that a task returned and that cannot be told to the study; `None` if it can be.
 
     Args:
-        n_objectives: The number of objectives of the task's return annotation.
+        n_objectives: The number of values of the task's return annotation: of objectives and of constraints.
         refused_by_sdk: Whether the SDK has already refused the value. If the SDK has not refused the value, the SDK may
             accept an int for a float.
     """
@@ -198,9 +202,9 @@ class Objective:
 
     def refusal(self, returned: Any, *, refused_by_sdk: bool = False) -> Exception | None:
         """Return the error for a value that a task returned against its return annotation; see `task_refusal`."""
-        if self.returns.directions is None:
+        if self.returns.n_values is None:
             return None
-        return task_refusal(self.name, returned, len(self.returns.directions), refused_by_sdk=refused_by_sdk)
+        return task_refusal(self.name, returned, self.returns.n_values, refused_by_sdk=refused_by_sdk)
 
 
 def is_trial(annotation: Any) -> bool:

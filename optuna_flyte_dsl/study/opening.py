@@ -25,10 +25,10 @@ from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageU
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4, constraints_for_sampler
 from optuna_flyte_dsl.study.storages import open_storage
 
 T = TypeVar("T")
-_OPTUNA_4 = int(optuna.__version__.split(".", 1)[0]) < 5
 
 
 def check_study_options(options: Options, objective: Objective) -> None:
@@ -61,7 +61,9 @@ def open_study(
             directions=list(directions),
         )
         _check_study(options, objective, study)
-        study.sampler = make_sampler(options, len(study.get_trials(deepcopy=False)))
+        study.sampler = make_sampler(
+            options, len(study.get_trials(deepcopy=False)), is_constrained=bool(objective.returns.constraints)
+        )
         study.pruner = make_pruner(options)
         _check_pruning(objective.name, study.pruner, len(study.directions), is_given=options.pruner is not None)
     else:
@@ -73,26 +75,33 @@ def open_study(
     return study
 
 
-def make_sampler(options: Options, n_trials: int) -> BaseSampler:
+def make_sampler(options: Options, n_trials: int, *, is_constrained: bool = False) -> BaseSampler:
     """Return the sampler of a search.
 
     Args:
+        is_constrained: Whether the objective returns constraints. A sampler of Optuna 4 must be told so.
         n_trials: The number of trials that the study has. The number of trials changes the seed, because the same seed
             would repeat the first points.
     """
     seed = None if options.seed is None else (options.seed + n_trials) % 2**32
     if isinstance(options.sampler, BaseSampler):
         return options.sampler
+    see_constraints: dict[str, Any] = (
+        {"constraints_func": constraints_for_sampler} if is_constrained and IS_OPTUNA_4 else {}
+    )
     if options.sampler is not None:
-        sampler = options.sampler(**_seed_argument(options.sampler, options.seed, seed))
+        if "constraints_func" not in inspect.signature(options.sampler).parameters:
+            see_constraints = {}
+        with _without_experimental_warnings():
+            sampler = options.sampler(**_seed_argument(options.sampler, options.seed, seed), **see_constraints)
         if not isinstance(sampler, BaseSampler):
             raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {shown(sampler)}.")
         return sampler
-    if not _OPTUNA_4:
+    if not IS_OPTUNA_4:
         return TPESampler(seed=seed)
     with _without_experimental_warnings():
         # With `constant_liar=True`, TPE takes running trials into account, as Optuna 5 does by default.
-        return TPESampler(seed=seed, constant_liar=True)
+        return TPESampler(seed=seed, constant_liar=True, **see_constraints)
 
 
 def make_pruner(options: Options) -> BasePruner:

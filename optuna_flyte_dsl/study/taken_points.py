@@ -21,6 +21,7 @@ from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.parameter_constraints import ParameterConstraint
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS
+from optuna_flyte_dsl.study.feasibility import constraints_of
 from optuna_flyte_dsl.study.resuming import counts
 from optuna_flyte_dsl.study.study_view import preview_of
 
@@ -42,11 +43,12 @@ A key of `None` stands for a value outside of the space, and `_INACTIVE` for a p
 _INACTIVE = "inactive"
 
 
-class _Earlier(NamedTuple):
+class EarlierTrial(NamedTuple):
     """A complete trial whose values may be reused."""
 
     number: int
     values: tuple[float, ...]
+    constraints: tuple[float, ...]
 
 
 class TakenPoints:
@@ -92,17 +94,17 @@ class TakenPoints:
         self._warned = self._warned_of_more = False
         self._n_settled = 0  # the first trials of the study, all finished, whose keys are in the next two fields
         self._settled: set[_Key] = set()
-        self._settled_values: dict[_Key, _Earlier] = {}
+        self._settled_values: dict[_Key, EarlierTrial] = {}
 
     def exhausted(self, study: optuna.Study) -> bool:
         """Return whether every point is taken, by a finished or a running trial."""
         return self._size != math.inf and self._count(self._unsettled(study)) >= self._size
 
-    def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], tuple[float, ...] | None]:
+    def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], EarlierTrial | None]:
         """Sample a trial's parameters.
 
         Returns:
-            The keyword arguments of the objective; and the values of an earlier trial, if they are to be reused.
+            The keyword arguments of the objective; and an earlier trial, if its values are to be reused.
         """
         trial.set_user_attr(FIXED_ARGUMENTS, self._fixed)
         if (self._duplicates == "resample" or self._constraints) and not self._is_complete(enqueued_params(trial)):
@@ -120,7 +122,7 @@ class TakenPoints:
         if earlier is None:
             return arguments, None
         trial.set_user_attr(SAME_AS, earlier.number)
-        return arguments, earlier.values
+        return arguments, earlier
 
     def _is_complete(self, params: Mapping[str, Any]) -> bool:
         """Return whether parameters, as Optuna stores them, are a whole point."""
@@ -194,7 +196,7 @@ class TakenPoints:
         """Return what Optuna stores for the point at an index of a space with finitely many points."""
         return {name: self._space[name].to_stored(value) for name, value in self._space.counter.point(index).items()}
 
-    def _unsettled(self, study: optuna.Study, but: int = -1) -> dict[_Key, _Earlier | None]:
+    def _unsettled(self, study: optuna.Study, but: int = -1) -> dict[_Key, EarlierTrial | None]:
         """Settle the first trials of a study that have all finished; return the points that the other trials take.
 
         Args:
@@ -203,7 +205,7 @@ class TakenPoints:
         Returns:
             For each point, the finished trial that has its values, if there is one.
         """
-        points: dict[_Key, _Earlier | None] = {}
+        points: dict[_Key, EarlierTrial | None] = {}
         settles = True
         for trial in itertools.islice(study.get_trials(deepcopy=False), self._n_settled, None):
             # Trials are in the order of their numbers. At a gap, a trial is not visible yet.
@@ -215,7 +217,9 @@ class TakenPoints:
             if not takes or None in (key := self._key(trial)):
                 continue
             is_complete = trial.state is TrialState.COMPLETE
-            earlier = _Earlier(trial.number, tuple(trial.values)) if is_complete else None
+            earlier = (
+                EarlierTrial(trial.number, tuple(trial.values), constraints_of(trial) or ()) if is_complete else None
+            )
             if not settles:
                 points[key] = points.get(key) or earlier
                 continue
@@ -224,10 +228,10 @@ class TakenPoints:
                 self._settled_values.setdefault(key, earlier)
         return points
 
-    def _is_taken(self, key: _Key, unsettled: Mapping[_Key, _Earlier | None]) -> bool:
+    def _is_taken(self, key: _Key, unsettled: Mapping[_Key, EarlierTrial | None]) -> bool:
         return key in self._settled or key in unsettled
 
-    def _count(self, unsettled: Mapping[_Key, _Earlier | None]) -> int:
+    def _count(self, unsettled: Mapping[_Key, EarlierTrial | None]) -> int:
         return len(self._settled) + len(unsettled.keys() - self._settled)
 
     def _key(self, trial: FrozenTrial) -> _Key:
