@@ -11,10 +11,11 @@ from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.annotations import is_of_type, listed
 from optuna_flyte_dsl.space.argument_errors import not_carried, out_of_range, unknown_parameter
 from optuna_flyte_dsl.space.containers import copy_containers
-from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, Bundle, DeclaredParameter, DeclaredSignature
+from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, Bundle, DeclaredParameter, DeclaredSignature, kinds_of
 from optuna_flyte_dsl.space.domain import carries
-from optuna_flyte_dsl.space.markers import Category, Fixed, Suggestion
+from optuna_flyte_dsl.space.markers import Category, Fixed, Suggestion, same
 from optuna_flyte_dsl.space.suggestion import holds_marker
+from optuna_flyte_dsl.space.tree_builder import ChosenLabel
 
 
 def bind_arguments(
@@ -102,11 +103,38 @@ def accepted(
         # The containers are copied, so that the caller cannot change them during the search.
         yield path, conversion.to_float(declared.base, copy_containers(value))
     else:
+        if domain.is_composite(declared.marker) and isinstance(declared.marker, Category):
+            yield path, _accepted_choice(objective, path, declared, value, strict=strict)
+            return
         value = domain.named(declared.marker, value)
         is_template = isinstance(value, list | dict | tuple) and holds_marker(value)
+        is_default = declared.condition is not None and same(value, declared.default)
+        if is_default:
+            yield path, value
+            return
         if not domain.contains(declared.marker, value) and not (is_template and domain.is_composite(declared.marker)):
             raise out_of_range(objective, path, declared.marker, declared.base, value)
         yield path, copy_containers(value) if is_template else conversion.convert(declared.marker, value)
+
+
+def _accepted_choice(
+    objective: str, path: str, declared: DeclaredParameter, value: Any, *, strict: bool
+) -> ChosenLabel:
+    """Return which choice that holds markers a call gives: by its name, by a value, or by a value with suggestions."""
+    marker = declared.marker
+    assert isinstance(marker, Category)
+    if marker.names is not None and isinstance(value, str) and value in marker.names:
+        return ChosenLabel(value)
+    for label, choice in zip(marker.branch_labels, marker.choices, strict=True):
+        if domain.matches(choice, value):
+            is_template = holds_marker(value)
+            if is_template and strict:
+                raise ArgumentError(
+                    f"`{objective}`: `{path}` got {shown(value)}, but a task's choices hold the suggestions of its "
+                    f"signature: {shown(choice)}. Give values, or the name of a choice."
+                )
+            return ChosenLabel(label, copy_containers(value))
+    raise out_of_range(objective, path, marker, declared.base, value)
 
 
 def _accepted_fields(
@@ -129,6 +157,13 @@ def _accepted_fields(
                 yield path, Category(labels)
                 return
     if isinstance(value, Suggestion):
+        kinds = tuple(kinds_of(bundles))
+        choices = value.choices if isinstance(value, Category) else ()
+        if not choices or not all(isinstance(each, kinds) for each in choices):
+            raise ArgumentError(
+                f"`{objective}`: `{path}` must be a {' or a '.join(bundles)}, but got the suggestion {shown(value)}. "
+                "Give suggestions for its fields."
+            )
         yield path, declared.accept(objective, path, value, is_task=strict)
         return
     bundle = next((each for each in bundles.values() if each.type.is_instance(value)), None)

@@ -73,7 +73,7 @@ class Condition(metaclass=CheckedCall):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, repr=False, init=False)
+@dataclass(frozen=True, repr=False, init=False, eq=False)
 class When(Condition):
     """The condition that another parameter has one of certain values, or lies within bounds.
 
@@ -145,6 +145,16 @@ class When(Condition):
                 "`&`."
             )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, When) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.parameter, tuple(map(type, self.values))))
+
+    def _key(self) -> tuple[Any, ...]:
+        """Return what two equal conditions have in common. 1 and True are different values."""
+        return self.parameter, self._bounds, [(type(each), each) for each in self.values]
+
     @property
     def _bounds(self) -> dict[str, float]:
         return {name: bound for name in _BOUNDS if (bound := getattr(self, name)) is not None}
@@ -176,7 +186,8 @@ class When(Condition):
 
     def in_words(self) -> str:
         if not self.values:
-            return f"{self.parameter} {' and '.join(f'{_BOUNDS[name][0]} {b:g}' for name, b in self._bounds.items())}"
+            bounds = [f"{_BOUNDS[name][0]} {float(bound):g}" for name, bound in self._bounds.items()]
+            return f"{self.parameter} {' and '.join(bounds)}"
         return f"{self.parameter} is {' or '.join(map(_value_text, self.values))}"
 
     def __repr__(self) -> str:

@@ -34,6 +34,8 @@ def to_float(base: Any, value: Any) -> Any:
 
 def convert(marker: Suggestion, value: Any) -> Any:
     """Return a value that a marker contains in the type that a trial would get: 1 becomes 1.0 for a `Float`."""
+    if isinstance(marker, Repeated):
+        return [convert(marker.item, item) for item in value]
     if domain.is_composite(marker):
         return copy_containers(value)
     if isinstance(marker, Category):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, Union, get_args, get_origin
@@ -21,11 +21,12 @@ from optuna_flyte_dsl.space.annotations import (
     read_annotation,
     type_clash,
 )
-from optuna_flyte_dsl.space.argument_errors import not_carried
+from optuna_flyte_dsl.space.argument_errors import not_carried, unknown_in_point
 from optuna_flyte_dsl.space.completion import completed
 from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.markers import Category, Integer, Suggestion
-from optuna_flyte_dsl.space.records import MADE_ANEW, TypeWithFields, fields_of
+from optuna_flyte_dsl.space.records import MadeAnew, TypeWithFields, fields_of
+from optuna_flyte_dsl.space.suggestion import holds_marker
 
 _EMPTY = inspect.Parameter.empty
 
@@ -134,6 +135,19 @@ class DeclaredSignature:
         """Every parameter, and every field below it, by path."""
         return dict(path for name, declared in self.parameters.items() for path in declared.paths(name))
 
+    def check_point(self, point: Iterable[str]) -> None:
+        """Check the names in an initial point.
+
+        Raises:
+            ArgumentError: If the objective has no such parameter.
+        """
+        for name in point:
+            root = name.split(".", 1)[0]  # what is below a container is known at the call only
+            has_fields = bool(self.parameters.get(root, UNDECLARED).bundles)
+            known = self.paths if has_fields else self.parameters
+            if not self.is_open and (name if has_fields else root) not in known:
+                raise unknown_in_point(self.objective, name, known)
+
 
 def declare_signature(
     signature: inspect.Signature, objective: str, *, ignore: AbstractSet[str], strict: bool
@@ -191,14 +205,37 @@ def declare(
                 f"`{objective}`: `{path}` gets its default where {condition.in_words()} is not true, but has no "
                 f"default. Give it one, or write `{parameter.name}: Annotated[... | None, ...]`."
             )
-    accepted = default in (_EMPTY, MADE_ANEW) if isinstance(default, type | type(MADE_ANEW)) else default is None
-    accepted = accepted and (default is not None or optional)
+    if bundles:
+        _check_default_object(objective, path, default, bundles, is_optional=optional or condition is not None)
+    accepted = default is _EMPTY or isinstance(default, MadeAnew) or (default is None and optional)
     if marker is not None and condition is None and not accepted and not domain.contains(marker, default):
         raise InvalidMarkerError(
             f"`{objective}`: the default of `{path}` must lie within its marker {shown(marker)}, "
             f"but got {shown(default)}. Change the default, or widen the marker."
         )
     return DeclaredParameter(marker, base, optional, default, metadata, condition, bundles)
+
+
+def _check_default_object(
+    objective: str, path: str, default: Any, bundles: Mapping[str, Bundle], *, is_optional: bool
+) -> None:
+    """Check the default of a parameter whose class has searched fields."""
+    if default is _EMPTY or isinstance(default, MadeAnew) or (default is None and is_optional):
+        return
+    if not any(isinstance(default, dict if issubclass(kind, dict) else kind) for kind in kinds_of(bundles)):
+        raise InvalidMarkerError(
+            f"`{objective}`: the default of `{path}` must be a {' or a '.join(bundles)}, but got {shown(default)}."
+        )
+    if holds_marker(default):
+        raise InvalidMarkerError(
+            f"`{objective}`: the default of `{path}` holds a suggestion, {shown(default)}, but a call gives "
+            "suggestions. Mark the field of the class, or leave the default out."
+        )
+
+
+def kinds_of(bundles: Mapping[str, Bundle]) -> list[type]:
+    """Return the classes of bundles."""
+    return [bundle.type.kind for bundle in bundles.values()]
 
 
 def bundles_of(annotation: Any) -> Mapping[str, Bundle]:
@@ -234,6 +271,18 @@ def _bundles_in(objective: str, path: str, base: Any, *, strict: bool, above: tu
         bundles[name] = Bundle(fields, declared)
     if not any(bundle.is_searched for bundle in bundles.values()):
         return {}
+    dicts = [name for name, bundle in bundles.items() if issubclass(bundle.type.kind, dict)]
+    if len(dicts) > 1:
+        raise InvalidAnnotationError(
+            f"`{objective}`: the annotation of `{path}` is a choice between the TypedDicts {listed(dicts)}, whose "
+            "objects are dicts that do not tell which one they are. Make them dataclasses."
+        )
+    tuples = [name for name, bundle in bundles.items() if issubclass(bundle.type.kind, tuple)]
+    if strict and tuples:
+        raise InvalidAnnotationError(
+            f"`{objective}`: `{path}` is the NamedTuple `{tuples[0]}`, but Flyte takes no tuple for a parameter of a "
+            "task. Make it a dataclass."
+        )
     if len(found) < len(members):
         other = next(each for each in members if all(each is not kind for kind, _ in found))
         raise InvalidAnnotationError(

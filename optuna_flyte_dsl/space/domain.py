@@ -71,21 +71,21 @@ def contains(marker: Suggestion, value: Any) -> bool:
         return type(value) is list and marker.has_length(value) and all(contains(marker.item, item) for item in value)
     if is_composite(marker):
         assert isinstance(marker, Category)
-        return any(_matches(choice, value) for choice in marker.choices)
+        return any(matches(choice, value) for choice in marker.choices)
     return key_of(marker, value) is not None
 
 
-def _matches(choice: Any, value: Any) -> bool:
-    """Return whether a value is a choice, with each marker in it replaced by one of the marker's values."""
+def matches(choice: Any, value: Any) -> bool:
+    """Return whether a value is a choice, with each marker in it replaced by one of its values or another marker."""
     if isinstance(choice, Suggestion):
-        return contains(choice, value)
+        return isinstance(value, Suggestion) or contains(choice, value)
     items, others = items_of(choice), items_of(value)
     if items is None or others is None:
         return same(choice, value)
     return (
         isinstance(value, type(choice))
         and items.keys() == others.keys()
-        and all(_matches(item, others[key]) for key, item in items.items())
+        and all(matches(item, others[key]) for key, item in items.items())
     )
 
 

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from optuna_flyte_dsl._text import shown, text_of
-from optuna_flyte_dsl.errors import RefusedPointError
+from optuna_flyte_dsl.errors import ArgumentError, RefusedPointError
 from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.conditions import Condition, When, both
 from optuna_flyte_dsl.space.containers import copy_containers, rebuilt
 from optuna_flyte_dsl.space.markers import Category, Suggestion, same
-from optuna_flyte_dsl.space.records import TypeWithFields
+from optuna_flyte_dsl.space.records import MadeAnew, TypeWithFields
+
+ABSENT = object()
+"""Stands for a field that a class makes itself."""
 
 
 class Unlike(Exception):  # noqa: N818 - no user sees it
@@ -49,7 +52,7 @@ class Reading:
             node, value = self.later.pop(index)
             if node.condition.holds(self.values):
                 node.node.read(value, self)
-            elif self.is_strict and not same(node.otherwise, value):
+            elif self.is_strict and not (isinstance(node.otherwise, MadeAnew) or same(node.otherwise, value)):
                 raise Unlike
 
 
@@ -189,7 +192,8 @@ class Record(Node):
     defaults: Mapping[str, Leaf]  # the fields that keep the default of their class
 
     def fill(self, values: Mapping[str, Any]) -> Any:
-        made = {field: node.fill(values) for field, node in self.fields.items()}
+        filled = {field: node.fill(values) for field, node in self.fields.items()}
+        made = {field: value for field, value in filled.items() if value is not ABSENT}
         try:
             return self.type.make(made)
         except Exception as error:
@@ -203,9 +207,9 @@ class Record(Node):
             raise Unlike
         found = self.type.values_of(value)
         for field, node in self.fields.items():
-            if field not in found:
+            if field not in found and not isinstance(node, Conditional):
                 raise Unlike
-            node.read(found[field], reading)
+            node.read(found.get(field, ABSENT), reading)
         for field, default in self.defaults.items():
             if field in found:
                 default.read(found[field], reading)
@@ -225,20 +229,31 @@ class Branches(Node):
     branches: Mapping[Any, Node]  # by label
 
     def fill(self, values: Mapping[str, Any]) -> Any:
-        return self.branches[values[self.name]].fill(values)
+        label = values[self.name]
+        if label not in self.branches:
+            raise ArgumentError(f"`{self.name}` must be one of {shown(list(self.branches))}, but got {shown(label)}.")
+        return self.branches[label].fill(values)
 
     def read(self, value: Any, reading: Reading) -> None:
+        found = None
         for label, node in self.branches.items():
             attempt = Reading(is_strict=True, values={**reading.values, self.name: label})
             try:
                 node.read(value, attempt)
             except Unlike:
                 continue
-            if all(_is_free_of_doubt(each, attempt.values) for each, _ in walk(node)):
-                reading.values.update(attempt.values)
-                reading.later += attempt.later
-                return
-        raise Unlike
+            read = [each for each, _ in walk(node) if isinstance(each, Searched) and each.name in attempt.values]
+            if not all(domain.contains(each.marker, attempt.values[each.name]) for each in read):
+                continue
+            if found is None:
+                found = attempt
+            if all(type(attempt.values[each.name]) in conversion.value_types(each.marker) for each in read):
+                found = attempt  # 1 is a value of `Integer(0, 1)` rather than of `Float(0, 1)`
+                break
+        if found is None:
+            raise Unlike
+        reading.values.update(found.values)
+        reading.later += found.later
 
     def template(self) -> Any:
         return {label: node.template() for label, node in self.branches.items()}
@@ -269,11 +284,6 @@ class ChosenBranch(Node):
         yield self.node, None
 
 
-def _is_free_of_doubt(node: Node, values: Mapping[str, Any]) -> bool:
-    """Return whether a searched value that was read lies within its marker."""
-    return not isinstance(node, Searched) or node.name not in values or domain.contains(node.marker, values[node.name])
-
-
 @dataclasses.dataclass(frozen=True)
 class Conditional(Node):
     """A node that is active only while a condition is true."""
@@ -283,7 +293,11 @@ class Conditional(Node):
     otherwise: Any  # the argument while the node is inactive
 
     def fill(self, values: Mapping[str, Any]) -> Any:
-        return self.node.fill(values) if self.condition.holds(values) else copy_containers(self.otherwise)
+        if self.condition.holds(values):
+            return self.node.fill(values)
+        if isinstance(self.otherwise, MadeAnew):
+            return ABSENT if self.otherwise.make is None else self.otherwise.make()
+        return copy_containers(self.otherwise)
 
     def read(self, value: Any, reading: Reading) -> None:
         reading.later.append((self, value))

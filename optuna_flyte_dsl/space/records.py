@@ -7,21 +7,27 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast
 
 from optuna_flyte_dsl.errors import UnresolvedAnnotationError
 from optuna_flyte_dsl.space.signatures import local_names, read_hints
 
 
-class _MadeAnew:
-    """The default of a field that its class makes anew for each object."""
+class MadeAnew:
+    """The default of a field that its class makes anew for each object.
+
+    Args:
+        make: Makes the default; `None` if only the class can make it, or the field is then absent.
+    """
+
+    def __init__(self, make: Callable[[], Any] | None = None) -> None:
+        self.make = make
 
     def __repr__(self) -> str:
         return "made anew"
 
 
-MADE_ANEW = _MadeAnew()
 _MARKER_CALL = re.compile(r"\b(Float|Integer|Category|Ordinal|When)\(")
 _KIND = inspect.Parameter.KEYWORD_ONLY
 _EMPTY = inspect.Parameter.empty
@@ -33,7 +39,7 @@ class TypeWithFields:
 
     Attributes:
         kind: The class.
-        fields: A parameter for each field. Its default may be `MADE_ANEW`.
+        fields: A parameter for each field. Its default may be a `MadeAnew`.
     """
 
     kind: Any
@@ -91,7 +97,7 @@ def fields_of(kind: Any) -> TypeWithFields | None:
     return _read(kind) if isinstance(kind, type) else None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=512)  # bounded, because it keeps classes alive
 def _read(kind: Any) -> TypeWithFields | None:
     is_typed_dict, is_tuple = typing.is_typeddict(kind), issubclass(kind, tuple) and hasattr(kind, "_fields")
     if not (dataclasses.is_dataclass(kind) or is_pydantic_model(kind) or is_typed_dict or is_tuple):
@@ -108,7 +114,7 @@ def _read(kind: Any) -> TypeWithFields | None:
     if is_typed_dict:
         required = getattr(kind, "__required_keys__")  # noqa: B009 - pyright does not know the class
         fields = [
-            _field(name, _needed(hint), _EMPTY if name in required else MADE_ANEW) for name, hint in hints.items()
+            _field(name, _needed(hint), _EMPTY if name in required else MadeAnew()) for name, hint in hints.items()
         ]
         return _TypedDict(kind, {field.name: field for field in fields})
     if is_tuple:
@@ -125,7 +131,9 @@ def _read_model(kind: Any) -> TypeWithFields:
     for name, field in kind.model_fields.items():
         hint = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         is_made, is_needed = field.default_factory is not None, field.is_required()
-        fields[name] = _field(name, hint, MADE_ANEW if is_made else _EMPTY if is_needed else field.default)
+        fields[name] = _field(
+            name, hint, MadeAnew(_maker(field)) if is_made else _EMPTY if is_needed else field.default
+        )
         alias = field.validation_alias if isinstance(field.validation_alias, str) else field.alias
         if alias is not None and not (
             kind.model_config.get("populate_by_name") or kind.model_config.get("validate_by_name")
@@ -143,7 +151,13 @@ def _field(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, _KIND, annotation=annotation, default=default)
 
 
+def _maker(field: Any) -> Callable[[], Any] | None:
+    """Return the function that makes the default of a pydantic field, if that depends on no other field."""
+    takes_others = getattr(field, "default_factory_takes_validated_data", False)
+    return None if takes_others else cast("Callable[[], Any]", field.default_factory)
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
-        return MADE_ANEW
+        return MadeAnew(field.default_factory)
     return _EMPTY if field.default is dataclasses.MISSING else field.default

@@ -6,6 +6,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from optuna_flyte_dsl.space import domain
@@ -15,7 +16,7 @@ from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 if TYPE_CHECKING:
     from optuna_flyte_dsl.space.tree import Parameter
 
-_MOST = 20_000
+_MOST = 10_000
 """How many combinations of values are looked at before a condition is taken to be one that can hold."""
 
 
@@ -35,7 +36,7 @@ def can_hold(condition: Condition, parameters: Mapping[str, Parameter]) -> bool:
     for each in [condition, *(parameters[name].condition for name in deciding)]:
         for when in comparisons(each):
             constants[when.parameter] += when.constants
-    tried = _scenarios([parameters[name] for name in deciding], lambda each: telling_values(each, constants))
+    tried = _scenarios([parameters[name] for name in deciding], lambda each: telling_values(each, constants), condition)
     return any(condition.holds(values) or number > _MOST for number, values in enumerate(tried))
 
 
@@ -76,8 +77,8 @@ def telling_values(parameter: Parameter, constants: Mapping[str, Sequence[Any]])
     if isinstance(marker, Category):
         return marker.choices
     assert isinstance(marker, Float | Integer)
-    numbers = sorted({float(each) for each in constants[parameter.name] if isinstance(each, int | float)})
-    inside = [each for each in numbers if marker.low < each < marker.high]
+    numbers = sorted({float(each) for each in constants[parameter.name] if isinstance(each, Real)})
+    inside = [each for each in numbers if marker.low <= each <= marker.high]
     grid = domain.grid_of(marker)
     if grid is None:
         bounds = [marker.low, *inside, marker.high]
@@ -91,17 +92,25 @@ def telling_values(parameter: Parameter, constants: Mapping[str, Sequence[Any]])
 
 
 def _scenarios(
-    deciding: Sequence[Parameter], values_of: Callable[[Parameter], Sequence[Any]]
+    deciding: Sequence[Parameter],
+    values_of: Callable[[Parameter], Sequence[Any]],
+    wanted: Condition | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield each combination of values of the parameters that are active in it."""
+    """Yield each combination of values of the parameters that are active in it.
+
+    Args:
+        wanted: Combinations in which this condition is false are left out.
+    """
     if not deciding:
         yield {}
         return
     *others, last = deciding
-    for values in _scenarios(others, values_of):
+    for values in _scenarios(others, values_of, wanted):
         if last.condition is None or last.condition.holds(values):
             for value in values_of(last):
-                yield {**values, last.name: value}
+                combined = {**values, last.name: value}
+                if wanted is None or wanted.holds(combined) is not False:
+                    yield combined
         else:
             yield values
 
@@ -139,14 +148,16 @@ class _Group:
         self._deciding = [each for each in order if each.name in compared]
         self._others = [each for each in order if each.name not in compared]
         infinite = any(each.marker is not None and math.isinf(domain.count(each.marker)) for each in order)
-        sizes = [domain.count(each.marker) for each in self._deciding if each.marker is not None]
         self._counts: list[tuple[dict[str, Any], int]] = []
-        if infinite or math.prod(map(int, sizes)) > _MOST:
-            self.count: float = math.inf
+        self.count: float = math.inf
+        if infinite:
             return
+        sizes = [(each, int(domain.count(_marker(each)))) for each in self._others]
+        most = min(_MOST, 20 * _MOST // max(1, len(sizes)))
         for values in _scenarios(self._deciding, _values):
-            active = [each for each in self._others if _is_active(each, values)]
-            self._counts.append((values, math.prod(int(domain.count(_marker(each))) for each in active)))
+            self._counts.append((values, math.prod(size for each, size in sizes if _is_active(each, values))))
+            if len(self._counts) > most:
+                return
         self.count = sum(count for _, count in self._counts)
 
     def point(self, index: int) -> dict[str, Any]:

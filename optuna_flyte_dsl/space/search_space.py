@@ -20,23 +20,17 @@ from optuna.distributions import BaseDistribution
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
-from optuna_flyte_dsl.space import conversion, domain
+from optuna_flyte_dsl.space import argument_errors, conversion, domain
 from optuna_flyte_dsl.space.acceptance import bind_arguments
 from optuna_flyte_dsl.space.annotations import listed
-from optuna_flyte_dsl.space.argument_errors import (
-    missing_values,
-    nothing_to_search,
-    out_of_range_in_point,
-    unknown_in_point,
-    unknown_parameter,
-)
 from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare_signature
 from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.scenarios import PointCounter
 from optuna_flyte_dsl.space.signatures import read_signature
 from optuna_flyte_dsl.space.space_text import Branch, node_branch, size_text
-from optuna_flyte_dsl.space.tree import ArgumentTree, TreeBuilder
+from optuna_flyte_dsl.space.tree import ArgumentTree
+from optuna_flyte_dsl.space.tree_builder import TreeBuilder
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -105,7 +99,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         tree = self._tree
         _ = tree.order
         for node, condition in tree.every_node():
-            if condition is not None and not tree.can_hold(condition):
+            if condition is not None and not tree.can_ever_hold(condition):
                 raise InvalidAnnotationError(
                     f"`{self.name}`: `{node.name}` is never active, because no trial has {condition.in_words()}. "
                     "Correct the condition."
@@ -156,7 +150,7 @@ class SearchSpace(Mapping[str, Suggestion]):
             name: The argument's name.
             cure: What else the user may have meant, as a clause.
         """
-        return unknown_parameter(self.name, name, self._declared, cure)
+        return argument_errors.unknown_parameter(self.name, name, self._declared, cure)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -185,7 +179,9 @@ class SearchSpace(Mapping[str, Suggestion]):
         """
         self.check_complete()
         if not self:
-            raise nothing_to_search(self.name, [name for name, each in self._declared.items() if each.is_searched])
+            raise argument_errors.nothing_to_search(
+                self.name, [name for name, each in self._declared.items() if each.is_searched]
+            )
 
     def check_complete(self) -> None:
         """Check that every argument has a value or a marker.
@@ -194,7 +190,9 @@ class SearchSpace(Mapping[str, Suggestion]):
             ArgumentError: If a parameter has neither a value nor a marker.
         """
         if self.missing:
-            raise missing_values(self.name, {name: self._signature.paths[name].base for name in self.missing})
+            raise argument_errors.missing_values(
+                self.name, {name: self._signature.paths[name].base for name in self.missing}
+            )
 
     @cached_property
     def _markers(self) -> Mapping[str, Suggestion]:
@@ -205,6 +203,10 @@ class SearchSpace(Mapping[str, Suggestion]):
         """The condition of each parameter that is not always active, by name, with whole paths for names."""
         parameters = self._tree.parameters.values()
         return {name: condition for name, _, _, condition in parameters if condition is not None}
+
+    def fixed_values(self) -> dict[str, Any]:
+        """Return the values that are not searched, by path, with the defaults of inactive parameters."""
+        return self._tree.fixed_values()
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the Optuna distribution of each searched parameter, by name."""
@@ -315,11 +317,7 @@ class SearchSpace(Mapping[str, Suggestion]):
         Raises:
             ArgumentError: If the objective has no such parameter.
         """
-        for name in point:
-            root = name.split(".", 1)[0]
-            is_field = root in self._declared and bool(self._declared[root].bundles)
-            if not self.takes(root) or (is_field and name not in self._signature.paths):
-                raise unknown_in_point(self.name, name, self._signature.paths if is_field else self._declared)
+        self._signature.check_point(point)
 
     def point(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the searched values, by name, of a trial's keyword arguments: the inverse of `suggest`.
@@ -350,10 +348,10 @@ class SearchSpace(Mapping[str, Suggestion]):
         converted = {}
         for name, given in point.items():
             if name not in markers:
-                raise unknown_in_point(self.name, name, markers, is_parameter=True)
+                raise argument_errors.unknown_in_point(self.name, name, markers, is_parameter=True)
             value = domain.named(markers[name], given)
             if not domain.contains(markers[name], value):
-                raise out_of_range_in_point(self.name, name, markers[name], value)
+                raise argument_errors.out_of_range_in_point(self.name, name, markers[name], value)
             converted[name] = markers[name].to_stored(conversion.convert(markers[name], value))
         return converted
 

@@ -17,7 +17,6 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, RefusedPointError
 from optuna_flyte_dsl.options import Duplicates
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.parameter_constraints import ParameterConstraint
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS
@@ -261,9 +260,8 @@ class TakenPoints:
 
 def _digest_of_fixed_arguments(space: SearchSpace) -> str:
     """Return a hash of the contents of a space's fixed arguments, the same in each process."""
-    fixed = {name: value for name, value in space.arguments.items() if not isinstance(value, Suggestion)}
     digest = hashlib.sha256()
-    for name, value in sorted(fixed.items()):
+    for name, value in sorted(space.fixed_values().items()):
         from optuna_flyte_dsl.study.content_hash import content_hash  # loaded late: it needs joblib
 
         try:

@@ -2,14 +2,16 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines.engine_choice import space_of
-from optuna_flyte_dsl.errors import InvalidMarkerTypeError
+from optuna_flyte_dsl.errors import InvalidMarkerTypeError, RefusedPointError
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 from optuna_flyte_dsl.space.search_space import SearchSpace
@@ -47,15 +49,23 @@ def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[s
     space.check_complete()
     if not space.conditions:
         return st.fixed_dictionaries({name: values(marker) for name, marker in space.items()}).map(
-            lambda drawn: space.fill(lambda name, _: drawn[name])
+            lambda drawn: _filled(space, lambda name, _: drawn[name])
         )
     strategies = {name: values(marker) for name, marker in space.items()}
 
     @st.composite
     def points(draw: st.DrawFn) -> dict[str, Any]:
-        return space.fill(lambda name, _: draw(strategies[name]))
+        return _filled(space, lambda name, _: draw(strategies[name]))
 
     return points()
+
+
+def _filled(space: SearchSpace, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
+    """Return the arguments of a trial. Reject the draw if a class refuses its values, because such a trial fails."""
+    try:
+        return space.fill(choose)
+    except RefusedPointError:
+        reject()
 
 
 def values(marker: Suggestion) -> st.SearchStrategy[Any]:

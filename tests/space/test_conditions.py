@@ -2,23 +2,29 @@
 
 import dataclasses
 import enum
+import inspect
 import itertools
+from fractions import Fraction
 from typing import Annotated, Optional
 
 import flytekit as fl
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl import (
+    ArgumentError,
     Category,
+    Fixed,
     Float,
     Integer,
     InvalidAnnotationError,
     InvalidMarkerError,
     InvalidMarkerTypeError,
     Ordinal,
+    OutOfRangeError,
     SearchSpace,
     When,
     optimize,
@@ -134,7 +140,10 @@ def test_a_list_is_as_long_as_a_parameter_says():
         assert space.contains(point)
         assert not space.contains({**point, "widths": [*point["widths"], 16]})
     assert list(space.bind(n_layers=2)) == ["widths.0", "widths.1"]
-    assert sample(space.bind(widths=[16, 32]))[0]["widths"] == [16, 32]
+    assert sample(space.bind(widths=[16, 32], n_layers=2))[0]["widths"] == [16, 32]
+    for arguments in ({"widths": [16, 32]}, {"widths": [16, 32], "n_layers": 3}, {"widths": Ordinal([1, 2]) * 2}):
+        with pytest.raises(ArgumentError, match=r"the length of `widths` must be .*, or `n_layers` too"):
+            space.bind(**arguments)
 
 
 def test_a_list_of_a_fixed_length_has_a_parameter_for_each_item():
@@ -333,3 +342,104 @@ def svm_of_value(
     kernel: Category(["linear", "rbf"]), gamma: Annotated[float, Float(0, 1), When("kernel", "rbf")] = 0.5
 ) -> float:
     return gamma
+
+
+LENGTH_N, LENGTH_M = Integer(1, 2) * "n", Integer(1, 2) * "m"
+
+
+def test_the_length_of_a_list_may_be_a_plain_argument():
+    def objective(x: Float(0, 1), n: int, m: int = 1, xs: LENGTH_N = [], ys: LENGTH_M = []):  # noqa: B006
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective)
+    assert list(space.bind(n=2)) == ["x", "xs.0", "xs.1", "ys.0"]
+    assert list(space.bind(n=Fixed(0), m=0)) == ["x"]
+
+
+def test_a_condition_may_look_at_a_flag_that_is_not_searched():
+    def objective(q: Float(0, 1), augment: bool = False, p: Annotated[float, Float(0, 1), When("augment", True)] = 0.0):
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective)
+    assert list(space) == ["q"]
+    assert list(space.bind(augment=True)) == ["q", "p"]
+
+
+def test_conditions_with_like_values_of_different_types_differ():
+    assert When("a", 1) != When("a", True)
+    assert When("a", 1) == When("a", 1)
+    assert len({When("a", 1), When("a", True), When("a", 1.0), When("a", 1)}) == 3
+
+
+def test_scalars_of_numpy_are_bounds():
+    def objective(d: Integer(1, 9), x: Annotated[float, Float(0, 1), When("d", gt=np.int64(3), lt=Fraction(5))] = 0.0):
+        raise NotImplementedError
+
+    assert "d > 3 and < 5" in str(SearchSpace.of(objective))
+
+
+BRANCHES = Category({"a": {"k": Float(0, 1)}, "b": {"j": 3}})
+
+
+def branching(q: Float(0, 1), c: BRANCHES, z: Annotated[float, Float(0, 1), When("c", "a")] = 9.0):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("a", ["q", "c.a.k", "z"]),
+        ("b", ["q"]),
+        ({"k": 0.5}, ["q", "z"]),
+        ({"k": suggest.float(0, 0.1)}, ["q", "c.a.k", "z"]),
+        ({"j": 3}, ["q"]),
+        (suggest.category({"a": {"k": 0.5}, "b": {"j": 3}}), ["q", "c", "z"]),
+    ],
+)
+def test_a_condition_knows_which_choice_a_call_has_given(given, left):
+    space = SearchSpace.of(branching).bind(c=given)
+    assert list(space) == left
+    for seed in range(5):
+        point, params = sample(space, seed)
+        assert space.contains(point)
+        assert space.point(point) == params
+
+
+def test_a_choice_that_is_none_of_the_declared_ones_is_refused():
+    with pytest.raises(OutOfRangeError, match="`c` must lie within its marker"):
+        SearchSpace.of(branching).bind(c={"k": 5.0})
+
+    def task(c: BRANCHES) -> float:
+        return 0.0
+
+    space = optimize(fl.task(task)).space
+    assert list(space.bind(c="a")) == ["c.a.k"]
+    with pytest.raises(ArgumentError, match="a task's choices hold the suggestions of its signature"):
+        space.bind(c={"k": suggest.float(0, 0.1)})
+
+
+def test_the_choice_with_the_types_of_a_value_is_preferred():
+    def objective(c: Category({"s": {"x": Float(0, 1)}, "f": {"x": Integer(0, 1)}})):
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective)
+    assert space.point({"c": {"x": 1}}) == {"c": "f", "c.f.x": 1}
+    assert space.point({"c": {"x": 1.0}}) == {"c": "s", "c.s.x": 1.0}
+    with pytest.raises(ArgumentError, match=r"`c` must be one of \['s', 'f'\], but got 'x'"):
+        space.fill({"c": "x"})
+
+
+def test_many_conditions_are_looked_at_quickly():
+    """Each condition is looked at as far as it decides, so that deep nesting needs no combination of all choices."""
+    parameters = {"p0": Category(["a", "b", "c"])}
+    for index in range(1, 30):
+        parameters[f"p{index}"] = Annotated[str, Category(["a", "b", "c"]), When(f"p{index - 1}", "c")]
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=each, default="a")
+            for name, each in parameters.items()
+        ]
+    )
+    space = SearchSpace.from_signature(signature)
+    assert len(space) == 30
+    assert space.n_points == 2 * 29 + 3

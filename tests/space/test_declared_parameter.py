@@ -1,6 +1,9 @@
 """Parameters whose type is a class with searched fields, and choices between such classes."""
 
 import dataclasses
+import gc
+import inspect
+import weakref
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Optional, TypedDict
 
 import optuna
@@ -17,9 +20,11 @@ from optuna_flyte_dsl import (
     Float,
     Integer,
     InvalidAnnotationError,
+    InvalidMarkerError,
     OutOfRangeError,
     SearchSpace,
     UnresolvedAnnotationError,
+    When,
     optimize,
     suggest,
 )
@@ -355,3 +360,176 @@ def test_a_search_finds_the_best_object():
     assert type(best["model"]) is SVM
     assert best["config"].depth == 3
     assert best["config"].lr + best["model"].C == study.best_value
+
+
+CONFIG = Config(0.5, Schedule(3, 0.7), seed=5)
+
+
+def made_with_defaults(config: Config = CONFIG):
+    raise NotImplementedError
+
+
+def test_fields_without_a_marker_keep_what_the_default_object_has():
+    @dataclasses.dataclass
+    class Outer:
+        config: Config = dataclasses.field(default_factory=lambda: Config(0.5, Schedule(3), seed=6, notes=["a"]))
+
+    def nested(outer: Outer):
+        raise NotImplementedError
+
+    assert sample(SearchSpace.of(made_with_defaults))["config"].seed == 5
+    made = sample(SearchSpace.of(nested))["outer"].config
+    assert (made.seed, made.notes) == (6, ["a"])
+    assert sample(SearchSpace.of(nested))["outer"].config.notes is not made.notes
+    assert SearchSpace.of(nested).contains({"outer": Outer(Config(0.05, Schedule(3), seed=6, notes=["a"]))})
+
+
+@pytest.mark.parametrize(
+    ("default", "message"),
+    [
+        ("nonsense", r"the default of `config` must be a Schedule, but got 'nonsense'"),
+        (Schedule(suggest.integer(1, 3)), "the default of `config` holds a suggestion"),
+    ],
+)
+def test_a_default_that_is_no_object_of_the_class_is_refused(default, message):
+    def objective(config: Schedule = default):
+        raise NotImplementedError
+
+    with pytest.raises(InvalidMarkerError, match=message):
+        SearchSpace.of(objective)
+
+
+def test_an_inactive_field_gets_the_default_that_its_class_makes():
+    @dataclasses.dataclass
+    class Made:
+        kind: Annotated[str, Category(["a", "b"])]
+        weights: Annotated[list[float], Float(0, 1) * 2, When("kind", "a")] = dataclasses.field(
+            default_factory=lambda: [9.0, 9.0]
+        )
+
+    class Absent(TypedDict):
+        kind: Annotated[str, Category(["a", "b"])]
+        rate: NotRequired[Annotated[float, Float(0, 1), When("kind", "a")]]
+
+    def objective(made: Made, absent: Absent):
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective).bind(**{"made.kind": "b", "absent.kind": "b"})
+    assert not space
+    point = sample(space)
+    assert space.contains(point)
+    assert point == {"made": Made("b", [9.0, 9.0]), "absent": {"kind": "b"}}
+    active = SearchSpace.of(objective).bind(**{"made.kind": "a", "absent.kind": "a"})
+    assert sample(active)["absent"].keys() == {"kind", "rate"}
+    assert active.contains(sample(active))
+
+
+def test_the_best_objects_can_be_given_to_a_call():
+    """An object holds the defaults of its inactive fields, which lie outside of their markers."""
+
+    def objective(model: "Conditional | Forest"):
+        raise NotImplementedError
+
+    space = SearchSpace.of(objective)
+    for seed in range(10):
+        point = sample(space, seed)
+        assert sample(space.bind(**point)) == point
+    assert space.bind(model=Conditional("linear")).arguments
+
+
+@dataclasses.dataclass
+class Conditional:
+    kernel: Annotated[str, Category(["linear", "rbf"])]
+    gamma: Annotated[float, Float(1e-3, 1), When("kernel", "rbf")] = 0.0
+
+
+def test_a_condition_knows_the_class_of_any_object():
+    @dataclasses.dataclass
+    class Special(SVM):
+        pass
+
+    def objective(model: SVM | Forest, z: Annotated[float, Float(0, 1), When("model", SVM)] = 9.0):
+        raise NotImplementedError
+
+    for model in (SVM(1.0), Fixed(SVM(1e9)), Special(1.0)):
+        assert list(SearchSpace.of(objective).bind(model=model)) == ["z"]
+    assert list(SearchSpace.of(objective).bind(model=Fixed(Forest(20)))) == []
+
+
+def test_a_field_of_a_class_that_is_not_chosen_is_refused():
+    with pytest.raises(ArgumentError, match=r"`model.SVM.C` is given, but no trial has it"):
+        CHOICE.bind(**{"model": "Forest", "model.SVM.C": 3.0})
+
+
+@pytest.mark.parametrize("given", [suggest.category([1, 2]), suggest.float(0, 1)])
+def test_a_suggestion_of_something_else_than_objects_is_refused(given):
+    for space, name in ((SPACE, "config"), (CHOICE, "model")):
+        with pytest.raises(ArgumentError, match=f"`{name}` must be a .*, but got the suggestion"):
+            space.bind(**{name: given})
+    chosen = CHOICE.bind(model=suggest.category({"a": SVM(1.0), "b": Forest(10)}))
+    assert type(sample(chosen)["model"]) in (SVM, Forest)
+
+
+def test_what_flyte_cannot_tell_apart_is_refused():
+    class Other(TypedDict):
+        lr: Annotated[int, Integer(0, 1)]
+
+    def dicts(options: Options | Other):
+        raise NotImplementedError
+
+    with pytest.raises(InvalidAnnotationError, match="choice between the TypedDicts `Options`, `Other`"):
+        SearchSpace.of(dicts)
+
+
+def test_points_of_other_fixed_arguments_are_not_taken_for_the_same():
+    storage = optuna.storages.InMemoryStorage()
+
+    @dataclasses.dataclass
+    class Low:
+        c: Annotated[float, Float(0, 1)]
+
+    @dataclasses.dataclass
+    class High:
+        c: Annotated[float, Float(0, 1)]
+
+    @optimize(n_trials=2, seed=1, duplicates="reuse", storage=storage, study_name="s")
+    def objective(model: Low | High, k: Category([1])) -> float:
+        return 1.0 if isinstance(model, Low) else 2.0
+
+    objective.run_sync(model=Low(0.5))
+    study = objective.run_sync(model=High(0.5))
+    assert [trial.value for trial in study.trials] == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_a_class_that_refuses_values_is_drawn_without_them():
+    class Picky(pydantic.BaseModel):
+        x: Annotated[float, Float(0, 1)]
+
+        @pydantic.field_validator("x")
+        @classmethod
+        def check(cls, value):
+            if value < 0.5:
+                raise ValueError("too low")
+            return value
+
+    def objective(picky: Picky):
+        raise NotImplementedError
+
+    @given(strategies.params(objective))
+    def check(drawn):
+        assert drawn["picky"].x >= 0.5
+
+    check()
+
+
+def test_classes_are_not_kept_alive():
+    made = weakref.WeakSet()
+    for index in range(600):
+        kind = dataclasses.make_dataclass(f"K{index}", [("x", Annotated[float, Float(0, 1)])])
+        made.add(kind)
+        SearchSpace.from_signature(
+            inspect.Signature([inspect.Parameter("k", inspect.Parameter.KEYWORD_ONLY, annotation=kind)])
+        )
+        del kind
+    gc.collect()
+    assert len(made) <= 513

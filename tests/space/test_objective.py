@@ -85,7 +85,7 @@ def test_a_direction_that_would_be_lost_is_refused(annotation):
 
 
 def test_an_objective_has_one_direction():
-    with pytest.raises(DirectionError, match="an objective has one direction"):
+    with pytest.raises(DirectionError, match="a returned value has one direction"):
         optimize(returning(Annotated[float, MIN, MAX]))
 
 

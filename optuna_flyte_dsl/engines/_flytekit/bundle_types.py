@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import OptunaFlyteError
+from optuna_flyte_dsl.space.conversion import to_float
 from optuna_flyte_dsl.space.declared_parameter import Bundle, bundles_of
 from optuna_flyte_dsl.space.domain import is_composite
 from optuna_flyte_dsl.space.markers import Category, Repeated, Suggestion
@@ -61,6 +62,8 @@ def _is_carried_by_flytekit(bundle: Bundle) -> bool:
     Flytekit takes the wrong member of a union of classes with like fields, and it takes no bare marker.
     """
     kind = bundle.type.kind
+    if is_pydantic_model(kind) and any(field.exclude for field in kind.model_fields.values()):
+        return False
     return (dataclasses.is_dataclass(kind) or is_pydantic_model(kind)) and not any(
         len(field.bundles) > 1
         or isinstance(bundle.type.fields[name].annotation, Suggestion)
@@ -111,7 +114,8 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
         fields = {}
         for name, value in bundle.type.values_of(python_val).items():
             annotation = _carried(bundle.type.fields[name].annotation)
-            carried = annotation(value) if _is_carrier(annotation) else value
+            base = bundle.fields[name].base
+            carried = annotation(value) if _is_carrier(annotation) else to_float(base, value)
             expected_type = TypeEngine.to_literal_type(annotation)
             literal = await TypeEngine.async_to_literal(ctx, carried, annotation, expected_type)
             fields[name] = MessageToDict(literal.to_flyte_idl())

@@ -54,14 +54,11 @@ def native_type(annotation: Any) -> Any:
         return list[marker.item if _is_carried_by_name(_item_of(marker), str) else item]  # type: ignore[misc]
     if is_composite(marker):
         _space_of(marker)  # raises an error if the choices cannot be carried
+        _check_choices(marker)
         return str
     kinds = value_types(marker)
     if isinstance(marker, Category) and marker.names is not None:
-        if wrong := [choice for choice in marker.choices if choice is None or isinstance(choice, tuple)]:
-            raise InvalidMarkerTypeError(
-                f"{shown(marker)} as an annotation: a task takes neither None nor a tuple as a value, but a choice is "
-                f"{shown(wrong[0])}. Use a list, or a str that stands for the choice in the task."
-            )
+        _check_choices(marker)
         is_flyte_enum = issubclass(kinds[0], enum.Enum) and all(isinstance(each.value, str) for each in kinds[0])
         return kinds[0] if len(kinds) == 1 and is_flyte_enum else str
     for kind in kinds:
@@ -75,6 +72,15 @@ def native_type(annotation: Any) -> Any:
     if kinds == (type(None),):
         kinds = (type(None), str)  # flytekit accepts None in a union only
     return functools.reduce(operator.or_, kinds)
+
+
+def _check_choices(marker: Category) -> None:
+    """Check that each choice can be the argument of a task."""
+    if wrong := [choice for choice in marker.choices if choice is None or isinstance(choice, tuple)]:
+        raise InvalidMarkerTypeError(
+            f"{shown(marker)} as an annotation: a task takes neither None nor a tuple as a value, but a choice is "
+            f"{shown(wrong[0])}. Use a list, or a str that stands for the choice in the task."
+        )
 
 
 def spell_out_types(task: Any) -> None:

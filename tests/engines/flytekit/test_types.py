@@ -6,6 +6,7 @@ import typing
 from typing import Annotated, Any, Optional
 
 import flytekit as fl
+import pydantic
 import pytest
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
@@ -103,6 +104,12 @@ class Network:
     depth: Annotated[int, Integer(1, 9)] = 3
     padding: Optional[Padding] = None
     names: list[str] = dataclasses.field(default_factory=list)
+    rate: float = 0
+
+
+class Hidden(pydantic.BaseModel):
+    x: Annotated[float, Float(0, 1)]
+    n: Annotated[int, Integer(1, 9)] = pydantic.Field(1, exclude=True)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,8 @@ class Network:
         (Network, Network((0.9, 0.99), min, names=["a"], padding=Padding(3))),
         (Annotated[Network, "a note"], Network((0.9, 0.99), min)),
         (Optional[Network], None),
+        (Network, Network((0.9, 0.99), max, rate=1)),
+        (Hidden, Hidden(x=0.5, n=7)),
         (list[Network], [Network((0.9, 0.99), max)]),
         (dict[str, Network | Loaded], {"a": {"rate": 0.5}}),
     ],
