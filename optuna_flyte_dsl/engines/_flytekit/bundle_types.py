@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -10,15 +11,15 @@ import msgpack
 from flyteidl.core import literals_pb2
 from flytekit.core.context_manager import FlyteContext
 from flytekit.core.type_engine import AsyncTypeTransformer, TypeEngine, TypeTransformerFailedError
-from flytekit.models.literals import Binary, Literal, Scalar
+from flytekit.models.literals import Binary, Literal, Primitive, Scalar
 from flytekit.models.types import LiteralType, SimpleType
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import shown, text_of
 from optuna_flyte_dsl.errors import OptunaFlyteError
 from optuna_flyte_dsl.space.conversion import to_float
-from optuna_flyte_dsl.space.declared_parameter import Bundle, bundles_of
-from optuna_flyte_dsl.space.domain import is_composite
+from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, Bundle, bundles_of
+from optuna_flyte_dsl.space.domain import is_composite, named
 from optuna_flyte_dsl.space.markers import Category, Repeated, Suggestion
 from optuna_flyte_dsl.space.records import fields_of, is_pydantic_model
 
@@ -80,7 +81,10 @@ def _has_own_literal(marker: Suggestion) -> bool:
 
 
 class BundleTransformer(AsyncTypeTransformer[Any]):
-    """Converts objects of one or several classes to MessagePack: the name of the class, and a literal for each field.
+    """Converts objects of one or several classes: a literal has the name of the class, and a literal for each field.
+
+    An object of one class is a MessagePack map, as flytekit has it. An object of one of several classes is a JSON text,
+    because `pyflyte run` reads no other option for a union. There, a user writes '{"SVM": {"C": 1.0}}', or "SVM".
 
     Args:
         annotation: The class, or the union of the classes.
@@ -95,7 +99,11 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
         for bundle in self._bundles.values():
             for field in bundle.type.fields.values():
                 TypeEngine.to_literal_type(_carried(field.annotation))  # raises an error for what flytekit cannot carry
-        return LiteralType(simple=SimpleType.STRUCT)
+        return LiteralType(simple=SimpleType.STRING if self._is_choice else SimpleType.STRUCT)
+
+    @property
+    def _is_choice(self) -> bool:
+        return len(self._bundles) > 1
 
     async def async_to_literal(
         self,
@@ -105,6 +113,8 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
         expected: LiteralType,  # noqa: ARG002
     ) -> Literal:
         """Convert an object of one of the classes."""
+        if isinstance(python_val, str) and self._is_choice:
+            python_val = self._object_of(python_val)
         bundle = next((each for each in self._bundles.values() if each.type.is_instance(python_val)), None)
         if bundle is None:
             raise TypeTransformerFailedError(
@@ -120,13 +130,19 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
             literal = await TypeEngine.async_to_literal(ctx, carried, annotation, expected_type)
             fields[name] = MessageToDict(literal.to_flyte_idl())
         content = {_CLASS: bundle.name, _FIELDS: fields}
+        if self._is_choice:
+            return Literal(scalar=Scalar(primitive=Primitive(string_value=json.dumps(content))))
         return Literal(scalar=Scalar(binary=Binary(value=msgpack.packb(content), tag=_TAG)))
 
     async def async_to_python_value(self, ctx: FlyteContext, lv: Literal, expected_python_type: Any) -> Any:  # noqa: ARG002
         """Return the object that a literal stands for."""
-        if lv.scalar is None or lv.scalar.binary is None:
+        scalar = lv.scalar
+        if scalar is not None and scalar.primitive is not None and self._is_choice:
+            content = json.loads(str(scalar.primitive.string_value))
+        elif scalar is not None and scalar.binary is not None:
+            content = msgpack.unpackb(scalar.binary.value)
+        else:
             raise TypeTransformerFailedError(f"The literal holds no object of the class {' or '.join(self._bundles)}.")
-        content = msgpack.unpackb(lv.scalar.binary.value)
         kind = self._bundles[content[_CLASS]].type
         values = {}
         for name, field in content[_FIELDS].items():
@@ -135,6 +151,37 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
             value = await TypeEngine.async_to_python_value(ctx, literal, annotation)
             values[name] = value.value if _is_carrier(annotation) else value
         return kind.make(values)
+
+    def _object_of(self, text: str) -> Any:
+        """Return the object that a user has written as text for `pyflyte run`."""
+        try:
+            given = json.loads(text)
+        except ValueError:
+            given = text
+        given = {given: {}} if isinstance(given, str) else given
+        if not isinstance(given, dict) or len(given) != 1 or not given.keys() <= self._bundles.keys():
+            first = next(iter(self._bundles))
+            raise TypeTransformerFailedError(
+                f"An object of the class {' or '.join(self._bundles)} is needed, but got {shown(text)}. Write the "
+                f"class and its fields as JSON, as in {json.dumps({first: {'a_field': 1.0}})!r}."
+            )
+        ((name, fields),) = given.items()
+        try:
+            return _object_of(self._bundles[name], fields)
+        except Exception as error:
+            raise TypeTransformerFailedError(f"{name} refuses the fields {shown(fields)}: {text_of(error)}") from error
+
+
+def _object_of(bundle: Bundle, fields: Mapping[str, Any]) -> Any:
+    """Return an object of a class, whose fields have the values of a JSON object."""
+    values = {}
+    for name, value in fields.items():
+        declared = bundle.fields.get(name, UNDECLARED)
+        if declared.bundle is not None and isinstance(value, dict):
+            values[name] = _object_of(declared.bundle, value)
+        else:
+            values[name] = named(declared.marker, value) if declared.marker is not None else value
+    return bundle.type.make(values)
 
 
 class OptionalTransformer(AsyncTypeTransformer[Any]):

@@ -1,6 +1,7 @@
 """Makes markers and `optuna.Trial` native types of flytekit: `x: Float(0, 1)` is a FLOAT in a task's interface."""
 
 import asyncio
+import contextlib
 import enum
 import functools
 import inspect
@@ -92,14 +93,14 @@ def spell_out_types(task: Any) -> None:
     inputs = interface_inputs(task)
     for name, (annotation, default) in inputs.items():
         plain = _without_enum_markers(annotation)
-        if isinstance(annotation, types.UnionType) and bundle_transformer(annotation) is not None:
-            inputs[name] = (Union[get_args(annotation)], default)  # noqa: UP007 - unlike `|`, it has a `__name__`
-        elif plain is not annotation:
+        if plain is not annotation:
             _replaced.setdefault(task, {})[name] = annotation
             inputs[name] = (plain, default)
         elif isinstance(annotation, Category) and get_args(native := native_type(annotation)):
             inputs[name] = (Annotated[native, annotation], default)
-        elif callable(default) and _is_carried_by_name(marker := _marker_in(annotation), str):
+        elif _is_branching(marker := _marker_in(annotation)) and default is not None:
+            inputs[name] = (annotation, _to_text(marker, default))  # click would make another text of the default
+        elif callable(default) and _is_carried_by_name(marker, str):
             inputs[name] = (annotation, marker.names[marker.index(default)])  # click would call the default
 
 
@@ -168,6 +169,10 @@ def _marker_in(annotation: Any) -> Any:
     return read_annotation("An annotation", annotation).marker if get_origin(annotation) is Annotated else annotation
 
 
+def _is_branching(marker: Any) -> bool:
+    return isinstance(marker, Category) and marker.holds_markers
+
+
 def _is_carried_by_name(marker: Any, native: Any) -> bool:
     """Return whether Flyte gets a text that stands for a value: a name, or the parameters inside a choice."""
     return isinstance(marker, Category) and (marker.names is not None or marker.holds_markers) and native is str
@@ -176,7 +181,16 @@ def _is_carried_by_name(marker: Any, native: Any) -> bool:
 def _to_text(marker: Category, value: Any) -> str:
     """Return the text by which Flyte carries a choice: its name; or, as JSON, the parameters inside the choice."""
     if marker.holds_markers:
-        return json.dumps(_space_of(marker).point({_VALUE: value}))
+        space = _space_of(marker)
+        if isinstance(value, str) and value.startswith("{"):  # a user of `pyflyte run` has written the text
+            with contextlib.suppress(ValueError):
+                value = space.fill(json.loads(value))[_VALUE]
+        if not space.contains({_VALUE: value}):
+            raise InvalidMarkerTypeError(
+                f"{shown(value)} is no choice of {shown(marker)}. For `pyflyte run`, write the choice and the "
+                'parameters inside it as JSON, as in \'{"value": "a", "value.a.x": 0.5}\'.'
+            )
+        return json.dumps(space.point({_VALUE: value}))
     assert marker.names is not None
     return marker.names[marker.index(marker.named(value))]
 

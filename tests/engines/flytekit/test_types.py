@@ -10,6 +10,7 @@ import pydantic
 import pytest
 from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
+from flytekit.interaction.click_types import literal_type_to_click_type
 from flytekit.models.types import SimpleType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,59 @@ def test_objects_of_each_kind_of_class_survive_the_way_through_a_literal(annotat
     back = TypeEngine.to_python_value(CONTEXT, literal, annotation)
     assert back == value
     assert type(back) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"Network": {"betas": [0.9, 0.99], "act": "min"}}', Network([0.9, 0.99], min)),
+        ('{"Hidden": {"x": 0.5}}', Hidden(x=0.5)),
+    ],
+)
+def test_a_user_of_pyflyte_run_writes_an_object_as_text(text, value):
+    annotation = Network | Hidden
+    literal = TypeEngine.to_literal(CONTEXT, text, annotation, TypeEngine.to_literal_type(annotation))
+    assert (
+        TypeEngine.to_python_value(CONTEXT, literal, annotation).__dict__.items()
+        >= {name: each for name, each in value.__dict__.items() if name != "betas"}.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"Netwrk": {}}', "An object of the class Network or Hidden is needed"),
+        ("[1]", "Write the class and its fields as JSON"),
+        ("Hidden", "Hidden refuses the fields {}"),
+    ],
+)
+def test_a_text_that_is_no_object_is_named(text, message):
+    annotation = Network | Hidden
+    with pytest.raises(Exception, match=message):
+        TypeEngine.to_literal(CONTEXT, text, annotation, TypeEngine.to_literal_type(annotation))
+
+
+BRANCHING = Category({"sgd": {"momentum": Float(0, 1)}, "none": 7})
+
+
+def test_a_user_of_pyflyte_run_writes_a_choice_with_markers_as_text():
+    kind = TypeEngine.to_literal_type(BRANCHING)
+    literal = TypeEngine.to_literal(CONTEXT, '{"value": "sgd", "value.sgd.momentum": 0.5}', BRANCHING, kind)
+    assert TypeEngine.to_python_value(CONTEXT, literal, BRANCHING) == {"momentum": 0.5}
+    with pytest.raises(InvalidMarkerTypeError, match="For `pyflyte run`, write the choice and the parameters inside"):
+        TypeEngine.to_literal(CONTEXT, "sgd", BRANCHING, kind)
+
+
+def test_pyflyte_run_has_options_for_classes_and_choices():
+    @optimize
+    @fl.task
+    def train(model: Network | Hidden, opt: BRANCHING = 7, other: Network | Hidden | None = None) -> float:
+        return float(opt == 7)
+
+    interface, types = train.task.interface, train.task.python_interface
+    for name, variable in interface.inputs.items():
+        literal_type_to_click_type(variable.type, types.inputs[name])
+    assert train.task(model=Hidden(x=0.5)) == 1.0
 
 
 def test_an_object_of_another_class_is_named():
