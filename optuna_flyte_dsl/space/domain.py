@@ -51,8 +51,15 @@ def random_value(marker: Suggestion, generator: random.Random) -> Any:
 
 
 def named(marker: Suggestion, value: Any) -> Any:
-    """Return the choice that has a name, if the marker's choices have names; return any other value as it is."""
-    return marker.named(value) if isinstance(marker, Category) else value
+    """Return the choice that has a name, if the marker's choices have names; return any other value as it is.
+
+    A class stands for its name, if that is a choice, as in a choice between classes.
+    """
+    if not isinstance(marker, Category):
+        return value
+    if isinstance(value, type) and value.__name__ in marker.choices and value not in marker.choices:
+        return value.__name__
+    return marker.named(value)
 
 
 def carries(marker: Suggestion | None, value: Any) -> bool:

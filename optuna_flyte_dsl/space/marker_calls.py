@@ -18,6 +18,8 @@ def _message(cls: type, wrong: str, given: Iterable[str]) -> str:
     """Return the message of a wrong call of a marker; the first unknown name among the given ones is the cause."""
     known = list(inspect.signature(cls.__init__).parameters)[1:]  # type: ignore[misc]  # of this very class
     example = f'{cls.__name__}(["a", "b"])' if "choices" in known else f"{cls.__name__}(0, 1)"
+    if "parameter" in known:
+        example = 'When("kernel", "rbf")'
     unknown = next((name for name in given if name not in known), None)
     meant = _SYNONYMS.get(unknown or "")
     if unknown is not None and (near := meant if meant in known else nearest(unknown, known)):

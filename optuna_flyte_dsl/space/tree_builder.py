@@ -262,10 +262,12 @@ class TreeBuilder:
                 values = when.values if marker.holds_markers else tuple(map(marker.named, when.values))
             wrong = [each for each in values if known and not any(same(each, choice) for choice in known)]
             if wrong and name not in self.given:
+                listed_values = isinstance(wrong[0], list | tuple | set) and all(each in known for each in wrong[0])
+                cure = f"Write {When(when.parameter, *wrong[0])!r}." if listed_values and wrong[0] else "Correct it."
                 near = [str(each) for each in (getattr(marker, "names", None) or known)]
                 raise InvalidAnnotationError(
                     f"`{self.objective}`: the condition {when!r} of `{path}` compares `{name}` with {shown(wrong[0])}, "
-                    f"which is none of its choices {shown(list(known))}.{did_you_mean(str(wrong[0]), near)} Correct it."
+                    f"which is none of its choices {shown(list(known))}.{did_you_mean(str(wrong[0]), near)} {cure}"
                 )
             return when.comparing(name, values)
 

@@ -209,6 +209,7 @@ def test_a_condition_holds_as_python_reads_it(data):
     [
         (When("kernal", "rbf"), r"names `kernal`, which is no parameter; there are .* Did you mean `kernel`\?"),
         (When("kernel", "rfb"), r"compares `kernel` with 'rfb', which is none of its choices .* Did you mean `rbf`\?"),
+        (When("kernel", ["linear", "rbf"]), r"Write `?When\('kernel', 'linear', 'rbf'\)"),
         (When("depth", gt=9), "`x` is never active, because no trial has depth > 9"),
         (When("depth", 3) & When("depth", 4), "is never active"),
         (When("rate", gt=0.5, lt=0.5), "is never active"),
@@ -282,6 +283,7 @@ def test_the_length_of_a_list_must_be_a_number():
         (lambda: When("a", ge="3"), InvalidMarkerTypeError, "`ge` must be a number, but got '3'"),
         (lambda: When("a", Float(0, 1)), InvalidMarkerTypeError, "For a range, write bounds"),
         (lambda: When("a", above=3), InvalidMarkerTypeError, "When: .* unexpected keyword argument 'above'"),
+        (lambda: When(kernel="rbf"), InvalidMarkerTypeError, r"""Write it as in `When\("kernel", "rbf"\)`"""),
         (lambda: When("a", 1) and When("b", 1), InvalidMarkerTypeError, "Combine conditions by `&`"),
         (lambda: When("a", 1) & 3, InvalidMarkerTypeError, "`&` combines two conditions, but got 3"),
         (lambda: Float(0, 1) * 0, InvalidMarkerError, "at least once, but got 0"),

@@ -456,6 +456,11 @@ def test_a_condition_knows_the_class_of_any_object():
     assert list(SearchSpace.of(objective).bind(model=Fixed(Forest(20)))) == []
 
 
+def test_an_initial_point_takes_a_class_or_its_name():
+    for model in (SVM, "SVM"):
+        assert CHOICE.convert_point({"model": model, "model.SVM.C": 1}) == {"model": "SVM", "model.SVM.C": 1.0}
+
+
 def test_a_field_of_a_class_that_is_not_chosen_is_refused():
     with pytest.raises(ArgumentError, match=r"`model.SVM.C` is given, but no trial has it"):
         CHOICE.bind(**{"model": "Forest", "model.SVM.C": 3.0})
