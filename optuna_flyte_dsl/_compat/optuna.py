@@ -27,6 +27,27 @@ def engine_of(storage: BaseStorage) -> Any:
     return getattr(getattr(storage, "_backend", storage), "engine", None)
 
 
+def create_missing_indexes(storage: BaseStorage) -> None:
+    """Create the indexes of Optuna's tables that a database lacks.
+
+    Optuna creates a table, and then its indexes. If it is interrupted between them, its next attempt finds the table
+    and creates no index. Without the unique index on the names of studies, two searches make two studies of one name.
+    """
+    engine = engine_of(storage)
+    if engine is None:
+        return
+    import sqlalchemy  # loaded late: not every search needs it
+    from optuna.storages._rdb.models import BaseModel
+
+    inspector = sqlalchemy.inspect(engine)
+    for table in BaseModel.metadata.sorted_tables:
+        if table.indexes:
+            known = {index["name"] for index in inspector.get_indexes(table.name)}
+            for index in table.indexes:
+                if index.name not in known:
+                    index.create(engine)
+
+
 def journal_lock_of(storage: BaseStorage) -> Any:
     """Return the lock of a journal storage's file, to hold it during several writes; `None` if there is no lock."""
     return getattr(getattr(storage, "_backend", None), "_lock", None)

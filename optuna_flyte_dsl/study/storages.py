@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from optuna_flyte_dsl import _option_checks as check
+from optuna_flyte_dsl._compat.optuna import create_missing_indexes
 from optuna_flyte_dsl._foreign_errors import is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl._text import nearest, shown
@@ -78,7 +79,7 @@ def open_storage(storage: StorageOption) -> BaseStorage:
         # Another process may create the database's tables at the same time.
         waits = (random.uniform(0.1, 0.5) for _ in range(_OPENING_TRIES))  # noqa: S311 - not a secret
         try:
-            return retry(lambda: optuna.storages.get_storage(storage), waits, may_pass=is_race_for_tables)
+            return retry(lambda: _open_database(storage), waits, may_pass=is_race_for_tables)
         except Exception as error:
             if is_wrong_url(error):
                 scheme = storage.partition("://")[0].partition("+")[0]
@@ -102,6 +103,12 @@ def open_storage(storage: StorageOption) -> BaseStorage:
             f"`storage` must make a storage of Optuna's, a URL or a path, but it made a {type(made).__name__}.{cure}"
         )
     return optuna.storages.get_storage(made)
+
+
+def _open_database(url: str) -> BaseStorage:
+    storage = optuna.storages.get_storage(url)
+    create_missing_indexes(storage)
+    return storage
 
 
 def _open_journal(path: pathlib.Path) -> BaseStorage:

@@ -1,11 +1,14 @@
 """What `storage` may be."""
 
+import contextlib
 import logging
 import os
 import pathlib
+import sqlite3
 import subprocess
 import sys
 
+import optuna
 import pytest
 
 from optuna_flyte_dsl import Category, Float, InvalidOptionError, OptunaFlyteError, StorageUnavailableError, optimize
@@ -158,3 +161,22 @@ def test_choices_that_a_storage_does_not_keep_are_refused_before_a_trial_runs(ki
     search = optimize(layers, n_trials=1, storage=path, progress=False)
     with pytest.raises(InvalidOptionError, match=r"`sizes`: a storage keeps choices .* but got \(64,\), of type tuple"):
         search.run_sync()
+
+
+def test_an_index_that_an_interrupted_creation_has_left_out_is_created(tmp_path):
+    """Optuna creates the indexes of a table with the table only: a kill between them left two studies of one name."""
+    url = f"sqlite:///{tmp_path}/s.db"
+    optuna.storages.RDBStorage(url)
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as database:
+        names = {"ix_studies_study_name", "ix_trials_study_id"}
+        for name in names:
+            database.execute(f"DROP INDEX {name}")
+
+        def line(x: Float(0, 1)) -> float:
+            return x
+
+        optimize(line, n_trials=1, storage=url, study_name="s").run_sync()
+        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert names <= {name for (name,) in found}
+        with pytest.raises(sqlite3.IntegrityError):
+            database.execute("INSERT INTO studies (study_name) VALUES ('s')")
