@@ -10,6 +10,7 @@ import threading
 import grpc
 import optuna
 import pytest
+import sqlalchemy
 from flyteidl.admin.execution_pb2 import WorkflowExecutionGetRequest
 from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit import conditional, map_task, task, workflow
@@ -61,6 +62,22 @@ def test_a_database_has_an_engine_and_a_journal_a_lock(tmp_path):
     assert optuna_names.engine_of(optuna.storages.InMemoryStorage()) is None
     assert optuna_names.journal_lock_of(optuna.storages.InMemoryStorage()) is None
     optuna_names.engine_of(database).dispose()
+
+
+def test_the_tables_of_a_database_and_their_indexes_are_known(tmp_path):
+    database = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db")
+
+    def indexes():
+        return {each["name"] for each in sqlalchemy.inspect(database.engine).get_indexes("studies")}
+
+    assert indexes() == {"ix_studies_study_name"}
+    with database.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DROP INDEX ix_studies_study_name"))
+    optuna_names.create_missing_indexes(database)
+    optuna_names.create_missing_indexes(database)
+    optuna_names.create_missing_indexes(optuna.storages.InMemoryStorage())
+    assert indexes() == {"ix_studies_study_name"}
+    assert not sqlalchemy.inspect(database.engine).get_indexes("trial_values")
 
 
 def test_enqueued_parameters_can_be_read_and_set(study):
