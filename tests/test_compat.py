@@ -73,6 +73,7 @@ def test_the_tables_of_a_database_and_their_indexes_are_known(tmp_path):
     assert indexes() == {"ix_studies_study_name"}
     with database.engine.begin() as connection:
         connection.execute(sqlalchemy.text("DROP INDEX ix_studies_study_name"))
+    database.engine.dispose()  # a connection of SQLite remembers the indexes that it has seen
     optuna_names.create_missing_indexes(database)
     optuna_names.create_missing_indexes(database)
     optuna_names.create_missing_indexes(optuna.storages.InMemoryStorage())

@@ -196,8 +196,8 @@ class When(Condition):
 
 
 @dataclass(frozen=True, repr=False)
-class AllOf(Condition):
-    """The condition that all of its parts are true: `a & b`."""
+class Combined(Condition):
+    """Base of the conditions that have several parts."""
 
     parts: tuple[Condition, ...]
 
@@ -205,12 +205,17 @@ class AllOf(Condition):
     def names(self) -> frozenset[str]:
         return frozenset().union(*(part.names for part in self.parts))
 
+    def replaced(self, replace: Callable[[When], When]) -> Condition:
+        return dataclasses.replace(self, parts=tuple(part.replaced(replace) for part in self.parts))
+
+
+@dataclass(frozen=True, repr=False)
+class AllOf(Combined):
+    """The condition that all of its parts are true: `a & b`."""
+
     def holds(self, values: Mapping[str, Any]) -> bool | None:
         found = [part.holds(values) for part in self.parts]
         return False if False in found else None if None in found else True
-
-    def replaced(self, replace: Callable[[When], When]) -> Condition:
-        return dataclasses.replace(self, parts=tuple(part.replaced(replace) for part in self.parts))
 
     def in_words(self) -> str:
         return " and ".join(_inner_words(part) for part in self.parts)
@@ -220,21 +225,12 @@ class AllOf(Condition):
 
 
 @dataclass(frozen=True, repr=False)
-class AnyOf(Condition):
+class AnyOf(Combined):
     """The condition that one of its parts is true: `a | b`."""
-
-    parts: tuple[Condition, ...]
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset().union(*(part.names for part in self.parts))
 
     def holds(self, values: Mapping[str, Any]) -> bool | None:
         found = [part.holds(values) for part in self.parts]
         return True if True in found else None if None in found else False
-
-    def replaced(self, replace: Callable[[When], When]) -> Condition:
-        return dataclasses.replace(self, parts=tuple(part.replaced(replace) for part in self.parts))
 
     def in_words(self) -> str:
         return " or ".join(_inner_words(part) for part in self.parts)
@@ -280,7 +276,7 @@ def _condition(sign: str, other: Any) -> Condition:
 
 def _inner_words(condition: Condition) -> str:
     words = condition.in_words()
-    return f"({words})" if isinstance(condition, AllOf | AnyOf) else words
+    return f"({words})" if isinstance(condition, Combined) else words
 
 
 def _value_text(value: Any) -> str:

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from optuna_flyte_dsl.space import domain
-from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When
+from optuna_flyte_dsl.space.conditions import Combined, Condition, NotThat, When
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def comparisons(condition: Condition | None) -> Iterator[When]:
     match condition:
         case When():
             yield condition
-        case AllOf() | AnyOf():
+        case Combined():
             for part in condition.parts:
                 yield from comparisons(part)
         case NotThat():
