@@ -324,13 +324,14 @@ def test_the_points_of_a_space_with_conditions_are_counted_and_found():
     assert len({repr(point) for point in points}) == space.n_points
 
 
+@pytest.mark.newest
 def test_a_search_of_a_space_with_conditions_ends_when_its_points_are_exhausted():
     study = optimize(finite, n_trials=200, seed=0, stop_when_exhausted=True, duplicates="resample").run_sync()
     assert len(study.trials) == 42
     assert len({tuple(sorted(trial.params.items())) for trial in study.trials}) == 42
-    reused = optimize(finite, n_trials=100, seed=0, duplicates="reuse").run_sync()
+    reused = optimize(finite, n_trials=40, seed=0, duplicates="reuse").run_sync()
     n_reused = sum("optuna_flyte_dsl:same_as" in trial.user_attrs for trial in reused.trials)
-    assert n_reused == 100 - len({tuple(sorted(trial.params.items())) for trial in reused.trials})
+    assert 0 < n_reused == 40 - len({tuple(sorted(trial.params.items())) for trial in reused.trials})
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -1,11 +1,13 @@
 """Generated spaces, with classes, choices and conditions one inside the other."""
 
 import optuna
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl.testing import strategies
 
+pytestmark = pytest.mark.newest
 SLOW = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 seeds = st.integers(0, 2**31)
 
