@@ -28,6 +28,7 @@ def points_of(study):
     return [(trial.params["config.depth"], trial.params["config.width"]) for trial in study.trials]
 
 
+@pytest.mark.newest
 def test_only_points_that_the_constraints_allow_are_run():
     forbidden = [is_large, lambda booster, config: booster == "dart" and config.depth > 3]
     study = optimize(train, n_trials=60, concurrency=3, seed=0, constraints=forbidden).run_sync()

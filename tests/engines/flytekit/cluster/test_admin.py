@@ -58,6 +58,7 @@ def test_an_error_that_is_too_large_to_be_read_is_told_as_far_as_a_list_shows_it
     assert cluster.counts["GetExecution"] == 1, "it is no outage that is waited out"
 
 
+@pytest.mark.newest
 def test_a_restarted_control_plane_is_waited_out(cluster):
     cluster.instant = echo(seconds=0.5)
 

@@ -111,6 +111,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_what_was_committed_before(tmp_pa
     assert seen(study_in(store_at(tmp_path, 1))) == seen(study)[:3]
 
 
+@pytest.mark.newest
 def test_a_checkpoint_that_cannot_be_written_is_said_and_tried_again(tmp_path, monkeypatch, warned):
     store = store_at(tmp_path, 0)
     tell_some(study_in(store), 1)
