@@ -145,22 +145,18 @@ initial_points = _or_empty(
         convert=lambda value: tuple(dict(point) for point in value),
     )
 )
-_functions = _or_empty(
-    must(
-        "be a list of functions that take a study and a trial",
-        lambda value: _is_list(value, callable),
-        convert=tuple,
-        cure="Write `callbacks=[function]`.",
-    )
-)
 
-constraints = _or_empty(
-    must(
-        "be a list of functions of the objective's arguments",
-        lambda value: _is_list(value, callable),
-        convert=tuple,
-        cure="Write `constraints=[lambda depth, width: depth * width - 4096]`.",
+
+def _functions_that(take: str, cure: str) -> Check:
+    """Return a check for `None`, or a list of functions."""
+    return _or_empty(
+        must(f"be a list of functions {take}", lambda value: _is_list(value, callable), convert=tuple, cure=cure)
     )
+
+
+_functions = _functions_that("that take a study and a trial", "Write `callbacks=[function]`.")
+constraints = _functions_that(
+    "of the objective's arguments", "Write `constraints=[lambda depth, width: depth * width - 4096]`."
 )
 
 

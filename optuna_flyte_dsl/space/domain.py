@@ -76,8 +76,7 @@ def contains(marker: Suggestion, value: Any) -> bool:
     """Return whether a marker has a value: within its bounds, and on the grid of its step."""
     if isinstance(marker, Repeated):
         return type(value) is list and marker.has_length(value) and all(contains(marker.item, item) for item in value)
-    if is_composite(marker):
-        assert isinstance(marker, Category)
+    if isinstance(marker, Category) and marker.holds_markers:
         return any(matches(choice, value) for choice in marker.choices)
     return key_of(marker, value) is not None
 

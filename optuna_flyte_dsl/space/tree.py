@@ -136,11 +136,6 @@ class ArgumentTree:
             add(name, ())
         return tuple(each for each in ordered.values() if each.marker is None or each.name in self.parameters)
 
-    @cached_property
-    def _n_free(self) -> int:
-        """How many parameters, at the beginning of `order`, are always active."""
-        return sum(1 for _ in itertools.takewhile(lambda each: each.condition is None, self.order))
-
     def draw(self, choose: Callable[[str, Suggestion], Any]) -> dict[str, Any]:
         """Return the values of the active parameters, by name, and the values that conditions compare.
 

@@ -198,9 +198,6 @@ class TreeBuilder:
         return Searched(path, marker, base)
 
     def _list_node(self, path: str, marker: Repeated) -> Node:
-        if isinstance(marker.length, int):
-            items = {index: self._node(f"{path}.{index}", marker.item) for index in range(marker.length)}
-            return Items(path, [None] * marker.length, items)
         name, length = self._length(path, marker)
         if length is _NOT_GIVEN:
             return SizedList(path, name, [])  # the call gives the length
@@ -215,8 +212,12 @@ class TreeBuilder:
         return SizedList(path, name, [self._node(f"{path}.{index}", marker.item) for index in range(length.high)])
 
     def _length(self, path: str, marker: Repeated) -> tuple[str, Any]:
-        """Return the name of the parameter that is the length of a list, and its marker or value."""
-        assert isinstance(marker.length, str)
+        """Return the name of the parameter that is the length of a list, and its marker or value.
+
+        The name of a length that is a number is empty.
+        """
+        if isinstance(marker.length, int):
+            return "", marker.length
         name = self._find(marker.length, path, f"the length of the list {marker!r}")
         declared = self._paths.get(name, UNDECLARED)
         length = self.given.get(name, declared.marker)
@@ -226,7 +227,7 @@ class TreeBuilder:
 
     def _check_length(self, path: str, marker: Repeated, given: Any) -> None:
         """Check that the length of a list that a call gives is the one that it must have."""
-        name, length = self._length(path, marker) if isinstance(marker.length, str) else ("", marker.length)
+        name, length = self._length(path, marker)
         its = given.length if isinstance(given, Repeated) else len(given) if isinstance(given, list) else None
         if its is None or its in (length, marker.length):
             return

@@ -25,11 +25,7 @@ def constraint_attributes(names: Sequence[str], values: Sequence[float]) -> dict
 
 
 def constraints_of(trial: FrozenTrial) -> tuple[float, ...] | None:
-    """Return the values of a trial's constraints; `None` if it has none.
-
-    With Optuna 4, a sampler that is made already sees the constraints by its argument
-    `constraints_func=constraints_of`.
-    """
+    """Return the values of a trial's constraints; `None` if it has none."""
     listed = trial.system_attrs.get(_KEY)
     single = [value for key, value in trial.system_attrs.items() if key.startswith(f"{_KEY}:")]
     return (*(listed or ()), *single) if listed is not None or single else None

@@ -70,6 +70,7 @@ class TakenPoints:
         self._last_violation: str | None = None
         self._constraints = constraints
         self._space = space
+        self._distributions = space.distributions()
         self._markers = {name: marker.stored for name, marker in sorted(space.items())}
         self._fixed = _digest_of_fixed_arguments(space)
         self._duplicates = duplicates
@@ -189,7 +190,7 @@ class TakenPoints:
             )
 
     def _sampled(self, trial: Trial) -> dict[str, Any]:
-        return self._space.draw(lambda name, marker: conversion.suggest(trial, name, marker.to_distribution()))
+        return self._space.draw(lambda name, _: conversion.suggest(trial, name, self._distributions[name]))
 
     def _point(self, index: int) -> dict[str, Any]:
         """Return what Optuna stores for the point at an index of a space with finitely many points."""

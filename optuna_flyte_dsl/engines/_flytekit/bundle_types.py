@@ -98,7 +98,8 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
     def get_literal_type(self, t: Any) -> LiteralType:  # noqa: ARG002
         for bundle in self._bundles.values():
             for field in bundle.type.fields.values():
-                TypeEngine.to_literal_type(_carried(field.annotation))  # raises an error for what flytekit cannot carry
+                # This raises an error for what flytekit cannot carry.
+                TypeEngine.to_literal_type(_carrier_of(field.annotation) or field.annotation)
         return LiteralType(simple=SimpleType.STRING if self._is_choice else SimpleType.STRUCT)
 
     @property
@@ -123,11 +124,11 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
             )
         fields = {}
         for name, value in bundle.type.values_of(python_val).items():
-            annotation = _carried(bundle.type.fields[name].annotation)
-            base = bundle.fields[name].base
-            carried = annotation(value) if _is_carrier(annotation) else to_float(base, value)
-            expected_type = TypeEngine.to_literal_type(annotation)
-            literal = await TypeEngine.async_to_literal(ctx, carried, annotation, expected_type)
+            annotation = bundle.type.fields[name].annotation
+            carrier = _carrier_of(annotation)
+            carried = to_float(bundle.fields[name].base, value) if carrier is None else carrier(value)
+            kind = carrier or annotation
+            literal = await TypeEngine.async_to_literal(ctx, carried, kind, TypeEngine.to_literal_type(kind))
             fields[name] = MessageToDict(literal.to_flyte_idl())
         content = {_CLASS: bundle.name, _FIELDS: fields}
         if self._is_choice:
@@ -143,14 +144,15 @@ class BundleTransformer(AsyncTypeTransformer[Any]):
             content = msgpack.unpackb(scalar.binary.value)
         else:
             raise TypeTransformerFailedError(f"The literal holds no object of the class {' or '.join(self._bundles)}.")
-        kind = self._bundles[content[_CLASS]].type
+        made = self._bundles[content[_CLASS]].type
         values = {}
         for name, field in content[_FIELDS].items():
             literal = Literal.from_flyte_idl(ParseDict(field, literals_pb2.Literal()))
-            annotation = _carried(kind.fields[name].annotation)
-            value = await TypeEngine.async_to_python_value(ctx, literal, annotation)
-            values[name] = value.value if _is_carrier(annotation) else value
-        return kind.make(values)
+            annotation = made.fields[name].annotation
+            carrier = _carrier_of(annotation)
+            value = await TypeEngine.async_to_python_value(ctx, literal, carrier or annotation)
+            values[name] = value if carrier is None else value.value
+        return made.make(values)
 
     def _object_of(self, text: str) -> Any:
         """Return the object that a user has written as text for `pyflyte run`."""
@@ -215,16 +217,12 @@ class OptionalTransformer(AsyncTypeTransformer[Any]):
 
 
 @functools.lru_cache(maxsize=512)
-def _carried(annotation: Any) -> Any:
-    """Return a type that flytekit carries in place of a field's type: a dataclass around a tuple, which it refuses."""
-    return dataclasses.make_dataclass("Carrier", [("value", annotation)]) if _holds_tuple(annotation) else annotation
+def _carrier_of(annotation: Any) -> Any:
+    """Return a dataclass around the type of a field that holds a tuple, which flytekit refuses; else `None`."""
+    return dataclasses.make_dataclass("Carrier", [("value", annotation)]) if _holds_tuple(annotation) else None
 
 
 def _holds_tuple(annotation: Any) -> bool:
     base = get_origin(annotation) or annotation
     is_tuple = isinstance(base, type) and issubclass(base, tuple)
     return is_tuple or any(map(_holds_tuple, get_args(annotation) if base is not typing.Literal else ()))
-
-
-def _is_carrier(annotation: Any) -> bool:
-    return isinstance(annotation, type) and annotation.__name__ == "Carrier"

@@ -99,6 +99,20 @@ class Loaded(typing.TypedDict):
 
 
 @dataclasses.dataclass
+class Carrier:
+    """A user's class may have the name that the library gives its own."""
+
+    act: Category({"max": max, "min": min})
+    weight: float = 1.0
+
+
+@dataclasses.dataclass
+class Ship:
+    carrier: Carrier
+    depth: Annotated[int, Integer(1, 9)] = 3
+
+
+@dataclasses.dataclass
 class Network:
     betas: tuple[float, float]
     act: Category({"max": max, "min": min})
@@ -117,6 +131,7 @@ class Hidden(pydantic.BaseModel):
     ("annotation", "value"),
     [
         (Loaded, {"rate": 0.5}),
+        (Ship, Ship(Carrier(min))),
         (Loaded, {"rate": 0.5, "padding": Padding(1, "same")}),
         (Network, Network((0.9, 0.99), min, names=["a"], padding=Padding(3))),
         (Annotated[Network, "a note"], Network((0.9, 0.99), min)),
