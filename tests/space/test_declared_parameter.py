@@ -29,10 +29,9 @@ from optuna_flyte_dsl import (
     suggest,
 )
 from optuna_flyte_dsl.testing import strategies
+from tests.support import spaces
 
-
-def sample(space: SearchSpace, seed: int = 0) -> dict[str, Any]:
-    return space.suggest(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask())
+sample = spaces.sample
 
 
 @dataclasses.dataclass(frozen=True)

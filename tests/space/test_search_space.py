@@ -31,10 +31,7 @@ from optuna_flyte_dsl import (
 from tests.support import spaces
 
 OPTUNA = optuna.samplers.RandomSampler
-
-
-def sample(space: SearchSpace, seed: int = 0) -> dict[str, Any]:
-    return space.suggest(optuna.create_study(sampler=OPTUNA(seed=seed)).ask())
+sample = spaces.sample
 
 
 def train(lr: Float(1e-5, 1e-1, log=True), depth: Integer(2, 12), booster: Category(["a", "b"]), dataset="wine"):

@@ -5,6 +5,7 @@ import inspect
 from fractions import Fraction
 from typing import Annotated, Any
 
+import optuna
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl import Category, Float, Integer, Ordinal, SearchSpace
@@ -100,3 +101,8 @@ def signatures(draw):
 
 
 spaces = signatures().map(lambda drawn: SearchSpace.from_signature(drawn[0]))
+
+
+def sample(space, seed=0):
+    """Return the arguments of one trial that a random sampler has drawn."""
+    return space.suggest(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask())
