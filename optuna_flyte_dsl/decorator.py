@@ -76,7 +76,10 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
         Args:
             *args: Positional arguments of the objective.
-            **kwargs: Keyword arguments of the objective: fixed values, suggestions, or containers of suggestions.
+            **kwargs: Keyword arguments of the objective: fixed values, suggestions, or containers of suggestions. And
+                `space`, if the objective has no parameter of this name: a `SearchSpace`, what `space.to_dict()` has
+                returned, or the path of a YAML or JSON file. It says what the parameters are that it names, in place of
+                the signature.
 
         Returns:
             A coroutine that returns the study of this call. A call by flytekit's `create_node` returns the promises of
@@ -89,6 +92,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
             ArgumentError: If the arguments do not fit the objective.
             OutOfRangeError: If a fixed value lies outside its marker.
             EmptySpaceError: If nothing is left to search.
+            InvalidSpaceError: If `space` does not describe a space of the objective.
         """
         engine = host_engine(self.__wrapped__)
         if engine is not None:

@@ -67,6 +67,10 @@ class EmptySpaceError(OptunaFlyteError, ValueError):
     """Raised when the arguments of a call fix every parameter, so that nothing is left to search."""
 
 
+class InvalidSpaceError(OptunaFlyteError, ValueError):
+    """Raised when a file or a dict does not describe a search space, or not one of the objective."""
+
+
 class RefusedPointError(OptunaFlyteError, ValueError):
     """Stored with a trial that failed because a class of the signature, or a constraint, does not allow its point."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeAlias, TypeVar
 
 import optuna
 
@@ -31,6 +32,7 @@ from optuna_flyte_dsl.study.taken_points import TakenPoints
 P = ParamSpec("P")
 S = TypeVar("S", bound="SessionAttributes")
 T = TypeVar("T")
+SpaceDescription: TypeAlias = SearchSpace | Mapping[str, Any] | str | os.PathLike[str]
 _PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
@@ -105,6 +107,10 @@ class Session:
         engine = host_engine(self.objective.target)
         if engine is not None:
             engine.check_place(self.objective.name)
+        declared = self.objective.space
+        if "space" in kwargs and not declared.takes("space"):
+            kwargs = dict(kwargs)
+            declared = self.declared_space(kwargs.pop("space"))
         for name in kwargs:
             if name == TRIAL and self.objective.takes_trial:
                 raise ArgumentError(f"`{self.objective.name}`: the search itself gives `trial`. Leave it out.")
@@ -114,7 +120,7 @@ class Session:
             if self.objective.suggests_itself and not self.objective.space.takes(name):
                 cure = "what the function suggests by `trial` can be set for single trials by `initial_points`"
                 raise self.objective.space.unknown_parameter(name, cure=cure)
-        space = self.objective.space.bind(*args, **kwargs)
+        space = declared.bind(*args, **kwargs)
         points = tuple(self.options.initial_points or ())
         if self.objective.suggests_itself:
             space.check_complete()
@@ -129,6 +135,31 @@ class Session:
             return await self._search(source, space, points, taken)
 
         return PendingSearch(search(), self.objective.name)
+
+    def declared_space(self, given: SpaceDescription | None) -> SearchSpace:
+        """Return the space that the signature declares, with what a call's `space` declares otherwise.
+
+        Raises:
+            InvalidSpaceError: If `given` does not describe a space of this objective.
+            InvalidOptionError: If the objective samples by itself, or `given` is no space.
+        """
+        space = self.objective.space
+        if given is None:
+            return space
+        if self.objective.suggests_itself:
+            raise InvalidOptionError(
+                f"`{self.objective.name}` samples by `trial`, so that `space` cannot say what is searched. Mark its "
+                "parameters in the signature, as in `x: Float(0, 1)`."
+            )
+        if isinstance(given, SearchSpace):
+            return given.of_objective(space)
+        if isinstance(given, str | os.PathLike):
+            return SearchSpace.load(given, space)
+        if isinstance(given, Mapping):
+            return SearchSpace.from_dict(given, space)
+        raise InvalidOptionError(
+            f"`space` must be a SearchSpace, a dict, or the path of a YAML or JSON file, but got {shown(given)}."
+        )
 
     def open_study(self, source: StudySource) -> optuna.Study:
         """Return the study of a `StudySource`.
@@ -275,6 +306,7 @@ class SessionAttributes:
         *,
         weights: Mapping[str, float] | None = None,
         within: Mapping[str, float] | None = None,
+        space: SpaceDescription | None = None,
     ) -> dict[str, Any]:
         """Return the keyword arguments of a study's best trial: `train.task(**train.best(study))` is the final run.
 
@@ -286,6 +318,7 @@ class SessionAttributes:
                 the best weighted sum of values is chosen. An objective that is left out does not count.
             within: Bounds of objectives, by name. A trial is chosen only if each of these values is as good as its
                 bound.
+            space: The space that the search got by its argument `space`.
 
         Raises:
             NoBestTrialError: If no trial is complete, or none is within the bounds.
@@ -298,16 +331,16 @@ class SessionAttributes:
                 f"`{objective.name}` samples by `trial`, so its arguments do not have the best values. Run it with "
                 "`optuna.trial.FixedTrial(study.best_params)`."
             )
-        space = self.space.bind(**(fixed or {}))
-        space.check_complete()
+        bound = self._session.declared_space(space).bind(**(fixed or {}))
+        bound.check_complete()
         params = best_trial_of(study, weights, within).params
-        active = space.active_in(params)
-        if missing := [name for name in space if name in active and name not in params]:
+        active = bound.active_in(params)
+        if missing := [name for name in bound if name in active and name not in params]:
             raise ArgumentError(
                 f"`{objective.name}`: the best trial has no value for {listed(missing)}: its search got it by the "
                 f"call. Give what the search got, as in `fixed={{{missing[0].split('.')[0]!r}: ...}}`."
             )
-        return space.fill(params)
+        return bound.fill(params)
 
     def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run a search and wait for it, even where an event loop is running, as in a notebook.

@@ -312,8 +312,9 @@ def sweep_file(kind: str, searches: int = 1, *, stride: int = 1, first: int = 1,
                 check(trials_in(kind, storage), found, (how, step))
                 if fault.steps < step:
                     break
-                assert fault.has_failed, (how, step)
-                failures += 1
+                # One of two searches may find the database locked, so that its statement has no "after".
+                assert fault.has_failed or searches > 1, (how, step)
+                failures += fault.has_failed
                 if is_last(step, stride, fault.steps):
                     break
     return failures

@@ -128,7 +128,7 @@ class When(Condition):
                 f"When: `parameter` must be the name of a parameter, but got {shown(parameter)}. Write "
                 '`When("kernel", "rbf")`.'
             )
-        bounds = self._bounds
+        bounds = self.bounds
         for name, bound in bounds.items():
             if isinstance(bound, bool) or not isinstance(bound, Real) or bound != bound:
                 raise InvalidMarkerTypeError(f"When: `{name}` must be a number, but got {shown(bound)}.")
@@ -153,16 +153,17 @@ class When(Condition):
 
     def _key(self) -> tuple[Any, ...]:
         """Return what two equal conditions have in common. 1 and True are different values."""
-        return self.parameter, self._bounds, [(type(each), each) for each in self.values]
+        return self.parameter, self.bounds, [(type(each), each) for each in self.values]
 
     @property
-    def _bounds(self) -> dict[str, float]:
+    def bounds(self) -> dict[str, float]:
+        """The bounds that the condition has, by name."""
         return {name: bound for name in _BOUNDS if (bound := getattr(self, name)) is not None}
 
     @property
     def constants(self) -> tuple[Any, ...]:
         """The values and the bounds with which the parameter is compared."""
-        return (*self.values, *self._bounds.values())
+        return (*self.values, *self.bounds.values())
 
     @property
     def names(self) -> frozenset[str]:
@@ -175,23 +176,23 @@ class When(Condition):
         if self.values:
             return any(isinstance(value, bool) == isinstance(each, bool) and same(value, each) for each in self.values)
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        return is_number and all(_BOUNDS[name][1](value, bound) for name, bound in self._bounds.items())
+        return is_number and all(_BOUNDS[name][1](value, bound) for name, bound in self.bounds.items())
 
     def replaced(self, replace: Callable[[When], When]) -> Condition:
         return replace(self)
 
     def comparing(self, parameter: str, values: tuple[Any, ...]) -> When:
         """Return a condition with the same bounds, on another parameter and with other values."""
-        return When(parameter, *values, **self._bounds)
+        return When(parameter, *values, **self.bounds)
 
     def in_words(self) -> str:
         if not self.values:
-            bounds = [f"{_BOUNDS[name][0]} {float(bound):g}" for name, bound in self._bounds.items()]
+            bounds = [f"{_BOUNDS[name][0]} {float(bound):g}" for name, bound in self.bounds.items()]
             return f"{self.parameter} {' and '.join(bounds)}"
         return f"{self.parameter} is {' or '.join(map(_value_text, self.values))}"
 
     def __repr__(self) -> str:
-        bounds = [f"{name}={bound!r}" for name, bound in self._bounds.items()]
+        bounds = [f"{name}={bound!r}" for name, bound in self.bounds.items()]
         return f"When({', '.join([repr(self.parameter), *map(_value_text, self.values), *bounds])})"
 
 

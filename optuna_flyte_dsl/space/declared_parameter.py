@@ -88,6 +88,24 @@ class DeclaredParameter:
             for field, declared in bundle.fields.items():
                 yield from declared.paths(self.field_path(name, bundle, field))
 
+    def replaced(self, name: str, path: str, replacement: DeclaredParameter) -> DeclaredParameter:
+        """Return this parameter with another declaration of itself, or of a field below it.
+
+        Args:
+            name: The path of this parameter.
+            path: The path of what is replaced.
+        """
+        if name == path:
+            return replacement
+        bundles = dict(self.bundles)
+        for label, bundle in self.bundles.items():
+            fields = {
+                field: each.replaced(self.field_path(name, bundle, field), path, replacement)
+                for field, each in bundle.fields.items()
+            }
+            bundles[label] = dataclasses.replace(bundle, fields=fields)
+        return dataclasses.replace(self, bundles=bundles)
+
     def field_path(self, name: str, bundle: Bundle, field: str) -> str:
         """Return the path of a field of one of this parameter's bundles: `config.lr`; `model.SVM.C` in a choice."""
         return f"{name}.{field}" if len(self.bundles) == 1 else f"{name}.{bundle.name}.{field}"
@@ -134,6 +152,27 @@ class DeclaredSignature:
     def paths(self) -> Mapping[str, DeclaredParameter]:
         """Every parameter, and every field below it, by path."""
         return dict(path for name, declared in self.parameters.items() for path in declared.paths(name))
+
+    def replaced(self, path: str, annotation: Any) -> DeclaredSignature:
+        """Return a signature in which a parameter or a field has another annotation.
+
+        Raises:
+            ArgumentError: If the annotation's values are not of the parameter's type.
+            InvalidAnnotationError: If the annotation has no marker.
+        """
+        before = self.paths[path]
+        where = f"`{self.objective}`: the annotation of `{path}`"
+        marker, _, _, _, condition = read_annotation(where, annotation)
+        if marker is None:
+            raise InvalidAnnotationError(f"{where} must hold a marker, but got {shown(annotation)}.")
+        after = dataclasses.replace(
+            before,
+            marker=before.accept(self.objective, path, marker, is_task=self.strict),
+            condition=before.condition if condition is None else condition,
+            bundles={},
+        )
+        parameters = {name: each.replaced(name, path, after) for name, each in self.parameters.items()}
+        return dataclasses.replace(self, parameters=parameters)
 
     def check_point(self, point: Iterable[str]) -> None:
         """Check the names in an initial point.
@@ -248,6 +287,27 @@ def bundles_of(annotation: Any) -> Mapping[str, Bundle]:
     return _bundles_in("An objective", "parameter", read.base, strict=False, above=()) if read.marker is None else {}
 
 
+def declare_bundle(objective: str, path: str, kind: Any) -> Bundle:
+    """Read the fields of a class.
+
+    Args:
+        objective: The objective's name, for errors.
+        path: The path of the parameter that has the class.
+        kind: A class with fields; see `fields_of`.
+    """
+    fields = fields_of(kind)
+    assert fields is not None
+    return _bundle(objective, f"{path}.", fields, strict=False, above=())
+
+
+def _bundle(objective: str, inside: str, fields: TypeWithFields, *, strict: bool, above: tuple[Any, ...]) -> Bundle:
+    declared = {
+        field.name: declare(objective, field, strict=strict, inside=inside, above=(*above, fields.kind))
+        for field in fields.fields.values()
+    }
+    return Bundle(fields, declared)
+
+
 def _bundles_in(objective: str, path: str, base: Any, *, strict: bool, above: tuple[Any, ...]) -> Mapping[str, Bundle]:
     """Return the classes with searched fields that a type is a choice of, by name; none if nothing is searched."""
     is_union = get_origin(base) in (Union, types.UnionType)
@@ -259,16 +319,12 @@ def _bundles_in(objective: str, path: str, base: Any, *, strict: bool, above: tu
     for kind, fields in found:
         name = kind.__name__
         inside = f"{path}." if len(members) == 1 else f"{path}.{name}."
-        declared = {
-            field.name: declare(objective, field, strict=strict, inside=inside, above=(*above, kind))
-            for field in fields.fields.values()
-        }
         if name in bundles:
             raise InvalidAnnotationError(
                 f"`{objective}`: two of the classes of `{path}` are called `{name}`, so a trial could not tell which "
                 "one it has. Rename one."
             )
-        bundles[name] = Bundle(fields, declared)
+        bundles[name] = _bundle(objective, inside, fields, strict=strict, above=above)
     if not any(bundle.is_searched for bundle in bundles.values()):
         return {}
     dicts = [name for name, bundle in bundles.items() if issubclass(bundle.type.kind, dict)]

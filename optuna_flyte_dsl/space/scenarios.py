@@ -146,7 +146,7 @@ class _Group:
         self._order = order
         compared = {name for each in order if each.condition is not None for name in each.condition.names}
         self._deciding = [each for each in order if each.name in compared]
-        self._others = [each for each in order if each.name not in compared]
+        self._others = [each for each in order if each.name not in compared and each.marker is not None]
         infinite = any(each.marker is not None and math.isinf(domain.count(each.marker)) for each in order)
         self._counts: list[tuple[dict[str, Any], int]] = []
         self.count: float = math.inf

@@ -7,34 +7,22 @@ arguments of one trial.
 from __future__ import annotations
 
 import dataclasses
-import html
-import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from functools import cached_property
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
+from optuna_flyte_dsl.errors import ArgumentError
 from optuna_flyte_dsl.space import argument_errors, conversion, domain
-from optuna_flyte_dsl.space.acceptance import bind_arguments
 from optuna_flyte_dsl.space.annotations import listed
-from optuna_flyte_dsl.space.conditions import Condition
-from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare_signature
+from optuna_flyte_dsl.space.declared_space import DeclaredSpace
 from optuna_flyte_dsl.space.markers import Suggestion
-from optuna_flyte_dsl.space.scenarios import PointCounter
-from optuna_flyte_dsl.space.signatures import read_signature
-from optuna_flyte_dsl.space.space_text import Branch, node_branch, size_text
-from optuna_flyte_dsl.space.tree import ArgumentTree
-from optuna_flyte_dsl.space.tree_builder import TreeBuilder
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class SearchSpace(Mapping[str, Suggestion]):
+class SearchSpace(DeclaredSpace):
     """A mapping from the name of each searched parameter to its marker, in the order of the signature.
 
     The name of a parameter inside a container is its path: `params.lr`, `params.layers.0`. A space also holds the fixed
@@ -48,91 +36,6 @@ class SearchSpace(Mapping[str, Suggestion]):
     >>> space.bind(depth=3, dataset="digits").contains({"lr": 0.01, "depth": 3, "dataset": "digits"})
     True
     """
-
-    _signature: DeclaredSignature
-    _bound: Mapping[str, Any]  # the arguments of calls, by the path of a parameter or of a field
-
-    @classmethod
-    def of(cls, objective: Callable[..., Any] | SearchSpace) -> SearchSpace:
-        """Return the space of a function, of a decorated objective, or of another object with an attribute `space`.
-
-        Raises:
-            InvalidAnnotationError: If a marker is used in a way that has no meaning.
-            InvalidMarkerError: If a default lies outside its marker.
-        """
-        if isinstance(objective, SearchSpace):
-            return objective
-        space = getattr(objective, "space", None)
-        if isinstance(space, SearchSpace):
-            return space
-        return cls.from_signature(read_signature(objective), name=getattr(objective, "__name__", "objective"))
-
-    @classmethod
-    def from_signature(
-        cls,
-        signature: inspect.Signature,
-        arguments: Mapping[str, Any] | None = None,
-        *,
-        name: str = "objective",
-        ignore: frozenset[str] = frozenset(),
-        strict: bool = False,
-    ) -> SearchSpace:
-        """Return the space of a signature whose annotations are objects, not strings.
-
-        Args:
-            signature: The signature of the objective.
-            arguments: Keyword arguments of a call, which are bound to the space.
-            name: The objective's name in error messages.
-            ignore: Parameters that a call does not give, such as `trial`.
-            strict: Whether a value must have its parameter's type, if that is bool, int, float or str.
-        """
-        space = cls(declare_signature(signature, name, ignore=ignore, strict=strict), {})
-        space._check_conditions()
-        return space.bind(**arguments) if arguments else space
-
-    def _check_conditions(self) -> None:
-        """Check that each parameter can be active.
-
-        Raises:
-            InvalidAnnotationError: If a condition can never hold, names no parameter, or is part of a cycle.
-        """
-        tree = self._tree
-        _ = tree.order
-        for node, condition in tree.every_node():
-            if condition is not None and not tree.can_ever_hold(condition):
-                raise InvalidAnnotationError(
-                    f"`{self.name}`: `{node.name}` is never active, because no trial has {condition.in_words()}. "
-                    "Correct the condition."
-                )
-
-    def bind(self, /, *args: Any, **kwargs: Any) -> SearchSpace:
-        """Return a space in which the arguments of a call fix parameters or replace their markers.
-
-        A value fixes its parameter. A suggestion replaces the parameter's marker. A dict, list or tuple may hold
-        suggestions at any depth. `Fixed(value)` is accepted even if the parameter's marker does not contain the value.
-        A field of a bundle is given by its path, `**{"config.lr": 0.1}`, by a dict, or by an object of the class.
-
-        Args:
-            *args: Values of the first parameters.
-            **kwargs: Values by parameter name, or by the path of a field.
-
-        Raises:
-            ArgumentError: If the objective has no such parameter, or a parameter is given twice.
-            OutOfRangeError: If a fixed value lies outside its marker.
-        """
-        bound = bind_arguments(self._signature, self._bound, args, kwargs)
-        space = dataclasses.replace(self, _bound=bound)
-        _ = space._tree  # made now, because the arguments may have suggestions where no value can replace them
-        return space
-
-    @property
-    def name(self) -> str:
-        """The name of the objective."""
-        return self._signature.objective
-
-    @property
-    def _declared(self) -> Mapping[str, DeclaredParameter]:
-        return self._signature.parameters
 
     @property
     def parameter_names(self) -> AbstractSet[str] | None:
@@ -151,24 +54,6 @@ class SearchSpace(Mapping[str, Suggestion]):
             cure: What else the user may have meant, as a clause.
         """
         return argument_errors.unknown_parameter(self.name, name, self._declared, cure)
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """The arguments of a trial, by parameter, with a marker in place of each searched value."""
-        return types.MappingProxyType(self._template)
-
-    @cached_property
-    def _tree(self) -> ArgumentTree:
-        return TreeBuilder(self._signature, self._bound).build()
-
-    @cached_property
-    def _template(self) -> dict[str, Any]:
-        return {name: node.template() for name, node in self._tree.nodes.items()}
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The parameters without a marker, without a default, and without a value from the call."""
-        return self._tree.missing
 
     def check_ready(self) -> None:
         """Check that this space is ready for a search.
@@ -193,24 +78,6 @@ class SearchSpace(Mapping[str, Suggestion]):
             raise argument_errors.missing_values(
                 self.name, {name: self._signature.paths[name].base for name in self.missing}
             )
-
-    @cached_property
-    def _markers(self) -> Mapping[str, Suggestion]:
-        return {name: marker for name, marker, _, _ in self._tree.parameters.values() if marker is not None}
-
-    @cached_property
-    def conditions(self) -> Mapping[str, Condition]:
-        """The condition of each parameter that is not always active, by name, with whole paths for names."""
-        parameters = self._tree.parameters.values()
-        return {name: condition for name, _, _, condition in parameters if condition is not None}
-
-    def fixed_values(self) -> dict[str, Any]:
-        """Return the values that are not searched, by path, with the defaults of inactive parameters."""
-        return self._tree.fixed_values()
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the Optuna distribution of each searched parameter, by name."""
-        return {name: marker.to_distribution() for name, marker in self.items()}
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """Return the keyword arguments of one trial: the fixed arguments, and those that the trial suggests.
@@ -239,10 +106,6 @@ class SearchSpace(Mapping[str, Suggestion]):
 
         self._tree.draw(note)
         return point
-
-    @cached_property
-    def _distributions(self) -> Mapping[str, BaseDistribution]:
-        return self.distributions()
 
     def fill(self, choose: Callable[[str, Suggestion], Any] | Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of one trial, with a value in place of each marker.
@@ -354,43 +217,3 @@ class SearchSpace(Mapping[str, Suggestion]):
                 raise argument_errors.out_of_range_in_point(self.name, name, markers[name], value)
             converted[name] = markers[name].to_stored(conversion.convert(markers[name], value))
         return converted
-
-    def __getitem__(self, name: str) -> Suggestion:
-        return self._markers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._markers)
-
-    def __len__(self) -> int:
-        return len(self._markers)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SearchSpace):
-            return NotImplemented
-        return self._tree.nodes == other._tree.nodes and self.missing == other.missing
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        """Return the space as a tree: its parameters, with their markers, fixed values and defaults."""
-        branches = [node_branch(name, node) for name, node in self._tree.nodes.items()]
-        branches += [Branch(f"{name}: needs a value") for name in self.missing]
-        return "\n".join(Branch(f"{self.name}: {size_text(self, self.n_points)}", tuple(branches)).lines())
-
-    @property
-    def n_points(self) -> float:
-        """The number of points: an int, or infinity. It is infinity too if the conditions are too many to count."""
-        return self.counter.count
-
-    @cached_property
-    def counter(self) -> PointCounter:
-        """Counts the points of this space, and finds the point at an index."""
-        return PointCounter(self._tree.order)
-
-    def _repr_html_(self) -> str:
-        """Return the tree as notebooks show it."""
-        return f"<pre>{html.escape(str(self))}</pre>"
-
-    def __repr__(self) -> str:
-        inner = ", ".join(f"{name}={value!r}" for name, value in self._template.items())
-        return f"SearchSpace({inner})"

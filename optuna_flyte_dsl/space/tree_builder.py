@@ -39,6 +39,11 @@ class ChosenLabel(NamedTuple):
     label: Any
     value: Any = _NOT_GIVEN
 
+    @property
+    def argument(self) -> Any:
+        """What a call gives to choose it."""
+        return self.label if self.value is _NOT_GIVEN else self.value
+
 
 def _chooses(declared: DeclaredParameter, given: Any) -> bool:
     """Return whether what a call gives leaves the fields of the declared classes to the search."""

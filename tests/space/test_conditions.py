@@ -446,3 +446,15 @@ def test_many_conditions_are_looked_at_quickly():
     space = SearchSpace.from_signature(signature)
     assert len(space) == 30
     assert space.n_points == 2 * 29 + 3
+
+
+def test_a_fixed_value_that_only_inactive_parameters_compare_is_no_point():
+    def train(
+        a: Category(["x", "y"]),
+        b: Integer(0, 9),
+        c: Annotated[int, Integer(0, 9), When("a", "x") & When("b", 3)] = 0,
+    ): ...
+
+    space = SearchSpace.of(train).bind(a="y", b=3)
+    assert space.n_points == 1
+    assert SearchSpace.of(train).bind(b=3).n_points == 10 + 1

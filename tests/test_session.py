@@ -1,0 +1,89 @@
+"""The space that a call of a search gives."""
+
+import asyncio
+import dataclasses
+from typing import Annotated
+
+import flytekit as fl
+import pytest
+
+from optuna_flyte_dsl import (
+    ArgumentError,
+    Float,
+    Integer,
+    InvalidOptionError,
+    InvalidSpaceError,
+    Minimize,
+    SearchSpace,
+    optimize,
+)
+
+pytestmark = pytest.mark.newest
+
+
+@dataclasses.dataclass
+class Config:
+    lr: Annotated[float, Float(1e-5, 1e-1, log=True)]
+    depth: Annotated[int, Integer(2, 12)] = 3
+
+
+@optimize(n_trials=5, progress=False, seed=1)
+@fl.task
+def train(config: Config, x: Annotated[float, Float(0, 1)], data: str = "wine") -> Minimize:
+    return config.lr * config.depth + x
+
+
+NARROW = train.space.replace(x=Float(0.25, 0.5), **{"config.depth": 5})
+
+
+def in_each_form(tmp_path):
+    file = tmp_path / "space.yaml"
+    NARROW.save(file)
+    return [NARROW, NARROW.to_dict(), file, str(file)]
+
+
+@pytest.mark.parametrize("form", range(4))
+def test_a_search_takes_its_space_from_a_file(tmp_path, form):
+    given = in_each_form(tmp_path)[form]
+    study = asyncio.run(train(space=given, **{"config.lr": 0.01}))
+    assert {name for trial in study.trials for name in trial.params} == {"x"}
+    assert all(0.25 <= trial.params["x"] <= 0.5 for trial in study.trials)
+    assert all(trial.value == 0.01 * 5 + trial.params["x"] for trial in study.trials)
+    best = train.best(study, {"config.lr": 0.01}, space=given)
+    assert best == {"config": Config(0.01, 5), "x": study.best_params["x"], "data": "wine"}
+
+
+def test_a_space_of_another_objective_fits_if_its_parameters_do():
+    def other(x: Float(0.5, 0.75)) -> float: ...
+
+    study = train.run_sync(space=SearchSpace.of(other))
+    assert all(0.5 <= trial.params["x"] <= 0.75 for trial in study.trials)
+    assert all(trial.params.keys() == {"config.lr", "config.depth", "x"} for trial in study.trials)
+
+    def stranger(y: Float(0, 1)) -> float: ...
+
+    with pytest.raises(ArgumentError, match="`train` has no parameter `y`"):
+        train(space=SearchSpace.of(stranger))
+
+
+def test_what_is_no_space_is_refused(tmp_path):
+    with pytest.raises(InvalidOptionError, match=r"`space` must be a SearchSpace, a dict, or the path .* but got 3"):
+        train(space=3)
+    with pytest.raises(InvalidSpaceError, match="cannot be read"):
+        train(space=tmp_path / "none.yaml")
+
+    @optimize(progress=False)
+    def own(trial):
+        return trial.suggest_float("x", 0, 1)
+
+    with pytest.raises(InvalidOptionError, match="`own` samples by `trial`, so that `space` cannot say"):
+        own(space={})
+
+
+def test_an_objective_may_have_a_parameter_called_space():
+    @optimize(progress=False)
+    def own(x: Float(0, 1), space: str) -> float:
+        assert space == "office"
+        return x
+
+    assert own.run_sync(space="office").best_value >= 0
