@@ -14,6 +14,7 @@ from optuna_flyte_dsl.errors import UnresolvedAnnotationError
 from optuna_flyte_dsl.space.signatures import local_names, read_hints
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class MadeAnew:
     """The default of a field that its class makes anew for each object.
 
@@ -21,8 +22,7 @@ class MadeAnew:
         make: Makes the default; `None` if only the class can make it, or the field is then absent.
     """
 
-    def __init__(self, make: Callable[[], Any] | None = None) -> None:
-        self.make = make
+    make: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
         return "made anew"

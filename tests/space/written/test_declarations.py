@@ -108,6 +108,13 @@ def test_a_space_without_classes_needs_no_objective(space):
     assert SearchSpace.from_yaml(space.to_yaml()) == space
 
 
+def test_a_class_that_is_read_anew_is_the_same():
+    space = SearchSpace.of(everything)
+    for index in range(600):  # more classes than are kept
+        SearchSpace.of(lambda x: x).bind(x=dataclasses.make_dataclass(f"C{index}", ["y"])(y=Float(0, 1)))
+    assert SearchSpace.of(everything) == space
+
+
 def test_a_space_whose_classes_are_imported_needs_no_objective():
     def train(model: SVM | Forest, kind: Annotated[Kind, Category()]) -> float: ...
 
