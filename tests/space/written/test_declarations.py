@@ -111,7 +111,7 @@ def test_a_space_without_classes_needs_no_objective(space):
 def test_a_class_that_is_read_anew_is_the_same():
     space = SearchSpace.of(everything)
     for index in range(600):  # more classes than are kept
-        SearchSpace.of(lambda x: x).bind(x=dataclasses.make_dataclass(f"C{index}", ["y"])(y=Float(0, 1)))
+        SearchSpace.of(lambda x: x).bind(x=dataclasses.make_dataclass(f"C{index}", [("y", float)])(y=Float(0, 1)))
     assert SearchSpace.of(everything) == space
 
 
