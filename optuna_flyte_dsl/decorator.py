@@ -16,7 +16,8 @@ from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import engine_of, host_engine, read_objective
 from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.session import Session, SessionAttributes, no_attribute
+from optuna_flyte_dsl.session import Session
+from optuna_flyte_dsl.session_attributes import SessionAttributes, no_attribute
 from optuna_flyte_dsl.space.objective import Objective, undecorated
 from optuna_flyte_dsl.study.opening import StudySource, pruner_in_pod
 

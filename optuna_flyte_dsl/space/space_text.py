@@ -23,14 +23,14 @@ _VALUE_LIMIT = 60  # characters of a fixed value
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """A line of the tree, and the lines below it."""
+    """A text of the tree, of one line or more, and the branches below it."""
 
     text: str
     branches: tuple["Branch", ...] = ()
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the tree."""
-        yield self.text
+        yield from self.text.splitlines() or [""]
         for number, branch in enumerate(self.branches, start=1):
             is_last = number == len(self.branches)
             first, *others = branch.lines()
