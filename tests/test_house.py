@@ -123,8 +123,15 @@ OTHERS_PRIVATE_ATTRIBUTES = {
         "optimizer._source",
     },
     "progress.py": {"Bar._taken"},
-    "search_space.py": {"other._tree", "space._check_conditions", "space._tree"},
-    "session.py": {"instance._session"},
+    "declared_space.py": {
+        "objective._bound",
+        "objective._signature",
+        "other._tree",
+        "space._check_conditions",
+        "space._tree",
+    },
+    "references.py": {"others._objects"},
+    "session_attributes.py": {"instance._session"},
 }
 """The private attributes of another instance of a class of this project that the library takes, by module."""
 
