@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,18 +16,31 @@ comes just before the main thread waits for a lock, or that another thread gets,
 """
 
 
-def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end from sync code, whether or not an event loop runs in this thread."""
+def wait_for(
+    coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> T:
+    """Run a coroutine to its end from sync code, whether or not an event loop runs in this thread.
+
+    Args:
+        loop_factory: Makes the event loop in which the coroutine runs; by default asyncio makes it.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         has_loop = False
     else:
         has_loop = True
-    return _wait_in_thread(coroutine) if has_loop else asyncio.run(coroutine)
+    return _wait_in_thread(coroutine, loop_factory) if has_loop else _run(coroutine, loop_factory)
 
 
-def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
+def _run(coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> T:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(coroutine)
+
+
+def _wait_in_thread(
+    coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
+) -> T:
     result: concurrent.futures.Future[T] = concurrent.futures.Future()
     started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
     interrupted = threading.Event()
@@ -43,7 +56,7 @@ def _wait_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
 
     def run() -> None:
         try:
-            result.set_result(asyncio.run(main()))
+            result.set_result(_run(main(), loop_factory))
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
             result.set_exception(error)
 

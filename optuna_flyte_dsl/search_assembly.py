@@ -8,7 +8,7 @@ import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -39,6 +39,14 @@ from optuna_flyte_dsl.study.taken_points import TakenPoints
 T = TypeVar("T")
 
 
+class Call(NamedTuple):
+    """What one call searches."""
+
+    space: SearchSpace
+    points: tuple[Mapping[str, Any], ...]  # the initial points
+    taken: TakenPoints | None  # the points that trials have tried; `None` if no option needs these points
+
+
 @dataclass(frozen=True)
 class Assembly:
     """The parts of one search. Its study is used in the single thread `thread`."""
@@ -46,10 +54,9 @@ class Assembly:
     options: Options
     objective: Objective
     source: StudySource
-    space: SearchSpace
-    points: tuple[Mapping[str, Any], ...]
-    taken: TakenPoints | None  # the points that trials have tried; `None` if no option needs these points
+    call: Call
     thread: Threads
+    make_runner: Callable[[Objective], Runner] | None = None  # by default the objective's engine makes the runner
     started: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     async def _in_time(self, function: Callable[..., T], *args: Any) -> T:
@@ -99,7 +106,7 @@ class Assembly:
         is_checkpointed = remote is not None and remote.is_checkpointed
         if not self.objective.suggests_itself and not is_checkpointed:
             check = functools.partial(resuming.check_space, resumes=options.resume)
-            await self._open_in_time(check, study, self.space)
+            await self._open_in_time(check, study, self.call.space)
         storage = storage_of(study)
         if not is_kept(storage):
             with refuse_neighbours(study, options, self.objective.name):
@@ -107,7 +114,7 @@ class Assembly:
                 left = resuming.Resumption(max(0, n_trials - len(finished)), finished=finished)
                 await self._run(study, left, remote, None)
             return
-        check_choices(self.space)
+        check_choices(self.call.space)
         durable: DurableStorage | None = None
         evidence = (remote.evidence, remote.life) if remote is not None else ()
         owner = await self._open_in_time(Owner, storage, *evidence)
@@ -128,7 +135,7 @@ class Assembly:
                 async with self.source.opening:
                     call = next(self.source.calls)
                     if call == 0:
-                        await remote.recover(kept, self.objective, self.space)
+                        await remote.recover(kept, self.objective, self.call.space)
                     left = await thread.run(functools.partial(resume, call=call))
                     await remote.commit()  # commit now: each attempt's checkpoint starts empty
                 await self._run(study, left, remote, durable)
@@ -136,7 +143,7 @@ class Assembly:
                 return
             if options.resume:
                 left = await self._in_time(resume)
-                await self._in_time(resuming.note_fixed_arguments, kept, self.space, self.objective.name)
+                await self._in_time(resuming.note_fixed_arguments, kept, self.call.space, self.objective.name)
                 if remote is not None:
                     remote.use_study_in_names(await self._in_time(resuming.identity_of, kept, durable))
             await self._run(study, left, remote, durable)
@@ -179,14 +186,14 @@ class Assembly:
                 trials = AskTell(
                     study,
                     objective,
-                    self.space,
+                    self.call.space,
                     options,
                     observer=reporter,
                     adopted=left.adopted,
                     adopts=_adopts(remote),
                     storage=storage,
                     total=options.n_trials if has_total else None,
-                    points=self.taken,
+                    points=self.call.taken,
                     sampler_of_trial=self._make_own_sampler if own_samplers else None,
                 )
                 if is_checkpointed:
@@ -197,7 +204,7 @@ class Assembly:
                     runner,
                     options,
                     n_trials=left.n_trials,
-                    initial_points=self.points,
+                    initial_points=self.call.points,
                     started=self.started,
                     commit=remote.commit if remote is not None and is_checkpointed else None,
                     thread=self.thread,
@@ -225,6 +232,8 @@ class Assembly:
 
     def _make_runner(self, remote: RemoteSearch | None) -> Runner:
         objective, options = self.objective, self.options
+        if self.make_runner is not None:
+            return self.make_runner(objective)
         if remote is not None:
             return remote.make_runner(objective)
         engine = host_engine(objective.target)

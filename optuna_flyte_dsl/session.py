@@ -17,13 +17,12 @@ from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
 from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.search_assembly import Assembly, taken_points
+from optuna_flyte_dsl.search_assembly import Assembly, Call, taken_points
 from optuna_flyte_dsl.search_plan import Plan, make_plan
 from optuna_flyte_dsl.space.objective import TRIAL, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.opening import StudySource, check_study_options
 from optuna_flyte_dsl.study.storages import preload_database
-from optuna_flyte_dsl.study.taken_points import TakenPoints
 
 SpaceDescription: TypeAlias = SearchSpace | Mapping[str, Any] | str | os.PathLike[str]
 _PLAIN_TYPES = (type(None), bool, int, float, str)
@@ -100,26 +99,33 @@ class Session:
         engine = host_engine(self.objective.target)
         if engine is not None:
             engine.check_place(self.objective.name)
-        space = self.space_of_call(args, kwargs)
-        points = tuple(self.options.initial_points or ())
-        taken = None
-        if not self.objective.suggests_itself:
-            taken = taken_points(self.options, self.objective, space)
-            points = tuple(space.convert_point(point) for point in points)
+        call = self.prepare(args, kwargs)
 
         async def search() -> optuna.Study:
             on_begin()
-            return await self._search(source, space, points, taken)
+            return await self._search(source, call)
 
         return PendingSearch(search(), self.objective.name)
 
-    def space_of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SearchSpace:
-        """Return the space that a call searches.
+    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """Check the arguments of a call, and return what the call searches.
 
         Raises:
             ArgumentError: If the arguments do not fit the objective, or one is missing.
             EmptySpaceError: If nothing is left to search.
+            OutOfRangeError: If a fixed value or an initial point lies outside its marker.
         """
+        space = self._space_of_call(args, kwargs)
+        points = tuple(self.options.initial_points or ())
+        if self.objective.suggests_itself:
+            return Call(space, points, None)
+        return Call(
+            space,
+            tuple(space.convert_point(point) for point in points),
+            taken_points(self.options, self.objective, space),
+        )
+
+    def _space_of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SearchSpace:
         declared = self.objective.space
         if "space" in kwargs and not declared.takes("space"):
             kwargs = dict(kwargs)
@@ -142,9 +148,7 @@ class Session:
 
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
         """Return the plan of a call; see `SessionAttributes.plan`."""
-        space = self.space_of_call(args, kwargs)
-        for point in () if self.objective.suggests_itself else self.options.initial_points or ():
-            space.convert_point(point)
+        space = self.prepare(args, kwargs).space
         cluster = "on the cluster of this machine's FlyteRemote" if self.deployment is not None else None
         if self._current_site() is not None:
             cluster = "on the cluster of this pod"
@@ -196,9 +200,7 @@ class Session:
             source.key = site.key(f"{self.objective.name}{dict(space)!r}{fixed!r}")
         return source.key
 
-    async def _search(
-        self, source: StudySource, space: SearchSpace, points: tuple[Mapping[str, Any], ...], taken: TakenPoints | None
-    ) -> optuna.Study:
+    async def _search(self, source: StudySource, call: Call) -> optuna.Study:
         cluster = self.options.cluster
         assert cluster is not None
         self._running += 1
@@ -207,10 +209,10 @@ class Session:
             site = self._current_site()
             if self.deployment is not None:
                 site = await thread.run(self.deployment.site, self.objective.target, cluster.patience)
-            search = Assembly(self.options, self.objective, source, space, points, taken, thread)
+            search = Assembly(self.options, self.objective, source, call, thread)
             if site is None:
                 return await search.run_here()
-            async with site.start_search(cluster, self._key(source, site, space), thread) as remote:
+            async with site.start_search(cluster, self._key(source, site, call.space), thread) as remote:
                 return await search.run_remotely(remote)
         finally:
             self._running -= 1

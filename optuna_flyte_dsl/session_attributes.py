@@ -182,12 +182,17 @@ class SessionAttributes:
         `lr`: Float(1e-05, 0.1) spans 4 powers of ten, and nine of ten points lie in the last one. Write \
 `Float(1e-05, 0.1, log=True)`.
         """
-        known = self.space.parameter_names or ()
-        given = {name: each for name, each in kwargs.items() if name in Options.__dataclass_fields__}
-        options = {name: each for name, each in given.items() if name not in known}
-        arguments = {name: each for name, each in kwargs.items() if name not in options}
+        arguments, options = self.separate(kwargs)
         session = self._session.with_options(options) if options else self._session
         return session.plan(args, arguments)
+
+    def separate(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the arguments of the objective among some arguments, and the options; see `plan`."""
+        known = self.space.parameter_names or ()
+        options = {
+            name: each for name, each in kwargs.items() if name in Options.__dataclass_fields__ and name not in known
+        }
+        return {name: each for name, each in kwargs.items() if name not in options}, options
 
     def run_sync(self, /, *args: Any, **kwargs: Any) -> optuna.Study:
         """Run a search and wait for it, even where an event loop is running, as in a notebook.

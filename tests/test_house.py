@@ -132,6 +132,7 @@ OTHERS_PRIVATE_ATTRIBUTES = {
     },
     "references.py": {"others._objects"},
     "session_attributes.py": {"instance._session"},
+    "simulation.py": {"changed._session"},
 }
 """The private attributes of another instance of a class of this project that the library takes, by module."""
 

@@ -1,0 +1,305 @@
+"""`simulate`: runs a search on a virtual clock, with durations, outcomes and faults that the caller makes up."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import datetime
+import heapq
+import inspect
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, get_args
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl._run_sync import wait_for
+from optuna_flyte_dsl._text import did_you_mean, shown
+from optuna_flyte_dsl.engines.engine_choice import host_engine
+from optuna_flyte_dsl.engines.functions import FunctionRunner
+from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.search.runner import Runner, TrialRun
+from optuna_flyte_dsl.search_assembly import Assembly
+from optuna_flyte_dsl.session import Session
+from optuna_flyte_dsl.session_attributes import SessionAttributes
+from optuna_flyte_dsl.space.annotations import listed
+from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
+from optuna_flyte_dsl.study.opening import StudySource
+from optuna_flyte_dsl.testing.faults import Fault, Faults
+from optuna_flyte_dsl.testing.simulation_result import EPOCH, SimulatedRun, Simulation
+from optuna_flyte_dsl.testing.virtual_time import InlineThreads, VirtualTimeLoop
+
+Seconds: TypeAlias = float | datetime.timedelta
+
+
+def simulate(
+    search: SessionAttributes,
+    /,
+    *args: Any,
+    durations: Seconds | Callable[..., Seconds] = 1.0,
+    outcomes: Callable[..., Any] | None = None,
+    faults: Faults | Mapping[int, Fault] | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Simulation:
+    """Run a search on a virtual clock. The same call gives the same result.
+
+    The search is the real one: its sampler, pruner, retries, limits, delay and callbacks work as always. Only the
+    trials are made up, and no time passes while they run. The study is in memory.
+
+    Args:
+        search: An objective under `@optimize`, or an `Optimizer`.
+        *args: The positional arguments of the objective.
+        durations: How long a trial lasts: seconds, a timedelta, or a function that returns one of them.
+        outcomes: A function that returns what the objective would return, instead of the objective itself. A generator
+            function yields intermediate values, which are reported at equal distances of the trial's duration, as steps
+            0, 1 and so on; what it yields last is the value.
+        faults: What goes wrong: `Faults(crash=0.05)`, or the faults of first attempts by the number of the trial.
+        seed: The seed of durations and faults, and of the sampler if no option gives one.
+        **kwargs: The keyword arguments of the objective, and options, as in `search.plan(...)`.
+
+    The functions `durations` and `outcomes` take arguments of the objective by their names, and besides `number`, the
+    trial's number; `random`, a `random.Random` of the trial; and `trial`, if the objective takes it.
+
+    Raises:
+        InvalidOptionError: If a function takes another argument, or a trial would hang for ever.
+        ArgumentError: If the arguments do not fit the objective.
+
+    >>> from optuna_flyte_dsl import Float, Minimize, optimize
+    >>> @optimize(n_trials=1000, concurrency=50)
+    ... def train(lr: Float(1e-5, 1e-1, log=True)) -> Minimize: ...
+    >>> simulation = simulate(train, durations=3600, outcomes=lambda lr: (lr - 0.01) ** 2, sampler=RandomSampler())
+    >>> print(simulation)
+    1000 trials (1000 COMPLETE) in 20:00:00, with 100% of 50 slots in use
+    """
+    arguments, options = search.separate(kwargs)
+    changed = search.with_options(**options)
+    session = _simulated_session(changed._session, seed)
+    trials = _MadeUp(durations, outcomes, faults or Faults(), seed, session)
+    call = session.prepare(args, arguments)
+
+    async def run() -> optuna.Study:
+        source = StudySource(session.options, session.objective)
+        threads = InlineThreads()
+        parts = Assembly(session.options, session.objective, source, call, threads, make_runner=trials.make_runner)
+        return await parts.run_here()
+
+    study = wait_for(run(), VirtualTimeLoop)
+    makespan = max((run.end for run in trials.runs), default=0.0)
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    schedule = tuple(dataclasses.replace(run, state=states[run.trial]) for run in sorted(trials.runs, key=_by_start))
+    return Simulation(_with_virtual_times(study, schedule, makespan), schedule, session.options.concurrency, makespan)
+
+
+def _by_start(run: SimulatedRun) -> tuple[float, int, int]:
+    return run.start, run.trial, run.attempt
+
+
+def _simulated_session(session: Session, seed: int) -> Session:
+    """Return a session with the same search, whose study is a new one in memory."""
+    options = session.options
+    changes: dict[str, Any] = {"study": None, "storage": None, "study_name": None, "resume": False, "takeover": False}
+    changes |= {"executor": "thread", "gpus": None, "progress": False}
+    if isinstance(options.study, optuna.Study):
+        changes |= {"sampler": options.study.sampler, "direction": None}
+        if session.objective.takes_trial:
+            changes["pruner"] = options.study.pruner
+        changes["directions"] = [each.name.lower() for each in options.study.directions]
+    sampler = changes.get("sampler", options.sampler)
+    if isinstance(sampler, BaseSampler):
+        changes["sampler"] = copy.deepcopy(sampler)  # a simulation does not change the user's sampler
+    elif options.seed is None:
+        changes["seed"] = seed
+    if isinstance(pruner := changes.get("pruner", options.pruner), BasePruner):
+        changes["pruner"] = copy.deepcopy(pruner)
+    return Session(session.objective, dataclasses.replace(options, **changes))
+
+
+def _with_virtual_times(study: optuna.Study, schedule: Sequence[SimulatedRun], makespan: float) -> optuna.Study:
+    """Return a copy of a study, whose trials have the times of the schedule."""
+    begun: dict[int, float] = {}
+    ended: dict[int, float] = {}
+    for run in schedule:
+        begun.setdefault(run.trial, run.start)
+        ended[run.trial] = run.end
+    copied = optuna.create_study(
+        study_name=study.study_name, directions=study.directions, sampler=study.sampler, pruner=study.pruner
+    )
+    for trial in study.get_trials():
+        start = begun.get(trial.number, makespan)
+        trial.datetime_start = EPOCH + datetime.timedelta(seconds=start)
+        trial.datetime_complete = EPOCH + datetime.timedelta(seconds=ended.get(trial.number, start))
+        copied.add_trial(trial)
+    for name, value in study.user_attrs.items():
+        copied.set_user_attr(name, value)
+    if study.metric_names is not None:
+        copied.set_metric_names(study.metric_names)
+    return copied
+
+
+class _MadeUp:
+    """The made-up durations, outcomes and faults of a search's trials, and the runs that they gave."""
+
+    def __init__(
+        self,
+        durations: Seconds | Callable[..., Seconds],
+        outcomes: Callable[..., Any] | None,
+        faults: Faults | Mapping[int, Fault],
+        seed: int,
+        session: Session,
+    ) -> None:
+        self.runs: list[SimulatedRun] = []
+        self.durations, self.outcomes, self.faults, self.seed = durations, outcomes, faults, seed
+        self.objective = session.objective
+        self.has_limit = any(limit is not None for limit in session.options.timeouts)
+        self._free = list(range(session.options.concurrency))
+        for name, function in (("durations", durations), ("outcomes", outcomes)):
+            if callable(function):
+                _check_names(name, function, self.objective)
+        if isinstance(faults, Mapping):
+            for number, fault in faults.items():
+                if fault not in get_args(Fault):
+                    raise InvalidOptionError(
+                        f"`faults`: the fault of trial {number} must be one of {listed(get_args(Fault))}, but got "
+                        f"{shown(fault)}.{did_you_mean(str(fault), get_args(Fault))}"
+                    )
+        hangs = "hang" in faults.values() if isinstance(faults, Mapping) else faults.hang > 0
+        if hangs and not self.has_limit:
+            raise InvalidOptionError(
+                "`faults` has trials that hang, and the search has no limit of time, so that it would never end. Give "
+                "`trial_timeout`, as the real search needs it too."
+            )
+
+    def make_runner(self, objective: Objective) -> Runner:
+        """Return the runner of the search."""
+        return _SimulatedRunner(self, objective)
+
+    def take_slot(self) -> int:
+        """Return the first slot that is free."""
+        return heapq.heappop(self._free)
+
+    def give_back(self, slot: int) -> None:
+        """Free a slot."""
+        heapq.heappush(self._free, slot)
+
+
+class _SimulatedRunner:
+    """Runs made-up trials in virtual time."""
+
+    def __init__(self, made_up: _MadeUp, objective: Objective) -> None:
+        self._made_up = made_up
+        self._objective = objective
+        self._real: Runner | None = None
+
+    async def run(self, run: TrialRun) -> Any:
+        loop = asyncio.get_running_loop()
+        number = run.trial.number
+        generator = random.Random(f"{self._made_up.seed} {number} {run.attempt}")  # noqa: S311 - no secret is drawn
+        fault = self._fault(number, run.attempt, generator)
+        slot, start = self._made_up.take_slot(), loop.time()
+        run.begin()
+        try:
+            return await self._outcome(run, fault, generator)
+        finally:
+            self._made_up.give_back(slot)
+            self._made_up.runs.append(
+                SimulatedRun(number, run.attempt, slot, start, loop.time(), fault, TrialState.RUNNING)
+            )
+
+    def _fault(self, number: int, attempt: int, generator: random.Random) -> Fault | None:
+        faults = self._made_up.faults
+        if isinstance(faults, Faults):
+            return faults.drawn(generator)
+        return faults.get(number) if attempt == 0 else None
+
+    async def _outcome(self, run: TrialRun, fault: Fault | None, generator: random.Random) -> Any:
+        given = {"number": run.trial.number, "random": generator, **run.arguments}
+        if self._objective.takes_trial:
+            given[TRIAL] = run.trial
+        seconds = self._made_up.durations
+        seconds = _call(seconds, given) if callable(seconds) else seconds
+        duration = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
+        if not 0 <= duration < math.inf:
+            raise InvalidOptionError(f"`durations` must give seconds of 0 or more, but gave {shown(seconds)}.")
+        if fault == "straggler":
+            faults = self._made_up.faults
+            duration *= faults.slowdown if isinstance(faults, Faults) else Faults().slowdown
+        if fault == "hang":
+            await asyncio.get_running_loop().create_future()
+        if fault == "crash":
+            await asyncio.sleep(duration * generator.random())
+            raise RuntimeError("A simulated crash.")
+        returned = await self._returned(run, given)
+        if isinstance(returned, Iterator):
+            returned = await self._reported(run, list(returned), duration)
+        else:
+            await asyncio.sleep(duration)
+        return math.nan if fault == "nan" else returned
+
+    async def _returned(self, run: TrialRun, given: Mapping[str, Any]) -> Any:
+        """Return what the trial returns, or an iterator of what it reports."""
+        if self._made_up.outcomes is not None:
+            return _call(self._made_up.outcomes, given)
+        if self._objective.kind is not Kind.TASK:
+            arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+            returned = self._objective.target(**arguments)
+            while inspect.isawaitable(returned):
+                returned = await returned
+            return returned
+        if self._real is None:
+            engine = host_engine(self._objective.target)
+            self._real = (FunctionRunner if engine is None else engine.make_local_runner)(self._objective)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        with loop.held():
+            return await self._real.run(run)
+
+    async def _reported(self, run: TrialRun, values: Sequence[Any], duration: float) -> Any:
+        if not values:
+            raise InvalidOptionError("`outcomes` yielded no value. Yield at least the value of the trial.")
+        if not self._objective.takes_trial:
+            raise InvalidOptionError(
+                f"`outcomes` yields intermediate values, but `{self._objective.name}` cannot report: it does not take "
+                "`trial`. Return the value instead."
+            )
+        for step, value in enumerate(values):
+            await asyncio.sleep(duration / len(values))
+            run.trial.report(value, step)
+            if step < len(values) - 1 and run.trial.should_prune():
+                raise optuna.TrialPruned
+        return values[-1]
+
+    async def close(self) -> None:
+        if self._real is not None:
+            await self._real.close()
+
+
+def _check_names(name: str, function: Callable[..., Any], objective: Objective) -> None:
+    known = ["number", "random", *([TRIAL] if objective.takes_trial else [])]
+    parameters = objective.space.parameter_names
+    if parameters is None:
+        return
+    known += parameters
+    for parameter in inspect.signature(function).parameters.values():
+        is_needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if is_needed and parameter.name not in known:
+            raise InvalidOptionError(
+                f"`{name}` takes `{parameter.name}`, which is no argument of `{objective.name}`, and neither `number` "
+                f"nor `random`; there are {listed(known)}.{did_you_mean(parameter.name, known)}"
+            )
+
+
+def _call(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Call a function with those of some arguments that it takes."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return function(**given)
+    return function(**{each.name: given[each.name] for each in parameters if each.name in given})
