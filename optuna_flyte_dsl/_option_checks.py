@@ -209,6 +209,17 @@ def storage(name: str, value: Any) -> Any:
     return value
 
 
+def warm_start(name: str, value: Any) -> Any:
+    """Check that a value may be a study or a storage, or a list of such."""
+    given = value if isinstance(value, list | tuple) else [value]
+    for each in given:
+        if not isinstance(each, optuna.Study):
+            if each is None:
+                raise InvalidOptionError(f"`{name}` must be a study or a storage, or a list of such, but got None.")
+            storage(name, each)
+    return value
+
+
 def _check_url(name: str, value: str) -> None:
     if not value.strip():
         raise InvalidOptionError(f"`{name}` must be a URL or the path of a journal file, but got an empty string.")

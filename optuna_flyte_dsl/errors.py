@@ -71,6 +71,10 @@ class InvalidSpaceError(OptunaFlyteError, ValueError):
     """Raised when a file or a dict does not describe a search space, or not one of the objective."""
 
 
+class InvalidStudyFileError(OptunaFlyteError, ValueError):
+    """Raised when a file that is given for an `optuna.Study` does not hold one study."""
+
+
 class RefusedPointError(OptunaFlyteError, ValueError):
     """Stored with a trial that failed because a class of the signature, or a constraint, does not allow its point."""
 

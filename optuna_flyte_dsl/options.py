@@ -28,6 +28,9 @@ from optuna_flyte_dsl.space.parameter_constraints import ConstraintFunction, Par
 Callback: TypeAlias = Callable[[optuna.Study, FrozenTrial], Any]
 Duplicates: TypeAlias = Literal["allow", "reuse", "resample"]
 StorageOption: TypeAlias = str | os.PathLike[str] | BaseStorage | Callable[[], BaseStorage] | None
+WarmStart: TypeAlias = (
+    optuna.Study | str | os.PathLike[str] | BaseStorage | Sequence[optuna.Study | str | os.PathLike[str] | BaseStorage]
+)
 
 _FEW_TRIALS = 10  # with `max_consecutive_failures="auto"`, a search of up to so many trials runs to its end
 
@@ -161,6 +164,11 @@ class Options(CheckedOptions):
 
     initial_points: Annotated[Sequence[Mapping[str, Any]] | None, check.initial_points] = None
     """The parameters of the first trials, a dict for each. Parameters that a dict leaves out are sampled."""
+
+    warm_start: Annotated[WarmStart | None, check.optional(check.warm_start)] = None
+    """An earlier study, or a storage with earlier studies, or a list of such. Their finished trials that fit the space
+    are inserted before the first trial, so that the sampler learns from them. They do not count towards `n_trials`. The
+    others are counted in a warning, with the reasons."""
 
     progress: _Flag = True
     """Whether to show a progress bar on a terminal, and a line every ten seconds elsewhere."""

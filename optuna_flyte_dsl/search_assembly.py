@@ -35,6 +35,7 @@ from optuna_flyte_dsl.study.opening import StudySource, make_sampler, wait_until
 from optuna_flyte_dsl.study.storages import check_choices, is_kept
 from optuna_flyte_dsl.study.study_view import view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
+from optuna_flyte_dsl.study.warm_start import WarmStarter
 
 T = TypeVar("T")
 
@@ -196,6 +197,8 @@ class Assembly:
                     points=self.call.taken,
                     sampler_of_trial=self._make_own_sampler if own_samplers else None,
                 )
+                if options.warm_start is not None:
+                    await self.thread.run(self._warm_start, trials.study, storage)
                 if is_checkpointed:
                     trials.interrupted_are_lost = False  # a cancelled trial is not lost, but SIGTERM sets this to True
                 loop = SearchLoop(
@@ -225,6 +228,12 @@ class Assembly:
                     trials.failure_log.close()
         finally:
             await finish(runner.close)
+
+    def _warm_start(self, study: optuna.Study, storage: DurableStorage | None) -> None:
+        source = self.options.warm_start
+        assert source is not None
+        with storage.exclusive(study.study_name) if storage is not None else contextlib.nullcontext():
+            WarmStarter(study, self.objective, self.call.space).insert(source)
 
     def _make_own_sampler(self, number: int) -> BaseSampler:
         """Return the sampler of one trial."""

@@ -10,6 +10,7 @@ LOST = f"{PREFIX}lost"  # True if the trial failed only because its search or pr
 RETRY_OF = f"{PREFIX}retry_of"  # the number of the lost trial whose parameters this trial tries again
 OUTCOME = f"{PREFIX}outcome"  # {"state", "values"} of a deterministic search's trial that waits for its turn to be told
 FIXED_ARGUMENTS = f"{PREFIX}fixed"  # a hash of the fixed arguments, if the search looks for points tried already
+WARM_START = f"{PREFIX}warm_start"  # {"study", "trial"} of the earlier trial that this one is; it does not count
 SAME_AS = f"{PREFIX}same_as"  # the number of the finished trial whose values this trial took over
 EXECUTIONS = f"{PREFIX}executions"  # the trial's executions in launching order: a list of {"name", "url"}
 EXECUTION_ERROR = f"{PREFIX}execution_error"  # Flyte's error: see `ExecutionFailedError.summary`

@@ -160,8 +160,11 @@ def retry_lost(study: optuna.Study) -> None:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Return whether a trial counts as finished: it is complete, pruned, or has failed by itself."""
-    return trial.state.is_finished() and attributes.LOST not in trial.user_attrs
+    """Return whether a trial counts as finished: it is complete, pruned, or has failed by itself.
+
+    A trial that `warm_start` has inserted does not count.
+    """
+    return trial.state.is_finished() and not {attributes.LOST, attributes.WARM_START} & trial.user_attrs.keys()
 
 
 def finished_in(study: optuna.Study) -> tuple[FrozenTrial, ...]:

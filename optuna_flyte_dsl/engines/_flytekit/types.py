@@ -1,4 +1,4 @@
-"""Makes markers and `optuna.Trial` native types of flytekit: `x: Float(0, 1)` is a FLOAT in a task's interface."""
+"""Makes markers, trials and studies native types of flytekit: `x: Float(0, 1)` is a FLOAT in a task's interface."""
 
 import asyncio
 import contextlib
@@ -23,6 +23,7 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial
 from optuna_flyte_dsl._compat.flytekit import find_transformer_first, interface_inputs
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.bundle_types import bundle_transformer
+from optuna_flyte_dsl.engines._flytekit.study_type import StudyTransformer
 from optuna_flyte_dsl.engines._flytekit.trial_types import TrialTransformer
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 from optuna_flyte_dsl.space.annotations import read_annotation
@@ -242,7 +243,7 @@ def _transformer_of(annotation: Any) -> TypeTransformer[Any] | None:
 
 
 def register(_flytekit: Any = None) -> None:
-    """Register the types of markers and trials with flytekit. A second call changes nothing."""
+    """Register the types of markers, trials and studies with flytekit. A second call changes nothing."""
     _register()
 
 
@@ -253,3 +254,4 @@ def _register() -> None:
         TypeEngine.register_additional_type(MarkerTransformer(marker), marker)
     for kind in (Trial, BaseTrial, optuna.trial.FixedTrial, FrozenTrial):
         TypeEngine.register_additional_type(TrialTransformer(kind), kind)
+    TypeEngine.register_additional_type(StudyTransformer(), optuna.Study)
