@@ -18,6 +18,7 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.session_attributes import SessionAttributes, no_attribute
+from optuna_flyte_dsl.session_override import overridden
 from optuna_flyte_dsl.space.objective import Objective, undecorated
 from optuna_flyte_dsl.study.opening import StudySource, pruner_in_pod
 
@@ -62,7 +63,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         super().__init__(wrapped)
         self._self_session = session
         self._self_latest: StudySource | None = None
-        self._self_prepared: StudySource | None = None  # for the next call
+        self._self_prepared: tuple[Session, StudySource] | None = None  # for the next call of a session
         engine = engine_of(wrapped)
         self._self_pod_methods: Mapping[str, Callable[..., Any]] = (
             engine.pod_methods(wrapped, session.objective, lambda: pruner_in_pod(session.options)) if engine else {}
@@ -70,7 +71,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     @property
     def _session(self) -> Session:
-        return self._self_session
+        return overridden(self._self_session)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
         """Run a search. Await the call.
@@ -103,17 +104,20 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         return self._start(args, kwargs)
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
-        source = self._self_prepared or self._self_new_source()
+        session = self._session
+        source = self._self_prepared_source or StudySource(session.options, session.objective)
 
         def begin() -> None:
             self._self_latest = source
 
-        search = self._session.search(source, args, kwargs, begin)
+        search = session.search(source, args, kwargs, begin)
         self._self_prepared = None
         return search
 
-    def _self_new_source(self) -> StudySource:
-        return StudySource(self._session.options, self._session.objective)
+    @property
+    def _self_prepared_source(self) -> StudySource | None:
+        session, source = self._self_prepared or (None, None)
+        return source if session is self._session else None  # tests may override the session
 
     def on(self, remote: Any, **options: Unpack[DeploymentOptions]) -> Optimized[Q, R]:
         """Return the same objective with its trials on a cluster, searched from this machine.
@@ -156,11 +160,12 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     @property
     def study(self) -> optuna.Study:
         """The study of the latest call; before the first call, the study that the first call will use."""
-        if self._self_latest is None and self._self_prepared is None:
-            self._self_prepared = self._self_new_source()
-        source = self._self_latest or self._self_prepared
+        session = self._session
+        if self._self_latest is None and self._self_prepared_source is None:
+            self._self_prepared = session, StudySource(session.options, session.objective)
+        source = self._self_latest or self._self_prepared_source
         assert source is not None
-        return self._session.open_study(source)
+        return session.open_study(source)
 
     @study.setter
     def study(self, study: optuna.Study) -> None:

@@ -18,6 +18,7 @@ from optuna_flyte_dsl.errors import InvalidOptionError
 from optuna_flyte_dsl.options import OptimizerArguments, Options
 from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.session_attributes import SessionAttributes, no_attribute
+from optuna_flyte_dsl.session_override import overridden, source_of
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Number, Suggestion, suggest
 from optuna_flyte_dsl.space.objective import Objective, undecorated
 from optuna_flyte_dsl.study.opening import StudySource
@@ -86,7 +87,15 @@ class Optimizer(SessionAttributes):
 
     @property
     def _session(self) -> Session:
-        return self._own_session
+        return overridden(self._own_session)
+
+    @property
+    def _current_source(self) -> StudySource:
+        """The study of all calls. While tests override the options of searches, each such override has its own."""
+        session = self._session
+        if session is self._own_session:
+            return self._source
+        return source_of(session)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
         """Run the search. Await the call.
@@ -101,7 +110,7 @@ class Optimizer(SessionAttributes):
         return self._start(args, kwargs)
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
-        return self._session.search(self._source, args, kwargs)
+        return self._session.search(self._current_source, args, kwargs)
 
     def on(self, remote: Any, **options: Unpack[DeploymentOptions]) -> Optimizer:
         """Return this search with its trials on a cluster; see `Optimized.on`.
@@ -127,7 +136,7 @@ class Optimizer(SessionAttributes):
     @property
     def study(self) -> optuna.Study:
         """The study of all calls. Another study can be assigned while no search runs."""
-        return self._session.open_study(self._source)
+        return self._session.open_study(self._current_source)
 
     @study.setter
     def study(self, study: optuna.Study) -> None:

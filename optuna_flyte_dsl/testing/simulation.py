@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import dataclasses
 import datetime
 import heapq
@@ -14,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import optuna
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl._run_sync import wait_for
@@ -31,6 +28,7 @@ from optuna_flyte_dsl.space.annotations import listed
 from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
 from optuna_flyte_dsl.study.opening import StudySource
 from optuna_flyte_dsl.testing.faults import Fault, Faults
+from optuna_flyte_dsl.testing.in_memory import in_memory
 from optuna_flyte_dsl.testing.simulation_result import EPOCH, SimulatedRun, Simulation
 from optuna_flyte_dsl.testing.virtual_time import InlineThreads, VirtualTimeLoop
 
@@ -79,7 +77,7 @@ def simulate(
     """
     arguments, options = search.separate(kwargs)
     changed = search.with_options(**options)
-    session = _simulated_session(changed._session, seed)
+    session = in_memory(changed._session, seed, executor="thread", gpus=None)
     trials = _MadeUp(durations, outcomes, faults or Faults(), seed, session)
     call = session.prepare(args, arguments)
 
@@ -98,26 +96,6 @@ def simulate(
 
 def _by_start(run: SimulatedRun) -> tuple[float, int, int]:
     return run.start, run.trial, run.attempt
-
-
-def _simulated_session(session: Session, seed: int) -> Session:
-    """Return a session with the same search, whose study is a new one in memory."""
-    options = session.options
-    changes: dict[str, Any] = {"study": None, "storage": None, "study_name": None, "resume": False, "takeover": False}
-    changes |= {"executor": "thread", "gpus": None, "progress": False}
-    if isinstance(options.study, optuna.Study):
-        changes |= {"sampler": options.study.sampler, "direction": None}
-        if session.objective.takes_trial:
-            changes["pruner"] = options.study.pruner
-        changes["directions"] = [each.name.lower() for each in options.study.directions]
-    sampler = changes.get("sampler", options.sampler)
-    if isinstance(sampler, BaseSampler):
-        changes["sampler"] = copy.deepcopy(sampler)  # a simulation does not change the user's sampler
-    elif options.seed is None:
-        changes["seed"] = seed
-    if isinstance(pruner := changes.get("pruner", options.pruner), BasePruner):
-        changes["pruner"] = copy.deepcopy(pruner)
-    return Session(session.objective, dataclasses.replace(options, **changes))
 
 
 def _with_virtual_times(study: optuna.Study, schedule: Sequence[SimulatedRun], makespan: float) -> optuna.Study:

@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import signal
-import time
 from typing import Annotated, Literal
 
 import flytekit as fl
@@ -15,6 +14,7 @@ import pydantic
 from flytekit.exceptions.user import FlyteRecoverableException
 
 from optuna_flyte_dsl import Category, Float, Integer, Minimize, Ordinal, When, optimize
+from optuna_flyte_dsl.testing import conformance_objectives
 
 
 def count(folder: str, name: str) -> int:
@@ -41,11 +41,20 @@ def segfaults(x: Float(0, 1)) -> Minimize:
 
 @optimize
 @fl.task
+def takes_plain_values(x: Float(0, 1), number: int, ratio: float, text: str, is_on: bool) -> Minimize:
+    return conformance_objectives.takes_plain_values(x, number, ratio, text, is_on)
+
+
+@optimize
+@fl.task
 def hangs(folder: str, x: Float(0, 1)) -> Minimize:
-    deadline = time.monotonic() + 60
-    while not pathlib.Path(folder, "over").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return x
+    return conformance_objectives.hangs(folder, x)
+
+
+@optimize
+@fl.task
+def meets(folder: str, x: Float(0, 1)) -> Minimize:
+    return conformance_objectives.meets(folder, x)
 
 
 @optimize

@@ -1,0 +1,36 @@
+"""Makes the session of a search that keeps nothing, for tests and simulations."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+
+from optuna_flyte_dsl.session import Session
+
+
+def in_memory(session: Session, seed: int, **changes: Any) -> Session:
+    """Return a session with the same search, whose study is a new one in memory, and without a progress bar.
+
+    Args:
+        seed: The seed of the sampler, if the options give neither a seed nor a sampler that is made already.
+        **changes: Further options.
+    """
+    options = session.options
+    changed: dict[str, Any] = dict.fromkeys(("study", "storage", "study_name", "warm_start"))
+    changed |= {"resume": False, "takeover": False, "progress": False}
+    if isinstance(options.study, optuna.Study):
+        changed |= {"sampler": options.study.sampler, "direction": None}
+        changed["directions"] = [each.name.lower() for each in options.study.directions]
+        if session.objective.takes_trial:
+            changed["pruner"] = options.study.pruner
+    sampler = changed.get("sampler", options.sampler)
+    if isinstance(sampler, BaseSampler):
+        changed["sampler"] = copy.deepcopy(sampler)  # the user's sampler is not changed
+    elif options.seed is None:
+        changed["seed"] = seed
+    if isinstance(pruner := changed.get("pruner", options.pruner), BasePruner):
+        changed["pruner"] = copy.deepcopy(pruner)
+    return Session(session.objective, dataclasses.replace(options, **{**changed, **changes}))
