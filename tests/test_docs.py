@@ -1,12 +1,15 @@
 """Every Python block of the README and of the documentation, imported and run as a user's file would be."""
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from optuna_flyte_dsl.testing.small_searches import SmallSearches
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,7 +32,11 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     for test in (value for key, value in vars(module).items() if key.startswith("test_")):
-        test()
+        if inspect.signature(test).parameters:
+            with SmallSearches() as small:
+                test(small_searches=small)
+        else:
+            test()
 
 
 def test_the_code_of_the_pages_is_no_wider_than_a_page():

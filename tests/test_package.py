@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_package_and_its_type_marker(installed_wheel):
     assert {name for name in names if not name.split("/")[0].endswith(".dist-info")} == {
         *sources,
         "optuna_flyte_dsl/py.typed",
+        "pytest_optuna_flyte_dsl/__init__.py",
     }
 
 
