@@ -18,10 +18,16 @@ class CheckedOptions:
     _cures: ClassVar[Mapping[str, str]] = {}
     """What to write instead of a name that is no option, if that is known."""
 
-    def __new__(cls, *_: Any, **given: Any) -> Self:
+    def __new__(cls, *args: Any, **given: Any) -> Self:
         """Refuse names of unknown options, before Python does."""
-        check_names(cls.__name__, given, cls.__dataclass_fields__, cures=cls._cures)  # type: ignore[attr-defined]
-        return super().__new__(cls)
+        fields: Mapping[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        check_names(cls.__name__, given, fields, cures=cls._cures)
+        self = super().__new__(cls)
+        object.__setattr__(self, "given", frozenset([*list(fields)[: len(args)], *given]))
+        return self
+
+    given: ClassVar[frozenset[str]] = frozenset()
+    """The names of the options that were given; of an instance, although dataclasses must not see it as a field."""
 
     def __post_init__(self) -> None:
         for name, check in type(self)._checks().items():

@@ -179,7 +179,7 @@ class Assembly:
         runner = self._make_runner(remote)
         try:
             total = options.n_trials if has_total else left.n_trials + len(left.finished)
-            tally = Tally(objective.name, total, study.directions, options.resume)
+            tally = Tally(objective.name, total, study.directions, options.resume, is_kept(storage_of(study)))
             for trial in left.finished:
                 tally.add(trial)
             own_samplers = options.deterministic and objective.takes_trial and options.makes_samplers

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import optuna
 
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads
@@ -44,6 +45,7 @@ class Session:
         self.options: Options = options
         self.deployment = deployment
         self._running = 0
+        self._has_warned = False  # of a search of a single trial
 
     def on(self, remote: Any, options: DeploymentOptions) -> Session:
         """Return a session with the same objective and options, whose trials run on a cluster."""
@@ -100,6 +102,13 @@ class Session:
         if engine is not None:
             engine.check_place(self.objective.name)
         call = self.prepare(args, kwargs)
+        if self.options.n_trials == 1 and "n_trials" not in self.options.given and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "`%s` runs a single trial, which is the default of `n_trials`. For a search, write "
+                "`@optimize(n_trials=100)`.",
+                self.objective.name,
+            )
 
         async def search() -> optuna.Study:
             on_begin()

@@ -87,3 +87,20 @@ def test_an_objective_may_have_a_parameter_called_space():
         return x
 
     assert own.run_sync(space="office").best_value >= 0
+
+
+def test_a_search_of_a_single_trial_that_nobody_asked_for_warns_once(caplog):
+    def bowl(x: Float(0, 1)) -> Minimize:
+        return x
+
+    bare = optimize(bowl, progress=False)
+    for _ in range(2):
+        bare.run_sync()
+    assert [record.getMessage() for record in caplog.records] == [
+        "`bowl` runs a single trial, which is the default of `n_trials`. For a search, write `@optimize(n_trials=100)`."
+    ]
+    caplog.clear()
+    optimize(bowl, progress=False, n_trials=1).run_sync()
+    bare.with_options(n_trials=1).run_sync()
+    bare.with_options(n_trials=2).run_sync()
+    assert caplog.records == []

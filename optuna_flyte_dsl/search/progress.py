@@ -33,6 +33,7 @@ class Tally:
     n_trials: int  # the number of trials that the search is to have
     directions: list[StudyDirection]
     resumes: bool = False  # whether the next run continues the search
+    is_kept: bool = True  # whether the study may outlive this process
     finished: int = 0
     failed: int = 0
     pruned: int = 0
@@ -40,6 +41,13 @@ class Tally:
     best: float | None = None
     front: list[tuple[float, ...]] = field(default_factory=list)  # of several objectives: the values to be minimized
     first_reason: str | None = None  # why the first trial that failed did so
+
+    @property
+    def what_is_left(self) -> str:
+        """What becomes of the study of an interrupted search: the end of a sentence."""
+        if not self.is_kept:
+            return ", which is in memory, and ends with this process. To keep a study, give `storage`."
+        return ". Run it again to continue." if self.resumes else "."
 
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
@@ -100,11 +108,11 @@ class Reporter:
         tally = self._tally
         if tally.finished and kind is not None and not issubclass(kind, Exception):
             logger.warning(
-                "`%s` was interrupted when %d of %d trials had finished. They are in its study.%s",
+                "`%s` was interrupted when %d of %d trials had finished. They are in its study%s",
                 tally.name,
                 tally.finished,
                 tally.n_trials,
-                " Run it again to continue." if tally.resumes else "",
+                tally.what_is_left,
             )
         elif tally.failed == tally.finished > 1:
             reason = one_line(tally.first_reason)

@@ -54,7 +54,10 @@ def test_a_search_that_is_interrupted_says_how_far_it_came(warned):
 
     waits_for, task = [], None
     asyncio.run(main())
-    assert warned()[-1] == "`waits` was interrupted when 2 of 9 trials had finished. They are in its study."
+    assert warned()[-1] == (
+        "`waits` was interrupted when 2 of 9 trials had finished. They are in its study, which is in memory, and ends "
+        "with this process. To keep a study, give `storage`."
+    )
 
 
 def test_on_a_terminal_there_is_a_bar_with_counts_and_the_best_value(terminal):
