@@ -15,7 +15,7 @@ from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, 
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.completion import completed
 from optuna_flyte_dsl.space.conditions import Condition, both
-from optuna_flyte_dsl.space.markers import Category, Number, Suggestion
+from optuna_flyte_dsl.space.markers import Category, Fixed, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty
 """Stands for the type of a parameter whose annotation names no type."""
@@ -51,6 +51,12 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
         annotation = completed(where, annotation, NO_TYPE)
         base = conversion.value_types(annotation)[0] if isinstance(annotation, Number) else NO_TYPE
         return ReadAnnotation(annotation, base, optional=False)
+    if isinstance(annotation, Fixed | bool | int | float):
+        value = annotation.value if isinstance(annotation, Fixed) else annotation
+        raise InvalidAnnotationError(
+            f"{where} is {shown(annotation)}, which is a value and no type. Write the value as the default: "
+            f"`{type(value).__name__} = {shown(value)}`."
+        )
     if (meant := _marker_meant_by(annotation)) is not None:
         raise InvalidAnnotationError(
             f"{where} is {shown(annotation)}, which is neither a marker nor a type. Write `{meant}`."

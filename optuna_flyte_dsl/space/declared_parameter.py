@@ -239,10 +239,11 @@ def declare(
                 f"{where} holds the condition {condition!r}, but no marker that it belongs to. Write "
                 f"`Annotated[float, Float(0, 1), {condition!r}]`."
             )
-        if strict and default is _EMPTY and not optional:
+        if strict and (default is _EMPTY or default is None) and not optional:
+            lack = "no default" if default is _EMPTY else "the default None, which is not of its type"
             raise InvalidAnnotationError(
-                f"`{objective}`: `{path}` gets its default where {condition.in_words()} is not true, but has no "
-                f"default. Give it one, or write `{parameter.name}: Annotated[... | None, ...]`."
+                f"`{objective}`: `{path}` gets its default where {condition.in_words()} is not true, but has {lack}. "
+                f"Give it another one, or write `{parameter.name}: Annotated[... | None, ...]`."
             )
     if bundles:
         _check_default_object(objective, path, default, bundles, is_optional=optional or condition is not None)

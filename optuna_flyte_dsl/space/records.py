@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast
 
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import UnresolvedAnnotationError
 from optuna_flyte_dsl.space.signatures import local_names, read_hints
 
@@ -106,10 +107,11 @@ def _read(kind: Any) -> TypeWithFields | None:
         return _read_model(kind)
     try:
         hints = read_hints(kind, f"`{kind.__qualname__}`", local_names(kind))
-    except UnresolvedAnnotationError:
+    except UnresolvedAnnotationError as error:
         written = [str(each) for base in kind.__mro__ for each in getattr(base, "__annotations__", {}).values()]
         if any(map(_MARKER_CALL.search, written)):
             raise
+        logger.warning("%s If its fields have markers, they are not searched.", error)
         return None
     if is_typed_dict:
         required = getattr(kind, "__required_keys__")  # noqa: B009 - pyright does not know the class

@@ -265,6 +265,13 @@ def test_a_task_needs_a_value_for_an_inactive_parameter():
     with pytest.raises(InvalidAnnotationError, match=r"`x` gets its default where kernel is 'a' is not true"):
         optimize(objective)
 
+    @fl.task
+    def other(kernel: Category(["a", "b"]), x: Annotated[float, Float(0, 1), When("kernel", "a")] = None) -> float:  # noqa: RUF013
+        return x
+
+    with pytest.raises(InvalidAnnotationError, match=r"has the default None, which is not of its type"):
+        optimize(other)
+
 
 def test_the_length_of_a_list_must_be_a_number():
     def objective(n: Category(["a"]), xs: Annotated[list[float], Float(0, 1) * "n"]):

@@ -260,6 +260,29 @@ def test_a_marked_class_whose_annotations_cannot_be_read_is_refused():
 
 
 @dataclasses.dataclass
+class Aliased:
+    x: "Alias"  # noqa: F821
+
+
+def test_a_class_whose_annotations_cannot_be_read_is_not_searched_without_a_word(caplog):
+    def objective(config: Aliased, x: Float(0, 1)):
+        raise NotImplementedError
+
+    assert list(SearchSpace.of(objective)) == ["x"]
+    assert "The name 'Alias', in an annotation of `Aliased`, cannot be found" in caplog.text
+    assert "If its fields have markers, they are not searched." in caplog.text
+
+
+@pytest.mark.parametrize("value", [0.5, 3, True, Fixed(3)])
+def test_a_value_as_an_annotation_is_refused(value):
+    def objective(x: value, y: Float(0, 1)):
+        raise NotImplementedError
+
+    with pytest.raises(InvalidAnnotationError, match=r"which is a value and no type\. Write the value as the default"):
+        SearchSpace.of(objective)
+
+
+@dataclasses.dataclass
 class SVM:
     C: Annotated[float, Float(0.1, 10, log=True)]
     degree: int = 3
