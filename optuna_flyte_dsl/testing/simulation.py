@@ -78,6 +78,10 @@ def simulate(
     arguments, options = search.separate(kwargs)
     changed = search.with_options(**options)
     session = in_memory(changed._session, seed, executor="thread", gpus=None)
+    if (
+        session.objective.kind is Kind.ASYNC_FUNCTION
+    ):  # made-up trials do not block the event loop, which is not watched
+        session = Session(dataclasses.replace(session.objective, kind=Kind.FUNCTION), session.options)
     trials = _MadeUp(durations, outcomes, faults or Faults(), seed, session)
     call = session.prepare(args, arguments)
 
@@ -87,11 +91,21 @@ def simulate(
         parts = Assembly(session.options, session.objective, source, call, threads, make_runner=trials.make_runner)
         return await parts.run_here()
 
-    study = wait_for(run(), VirtualTimeLoop)
+    try:
+        study = wait_for(run(), VirtualTimeLoop)
+    except _Broken as broken:
+        raise broken.error from None
     makespan = max((run.end for run in trials.runs), default=0.0)
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     schedule = tuple(dataclasses.replace(run, state=states[run.trial]) for run in sorted(trials.runs, key=_by_start))
     return Simulation(_with_virtual_times(study, schedule, makespan), schedule, session.options.concurrency, makespan)
+
+
+class _Broken(BaseException):
+    """Ends a simulation: what the user has made up raises an error, which is none of a trial."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _by_start(run: SimulatedRun) -> tuple[float, int, int]:
@@ -199,14 +213,10 @@ class _SimulatedRunner:
         given = {"number": run.trial.number, "random": generator, **run.arguments}
         if self._objective.takes_trial:
             given[TRIAL] = run.trial
-        seconds = self._made_up.durations
-        seconds = _call(seconds, given) if callable(seconds) else seconds
-        duration = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
-        if not 0 <= duration < math.inf:
-            raise InvalidOptionError(f"`durations` must give seconds of 0 or more, but gave {shown(seconds)}.")
-        if fault == "straggler":
-            faults = self._made_up.faults
-            duration *= faults.slowdown if isinstance(faults, Faults) else Faults().slowdown
+        try:
+            duration = self._duration(given, fault)
+        except Exception as error:
+            raise _Broken(error) from error
         if fault == "hang":
             await asyncio.get_running_loop().create_future()
         if fault == "crash":
@@ -218,6 +228,16 @@ class _SimulatedRunner:
         else:
             await asyncio.sleep(duration)
         return math.nan if fault == "nan" else returned
+
+    def _duration(self, given: Mapping[str, Any], fault: Fault | None) -> float:
+        seconds, faults = self._made_up.durations, self._made_up.faults
+        seconds = _call(seconds, given) if callable(seconds) else seconds
+        duration = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
+        if not 0 <= duration < math.inf:
+            raise InvalidOptionError(f"`durations` must give seconds of 0 or more, but gave {shown(seconds)}.")
+        if fault != "straggler":
+            return duration
+        return duration * (faults.slowdown if isinstance(faults, Faults) else Faults().slowdown)
 
     async def _returned(self, run: TrialRun, given: Mapping[str, Any]) -> Any:
         """Return what the trial returns, or an iterator of what it reports."""
@@ -238,13 +258,16 @@ class _SimulatedRunner:
             return await self._real.run(run)
 
     async def _reported(self, run: TrialRun, values: Sequence[Any], duration: float) -> Any:
+        error = None
         if not values:
-            raise InvalidOptionError("`outcomes` yielded no value. Yield at least the value of the trial.")
-        if not self._objective.takes_trial:
-            raise InvalidOptionError(
+            error = "`outcomes` yielded no value. Yield at least the value of the trial."
+        elif not self._objective.takes_trial:
+            error = (
                 f"`outcomes` yields intermediate values, but `{self._objective.name}` cannot report: it does not take "
                 "`trial`. Return the value instead."
             )
+        if error is not None:
+            raise _Broken(InvalidOptionError(error))
         for step, value in enumerate(values):
             await asyncio.sleep(duration / len(values))
             run.trial.report(value, step)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import selectors
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from optuna_flyte_dsl._threads import Threads
+
+
+_RESOLUTION = time.get_clock_info("monotonic").resolution  # asyncio's
 
 
 class EndlessWaitError(RuntimeError):
@@ -56,6 +61,8 @@ class _VirtualSelector(selectors.BaseSelector):
         if timeout is None:
             raise EndlessWaitError("Each task of the event loop waits, and no timer is set.")
         self._loop.now += timeout
+        if self._loop.now + _RESOLUTION == self._loop.now:  # asyncio would not see that a timer is due
+            self._loop.now = math.nextafter(self._loop.now, math.inf)
         return []
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:

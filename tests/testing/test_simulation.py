@@ -239,7 +239,23 @@ def test_a_simulation_runs_inside_an_event_loop():
 )
 def test_what_cannot_be_simulated_is_refused(options, message):
     with pytest.raises(InvalidOptionError, match=message):
-        simulate(train, **{"outcomes": lambda x: x, "catch": (), **options})
+        simulate(train, **{"outcomes": lambda x: x, **options})
+
+
+def test_an_error_of_a_made_up_duration_is_raised_and_one_of_an_outcome_is_the_trial_s():
+    with pytest.raises(ZeroDivisionError):
+        simulate(train, durations=lambda: 1 / 0)
+    study = simulate(train, outcomes=lambda: 1 / 0, n_trials=3).study
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 3
+
+
+def test_a_long_search_over_an_async_function_is_quick_too():
+    @optimize(n_trials=4, concurrency=2, progress=False)
+    async def own(x: Float(0, 1)) -> Minimize:
+        await asyncio.sleep(10**7)
+        return x
+
+    assert simulate(own, durations=0).makespan == pytest.approx(2 * 10**7)
 
 
 @pytest.mark.parametrize(
