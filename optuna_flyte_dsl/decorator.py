@@ -79,7 +79,7 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
         Args:
             *args: Positional arguments of the objective.
             **kwargs: Keyword arguments of the objective: fixed values, suggestions, or containers of suggestions. And
-                `space`, if the objective has no parameter of this name: a `SearchSpace`, what `space.to_dict()` has
+                `space`, if the signature has no parameter of this name: a `SearchSpace`, what `space.to_dict()` has
                 returned, or the path of a YAML or JSON file. It says what the parameters are that it names, in place of
                 the signature.
 

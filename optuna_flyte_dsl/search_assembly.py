@@ -233,7 +233,9 @@ class Assembly:
         source = self.options.warm_start
         assert source is not None
         with storage.exclusive(study.study_name) if storage is not None else contextlib.nullcontext():
-            WarmStarter(study, self.objective, self.call.space).insert(source)
+            constraints = () if self.objective.suggests_itself else self.options.constraints_of(self.objective)
+            fixed = self.call.taken.fixed if self.call.taken is not None else None
+            WarmStarter(study, self.objective, self.call.space, constraints, fixed).insert(source)
 
     def _make_own_sampler(self, number: int) -> BaseSampler:
         """Return the sampler of one trial."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
 import optuna
+from optuna.storages import InMemoryStorage
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pending_search import PendingSearch
@@ -23,7 +24,7 @@ from optuna_flyte_dsl.search_plan import Plan, make_plan
 from optuna_flyte_dsl.space.objective import TRIAL, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.opening import StudySource, check_study_options
-from optuna_flyte_dsl.study.storages import preload_database
+from optuna_flyte_dsl.study.storages import check_choices, preload_database
 
 SpaceDescription: TypeAlias = SearchSpace | Mapping[str, Any] | str | os.PathLike[str]
 _PLAIN_TYPES = (type(None), bool, int, float, str)
@@ -136,7 +137,7 @@ class Session:
 
     def _space_of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SearchSpace:
         declared = self.objective.space
-        if "space" in kwargs and not declared.takes("space"):
+        if "space" in kwargs and not declared.declares("space"):
             kwargs = dict(kwargs)
             declared = self.declared_space(kwargs.pop("space"))
         for name in kwargs:
@@ -158,6 +159,9 @@ class Session:
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
         """Return the plan of a call; see `SessionAttributes.plan`."""
         space = self.prepare(args, kwargs).space
+        storage = self.options.storage
+        if storage is not None and not isinstance(storage, InMemoryStorage):
+            check_choices(space)
         cluster = "on the cluster of this machine's FlyteRemote" if self.deployment is not None else None
         if self._current_site() is not None:
             cluster = "on the cluster of this pod"

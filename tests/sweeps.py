@@ -381,7 +381,7 @@ def _kills_of(kind: str, searches: int, stride: int, first: int) -> int:
                 if code != -signal.SIGKILL:  # it had fewer steps
                     assert (code, steps < step) == (0, True), (how, step, code, steps)
                     missed += 1
-                    if missed > (_MISSES if searches > 1 else 0):
+                    if missed > (_MISSES if searches > 1 and stride == 1 else 0):
                         break
                     continue
                 missed = 0

@@ -89,6 +89,16 @@ def test_an_objective_may_have_a_parameter_called_space():
     assert own.run_sync(space="office").best_value >= 0
 
 
+def test_an_objective_that_takes_any_argument_is_searched_as_the_space_says():
+    @optimize(progress=False, n_trials=9)
+    def own(x: Float(0, 1), **others) -> float:
+        assert not others
+        return x
+
+    study = own.run_sync(space={"parameters": {"x": {"kind": "float", "low": 0.9, "high": 1}}})
+    assert study.best_value >= 0.9
+
+
 def test_a_search_of_a_single_trial_that_nobody_asked_for_warns_once(caplog):
     def bowl(x: Float(0, 1)) -> Minimize:
         return x

@@ -182,6 +182,11 @@ class DeclaredSpace(Mapping[str, Suggestion]):
         """Return the values that are not searched, by path, with the defaults of inactive parameters."""
         return self._tree.fixed_values()
 
+    def declared_marker(self, name: str) -> Suggestion | None:
+        """Return the marker that the signature has for a parameter or a field, even if a call has fixed it."""
+        declared = self._signature.paths.get(name)
+        return None if declared is None else declared.marker
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the Optuna distribution of each searched parameter, by name."""
         return {name: marker.to_distribution() for name, marker in self.items()}

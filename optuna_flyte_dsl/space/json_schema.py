@@ -6,6 +6,7 @@ between classes is a dict whose one key is the name of its class: `{"SVM": {"C":
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,8 @@ def json_value(value: Any) -> Any:
         if not math.isfinite(value):
             raise NotJson
         return float(value)
+    if hasattr(value, "dtype") and hasattr(value, "item") and not getattr(value, "ndim", 0):
+        return json_value(value.item())  # a scalar of numpy
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -130,22 +133,29 @@ class _SchemaWriter:
         return _object({str(label): schema}) if isinstance(node.branches[label], Record) else schema
 
     def _rules(self) -> Iterator[Schema]:
-        """Yield what the parameters that are active say about others."""
+        """Yield what the parameters that are active say about others.
+
+        A condition that compares a value which JSON does not have is left out.
+        """
         for node, whole in self._tree.every_node():
-            place = self._places[node.name][0] if node.name in self._places else ()
-            active = self._holds(whole) if whole is not None else {}
-            match node:
-                case Conditional():
-                    above = self._above(place)
-                    holds = self._holds(node.condition)
-                    yield _if(_all([above, holds]), _at(place, self._of(node.node)))
-                    yield _if(_all([above, {"not": holds}]), _at(place, _otherwise(node)))
-                case SizedList():
-                    length = self._places[node.length][1] if node.length in self._places else None
-                    for count in range(len(node.items) + 1):
-                        rule = _at(place, {"minItems": count, "maxItems": count})
-                        if length is not None:
-                            yield _if(_all([active, self._holds(When(node.length, count))]), rule)
+            with contextlib.suppress(NotJson):
+                yield from self._rules_of(node, whole)
+
+    def _rules_of(self, node: Node, whole: Condition | None) -> Iterator[Schema]:
+        place = self._places[node.name][0] if node.name in self._places else ()
+        active = self._holds(whole) if whole is not None else {}
+        match node:
+            case Conditional():
+                above = self._above(place)
+                holds = self._holds(node.condition)
+                yield _if(_all([above, holds]), _at(place, self._of(node.node)))
+                yield _if(_all([above, {"not": holds}]), _at(place, _otherwise(node)))
+            case SizedList():
+                length = self._places[node.length][1] if node.length in self._places else None
+                for count in range(len(node.items) + 1):
+                    rule = _at(place, {"minItems": count, "maxItems": count})
+                    if length is not None:
+                        yield _if(_all([active, self._holds(When(node.length, count))]), rule)
 
     def _above(self, place: _Place) -> Schema:
         """Return the schema that says that what is around a place is there."""

@@ -98,12 +98,19 @@ def walk(node: Node, condition: Condition | None = None) -> Iterator[tuple[Node,
         yield from walk(child, both(condition, further))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Leaf(Node):
     """A value that is not searched."""
 
     value: Any
     is_default: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Leaf):
+            return NotImplemented
+        return (self.name, self.is_default) == (other.name, other.is_default) and same(self.value, other.value)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def fill(self, values: Mapping[str, Any]) -> Any:  # noqa: ARG002
         return copy_containers(self.value)

@@ -42,6 +42,10 @@ class SearchSpace(DeclaredSpace):
         """The names of the objective's parameters; `None` if it takes any name."""
         return None if self._signature.is_open else self._declared.keys()
 
+    def declares(self, name: str) -> bool:
+        """Return whether the signature names a parameter; an objective that takes `**kwargs` may take others too."""
+        return name in self._declared
+
     def takes(self, name: str) -> bool:
         """Return whether the objective has a parameter or a field with this path, or takes any name."""
         return self._signature.is_open or name in self._signature.paths

@@ -19,7 +19,7 @@ from optuna_flyte_dsl.options import Duplicates
 from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.parameter_constraints import ParameterConstraint
 from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS
+from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS, WARM_START
 from optuna_flyte_dsl.study.feasibility import constraints_of
 from optuna_flyte_dsl.study.resuming import counts
 from optuna_flyte_dsl.study.study_view import preview_of
@@ -72,7 +72,7 @@ class TakenPoints:
         self._space = space
         self._distributions = space.distributions()
         self._markers = {name: marker.stored for name, marker in sorted(space.items())}
-        self._fixed = _digest_of_fixed_arguments(space)
+        self.fixed: str = _digest_of_fixed_arguments(space)
         self._duplicates = duplicates
         for name, marker in self._markers.items():
             if ends and math.isinf(domain.count(marker)):
@@ -106,7 +106,7 @@ class TakenPoints:
         Returns:
             The keyword arguments of the objective; and an earlier trial, if its values are to be reused.
         """
-        trial.set_user_attr(FIXED_ARGUMENTS, self._fixed)
+        trial.set_user_attr(FIXED_ARGUMENTS, self.fixed)
         if (self._duplicates == "resample" or self._constraints) and not self._is_complete(enqueued_params(trial)):
             set_enqueued_params(trial, self._new_point(study, trial))
         arguments = self._space.suggest(trial)
@@ -211,8 +211,9 @@ class TakenPoints:
             # Trials are in the order of their numbers. At a gap, a trial is not visible yet.
             settles = settles and trial.state.is_finished() and trial.number == self._n_settled
             self._n_settled += settles
-            same = trial.user_attrs.get(FIXED_ARGUMENTS) == self._fixed
-            takes = same and trial.number != but and (trial.state is TrialState.RUNNING or counts(trial))
+            same = trial.user_attrs.get(FIXED_ARGUMENTS) == self.fixed
+            is_tried = trial.state is TrialState.RUNNING or counts(trial) or WARM_START in trial.user_attrs
+            takes = same and trial.number != but and is_tried
             # The trial may have been run with another search space.
             if not takes or None in (key := self._key(trial)):
                 continue

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pathlib
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._text import counted, shown
-from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, RefusedPointError
 from optuna_flyte_dsl.options import WarmStart
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.annotations import listed
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.markers import Ordinal, Suggestion, same
 from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.parameter_constraints import ParameterConstraint
 from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.attributes import ORDINALS, PREFIX, WARM_START
+from optuna_flyte_dsl.study.attributes import (
+    ARGUMENTS,
+    FIXED_ARGUMENTS,
+    IDENTITY,
+    ORDINALS,
+    PREFIX,
+    WARM_START,
+)
+from optuna_flyte_dsl.study.feasibility import constraints_of
 from optuna_flyte_dsl.study.storages import open_storage
 
 _SHOWN_NUMBERS = 5
@@ -40,99 +52,131 @@ class WarmStarter:
     Args:
         study: The study of the search.
         space: The space of the search.
+        constraints: The constraints on the parameters of the search.
+        fixed: The hash of the fixed arguments by which the search finds points that were tried already; `None` if it
+            does not look for them.
     """
 
     study: optuna.Study
     objective: Objective
     space: SearchSpace
+    constraints: Sequence[ParameterConstraint] = ()
+    fixed: str | None = None
 
     def insert(self, source: WarmStart) -> int:
         """Insert the finished trials of earlier studies that fit. Return how many were inserted. The call blocks.
 
-        A trial that an earlier call has inserted is not inserted again. The trials that do not fit are counted in a
-        warning, by the reason.
+        A trial that is there already is not inserted again, whether it came by itself or through another study. The
+        trials that do not fit are counted in a warning, by the reason.
 
         Raises:
             InvalidOptionError: If the source has no study.
         """
-        mine = self.study.get_trials(deepcopy=False)
-        there = [trial.user_attrs.get(WARM_START) for trial in mine]
+        mine = identify(self.study)
+        there = [trial.user_attrs.get(WARM_START) for trial in self.study.get_trials(deepcopy=False)]
         n_inserted, n_known = 0, 0
         misfits: dict[str, list[str]] = collections.defaultdict(list)
-        for earlier in studies_of(source):
-            trials = earlier.get_trials(deepcopy=False)
-            if earlier.study_name == self.study.study_name and _are_of_one_study(trials, mine):
+        for earlier in list(studies_of(source)):
+            attributes = earlier.user_attrs
+            if attributes.get(IDENTITY) == mine:
                 continue
-            ordinals = earlier.user_attrs.get(ORDINALS, {})
-            for trial in trials:
-                if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-                    continue
-                mark = {"study": earlier.study_name, "trial": trial.number}
+            for trial in earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+                mark = trial.user_attrs.get(WARM_START) or _mark_of(earlier, trial)
                 if mark in there:
                     n_known += 1
                     continue
                 try:
-                    fitting = self._fitted(trial, earlier.directions, ordinals)
+                    fitting = self._fitted(trial, earlier.directions, attributes)
                 except _DoesNotFit as reason:
-                    misfits[str(reason)].append(f"{trial.number} of {earlier.study_name}")
+                    misfits[f"{_name_of(earlier)}: {reason}"].append(str(trial.number))
                     continue
                 fitting.user_attrs[WARM_START] = mark
                 self.study.add_trial(fitting)
+                there.append(mark)
                 n_inserted += 1
         self._report(n_inserted, n_known, misfits)
         return n_inserted
 
     def _fitted(
-        self, trial: FrozenTrial, directions: Sequence[Any], ordinals: Mapping[str, Sequence[str]]
+        self, trial: FrozenTrial, directions: Sequence[StudyDirection], attributes: Mapping[str, Any]
     ) -> FrozenTrial:
         """Return a trial as one of the study of the search.
+
+        Args:
+            directions: The directions of the trial's study.
+            attributes: The user attributes of the trial's study.
 
         Raises:
             _DoesNotFit: If it is none.
         """
         if list(directions) != self.study.directions:
             raise _DoesNotFit(
-                f"their study has the directions {direction_names(directions)}, and this one "
+                f"its directions are {direction_names(directions)}, and those of this search "
                 f"{direction_names(self.study.directions)}"
             )
+        n_constraints = len(self.objective.returns.constraints)
+        if trial.state is TrialState.COMPLETE and len(constraints_of(trial) or ()) != n_constraints:
+            raise _DoesNotFit(f"they do not have {counted(n_constraints, 'constraint')}, as the results of this search")
         params, distributions = trial.params, trial.distributions
+        own = {name: each for name, each in trial.user_attrs.items() if not name.startswith(PREFIX)}
         if not self.objective.suggests_itself:
-            params = self._fitted_params(trial, ordinals)
+            self._check_arguments(attributes.get(ARGUMENTS, {}))
+            params = self._fitted_params(trial, attributes.get(ORDINALS, {}))
             every = self.space.distributions()
             distributions = {name: every[name] for name in params}
+            if self.fixed is not None:
+                own[FIXED_ARGUMENTS] = self.fixed
         fitted = create_trial(
             state=trial.state,
             values=trial.values if trial.state is TrialState.COMPLETE else None,
             params=params,
             distributions=distributions,
-            user_attrs={name: each for name, each in trial.user_attrs.items() if not name.startswith(PREFIX)},
+            user_attrs=own,
             system_attrs={name: each for name, each in trial.system_attrs.items() if name.startswith("constraints")},
             intermediate_values=trial.intermediate_values,
         )
         fitted.datetime_start, fitted.datetime_complete = trial.datetime_start, trial.datetime_complete
         return fitted
 
+    def _check_arguments(self, earlier: Mapping[str, Any]) -> None:
+        """Check that arguments which the study of an earlier search has noted are those of this search."""
+        fixed = self.space.fixed_values()
+        for name, value in earlier.items():
+            if name in fixed and not same(fixed[name], value):
+                raise _DoesNotFit(f"their search had {name}={shown(value)}, and this one has {shown(fixed[name])}")
+
     def _fitted_params(self, trial: FrozenTrial, ordinals: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         space, fixed = self.space, self.space.fixed_values()
-        params = {name: _restored(space.get(name), trial, name, ordinals.get(name)) for name in trial.params}
-        for name, value in params.items():
-            if name not in space:
-                if name not in fixed:
-                    raise _DoesNotFit(f"this search has no parameter `{name}`")
-                if not same(fixed[name], value):
-                    raise _DoesNotFit(f"`{name}` is {shown(fixed[name])} in this search")
-        searched = {name: each for name, each in params.items() if name in space}
+        searched: dict[str, Any] = {}
+        for name in trial.params:
+            marker = space.get(name) or space.declared_marker(name)
+            stored = _restored(marker, trial, name, ordinals.get(name))
+            if name in space:
+                searched[name] = stored
+            elif name not in fixed:
+                raise _DoesNotFit(f"this search has no parameter `{name}`")
+            elif not same(fixed[name], _value_of(marker, stored)):
+                raise _DoesNotFit(f"`{name}` is {shown(fixed[name])} in this search")
         try:
             active = space.active_in(searched)
         except ArgumentError as error:
             raise _DoesNotFit(str(error)) from error
         if missing := [name for name in space if name in active and name not in searched]:
             raise _DoesNotFit(f"they lack {listed(missing)}")
-        for name in active:
+        fitted = {}
+        for name in [name for name in space if name in active]:
             marker = space[name].stored
             if not domain.contains(marker, searched[name]):
                 raise _DoesNotFit(f"`{name}` lies outside of {space[name]!r}")
-        return {name: each for name, each in searched.items() if name in active}
+            fitted[name] = conversion.convert(marker, searched[name])
+        try:
+            arguments = space.fill(fitted) if self.constraints else {}
+        except RefusedPointError as error:
+            raise _DoesNotFit(str(error)) from error
+        for constraint in self.constraints:
+            if constraint.value(arguments) > 0:
+                raise _DoesNotFit(f"{constraint.name} does not allow them")
+        return fitted
 
     def _report(self, n_inserted: int, n_known: int, misfits: Mapping[str, Sequence[str]]) -> None:
         known = f", and {n_known} were there already" if n_known else ""
@@ -140,14 +184,33 @@ class WarmStarter:
         if not misfits:
             logger.info("%s", text)
             return
-        reasons = [f"{_numbers(each)}: {reason}" for reason, each in misfits.items()]
+        reasons = [f"{_numbers(each)} of {reason}" for reason, each in misfits.items()]
         n_misfits = sum(map(len, misfits.values()))
         logger.warning("%s %d do not fit, and are left out. %s.", text, n_misfits, ". ".join(reasons))
 
 
-def _are_of_one_study(one: Sequence[FrozenTrial], other: Sequence[FrozenTrial]) -> bool:
-    """Return whether the trials of two studies of one name are those of one study, which was opened twice."""
-    return bool(one and other) and one[0].datetime_start == other[0].datetime_start and one[0].params == other[0].params
+def identify(study: optuna.Study) -> str:
+    """Return an id of a study that it has in common with its copies only."""
+    if IDENTITY not in study.user_attrs:
+        study.set_user_attr(IDENTITY, uuid.uuid4().hex)
+    return str(study.user_attrs[IDENTITY])
+
+
+def _mark_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """Return the attribute that tells an inserted trial from all others."""
+    begun = trial.datetime_start.isoformat() if trial.datetime_start is not None else None
+    return {"study": study.study_name, "trial": trial.number, "begun": begun}
+
+
+def _name_of(study: optuna.Study) -> str:
+    return "a study without a name" if study.study_name.startswith("no-name-") else study.study_name
+
+
+def _value_of(marker: Suggestion | None, stored: Any) -> Any:
+    """Return the value for which Optuna stores something."""
+    with contextlib.suppress(ValueError):
+        return marker.from_stored(stored) if marker is not None else stored
+    return stored
 
 
 def _restored(marker: Suggestion | None, trial: FrozenTrial, name: str, before: Sequence[str] | None) -> Any:
@@ -181,7 +244,7 @@ def _restored(marker: Suggestion | None, trial: FrozenTrial, name: str, before: 
 
 def _numbers(trials: Sequence[str]) -> str:
     several = f" and {len(trials) - _SHOWN_NUMBERS} more" if len(trials) > _SHOWN_NUMBERS else ""
-    return f"Trial {', '.join(trials[:_SHOWN_NUMBERS])}{several}"
+    return f"Trial{'s' if len(trials) > 1 else ''} {', '.join(trials[:_SHOWN_NUMBERS])}{several}"
 
 
 def studies_of(source: WarmStart) -> Iterator[optuna.Study]:

@@ -45,7 +45,9 @@ def simulate(
     seed: int = 0,
     **kwargs: Any,
 ) -> Simulation:
-    """Run a search on a virtual clock. The same call gives the same result.
+    """Run a search on a virtual clock.
+
+    The same call gives the same result, unless the sampler is an object that was made without a seed.
 
     The search is the real one: its sampler, pruner, retries, limits, delay and callbacks work as always. Only the
     trials are made up, and no time passes while they run. The study is in memory.
@@ -71,7 +73,8 @@ def simulate(
     >>> from optuna_flyte_dsl import Float, Minimize, optimize
     >>> @optimize(n_trials=1000, concurrency=50)
     ... def train(lr: Float(1e-5, 1e-1, log=True)) -> Minimize: ...
-    >>> simulation = simulate(train, durations=3600, outcomes=lambda lr: (lr - 0.01) ** 2, sampler=RandomSampler())
+    >>> outcomes = lambda lr: (lr - 0.01) ** 2
+    >>> simulation = simulate(train, durations=3600, outcomes=outcomes, sampler=optuna.samplers.RandomSampler)
     >>> print(simulation)
     1000 trials (1000 COMPLETE) in 20:00:00, with 100% of 50 slots in use
     """

@@ -13,7 +13,6 @@ from typing import Any
 
 from optuna_flyte_dsl._threads import Threads
 
-
 _RESOLUTION = time.get_clock_info("monotonic").resolution  # asyncio's
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -92,6 +93,14 @@ def test_a_difference_is_told_in_words():
     assert lines[0] == "needed: a value that a call must give, which is new"
     assert "y: Integer(0, 1), which is new" in lines
     assert "model.Forest.n_trees: gone, was Integer(10, 500) when model is 'Forest'" in lines
+
+
+def test_spaces_with_arrays_are_compared():
+    def array(x: Float(0, 1), w: object = None): ...
+
+    one, other = (SearchSpace.of(array).bind(w=np.arange(size)) for size in (3, 4))
+    assert one != other
+    assert one == SearchSpace.of(array).bind(w=one.arguments["w"])
 
 
 def test_other_types_are_a_difference():

@@ -85,6 +85,105 @@ def test_a_storage_is_a_source(tmp_path, kind):
     assert len(warm(search(train, source, storage=source, study_name="one"))) == 2  # not those of its own
 
 
+def test_a_search_that_begins_with_its_own_storage_every_night_does_not_grow(tmp_path):
+    storage = str(tmp_path / "nights.journal")
+    nightly = train.with_options(storage=storage, n_trials=4)
+    nightly.run_sync()
+    for night in range(1, 4):  # each has a study of its own, with copies of all earlier trials
+        study = nightly.with_options(warm_start=storage, seed=night).run_sync()
+        assert (len(warm(study)), len(study.trials)) == (4 * night, 4 * night + 4)
+    twice = search(train, [train.run_sync()] * 2)
+    assert len(warm(twice)) == 6
+
+
+def test_a_warm_start_that_was_cut_off_is_completed(tmp_path, monkeypatch):
+    options = {"resume": True, "n_trials": 4}
+    old, new = str(tmp_path / "old.journal"), str(tmp_path / "new.journal")
+    train.with_options(storage=old, **{**options, "n_trials": 10}).run_sync()
+    add, n_added = optuna.Study.add_trial, 0
+
+    def cut_off(self, trial):
+        nonlocal n_added
+        n_added += 1
+        if n_added > 3:
+            raise KeyboardInterrupt
+        add(self, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "add_trial", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            search(train, old, storage=new, **options)
+    study = search(train, old, storage=new, **options)
+    assert (len(warm(study)), len(study.trials)) == (10, 14)
+    train.with_options(storage=old, **{**options, "n_trials": 12}).run_sync()
+    assert len(warm(search(train, old, storage=new, **options))) == 12
+
+
+def test_trials_of_two_studies_of_one_name_are_told_apart(tmp_path):
+    options = {"resume": True, "n_trials": 4}
+    for name in "ac":
+        train.with_options(storage=str(tmp_path / f"{name}.journal"), **options).run_sync()
+    new = str(tmp_path / "b.journal")
+    search(train, str(tmp_path / "a.journal"), storage=new, **options)
+    assert len(warm(search(train, str(tmp_path / "c.journal"), storage=new, **options))) == 8
+
+
+def test_what_the_new_search_does_not_allow_does_not_fit(tmp_path, caplog):
+    earlier = train.run_sync()
+    study = search(train, earlier, constraints=[lambda x: 0.5 - x])
+    assert all(trial.params["x"] >= 0.5 for trial in study.trials)
+    assert "of a study without a name: `constraints[0]`" in caplog.text
+
+    @optimize(n_trials=2, progress=False)
+    def limited(x: Float(0, 1), n: Integer(1, 9)) -> tuple[Minimize, Constraint]:
+        return x, 0.5 - x
+
+    assert warm(search(limited, earlier)) == []
+    assert "they do not have 1 constraint, as the results of this search" in caplog.text
+
+    @optimize(n_trials=3, progress=False, storage=str(tmp_path / "a.journal"), resume=True)
+    def fitted(x: Float(0, 1), data: str = "wine") -> Minimize:
+        return x
+
+    fitted.run_sync(data="digits")
+    study = fitted.with_options(storage=None, resume=False, warm_start=str(tmp_path / "a.journal")).run_sync()
+    assert warm(study) == []
+    assert "their search had data='digits', and this one has 'wine'" in caplog.text
+
+
+def test_a_value_that_the_new_search_fixes_is_compared_as_a_value():
+    @optimize(n_trials=8, progress=False, seed=1)
+    def named(x: Float(0, 1), k: Category({"small": (1, 1), "large": (2, 2)}), size: Ordinal([16, 32])) -> Minimize:
+        return x
+
+    earlier = named.run_sync()
+    study = asyncio.run(named.with_options(warm_start=earlier)(k="small", size=32))
+    fitting = [trial for trial in earlier.trials if (trial.params["k"], trial.params["size"]) == ("small", 1)]
+    assert fitting
+    assert [trial.params for trial in warm(study)] == [{"x": trial.params["x"]} for trial in fitting]
+
+
+def test_an_earlier_float_becomes_the_int_that_the_parameter_is():
+    earlier = optuna.create_study()
+    floats = {"x": optuna.distributions.FloatDistribution(0, 1), "n": optuna.distributions.FloatDistribution(0, 9)}
+    earlier.add_trial(optuna.trial.create_trial(value=-1, params={"x": 0.5, "n": 3.0}, distributions=floats))
+    study = search(train, earlier)
+    assert type(train.best(study)["n"]) is int
+
+
+def test_points_that_were_tried_before_are_not_tried_again():
+    ran = []
+
+    @optimize(n_trials=9, progress=False, duplicates="resample", stop_when_exhausted=True)
+    def small(n: Integer(1, 4)) -> Minimize:
+        ran.append(n)
+        return float(n)
+
+    earlier = small.with_options(n_trials=2).run_sync()
+    search(small, earlier)
+    assert sorted(ran) == [1, 2, 3, 4]
+
+
 def test_what_does_not_fit_is_counted_and_named(caplog):
     earlier = optuna.create_study(study_name="old")
     space = {"x": optuna.distributions.FloatDistribution(0, 5), "n": optuna.distributions.IntDistribution(1, 9)}
@@ -99,7 +198,7 @@ def test_what_does_not_fit_is_counted_and_named(caplog):
     assert [trial.params for trial in warm(study)] == [{"x": 0.5, "n": 2}]
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.getMessage() == (
-        "`train` begins with 1 earlier trial. 4 do not fit, and are left out. Trial 1 of old, 2 of old: `x` lies "
+        "`train` begins with 1 earlier trial. 4 do not fit, and are left out. Trials 1, 2 of old: `x` lies "
         "outside of Float(0, 1). Trial 3 of old: this search has no parameter `y`. Trial 4 of old: they lack `n`."
     )
 
@@ -118,7 +217,7 @@ def test_studies_with_other_directions_do_not_fit(caplog):
         return x
 
     assert warm(search(train, other.run_sync())) == []
-    assert "their study has the directions maximize, and this one minimize" in caplog.text
+    assert "its directions are maximize, and those of this search minimize" in caplog.text
 
 
 def test_choices_of_an_ordinal_are_found_by_their_labels():

@@ -37,6 +37,15 @@ def write(signature: DeclaredSignature, bound: Mapping[str, Any]) -> tuple[dict[
     Args:
         bound: The arguments of calls, by path.
     """
+    try:
+        return _write(signature, bound)
+    except RecursionError as error:
+        raise InvalidSpaceError(
+            f"The space of `{signature.objective}` has an argument that is nested too deep, or holds itself. Pass less."
+        ) from error
+
+
+def _write(signature: DeclaredSignature, bound: Mapping[str, Any]) -> tuple[dict[str, Any], References]:
     writer = Writer()
     data: dict[str, Any] = {"version": VERSION, "objective": signature.objective}
     if signature.strict:
@@ -116,6 +125,15 @@ def read(
         InvalidSpaceError: If the data does not describe a space, or not one of the objective.
         ArgumentError: If the objective does not have a parameter.
     """
+    try:
+        return _read(data, references, origin)
+    except RecursionError as error:
+        raise InvalidSpaceError("The space is nested too deep to be read. Write it flatter.") from error
+
+
+def _read(
+    data: Any, references: References, origin: DeclaredSignature | None
+) -> tuple[DeclaredSignature, dict[str, Any]]:
     top = mapping(data, "the space itself", "a search space")
     check_keys(top, _TOP, "the space itself")
     if top.get("version", VERSION) != VERSION:
@@ -136,12 +154,16 @@ def read(
         )
     else:
         for name in written:
-            if name not in origin.parameters and not origin.is_open:
-                raise unknown_parameter(origin.objective, name, origin.parameters)
+            if name not in origin.paths and not origin.is_open:
+                raise unknown_parameter(origin.objective, name, origin.paths)
     reader = _DeclarationReader(references, origin.objective, origin.strict)
     parameters = dict(origin.parameters)
     for name, each in written.items():
-        parameters[name] = reader.declaration(each, name, origin.parameters.get(name))
+        declared = reader.declaration(each, name, origin.paths.get(name))
+        root = name.partition(".")[0]
+        if name not in parameters and root in parameters:  # the path of a field
+            name, declared = root, parameters[root].replaced(root, name, declared)
+        parameters[name] = declared
     given = {path: reader.value(value, path) for path, value in arguments.items()}
     return dataclasses.replace(origin, parameters=parameters), given
 
@@ -176,7 +198,9 @@ class _DeclarationReader(Reader):
         default = origin.default if origin is not None else NO_TYPE
         if "default" in beside and beside["default"] != _MADE_ANEW:
             default = self.value(beside["default"], path)
-        condition = self.condition(beside["when"], path) if "when" in beside else None
+        condition = origin.condition if origin is not None else None
+        if "when" in beside:
+            condition = None if beside["when"] is None else self.condition(beside["when"], path)
         if origin is not None:
             if marker is not None:
                 marker = origin.accept(self.objective, path, marker, is_task=self.is_task)

@@ -36,8 +36,7 @@ class _Loader(yaml.SafeLoader):
         """Refuse an alias, whose content could be huge."""
         if self.check_event(yaml.AliasEvent):
             raise InvalidSpaceError(
-                f"The YAML of a space must have no aliases, but line {parent.start_mark.line + 1} has one. "
-                "Write what it stands for."
+                "The YAML of a space must have no aliases, but this one has. Write what it stands for."
             )
         return super().compose_node(parent, index)
 
@@ -104,9 +103,9 @@ def from_json(text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except ValueError as error:
-        if isinstance(error, InvalidSpaceError):
-            raise
+    except InvalidSpaceError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InvalidSpaceError(f"The space is not written in JSON: {error}") from error
 
 
@@ -118,8 +117,10 @@ def from_yaml(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidSpaceError(f"The space is not written in YAML: {error}") from error
+    except InvalidSpaceError:
+        raise
+    except Exception as error:  # PyYAML lets errors of all kinds through, as for `!!bool maybe`
+        raise InvalidSpaceError(f"The space is not written in YAML: {error or type(error).__name__}") from error
 
 
 def save(data: Any, path: str | os.PathLike[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
 from typing import Any
@@ -31,28 +32,48 @@ class References:
             where: The place of the object in the space, such as `activation: relu`.
         """
         name = where
-        if isinstance(thing, type | types.FunctionType | types.BuiltinFunctionType):
+        if _is_named(thing):
             name = f"{thing.__module__}:{thing.__qualname__}"
             if self._objects.get(name, thing) is not thing:  # another class of the same name, as a factory makes them
-                name = f"{name} at {where}"
-        self._objects[name] = thing
-        return name
+                name = where
+        for number in itertools.count(2):
+            if self._objects.setdefault(name, thing) is thing:
+                return name
+            name = f"{where} #{number}"
+        raise AssertionError
 
     def find(self, name: Any) -> Any:
         """Return the object that has a name.
 
+        A class or a function is also found if its module has another name there: a script is called `__main__`.
+
         Raises:
             InvalidSpaceError: If there is no such object.
         """
-        if isinstance(name, str) and name in self._objects:
-            return self._objects[name]
-        module, _, path = name.partition(":") if isinstance(name, str) else ("", "", "")
-        found: Any = sys.modules.get(module)
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        if not isinstance(found, type | types.FunctionType | types.BuiltinFunctionType):
-            raise InvalidSpaceError(
-                f"The space names the object {shown(name)}, which is not known here. Import the module that defines "
-                "it, or give the objective, as in `SearchSpace.from_dict(data, train)`."
-            )
-        return found
+        if isinstance(name, str):
+            if name in self._objects:
+                return self._objects[name]
+            module, _, path = name.partition(":")
+            alike = [each for key, each in self._objects.items() if key.partition(":")[2] == path and _is_named(each)]
+            found = alike[0] if len(alike) == 1 else _imported(module, path)
+            if isinstance(found, _IMPORTABLE):
+                return found
+        raise InvalidSpaceError(
+            f"The space names the object {shown(name)}, which is not known here. Import the module that defines it, or "
+            "give the objective that has it, as in `SearchSpace.from_dict(data, train)`."
+        )
+
+
+_IMPORTABLE = (type, types.FunctionType, types.BuiltinFunctionType)
+
+
+def _is_named(thing: Any) -> bool:
+    return isinstance(thing, _IMPORTABLE) and "<" not in thing.__qualname__
+
+
+def _imported(module: str, path: str) -> Any:
+    """Return what an imported module has under a path; `None` if there is no such thing. No code of the module runs."""
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = vars(found).get(part) if isinstance(found, type | types.ModuleType) else None
+    return found

@@ -55,7 +55,10 @@ def _read(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_read(left), _read(right)]  # noqa: UP007 - the members are known at run time only
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
-            return Literal[ast.literal_eval(inner)]
+            literal: Any = Literal.__getitem__(ast.literal_eval(inner))
+            if type_text(literal) is None:
+                raise ValueError(ast.dump(inner))
+            return literal
         case ast.Subscript(value=outer, slice=ast.Tuple(elts=elements)):
             return _read(outer)[tuple(map(_read, elements))]
         case ast.Subscript(value=outer, slice=inner):

@@ -50,7 +50,7 @@ class Writer:
         """
         if value is None or type(value) in (bool, int, str):
             return value
-        if isinstance(value, enum.Enum):
+        if isinstance(value, enum.Enum) and type(value).__members__.get(value.name) is value:
             return {"$enum": f"{self.references.name_of(type(value), where)}.{value.name}"}
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
@@ -76,7 +76,12 @@ class Writer:
 
     def marker(self, marker: Suggestion, where: str) -> dict[str, Any]:
         """Return a marker as plain data."""
-        kind = next(kind for kind, each in MARKERS.items() if each is type(marker))
+        kind = next((kind for kind, each in MARKERS.items() if each is type(marker)), None)
+        if kind is None:
+            raise InvalidSpaceError(
+                f"`{where}`: the marker {shown(marker)} is of the class {type(marker).__name__}, which no file can "
+                "name. Use a marker of this library."
+            )
         written: dict[str, Any] = {"kind": kind}
         match marker:
             case Float() | Integer():
@@ -87,7 +92,8 @@ class Writer:
             case Repeated():
                 written |= {"item": self.marker(marker.item, where), "length": marker.length}
             case Category():
-                is_named = marker.names is not None and not all(isinstance(each, enum.Enum) for each in marker.choices)
+                own = tuple(each.name if isinstance(each, enum.Enum) else None for each in marker.choices)
+                is_named = marker.names is not None and marker.names != own
                 labels = marker.names if is_named and marker.names is not None else range(len(marker.choices))
                 places = [f"{where}: {label}" for label in labels]
                 choices = list(map(self.value, marker.choices, places))
@@ -162,7 +168,7 @@ class Reader:
         """
         given = dict(mapping(data, where, "a marker"))
         kind = given.pop("kind", None)
-        if kind not in MARKERS:
+        if not isinstance(kind, str) or kind not in MARKERS:
             kinds = (*MARKERS, *others)
             raise InvalidSpaceError(
                 f"The space: `{where}`: `kind` must be one of {', '.join(kinds)}, but got {shown(kind)}."
@@ -196,6 +202,8 @@ class Reader:
             return NotThat(self.condition(given["not"], where))
         check_keys(given, {"parameter", "values", "gt", "ge", "lt", "le"}, where)
         values = self.value(given.pop("values", []), where)
+        if not isinstance(values, list):
+            raise InvalidSpaceError(f"The space: `{where}`: `values` must be a list, but got {shown(values)}.")
         try:
             return When(given.pop("parameter", ""), *values, **given)
         except (InvalidMarkerError, InvalidMarkerTypeError, TypeError) as error:

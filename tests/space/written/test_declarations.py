@@ -136,6 +136,94 @@ def test_a_read_space_is_as_useful_as_the_declared_one():
         again.bind(n_layers=9)
 
 
+class Plain:
+    def __init__(self, number):
+        self.number = number
+
+
+NETS = [Plain(number) for number in range(3)]
+
+
+def test_several_objects_in_one_place_are_told_apart():
+    def objective(
+        net: Category(dict(zip("abc", NETS, strict=True))),
+        y: Annotated[Any, Category(["x"]), When("net", NETS[0], NETS[1])] = NETS[2],
+        z: Any = None,
+    ): ...
+
+    space = SearchSpace.of(objective).bind(z={NETS[0]: 1, NETS[1]: 2})
+    again = SearchSpace.from_dict(space.to_dict(), space)
+    assert again == space
+    assert again.conditions["y"].holds({"net": NETS[0]})
+    assert again.fixed_values()["z"] == {NETS[0]: 1, NETS[1]: 2}
+
+
+def test_a_function_without_a_name_of_its_own_is_found_by_its_place():
+    def before(act: Category({"relu": lambda x: max(x, 0), "same": lambda x: x})): ...
+
+    def after(
+        norm: Category({"n": lambda _: 0, "m": lambda _: 1}),
+        act: Category({"relu": lambda x: max(x, 0), "same": lambda x: x}),
+    ): ...
+
+    text = SearchSpace.of(before).to_yaml()
+    assert "lambda" not in text
+    space = SearchSpace.from_yaml(text, after)
+    assert space.fill({"norm": "n", "act": "relu"})["act"](5) == 5
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+def test_members_under_other_names_keep_their_names():
+    def objective(
+        kind: Category({"small": Kind.SMALL, "large": Kind.LARGE}),
+        access: Category({"read": Access.READ, "both": Access.READ | Access.WRITE}),
+    ): ...
+
+    space = SearchSpace.of(objective)
+    assert SearchSpace.from_yaml(space.to_yaml(), objective) == space
+
+
+def test_a_file_that_says_nothing_of_a_condition_keeps_it():
+    def objective(kernel: Category(["a", "b"]), gamma: Annotated[float, Float(0, 1), When("kernel", "a")] = 0.5): ...
+
+    narrow = {"kind": "float", "low": 0, "high": 0.5}
+    space = SearchSpace.from_dict({"parameters": {"gamma": narrow}}, objective)
+    assert space == SearchSpace.of(objective).replace(gamma=Float(0, 0.5))
+    assert not SearchSpace.from_dict({"parameters": {"gamma": {**narrow, "when": None}}}, objective).conditions
+
+
+def test_a_field_is_named_by_its_path():
+    entry = {"kind": "integer", "low": 10, "high": 20}
+    space = SearchSpace.from_dict({"parameters": {"single.n_trees": entry}}, everything)
+    assert space == SPACE.replace(**{"single.n_trees": Integer(10, 20)})
+
+
+def test_a_class_is_found_although_its_script_had_another_name():
+    text = SPACE.to_yaml().replace(f"{__name__}:", "__main__:")
+    assert SearchSpace.from_yaml(text, everything) == SPACE
+
+
+def test_reading_does_not_run_what_a_module_does_for_a_missing_name():
+    import concurrent.futures  # has a `__getattr__` that imports
+
+    assert concurrent.futures
+    choices = {"a": {"$reference": "concurrent.futures:ProcessPoolExecutor.none"}}
+    with pytest.raises(InvalidSpaceError, match="which is not known here"):
+        SearchSpace.from_dict({"parameters": {"x": {"kind": "category", "choices": choices}}})
+
+
+def test_what_cannot_be_written_is_named():
+    class Own(Float):
+        pass
+
+    with pytest.raises(InvalidSpaceError, match="is of the class Own, which no file can name"):
+        SPACE.bind(anything=[Own(0, 1)]).to_dict()
+
+
 def test_the_text_is_one_that_people_can_read_and_change():
     def train(lr: Float(1e-5, 1e-1, log=True), kind: Category(["no", "1e5"]), data: str = "wine") -> float: ...
 
@@ -168,6 +256,9 @@ FAULTS = [
     ({"parameters": {}, "version": 2}, "has the version 2, but this library reads the version 1"),
     ({"parametres": {}}, "has the key `parametres`, but only .* Did you mean `parameters`?"),
     ({}, "lacks `parameters`, a dict of the parameters by name"),
+    ({"parameters": {"x": {**X, "kind": ["float"]}}}, "`x`: `kind` must be one of"),
+    ({"parameters": {"x": {**X, "type": "Literal[[1]]"}}}, "`x`: `type` must be a type"),
+    ({"parameters": {"x": {**X, "when": {"parameter": "y", "values": "bc"}}}}, "`values` must be a list, but got 'bc'"),
     ({"parameters": {"x": 3}}, "`x`: a parameter must be a dict, but got 3"),
     ({"parameters": {"x": {"kind": "flaot"}}}, "`x`: `kind` must be one of float, .*'flaot'. Did you mean `float`"),
     ({"parameters": {"x": {"low": 1}}}, "`x`: `kind` must be one of float, .* but got None"),

@@ -68,7 +68,12 @@ def test_a_saved_space_can_be_loaded(tmp_path, name):
         ("space.json", '{"a": 1, "a": 2}', "has the key 'a' twice"),
         ("space.yaml", "{", "is not written in YAML"),
         ("space.yaml", "a: 1\na: 2", "has the key 'a' twice"),
-        ("space.yaml", "a: &x [1]\nb: *x", "must have no aliases, but line 1 has one"),
+        ("space.yaml", "a: &x [1]\nb: *x", "must have no aliases, but this one has"),
+        ("space.yaml", "*x", "must have no aliases"),
+        ("space.yaml", "a: !!bool maybe", "is not written in YAML"),
+        ("space.yaml", "a: !!timestamp foo", "is not written in YAML"),
+        ("space.yaml", "a: !!int x", "is not written in YAML"),
+        ("space.json", "[" * 100_000, "is not written in JSON"),
         ("space.yaml", "a: !!python/object/apply:os.getcwd []", "is not written in YAML"),
     ],
 )
