@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from optuna_flyte_dsl._text import did_you_mean, printable
-from optuna_flyte_dsl.errors import InvalidObjectiveError, OptunaFlyteError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidObjectiveError, OptunaFlyteError
 from optuna_flyte_dsl.session_attributes import SessionAttributes
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.space.written import files
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = _parser().parse_args(arguments)
     try:
-        values = dict(_value(each) for each in given.values)
+        values = _values(given.values)
         if given.space is not None:
             values["space"] = given.space
         search = load_search(given.file, given.name)
@@ -88,11 +88,16 @@ def load_search(file: str, name: str) -> SessionAttributes:
     )
 
 
-def _value(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise InvalidObjectiveError(f"An argument must be written as `name=value`, but got {text!r}.")
-    return name, files.from_yaml(value)
+def _values(texts: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise ArgumentError(f"An argument must be written as `name=value`, but got {text!r}.")
+        if name in values:
+            raise ArgumentError(f"`{name}` was given twice. Give it once.")
+        values[name] = files.from_yaml(value)
+    return values
 
 
 def _written(space: SearchSpace, form: str) -> str:

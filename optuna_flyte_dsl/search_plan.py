@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import math
 import os
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GridSampler
 
+from optuna_flyte_dsl._compat.optuna import grid_size
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import RefusedPointError
 from optuna_flyte_dsl.options import Options
@@ -29,7 +30,7 @@ from optuna_flyte_dsl.space.space_text import Branch
 _MANY_DECADES = 4  # a range of so many powers of ten is to be searched by its logarithm
 _RANDOM_POINTS = 1000  # drawn to see how many points the constraints allow
 _FEW_ALLOWED = 0.05
-_EXHAUSTIVE = ("GridSampler", "BruteForceSampler")
+_EXHAUSTIVE = ("GridSampler", "BruteForceSampler")  # they end a search by themselves
 _WITHOUT_CHOICES = ("CmaEsSampler",)
 _WITHOUT_CONDITIONS = ("CmaEsSampler", "GPSampler")
 _WITHOUT_LEARNING = ("RandomSampler", "QMCSampler", *_EXHAUSTIVE)
@@ -39,6 +40,8 @@ _WITHOUT_LEARNING = ("RandomSampler", "QMCSampler", *_EXHAUSTIVE)
 class Plan:
     """What a search would do. `print(plan)` shows all of it; a plan runs no trial, and opens no storage.
 
+    What depends on a storage, or on a study that a function makes, is not checked.
+
     Attributes:
         objective: The name of the objective.
         n_trials: The number of trials that the call would run; with `resume`, the total of the study.
@@ -47,11 +50,13 @@ class Plan:
         n_points: The number of points of the space: an int, or infinity. Infinity too if the objective samples by
             itself.
         expected_duplicates: How many trials would repeat a point that another trial has, on average, if each point were
-            drawn uniformly at random. A sampler that learns repeats good points more often.
+            drawn uniformly at random. A sampler that learns repeats good points more often. With
+            `duplicates="resample"`, only as many as there are too few points.
         directions: "minimize" or "maximize" for each objective; with an objective's name in front, if it has one.
         sampler: The name of the sampler's class.
         pruner: The name of the pruner's class; `None` if the objective cannot report.
         storage: Where the study is kept, without passwords.
+        warm_start: The earlier trials with which the search begins, in words; `None` if it begins with none.
         engine: Where the trials run.
         limits: The limits of time, failures and pace that are set, in words.
         warnings: What looks wrong, each with the cure.
@@ -67,6 +72,7 @@ class Plan:
     sampler: str
     pruner: str | None
     storage: str
+    warm_start: str | None
     engine: str
     limits: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -80,6 +86,7 @@ class Plan:
             Branch(f"sampler: {self.sampler}"),
             Branch(f"pruner: {self.pruner or 'none, because the objective cannot report'}"),
             Branch(f"storage: {self.storage}"),
+            *([Branch(f"begins with: {self.warm_start}")] if self.warm_start is not None else []),
             Branch(f"trials run: {self.engine}"),
             Branch("limits", tuple(map(Branch, self.limits))) if self.limits else Branch("limits: none"),
             Branch("looks wrong", tuple(map(Branch, self.warnings)))
@@ -90,7 +97,7 @@ class Plan:
         return "\n".join(Branch(head, tuple(branches)).lines())
 
     def _duplicates_text(self) -> str:
-        if math.isinf(self.n_points):
+        if not self.expected_duplicates:
             return "none to be expected"
         return f"about {self.expected_duplicates:.0f} of {self.n_trials}, if points were drawn at random"
 
@@ -136,11 +143,12 @@ def make_plan(options: Options, objective: Objective, space: SearchSpace, cluste
         concurrency=options.concurrency,
         space=space,
         n_points=n_points,
-        expected_duplicates=expected_duplicates(n_points, options.n_trials),
+        expected_duplicates=_repeated(options, n_points, sampler),
         directions=tuple(f"{name}: {word}" if name else word for name, word in zip(names, words, strict=True)),
         sampler=sampler,
         pruner=_pruner_name(options, objective),
         storage=_storage_text(options, objective, cluster),
+        warm_start=_warm_start_text(options),
         engine=cluster or _local_engine(options, objective),
         limits=tuple(_limits(options)),
         warnings=tuple(_warnings(options, objective, space, n_points, sampler, cluster)),
@@ -151,13 +159,23 @@ def _given_directions(options: Options) -> Sequence[Any] | None:
     return options.study.directions if isinstance(options.study, optuna.Study) else options.given_directions
 
 
+def _repeated(options: Options, n_points: float, sampler: str) -> float:
+    if sampler in _EXHAUSTIVE:
+        return 0.0
+    if options.duplicates == "resample":
+        return 0.0 if options.stop_when_exhausted else max(0.0, options.n_trials - n_points)
+    return expected_duplicates(n_points, options.n_trials)
+
+
 def _class_name(given: Any, usual: str) -> str:
     """Return the name of the class that an option gives: as an object, as the class, or by a function."""
     if given is None:
         return usual
     if isinstance(given, BaseSampler | BasePruner):
         return type(given).__name__
-    return str(getattr(given, "__name__", None) or shown(given))
+    if isinstance(given, functools.partial):
+        return _class_name(given.func, usual)
+    return given.__name__ if isinstance(given, type) else f"what {shown(given)} makes"
 
 
 def _sampler_name(options: Options) -> str:
@@ -182,11 +200,37 @@ def _storage_text(options: Options, objective: Objective, cluster: str | None) -
         return f"a study that {shown(options.study)} makes"
     if storage is None:
         return "memory, so that the study ends with this process" if cluster is None else f"memory or {cluster}"
-    text = re.sub(r"//[^@/]*@", "//...@", os.fspath(storage)) if isinstance(storage, str | os.PathLike) else ""
+    text = _place_of(os.fspath(storage)) if isinstance(storage, str | os.PathLike) else ""
     name = options.study_name or (objective.name if options.resume else None)
     study = f"the study `{name}`" if name is not None else "a new study"
     total = "; `n_trials` is its total" if options.resume else ""
     return f"{study} in {text or type(storage).__name__}{total}"
+
+
+def _place_of(storage: str) -> str:
+    """Return the address of a storage, without its user, its password and its options."""
+    if "://" not in storage:
+        return storage
+    import sqlalchemy  # loaded late: not every plan needs it
+
+    try:
+        url = sqlalchemy.make_url(storage)
+        return f"{url.drivername}://{url.host or ''}/{url.database or ''}"
+    except Exception:  # noqa: BLE001 - the search names what is wrong with the URL
+        return f"{storage.partition('://')[0]}://..."
+
+
+def _warm_start_text(options: Options) -> str | None:
+    source = options.warm_start
+    if source is None:
+        return None
+    texts = []
+    for each in source if isinstance(source, list | tuple) else [source]:
+        if isinstance(each, optuna.Study):
+            texts.append(f"the study `{each.study_name}`")
+        else:
+            texts.append(_place_of(os.fspath(each)) if isinstance(each, str | os.PathLike) else type(each).__name__)
+    return f"the trials that fit of {', '.join(texts)}"
 
 
 def _local_engine(options: Options, objective: Objective) -> str:
@@ -239,7 +283,7 @@ def _space_warnings(space: SearchSpace) -> Iterator[str]:
     for name, marker in space.items():
         if isinstance(marker, Float | Integer) and not marker.log and marker.low > 0:
             decades = math.log10(marker.high) - math.log10(marker.low)
-            if decades >= _MANY_DECADES and marker.step in (None, 1):
+            if decades >= _MANY_DECADES and marker.step == (1 if isinstance(marker, Integer) else None):
                 yield (
                     f"`{name}`: {marker!r} spans {decades:.0f} powers of ten, and nine of ten points lie in the "
                     f"last one. Write `{dataclasses.replace(marker, log=True)!r}`."
@@ -248,9 +292,9 @@ def _space_warnings(space: SearchSpace) -> Iterator[str]:
             continue
         if len(marker.choices) == 1:
             yield f"`{name}`: {marker!r} has a single choice, so there is nothing to search. Add one, or fix it."
-        is_ordinal = isinstance(marker, Ordinal)
-        numbers = [each for each in marker.choices if isinstance(each, int | float) and not isinstance(each, bool)]
-        if not is_ordinal and len(numbers) == len(marker.choices) > 2 and sorted(numbers) == numbers:
+        numbers = [each for each in marker.choices if type(each) in (int, float)]
+        is_plain = marker.names is None and not isinstance(marker, Ordinal)
+        if is_plain and len(numbers) == len(marker.choices) > 2 and sorted(numbers) == numbers:
             yield (
                 f"`{name}`: a sampler does not know that the choices of {marker!r} are numbers in an order. Write "
                 f"`Ordinal({numbers!r})`."
@@ -268,15 +312,21 @@ def _size_warnings(options: Options, n_points: float, sampler: str) -> Iterator[
             f"{concurrency} of the {n_trials} trials start before any has ended, so that the sampler learns from few "
             "of them. Lower `concurrency`, or raise `n_trials`."
         )
-    if n_points < n_trials and options.duplicates == "allow" and not options.stop_when_exhausted:
+    if (
+        n_points < n_trials
+        and options.duplicates == "allow"
+        and not options.stop_when_exhausted
+        and sampler not in _EXHAUSTIVE
+    ):
         yield (
             f"The space has {counted(int(n_points), 'point')}, fewer than the {n_trials} trials, so that some repeat "
             'others. Write `stop_when_exhausted=True` and `duplicates="resample"`, or lower `n_trials`.'
         )
-    if sampler in _EXHAUSTIVE and n_trials < n_points < math.inf:
+    size = grid_size(options.sampler) if isinstance(options.sampler, GridSampler) else n_points
+    if sampler in _EXHAUSTIVE and n_trials < size < math.inf:
         yield (
-            f"{sampler} goes through all of the {int(n_points)} points in an order of its own, and {n_trials} trials "
-            f"see {n_trials / n_points:.1%} of them. Raise `n_trials`, widen the steps, or take another sampler."
+            f"{sampler} goes through all of its {int(size)} points in an order of its own, and {n_trials} trials see "
+            f"{n_trials / size:.1%} of them. Raise `n_trials`, widen the steps, or take another sampler."
         )
 
 
@@ -287,7 +337,8 @@ def _sampler_warnings(options: Options, space: SearchSpace, sampler: str) -> Ite
     if sampler in _WITHOUT_CONDITIONS and space.conditions:
         name = next(iter(space.conditions))
         yield f"{sampler} draws `{name}` at random, because it is not always active. Take a TPESampler."
-    if options.seed is not None and options.concurrency > 1 and not options.deterministic:
+    learns = sampler not in _WITHOUT_LEARNING
+    if options.seed is not None and options.concurrency > 1 and not options.deterministic and learns:
         yield (
             f"With `seed={options.seed}` and {options.concurrency} trials at once, what is tried depends on which "
             "trial ends first. Write `deterministic=True`, or `concurrency=1`, for a search that repeats exactly."

@@ -11,7 +11,7 @@ import optuna
 
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._run_sync import wait_for
-from optuna_flyte_dsl._text import did_you_mean
+from optuna_flyte_dsl._text import did_you_mean, nearest
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search_plan import Plan
@@ -173,7 +173,7 @@ class SessionAttributes:
                 `train.with_options(...)`. A name that both have is the objective's.
 
         Raises:
-            OptunaFlyteError: The error that the call would raise before its first trial.
+            OptunaFlyteError: The error that the call would raise before it opens its storage.
 
         >>> from optuna_flyte_dsl import Float, optimize
         >>> @optimize(n_trials=100, concurrency=8)
@@ -183,6 +183,10 @@ class SessionAttributes:
 `Float(1e-05, 0.1, log=True)`.
         """
         arguments, options = self.separate(kwargs)
+        for name in arguments:
+            near = nearest(name, Options.__dataclass_fields__)
+            if near is not None and name != "space" and not self.space.takes(name):
+                raise self.space.unknown_parameter(name, cure=f"the option `{near}` has a similar name")
         session = self._session.with_options(options) if options else self._session
         return session.plan(args, arguments)
 

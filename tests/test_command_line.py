@@ -74,6 +74,7 @@ def test_the_space_is_written_in_each_form(file, capsys, tmp_path):
         (["own"], "has no search called `own`; it has"),
         (["train"], "ArgumentError: `train` needs a value for `name`"),
         (["train", "name"], "An argument must be written as `name=value`, but got 'name'"),
+        (["train", "name=x", "name=y"], "`name` was given twice. Give it once."),
         (["train", "name=x", "lr=7"], "OutOfRangeError: `train`: `lr` must lie within"),
         (["train", "name=x", "--space", "none.yaml"], "InvalidSpaceError: The file of a space, 'none.yaml'"),
     ],

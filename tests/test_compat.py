@@ -321,3 +321,7 @@ def test_every_function_of_compat_has_a_test_here():
         for name, thing in vars(module).items():
             if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
                 assert f".{name}(" in tests, f"{module.__name__}.{name}"
+
+
+def test_the_size_of_a_grid_is_known():
+    assert optuna_names.grid_size(optuna.samplers.GridSampler({"x": [1, 2, 3], "y": [0, 1]})) == 6

@@ -95,7 +95,7 @@ def test_a_plan_names_directions_and_storages():
 
     plan = two.plan()
     assert plan.directions == ("minimize", "maximize")
-    assert plan.storage == "the study `two` in postgresql://...@host/db; `n_trials` is its total"
+    assert plan.storage == "the study `two` in postgresql://host/db; `n_trials` is its total"
     assert plan.engine == "in worker processes of this machine"
     study = optuna.create_study(study_name="mine", sampler=optuna.samplers.RandomSampler(), direction="maximize")
 
@@ -105,6 +105,46 @@ def test_a_plan_names_directions_and_storages():
     given_study = one.plan()
     assert (given_study.storage, given_study.sampler) == ("the given study `mine`", "RandomSampler")
     assert given_study.directions == ("maximize",)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:p/ss@host/db", "postgresql://"),
+        ("postgresql://host/db?user=u&password=secret", "postgresql://host/db"),
+        ("nonsense://:::secret@", "nonsense://"),
+        ("search.journal", "search.journal"),
+    ],
+)
+def test_no_password_is_shown(url, shown):
+    plan = train.plan(storage=url)
+    assert plan.storage.startswith(f"a new study in {shown}")
+    assert "secret" not in str(plan)
+    assert "p/ss" not in str(plan)
+    assert f"begins with: the trials that fit of {shown}" in str(train.plan(warm_start=url))
+
+
+def test_a_choice_that_the_storage_cannot_keep_is_found():
+    @optimize(n_trials=20, storage="search.journal")
+    def own(x: Category([(1, 2), (3, 4)]), y: Float(0, 1)) -> Minimize: ...
+
+    with pytest.raises(InvalidOptionError, match="a storage keeps choices that are None"):
+        own.plan()
+
+
+def test_an_option_with_a_similar_name_is_named():
+    with pytest.raises(ArgumentError, match=r"no parameter `n_trails`.*the option `n_trials` has a similar name"):
+        train.plan(n_trails=3)
+
+
+def test_duplicates_are_expected_as_the_options_say():
+    @optimize(n_trials=50)
+    def own(x: Integer(1, 20), y: Integer(1, 2)) -> Minimize: ...
+
+    assert own.plan().expected_duplicates > 10
+    assert own.plan(duplicates="resample").expected_duplicates == 10
+    assert own.plan(duplicates="resample", stop_when_exhausted=True).expected_duplicates == 0
+    assert own.plan(sampler=optuna.samplers.BruteForceSampler).expected_duplicates == 0
 
 
 def test_a_function_that_samples_by_itself_has_a_plan():
@@ -143,7 +183,11 @@ def wrong(space=None, **options):
         ({"space": {"x": Integer(1, 5)}}, "The space has 5 points, fewer than the 40 trials"),
         (
             {"space": {"x": Integer(1, 100), "y": Integer(1, 100)}, "sampler": optuna.samplers.BruteForceSampler},
-            "goes through all of the 10000 points .* 40 trials see 0.4% of them",
+            "goes through all of its 10000 points .* 40 trials see 0.4% of them",
+        ),
+        (
+            {"space": {"x": Integer(1, 100)}, "sampler": optuna.samplers.GridSampler({"x": list(range(1, 81))})},
+            "goes through all of its 80 points .* 40 trials see 50.0% of them",
         ),
         (
             {"space": {"x": Category(["a", "b"]), "y": Float(0, 1)}, "sampler": optuna.samplers.CmaEsSampler},
@@ -165,6 +209,11 @@ def test_what_is_right_is_not_named():
     assert not wrong(space={"x": Integer(1, 5)}, n_trials=9, stop_when_exhausted=True, duplicates="resample")
     assert not wrong(seed=1, concurrency=2, deterministic=True)
     assert not wrong(constraints=[lambda x: x - 0.5])
+    assert not wrong(space={"x": Float(1, 100_001, step=1)})
+    assert not wrong(space={"x": Category({"a": 1, "b": 2, "c": 3}), "y": Float(0, 1)})
+    assert not wrong(seed=1, concurrency=4, sampler=optuna.samplers.RandomSampler)
+    assert not wrong(space={"x": Integer(1, 4)}, sampler=optuna.samplers.BruteForceSampler)
+    assert not wrong(space={"x": Integer(1, 100)}, sampler=optuna.samplers.GridSampler({"x": list(range(1, 9))}))
 
 
 def test_a_sampler_that_draws_conditional_parameters_at_random_is_named():

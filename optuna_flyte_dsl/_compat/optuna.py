@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.samplers import GridSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial
 
@@ -63,6 +64,11 @@ def enqueued_params_of(trial: FrozenTrial) -> dict[str, Any] | None:
     """Return the parameters that a stored trial was enqueued with; `None` if it was not enqueued."""
     params: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
     return params
+
+
+def grid_size(sampler: GridSampler) -> int:
+    """Return the number of points of a grid sampler's own grid."""
+    return sampler._n_min_trials
 
 
 def set_enqueued_params(trial: Trial, params: Mapping[str, Any]) -> None:
