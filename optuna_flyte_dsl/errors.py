@@ -72,7 +72,7 @@ class InvalidSpaceError(OptunaFlyteError, ValueError):
 
 
 class InvalidStudyFileError(OptunaFlyteError, ValueError):
-    """Raised when a file that is given for an `optuna.Study` does not hold one study."""
+    """Raised when a file does not hold the one study that it is to hold, or no file can hold a study."""
 
 
 class RefusedPointError(OptunaFlyteError, ValueError):

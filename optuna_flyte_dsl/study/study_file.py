@@ -1,5 +1,6 @@
 """A study as a file: a journal of Optuna's, which holds all trials, attributes, directions and metric names."""
 
+import json
 import pathlib
 
 import optuna
@@ -13,7 +14,22 @@ from optuna_flyte_dsl.study.storages import open_storage
 
 
 def write_study(study: optuna.Study, path: pathlib.Path) -> None:
-    """Write a study into a new journal file. The sampler and the pruner are no part of it."""
+    """Write a study into a new journal file. The sampler and the pruner are no part of it.
+
+    Raises:
+        InvalidStudyFileError: If an attribute of the study, or of a trial, has a value that JSON does not have.
+    """
+    owners = {"the study": study.user_attrs}
+    owners |= {f"trial {trial.number}": trial.user_attrs for trial in study.get_trials(deepcopy=False)}
+    for owner, attributes in owners.items():
+        for name, value in attributes.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise InvalidStudyFileError(
+                    f"The attribute {name!r} of {owner} is {shown(value)}, which no file of Optuna's keeps: {error}. Set "
+                    "the attribute to a number, a str, or a list or a dict of such."
+                ) from error
     _copy(storage_of(study), study.study_name, JournalStorage(JournalFileBackend(str(path))))
 
 

@@ -1,7 +1,9 @@
 """`Faults`: what goes wrong in a simulated search, and how often."""
 
 import dataclasses
+import math
 import random
+from numbers import Real
 from typing import Literal, TypeAlias, get_args
 
 from optuna_flyte_dsl._text import shown
@@ -30,14 +32,16 @@ class Faults:
 
     def __post_init__(self) -> None:
         for name in get_args(Fault):
-            if not 0 <= getattr(self, name) <= 1:
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise InvalidOptionError(
                     f"Faults: `{name}` must be a probability, from 0 to 1, but got {shown(getattr(self, name))}."
                 )
         if sum(getattr(self, name) for name in get_args(Fault)) > 1:
-            raise InvalidOptionError("Faults: the probabilities must add up to at most 1.")
-        if not self.slowdown > 0:
-            raise InvalidOptionError(f"Faults: `slowdown` must be greater than 0, but got {shown(self.slowdown)}.")
+            raise InvalidOptionError("Faults: the probabilities must add up to at most 1. Lower one of them.")
+        if not _is_number(self.slowdown) or not 0 < self.slowdown < math.inf:
+            raise InvalidOptionError(
+                f"Faults: `slowdown` must be a number greater than 0, but got {shown(self.slowdown)}."
+            )
 
     def drawn(self, generator: random.Random) -> Fault | None:
         """Return the fault of an attempt."""
@@ -47,3 +51,7 @@ class Faults:
             if left < 0:
                 return name  # type: ignore[no-any-return]
         return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 from typing import Any
 
 import optuna
@@ -14,22 +15,25 @@ from optuna_flyte_dsl.session import Session
 def in_memory(session: Session, seed: int, **changes: Any) -> Session:
     """Return a session with the same search, whose study is a new one in memory, and without a progress bar.
 
+    A function that makes a study is called, for the directions, the sampler and the pruner of the study.
+
     Args:
         seed: The seed of the sampler, if the options give neither a seed nor a sampler that is made already.
         **changes: Further options.
     """
     options = session.options
-    changed: dict[str, Any] = dict.fromkeys(("study", "storage", "study_name", "warm_start"))
-    changed |= {"resume": False, "takeover": False, "progress": False}
-    if isinstance(options.study, optuna.Study):
-        changed |= {"sampler": options.study.sampler, "direction": None}
-        changed["directions"] = [each.name.lower() for each in options.study.directions]
+    changed: dict[str, Any] = dict.fromkeys(("study", "storage"))
+    changed |= {"resume": False, "takeover": False, "progress": False, "study_name": "in memory"}
+    study = options.study() if callable(options.study) else options.study
+    if isinstance(study, optuna.Study):
+        changed |= {"sampler": study.sampler, "direction": None}
+        changed["directions"] = [each.name.lower() for each in study.directions]
         if session.objective.takes_trial:
-            changed["pruner"] = options.study.pruner
+            changed["pruner"] = study.pruner
     sampler = changed.get("sampler", options.sampler)
     if isinstance(sampler, BaseSampler):
         changed["sampler"] = copy.deepcopy(sampler)  # the user's sampler is not changed
-    elif options.seed is None:
+    elif options.seed is None and (sampler is None or "seed" in inspect.signature(sampler).parameters):
         changed["seed"] = seed
     if isinstance(pruner := changed.get("pruner", options.pruner), BasePruner):
         changed["pruner"] = copy.deepcopy(pruner)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl._run_sync import wait_for
 from optuna_flyte_dsl._text import did_you_mean, shown
@@ -56,9 +56,10 @@ def simulate(
         search: An objective under `@optimize`, or an `Optimizer`.
         *args: The positional arguments of the objective.
         durations: How long a trial lasts: seconds, a timedelta, or a function that returns one of them.
-        outcomes: A function that returns what the objective would return, instead of the objective itself. A generator
-            function yields intermediate values, which are reported at equal distances of the trial's duration, as steps
-            0, 1 and so on; what it yields last is the value.
+        outcomes: A function, sync or async, that returns what the objective would return, instead of the objective
+            itself. An error that it raises is one of the trial. A generator function yields intermediate values, which
+            are reported at equal distances of the trial's duration, as steps 0, 1 and so on; what it yields last is the
+            value.
         faults: What goes wrong: `Faults(crash=0.05)`, or the faults of first attempts by the number of the trial.
         seed: The seed of durations and faults, and of the sampler if no option gives one.
         **kwargs: The keyword arguments of the objective, and options, as in `search.plan(...)`.
@@ -86,6 +87,8 @@ def simulate(
     ):  # made-up trials do not block the event loop, which is not watched
         session = Session(dataclasses.replace(session.objective, kind=Kind.FUNCTION), session.options)
     trials = _MadeUp(durations, outcomes, faults or Faults(), seed, session)
+    callbacks = [trials.note_told, *(session.options.callbacks or ())]
+    session = Session(session.objective, dataclasses.replace(session.options, callbacks=callbacks))
     call = session.prepare(args, arguments)
 
     async def run() -> optuna.Study:
@@ -101,7 +104,8 @@ def simulate(
     makespan = max((run.end for run in trials.runs), default=0.0)
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     schedule = tuple(dataclasses.replace(run, state=states[run.trial]) for run in sorted(trials.runs, key=_by_start))
-    return Simulation(_with_virtual_times(study, schedule, makespan), schedule, session.options.concurrency, makespan)
+    timed = _with_virtual_times(study, schedule, trials.told)
+    return Simulation(timed, schedule, session.options.concurrency, makespan)
 
 
 class _Broken(BaseException):
@@ -115,20 +119,26 @@ def _by_start(run: SimulatedRun) -> tuple[float, int, int]:
     return run.start, run.trial, run.attempt
 
 
-def _with_virtual_times(study: optuna.Study, schedule: Sequence[SimulatedRun], makespan: float) -> optuna.Study:
-    """Return a copy of a study, whose trials have the times of the schedule."""
+def _with_virtual_times(
+    study: optuna.Study, schedule: Sequence[SimulatedRun], told: Mapping[int, float]
+) -> optuna.Study:
+    """Return a copy of a study, whose trials have the times of the schedule.
+
+    A trial that was not run begins and ends when it was told. Earlier trials were there before the search began.
+
+    Args:
+        told: When each trial was told, in seconds, by its number.
+    """
     begun: dict[int, float] = {}
-    ended: dict[int, float] = {}
     for run in schedule:
         begun.setdefault(run.trial, run.start)
-        ended[run.trial] = run.end
     copied = optuna.create_study(
         study_name=study.study_name, directions=study.directions, sampler=study.sampler, pruner=study.pruner
     )
     for trial in study.get_trials():
-        start = begun.get(trial.number, makespan)
-        trial.datetime_start = EPOCH + datetime.timedelta(seconds=start)
-        trial.datetime_complete = EPOCH + datetime.timedelta(seconds=ended.get(trial.number, start))
+        ended = told.get(trial.number, 0.0)
+        trial.datetime_start = EPOCH + datetime.timedelta(seconds=begun.get(trial.number, ended))
+        trial.datetime_complete = EPOCH + datetime.timedelta(seconds=ended)
         copied.add_trial(trial)
     for name, value in study.user_attrs.items():
         copied.set_user_attr(name, value)
@@ -149,10 +159,17 @@ class _MadeUp:
         session: Session,
     ) -> None:
         self.runs: list[SimulatedRun] = []
+        self.told: dict[int, float] = {}  # when each trial was told, by its number
         self.durations, self.outcomes, self.faults, self.seed = durations, outcomes, faults, seed
         self.objective = session.objective
         self.has_limit = any(limit is not None for limit in session.options.timeouts)
         self._free = list(range(session.options.concurrency))
+        if outcomes is not None and not callable(outcomes):
+            raise InvalidOptionError(f"`outcomes` must be a function of the arguments, but got {shown(outcomes)}.")
+        if not isinstance(faults, Faults | Mapping):
+            raise InvalidOptionError(
+                f"`faults` must be `Faults(crash=0.05)`, or a dict such as `{{3: 'hang'}}`, but got {shown(faults)}."
+            )
         for name, function in (("durations", durations), ("outcomes", outcomes)):
             if callable(function):
                 _check_names(name, function, self.objective)
@@ -173,6 +190,10 @@ class _MadeUp:
     def make_runner(self, objective: Objective) -> Runner:
         """Return the runner of the search."""
         return _SimulatedRunner(self, objective)
+
+    def note_told(self, _: optuna.Study, trial: FrozenTrial) -> None:
+        """Note when a trial is told: a callback of the search."""
+        self.told[trial.number] = asyncio.get_running_loop().time()
 
     def take_slot(self) -> int:
         """Return the first slot that is free."""
@@ -230,7 +251,9 @@ class _SimulatedRunner:
             returned = await self._reported(run, list(returned), duration)
         else:
             await asyncio.sleep(duration)
-        return math.nan if fault == "nan" else returned
+        if fault != "nan":
+            return returned
+        return tuple(math.nan for _ in returned) if isinstance(returned, tuple | list) else math.nan
 
     def _duration(self, given: Mapping[str, Any], fault: Fault | None) -> float:
         seconds, faults = self._made_up.durations, self._made_up.faults
@@ -244,11 +267,12 @@ class _SimulatedRunner:
 
     async def _returned(self, run: TrialRun, given: Mapping[str, Any]) -> Any:
         """Return what the trial returns, or an iterator of what it reports."""
-        if self._made_up.outcomes is not None:
-            return _call(self._made_up.outcomes, given)
-        if self._objective.kind is not Kind.TASK:
-            arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
-            returned = self._objective.target(**arguments)
+        if self._made_up.outcomes is not None or self._objective.kind is not Kind.TASK:
+            if self._made_up.outcomes is not None:
+                returned = _call(self._made_up.outcomes, given)
+            else:
+                arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+                returned = self._objective.target(**arguments)
             while inspect.isawaitable(returned):
                 returned = await returned
             return returned

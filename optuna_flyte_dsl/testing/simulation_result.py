@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl._text import counted
 from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.study.feasibility import is_feasible
 from optuna_flyte_dsl.testing.faults import Fault
 
 EPOCH = datetime.datetime(2000, 1, 1)
@@ -71,16 +72,19 @@ class Simulation:
     def faults(self) -> dict[str, dict[str, float]]:
         """What each kind of fault did: `attempts`, the `seconds` that they took, and the trials that `failed`."""
         found: dict[str, dict[str, float]] = {}
+        last = {run.trial: run for run in self.schedule}
         for run in self.schedule:
             if run.fault is not None:
                 effect = found.setdefault(run.fault, {"attempts": 0, "seconds": 0.0, "failed": 0})
                 effect["attempts"] += 1
                 effect["seconds"] += run.seconds
-                effect["failed"] += run.state is TrialState.FAIL
+                effect["failed"] += run is last[run.trial] and run.state is TrialState.FAIL
         return found
 
     def best_after(self, seconds: float) -> float | None:
-        """Return the best value that the search had found after some seconds; `None` if it had none.
+        """Return the best feasible value that the search had after some seconds; `None` if it had none.
+
+        The values of earlier trials, with which it began, are known from the first second.
 
         Raises:
             InvalidOptionError: If the study has several objectives.
@@ -92,6 +96,7 @@ class Simulation:
             trial.value
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             if trial.value is not None and trial.datetime_complete is not None and trial.datetime_complete <= until
+            if is_feasible(trial)
         ]
         pick = max if self.study.direction is optuna.study.StudyDirection.MAXIMIZE else min
         return pick(ended, default=None)

@@ -49,6 +49,7 @@ class SmallSearches:
             n_trials=n_trials,
             concurrency=min(session.options.concurrency, self.concurrency),
             delay=0,
+            warm_start=None,
             initial_points=(session.options.initial_points or ())[:n_trials] or None,
         )
 

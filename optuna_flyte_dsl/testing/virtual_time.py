@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl.errors import OptunaFlyteError
 
 _RESOLUTION = time.get_clock_info("monotonic").resolution  # asyncio's
 
 
-class EndlessWaitError(RuntimeError):
+class EndlessWaitError(OptunaFlyteError, RuntimeError):
     """Raised when all that runs in a `VirtualTimeLoop` waits for something that never happens."""
 
 
@@ -58,7 +59,10 @@ class _VirtualSelector(selectors.BaseSelector):
         if self.holds:
             return self._real.select(None)
         if timeout is None:
-            raise EndlessWaitError("Each task of the event loop waits, and no timer is set.")
+            raise EndlessWaitError(
+                "The simulation waits for what never happens on a virtual clock, such as a thread. Give `outcomes`, in "
+                "place of an objective that waits for something else than `asyncio.sleep`."
+            )
         self._loop.now += timeout
         if self._loop.now + _RESOLUTION == self._loop.now:  # asyncio would not see that a timer is due
             self._loop.now = math.nextafter(self._loop.now, math.inf)

@@ -97,3 +97,10 @@ def test_a_file_with_two_studies_is_refused(tmp_path):
         write_study(optuna.create_study(), path)
     with pytest.raises(InvalidStudyFileError, match="must hold one study, but it holds 2"):
         read_study(path)
+
+
+def test_an_attribute_that_no_file_keeps_is_named(tmp_path):
+    study = optuna.create_study()
+    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"when": {1, 2}}))
+    with pytest.raises(InvalidStudyFileError, match=r"The attribute 'when' of trial 0 is {1, 2}, which no file"):
+        write_study(study, tmp_path / "study.journal")

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl import (
+    Constraint,
     Float,
     Integer,
     InvalidOptionError,
     Maximize,
     Minimize,
     Optimizer,
+    OptunaFlyteError,
     TooManyFailuresError,
     optimize,
 )
@@ -218,6 +220,77 @@ def test_neither_the_user_s_study_nor_the_sampler_is_changed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_function_that_makes_a_study_is_asked_for_its_directions():
+    def make():
+        return optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
+
+    @optimize(study=make, n_trials=5, progress=False)
+    def own(x: Float(0, 1)): ...
+
+    simulation = simulate(own, outcomes=lambda x: x)
+    assert simulation.best_after(100) == max(trial.value for trial in simulation.study.trials)
+    assert type(simulation.study.sampler) is optuna.samplers.RandomSampler
+    simulate(train, outcomes=lambda x: x, sampler=lambda: optuna.samplers.RandomSampler())
+
+
+def test_hyperband_gives_the_same_result_each_time():
+    @optimize(n_trials=27, pruner=optuna.pruners.HyperbandPruner(1, 9), progress=False)
+    def learn(x: Float(0, 1), trial: optuna.Trial) -> Minimize: ...
+
+    def curve(x):
+        for epoch in range(9):
+            yield x + 1 / (epoch + 1)
+
+    assert len({simulate(learn, durations=9, outcomes=curve).makespan for _ in range(3)}) == 1
+
+
+def test_several_objectives_and_constraints_are_simulated():
+    @optimize(n_trials=20, concurrency=4, progress=False, seed=1, max_consecutive_failures=None)
+    def limited(x: Float(0, 1)) -> tuple[Minimize, Constraint]: ...
+
+    simulation = simulate(limited, outcomes=lambda x: (x, 0.5 - x), faults=Faults(nan=0.3))
+    assert simulation.best_after(100) == simulation.study.best_value >= 0.5
+    assert simulation.faults["nan"]["failed"] == simulation.faults["nan"]["attempts"] > 0
+
+
+def test_failed_trials_are_counted_once():
+    options = {"retries": 1, "max_consecutive_failures": None, "n_trials": 10}
+    simulation = simulate(train, outcomes=lambda x: x, faults=Faults(crash=1.0), **options)
+    assert simulation.faults["crash"] == {"attempts": 20, "seconds": pytest.approx(10, abs=10), "failed": 10}
+
+
+def test_trials_that_are_not_run_have_their_times():
+    earlier = simulate(train, outcomes=lambda x: x).study
+    warm = simulate(train, outcomes=lambda x: x + 5, warm_start=earlier, durations=10)
+    assert warm.best_after(0) == earlier.best_value
+    assert len(warm.study.trials) == 40
+
+    @optimize(n_trials=30, duplicates="reuse", progress=False, seed=1)
+    def small(n: Integer(1, 3)) -> Minimize: ...
+
+    simulation = simulate(small, outcomes=lambda n: n, durations=10)
+    assert len(simulation.schedule) == 3
+    ended = [trial.datetime_complete for trial in simulation.study.trials]
+    assert ended == sorted(ended)
+    assert len(set(ended)) == 3
+
+
+def test_an_async_outcome_is_awaited():
+    async def outcome(x):
+        return x
+
+    assert simulate(train, outcomes=outcome).best_after(100) is not None
+
+
+def test_an_objective_that_waits_for_a_thread_is_refused():
+    @optimize(n_trials=2, progress=False)
+    async def own(x: Float(0, 1)) -> Minimize:
+        return await asyncio.to_thread(time.sleep, 1) or x
+
+    with pytest.raises(OptunaFlyteError, match="Give `outcomes`, in place of an objective that waits"):
+        simulate(own)
+
+
 def test_a_simulation_runs_inside_an_event_loop():
     async def main():
         return simulate(train, outcomes=lambda x: x)
@@ -230,6 +303,8 @@ def test_a_simulation_runs_inside_an_event_loop():
     [
         ({"durations": lambda lr: lr}, "`durations` takes `lr`, which is no argument of `train`"),
         ({"outcomes": lambda dept: dept}, "Did you mean `depth`"),
+        ({"outcomes": 5}, "`outcomes` must be a function of the arguments, but got 5"),
+        ({"faults": "crash"}, "`faults` must be `Faults.crash=0.05.`, or a dict such as .* but got 'crash'"),
         ({"durations": -1}, "`durations` must give seconds of 0 or more, but gave -1"),
         ({"durations": lambda: math.inf}, "must give seconds of 0 or more, but gave inf"),
         ({"faults": Faults(hang=0.1)}, "would never end. Give `trial_timeout`"),
@@ -263,7 +338,9 @@ def test_a_long_search_over_an_async_function_is_quick_too():
     [
         ({"crash": 1.5}, "`crash` must be a probability"),
         ({"crash": 0.6, "nan": 0.6}, "must add up to at most 1"),
-        ({"slowdown": 0}, "`slowdown` must be greater than 0"),
+        ({"crash": "0.1"}, "`crash` must be a probability, from 0 to 1, but got '0.1'"),
+        ({"slowdown": 0}, "`slowdown` must be a number greater than 0"),
+        ({"slowdown": math.inf}, "`slowdown` must be a number greater than 0"),
     ],
 )
 def test_faults_are_checked(faults, message):
