@@ -26,6 +26,12 @@ class CheckedOptions:
         object.__setattr__(self, "given", frozenset([*list(fields)[: len(args)], *given]))
         return self
 
+    def replaced(self, **changes: Any) -> Self:
+        """Return other options, of which as many are given as of these, and those that change."""
+        other = dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        object.__setattr__(other, "given", self.given | changes.keys())
+        return other
+
     given: ClassVar[frozenset[str]] = frozenset()
     """The names of the options that were given; of an instance, although dataclasses must not see it as a field."""
 

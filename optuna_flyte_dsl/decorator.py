@@ -62,8 +62,9 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     def __init__(self, wrapped: Any, session: Session) -> None:
         super().__init__(wrapped)
         self._self_session = session
-        self._self_latest: StudySource | None = None
-        self._self_prepared: tuple[Session, StudySource] | None = None  # for the next call of a session
+        # A study belongs to a session, because tests may override the session.
+        self._self_latest: tuple[Session, StudySource] | None = None
+        self._self_prepared: tuple[Session, StudySource] | None = None  # for the next call
         engine = engine_of(wrapped)
         self._self_pod_methods: Mapping[str, Callable[..., Any]] = (
             engine.pod_methods(wrapped, session.objective, lambda: pruner_in_pod(session.options)) if engine else {}
@@ -72,6 +73,10 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     @property
     def _session(self) -> Session:
         return overridden(self._self_session)
+
+    @property
+    def _assigned_session(self) -> Session:
+        return self._self_session
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, optuna.Study]:
         """Run a search. Await the call.
@@ -105,19 +110,18 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
         session = self._session
-        source = self._self_prepared_source or StudySource(session.options, session.objective)
+        source = self._self_of_session(self._self_prepared) or StudySource(session.options, session.objective)
 
         def begin() -> None:
-            self._self_latest = source
+            self._self_latest = session, source
 
         search = session.search(source, args, kwargs, begin)
         self._self_prepared = None
         return search
 
-    @property
-    def _self_prepared_source(self) -> StudySource | None:
-        session, source = self._self_prepared or (None, None)
-        return source if session is self._session else None  # tests may override the session
+    def _self_of_session(self, known: tuple[Session, StudySource] | None) -> StudySource | None:
+        session, source = known or (None, None)
+        return source if session is self._session else None
 
     def on(self, remote: Any, **options: Unpack[DeploymentOptions]) -> Optimized[Q, R]:
         """Return the same objective with its trials on a cluster, searched from this machine.
@@ -161,15 +165,16 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
     def study(self) -> optuna.Study:
         """The study of the latest call; before the first call, the study that the first call will use."""
         session = self._session
-        if self._self_latest is None and self._self_prepared_source is None:
-            self._self_prepared = session, StudySource(session.options, session.objective)
-        source = self._self_latest or self._self_prepared_source
-        assert source is not None
+        source = self._self_of_session(self._self_latest) or self._self_of_session(self._self_prepared)
+        if source is None:
+            source = StudySource(session.options, session.objective)
+            self._self_prepared = session, source
         return session.open_study(source)
 
     @study.setter
     def study(self, study: optuna.Study) -> None:
-        self._self_latest = self._session.assign_study(study)
+        session = self._self_session
+        self._self_latest = session, session.assign_study(study)
         self._self_prepared = None
 
     def __getattr__(self, name: str) -> Any:

@@ -90,6 +90,10 @@ class Optimizer(SessionAttributes):
         return overridden(self._own_session)
 
     @property
+    def _assigned_session(self) -> Session:
+        return self._own_session
+
+    @property
     def _current_source(self) -> StudySource:
         """The study of all calls. While tests override the options of searches, each such override has its own."""
         session = self._session
@@ -140,7 +144,7 @@ class Optimizer(SessionAttributes):
 
     @study.setter
     def study(self, study: optuna.Study) -> None:
-        self._source = self._session.assign_study(study)
+        self._source = self._own_session.assign_study(study)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # not yet set, as while the object is copied

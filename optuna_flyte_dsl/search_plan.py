@@ -97,6 +97,8 @@ class Plan:
         return "\n".join(Branch(head, tuple(branches)).lines())
 
     def _duplicates_text(self) -> str:
+        if not self.space:
+            return "unknown, because the objective samples by `trial`"
         if not self.expected_duplicates:
             return "none to be expected"
         return f"about {self.expected_duplicates:.0f} of {self.n_trials}, if points were drawn at random"
@@ -125,12 +127,15 @@ def expected_duplicates(n_points: float, n_trials: int) -> float:
     return max(0.0, n_trials - distinct)
 
 
-def make_plan(options: Options, objective: Objective, space: SearchSpace, cluster: str | None) -> Plan:
+def make_plan(
+    options: Options, objective: Objective, space: SearchSpace, cluster: str | None, is_kept: bool = False
+) -> Plan:
     """Return the plan of a search.
 
     Args:
         space: The space with the arguments of the call.
         cluster: The cluster on which the trials run, in words; `None` if they run on this machine.
+        is_kept: Whether a study that the user does not store is kept in a checkpoint of this pod.
     """
     n_points = math.inf if objective.suggests_itself else space.n_points
     directions = objective.directions_with(_given_directions(options)) or (optuna.study.StudyDirection.MINIMIZE,)
@@ -147,11 +152,11 @@ def make_plan(options: Options, objective: Objective, space: SearchSpace, cluste
         directions=tuple(f"{name}: {word}" if name else word for name, word in zip(names, words, strict=True)),
         sampler=sampler,
         pruner=_pruner_name(options, objective),
-        storage=_storage_text(options, objective, cluster),
+        storage=_storage_text(options, objective, is_kept),
         warm_start=_warm_start_text(options),
         engine=cluster or _local_engine(options, objective),
         limits=tuple(_limits(options)),
-        warnings=tuple(_warnings(options, objective, space, n_points, sampler, cluster)),
+        warnings=tuple(_warnings(options, objective, space, n_points, sampler, cluster, is_kept)),
     )
 
 
@@ -192,14 +197,14 @@ def _pruner_name(options: Options, objective: Objective) -> str | None:
     return _class_name(options.pruner, "NopPruner" if options.deterministic else "MedianPruner")
 
 
-def _storage_text(options: Options, objective: Objective, cluster: str | None) -> str:
+def _storage_text(options: Options, objective: Objective, is_kept: bool) -> str:
     storage = options.storage
     if isinstance(options.study, optuna.Study):
         return f"the given study `{options.study.study_name}`"
     if options.study is not None:
         return f"a study that {shown(options.study)} makes"
     if storage is None:
-        return "memory, so that the study ends with this process" if cluster is None else f"memory or {cluster}"
+        return "the checkpoint of this pod" if is_kept else "memory, so that the study ends with this process"
     text = _place_of(os.fspath(storage)) if isinstance(storage, str | os.PathLike) else ""
     name = options.study_name or (objective.name if options.resume else None)
     study = f"the study `{name}`" if name is not None else "a new study"
@@ -259,14 +264,20 @@ def _limits(options: Options) -> Iterator[str]:
 
 
 def _warnings(
-    options: Options, objective: Objective, space: SearchSpace, n_points: float, sampler: str, cluster: str | None
+    options: Options,
+    objective: Objective,
+    space: SearchSpace,
+    n_points: float,
+    sampler: str,
+    cluster: str | None,
+    is_kept: bool,
 ) -> Iterator[str]:
     yield from _space_warnings(space)
     yield from _size_warnings(options, n_points, sampler)
     yield from _sampler_warnings(options, space, sampler)
     if not objective.suggests_itself:
         yield from _constraint_warnings(options, objective, space)
-    if cluster is not None and options.storage is None and options.study is None and "pod" not in cluster:
+    if cluster is not None and not is_kept and options.storage is None and options.study is None:
         yield (
             "The study is kept in memory, and its trials run on a cluster: if this process dies, what they found is "
             'lost. Give `storage="search.journal"` and `resume=True`.'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Coroutine, Mapping
@@ -60,7 +59,7 @@ class Session:
 
     def with_options(self, given: Mapping[str, Any]) -> Session:
         """Return a session with the same objective and other options. Options that are not given stay as they are."""
-        return Session(self.objective, dataclasses.replace(self.options, **given), self.deployment)
+        return Session(self.objective, self.options.replaced(**given), self.deployment)
 
     def assign(self, name: str, value: Any) -> None:
         """Assign one of `n_trials`, `concurrency` and `delay`."""
@@ -69,7 +68,7 @@ class Session:
                 f"`{name}` of `{self.objective.name}` cannot be assigned while a search runs, which would ignore it. "
                 "Assign it before the call, or await the search first."
             )
-        options = dataclasses.replace(self.options, **{name: value})
+        options = self.options.replaced(**{name: value})
         options.check_objective(self.objective)
         self.options = options
 
@@ -82,7 +81,7 @@ class Session:
             )
         if not isinstance(study, optuna.Study):
             raise InvalidOptionError(f"`study` must be an optuna.Study, but got {shown(study)}.")
-        options = dataclasses.replace(self.options, study=study, sampler=None, seed=None)
+        options = self.options.replaced(study=study, sampler=None, seed=None)
         check_study_options(options, self.objective)
         self.options = options
         return StudySource(options, self.objective)
@@ -162,9 +161,9 @@ class Session:
         storage = self.options.storage
         if storage is not None and not isinstance(storage, InMemoryStorage):
             check_choices(space)
-        cluster = "on the cluster of this machine's FlyteRemote" if self.deployment is not None else None
-        if self._current_site() is not None:
-            cluster = "on the cluster of this pod"
+        if (site := self._current_site()) is not None:
+            return make_plan(self.options, self.objective, space, "on the cluster of this pod", site.keeps_studies)
+        cluster = "on the cluster of the given FlyteRemote" if self.deployment is not None else None
         return make_plan(self.options, self.objective, space, cluster)
 
     def declared_space(self, given: SpaceDescription | None) -> SearchSpace:

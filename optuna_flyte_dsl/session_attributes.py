@@ -38,7 +38,7 @@ class _Assignable(Generic[T]):
         return value
 
     def __set__(self, instance: SessionAttributes, value: T) -> None:
-        instance._session.assign(self._name, value)
+        instance._assigned_session.assign(self._name, value)
 
 
 def no_attribute(name: str, attribute: str, kind: str, known: Sequence[str]) -> AttributeError:
@@ -91,6 +91,11 @@ class SessionAttributes:
 
     @property
     def _session(self) -> Session:
+        raise NotImplementedError
+
+    @property
+    def _assigned_session(self) -> Session:
+        """The session whose options are assigned: `_session`, unless a test overrides that."""
         raise NotImplementedError
 
     def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, optuna.Study]:
@@ -182,7 +187,7 @@ class SessionAttributes:
         `lr`: Float(1e-05, 0.1) spans 4 powers of ten, and nine of ten points lie in the last one. Write \
 `Float(1e-05, 0.1, log=True)`.
         """
-        arguments, options = self.separate(kwargs)
+        arguments, options = self._separate(kwargs)
         for name in arguments:
             near = nearest(name, Options.__dataclass_fields__)
             if near is not None and name != "space" and not self.space.takes(name):
@@ -190,7 +195,7 @@ class SessionAttributes:
         session = self._session.with_options(options) if options else self._session
         return session.plan(args, arguments)
 
-    def separate(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _separate(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the arguments of the objective among some arguments, and the options; see `plan`."""
         known = self.space.parameter_names or ()
         options = {

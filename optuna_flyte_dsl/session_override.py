@@ -6,11 +6,13 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 
+from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.study.opening import StudySource
 
 _Change = Callable[[Session], Session]
-_changes: list[tuple[_Change, MutableMapping[Session, Session]]] = []
+_Known = MutableMapping[Session, tuple[Options, Session]]  # by session: its options, and what takes its place
+_changes: list[tuple[_Change, _Known]] = []
 
 
 @contextlib.contextmanager
@@ -18,22 +20,26 @@ def override(change: _Change) -> Iterator[None]:
     """Change the session of every search of this process for as long as the context lasts.
 
     Args:
-        change: Returns the session that takes the place of another one. It is called once for each session.
+        change: Returns the session that takes the place of another one. It is called once for each session, and again
+            if the options of that session change.
     """
-    entry = (change, weakref.WeakKeyDictionary[Session, Session]())
+    known: _Known = weakref.WeakKeyDictionary()
+    entry = (change, known)
     _changes.append(entry)
     try:
         yield
     finally:
-        _changes.remove(entry)
+        _changes[:] = [each for each in _changes if each is not entry]
 
 
 def overridden(session: Session) -> Session:
     """Return the session that takes the place of another one; the session itself, if nothing changes it."""
     for change, known in _changes:
-        if session not in known:
-            known[session] = change(session)
-        session = known[session]
+        options, other = known.get(session, (None, session))
+        if options is not session.options:
+            other = change(session)
+            known[session] = session.options, other
+        session = other
     return session
 
 
@@ -41,7 +47,7 @@ _sources: MutableMapping[Session, StudySource] = weakref.WeakKeyDictionary()
 
 
 def source_of(session: Session) -> StudySource:
-    """Return the study of all calls of a session that takes the place of another one."""
+    """Return the `StudySource` of an `Optimizer` whose session takes the place of its own."""
     if session not in _sources:
         _sources[session] = StudySource(session.options, session.objective)
     return _sources[session]

@@ -132,8 +132,8 @@ OTHERS_PRIVATE_ATTRIBUTES = {
         "space._tree",
     },
     "references.py": {"others._objects"},
-    "session_attributes.py": {"instance._session"},
-    "simulation.py": {"changed._session"},
+    "session_attributes.py": {"instance._assigned_session", "instance._session"},
+    "simulation.py": {"changed._session", "search._separate"},
 }
 """The private attributes of another instance of a class of this project that the library takes, by module."""
 

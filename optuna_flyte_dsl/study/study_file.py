@@ -27,8 +27,8 @@ def write_study(study: optuna.Study, path: pathlib.Path) -> None:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
                 raise InvalidStudyFileError(
-                    f"The attribute {name!r} of {owner} is {shown(value)}, which no file of Optuna's keeps: {error}. Set "
-                    "the attribute to a number, a str, or a list or a dict of such."
+                    f"The attribute {name!r} of {owner} is {shown(value)}, which no file of Optuna's keeps: {error}. "
+                    "Set the attribute to a number, a str, or a list or a dict of such."
                 ) from error
     _copy(storage_of(study), study.study_name, JournalStorage(JournalFileBackend(str(path))))
 

@@ -10,7 +10,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, cast, get_args
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -41,7 +41,7 @@ def simulate(
     *args: Any,
     durations: Seconds | Callable[..., Seconds] = 1.0,
     outcomes: Callable[..., Any] | None = None,
-    faults: Faults | Mapping[int, Fault] | None = None,
+    faults: Faults | Mapping[int, str] | None = None,
     seed: int = 0,
     **kwargs: Any,
 ) -> Simulation:
@@ -64,6 +64,9 @@ def simulate(
         seed: The seed of durations and faults, and of the sampler if no option gives one.
         **kwargs: The keyword arguments of the objective, and options, as in `search.plan(...)`.
 
+    An argument of the objective that is called `durations`, `outcomes`, `faults` or `seed` is given by position. A
+    search that its failures end raises `TooManyFailuresError` here too.
+
     The functions `durations` and `outcomes` take arguments of the objective by their names, and besides `number`, the
     trial's number; `random`, a `random.Random` of the trial; and `trial`, if the objective takes it.
 
@@ -79,7 +82,12 @@ def simulate(
     >>> print(simulation)
     1000 trials (1000 COMPLETE) in 20:00:00, with 100% of 50 slots in use
     """
-    arguments, options = search.separate(kwargs)
+    if not isinstance(search, SessionAttributes):
+        raise InvalidOptionError(
+            f"`simulate` takes an objective under `@optimize`, or an `Optimizer`, but got {shown(search)}. Write "
+            "`simulate(optimize(objective), ...)`."
+        )
+    arguments, options = search._separate(kwargs)
     changed = search.with_options(**options)
     session = in_memory(changed._session, seed, executor="thread", gpus=None)
     if (
@@ -154,7 +162,7 @@ class _MadeUp:
         self,
         durations: Seconds | Callable[..., Seconds],
         outcomes: Callable[..., Any] | None,
-        faults: Faults | Mapping[int, Fault],
+        faults: Faults | Mapping[int, str],
         seed: int,
         session: Session,
     ) -> None:
@@ -231,7 +239,7 @@ class _SimulatedRunner:
         faults = self._made_up.faults
         if isinstance(faults, Faults):
             return faults.drawn(generator)
-        return faults.get(number) if attempt == 0 else None
+        return cast("Fault | None", faults.get(number)) if attempt == 0 else None
 
     async def _outcome(self, run: TrialRun, fault: Fault | None, generator: random.Random) -> Any:
         given = {"number": run.trial.number, "random": generator, **run.arguments}

@@ -43,7 +43,7 @@ class SmallSearches:
 
     def _smaller(self, session: Session) -> Session:
         n_trials = min(session.options.n_trials, self.n_trials)
-        return in_memory(
+        small = in_memory(
             session,
             self.seed,
             n_trials=n_trials,
@@ -52,6 +52,7 @@ class SmallSearches:
             warm_start=None,
             initial_points=(session.options.initial_points or ())[:n_trials] or None,
         )
+        return Session(small.objective, small.options, session.deployment)
 
 
 @contextlib.contextmanager
