@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from optuna_flyte_dsl._text import did_you_mean, printable
-from optuna_flyte_dsl.errors import ArgumentError, InvalidObjectiveError, OptunaFlyteError
+from optuna_flyte_dsl.errors import ArgumentError, InvalidObjectiveError, InvalidSpaceError, OptunaFlyteError
 from optuna_flyte_dsl.session_attributes import SessionAttributes
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.space.written import files
@@ -29,16 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         values = _values(given.values)
-        if given.space is not None:
-            values["space"] = given.space
         search = load_search(given.file, given.name)
+        if given.command == "space":
+            space = search.space if given.space is None else SearchSpace.load(given.space, search.space)
+            sys.stdout.write(_written(space.bind(**values), given.form))
+            return 0
+        if given.space is not None:
+            if search.space.declares("space"):
+                raise ArgumentError(f"`{search.space.name}` has a parameter `space`, so `--space` cannot be given.")
+            values["space"] = given.space
         plan = search.plan(**values)
     except OptunaFlyteError as error:
         sys.stderr.write(f"{type(error).__name__}: {printable(str(error))}\n")
         return 2
-    if given.command == "space":
-        sys.stdout.write(_written(plan.space, given.form))
-        return 0
     sys.stdout.write(f"{plan}\n")
     return int(given.strict and bool(plan.warnings))
 
@@ -75,8 +78,11 @@ def load_search(file: str, name: str) -> SessionAttributes:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except ImportError as error:
-        raise InvalidObjectiveError(f"{file!r} cannot be imported: {error}") from error
+    except Exception as error:
+        del sys.modules[path.stem]
+        if isinstance(error, OptunaFlyteError):
+            raise
+        raise InvalidObjectiveError(f"{file!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if isinstance(found, SessionAttributes):
         return found
@@ -96,7 +102,10 @@ def _values(texts: Sequence[str]) -> dict[str, Any]:
             raise ArgumentError(f"An argument must be written as `name=value`, but got {text!r}.")
         if name in values:
             raise ArgumentError(f"`{name}` was given twice. Give it once.")
-        values[name] = files.from_yaml(value)
+        try:
+            values[name] = files.from_yaml(value)
+        except InvalidSpaceError as error:
+            raise ArgumentError(f"The value of `{name}` must be YAML, but got {value!r}: {error}") from error
     return values
 
 

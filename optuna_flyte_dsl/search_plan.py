@@ -88,10 +88,8 @@ class Plan:
             Branch(f"storage: {self.storage}"),
             *([Branch(f"begins with: {self.warm_start}")] if self.warm_start is not None else []),
             Branch(f"trials run: {self.engine}"),
-            Branch("limits", tuple(map(Branch, self.limits))) if self.limits else Branch("limits: none"),
-            Branch("looks wrong", tuple(map(Branch, self.warnings)))
-            if self.warnings
-            else Branch("looks wrong: nothing"),
+            _listing("limits", self.limits, "none"),
+            _listing("looks wrong", self.warnings, "nothing"),
         ]
         head = f"{self.objective}: {counted(self.n_trials, 'trial')}, {self.concurrency} at once"
         return "\n".join(Branch(head, tuple(branches)).lines())

@@ -60,7 +60,10 @@ def search_engine(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def small_searches() -> Iterator["SmallSearches"]:
-    """Make each search of the test small, seeded and in memory. Its value says how small, until the first search."""
+    """Make each search of the test small, seeded and in memory.
+
+    The value says how small; it is set before the first search.
+    """
     from optuna_flyte_dsl.testing.small_searches import SmallSearches
 
     with SmallSearches() as small:

@@ -47,6 +47,11 @@ def test_the_plan_is_shown(file, capsys):
     assert capsys.readouterr().out.startswith("own: 10 trials, 2 at once")
 
 
+def test_a_space_needs_no_value_for_each_argument(file, capsys):
+    assert main(["space", file, "train"]) == 0
+    assert "  name: {type: str}\n" in capsys.readouterr().out
+
+
 def test_a_strict_plan_fails_if_something_looks_wrong(file):
     assert main(["plan", file, "train", "name=x", "--strict"]) == 1
     assert main(["plan", file, "train", "name=x", "lr=0.1", "n_trials=5", "--strict"]) == 0
@@ -54,7 +59,7 @@ def test_a_strict_plan_fails_if_something_looks_wrong(file):
 
 def test_the_space_is_written_in_each_form(file, capsys, tmp_path):
     def written(form):
-        assert main(["space", file, "train", "name=x", "--form", form]) == 0
+        assert main(["space", file, "train", "--form", form]) == 0
         return capsys.readouterr().out
 
     space = SearchSpace.from_yaml(written("yaml"))
@@ -63,7 +68,7 @@ def test_the_space_is_written_in_each_form(file, capsys, tmp_path):
     assert json.loads(written("schema")) == space.json_schema()
     changed = tmp_path / "space.yaml"
     space.replace(depth=7).save(changed)
-    assert main(["plan", file, "train", "--space", str(changed)]) == 0
+    assert main(["plan", file, "train", "name=x", "--space", str(changed)]) == 0
     assert "depth = 7 (fixed)" in capsys.readouterr().out
 
 
@@ -73,6 +78,7 @@ def test_the_space_is_written_in_each_form(file, capsys, tmp_path):
         (["trian", "name=x"], "has no search called `trian`; it has `train`, `search`. Did you mean `train`?"),
         (["own"], "has no search called `own`; it has"),
         (["train"], "ArgumentError: `train` needs a value for `name`"),
+        (["train", "name={a"], "The value of `name` must be YAML, but got '{a'"),
         (["train", "name"], "An argument must be written as `name=value`, but got 'name'"),
         (["train", "name=x", "name=y"], "`name` was given twice. Give it once."),
         (["train", "name=x", "lr=7"], "OutOfRangeError: `train`: `lr` must lie within"),
@@ -90,7 +96,8 @@ def test_a_file_that_cannot_be_imported_gets_its_error(tmp_path, capsys):
     broken = tmp_path / "broken_file.py"
     broken.write_text("import no_such_module")
     assert main(["plan", str(broken), "train"]) == 2
-    assert "cannot be imported: No module named 'no_such_module'" in capsys.readouterr().err
+    assert "broken_file" not in sys.modules
+    assert "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'" in capsys.readouterr().err
 
 
 def test_the_command_is_installed(file):

@@ -127,6 +127,7 @@ OTHERS_PRIVATE_ATTRIBUTES = {
     "declared_space.py": {
         "objective._bound",
         "objective._signature",
+        "old._tree",
         "other._tree",
         "space._check_conditions",
         "space._tree",

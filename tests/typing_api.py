@@ -25,6 +25,12 @@ from optuna_flyte_dsl import (
 )
 from optuna_flyte_dsl.engines._flytekit import flytekit_engine, types
 from optuna_flyte_dsl.engines.engine import Engine, EngineTypes
+from optuna_flyte_dsl.engines.functions import FunctionRunner
+from optuna_flyte_dsl.search.runner import Runner
+from optuna_flyte_dsl.search_plan import Plan
+from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.testing import Faults, Simulation, simulate
+from optuna_flyte_dsl.testing.conformance import EngineConformance
 
 engine: Engine = flytekit_engine
 carries: EngineTypes = types
@@ -127,3 +133,38 @@ async def use() -> None:
     assert_type(markers[0].to_distribution(), optuna.distributions.BaseDistribution)
     assert_type(Float(0, 1).low, float)
     assert_type(suggest.integer(0, 3).high, int)
+
+
+async def spaces_and_tests() -> None:
+    space = train.space
+    assert_type(space.to_dict(), dict[str, Any])
+    assert_type(SearchSpace.from_dict(space.to_dict(), train), SearchSpace)
+    assert_type(SearchSpace.load(Path("space.yaml")), SearchSpace)
+    assert_type(SearchSpace.from_yaml(space.to_yaml(), train.space), SearchSpace)
+    narrow = space.replace(lr=Float(1e-4, 1e-2, log=True), depth=Annotated[int, Integer(2, 4)])
+    assert_type(narrow, SearchSpace)
+    assert_type(narrow.difference(space), str)
+    assert_type(space.json_schema(), dict[str, Any])
+    for given in (narrow, narrow.to_dict(), "space.yaml", Path("space.yaml")):
+        assert_type(await train(space=given), optuna.Study)
+        assert_type(train.best(train.study, space=given), dict[str, Any])
+    plan = train.plan(dataset="digits", n_trials=20)
+    assert_type(plan, Plan)
+    assert_type(plan.warnings, tuple[str, ...])
+    study = train.with_options(warm_start=["old.journal", train.study]).run_sync()
+    assert_type(study, optuna.Study)
+    simulation = simulate(train, durations=timedelta(hours=1), outcomes=lambda lr: lr, faults=Faults(crash=0.1))
+    assert_type(simulation, Simulation)
+    assert_type(simulation.best_after(3600), float | None)
+    faults = {3: "hang"}
+    simulate(train, durations=lambda random: random.gauss(10, 1), faults=faults, seed=1, n_trials=5, trial_timeout=60)
+
+
+class Suite(EngineConformance):
+    def make_runner(self, objective: Objective) -> Runner:
+        return FunctionRunner(objective)
+
+
+@fl.task
+def report(study: optuna.Study) -> str:
+    return study.study_name

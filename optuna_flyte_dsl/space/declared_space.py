@@ -255,6 +255,7 @@ class DeclaredSpace(Mapping[str, Suggestion]):
 
         Raises:
             InvalidSpaceError: If the data does not describe a space, or not one of the objective.
+            InvalidAnnotationError: If a condition can never hold, names no parameter, or is part of a cycle.
             ArgumentError: If the objective does not have one of the parameters.
             OutOfRangeError: If an argument lies outside its marker.
         """
@@ -311,12 +312,15 @@ class DeclaredSpace(Mapping[str, Suggestion]):
         """Return the JSON schema, of the draft 2020-12, of the keyword arguments of a trial.
 
         In JSON, a choice that has a name is its name, an object of a class is a dict of its fields, and an object of a
-        choice between classes is a dict whose one key is the name of its class: `{"SVM": {"C": 1.0}}`.
+        choice between classes is a dict whose one key is the name of its class: `{"SVM": {"C": 1.0}}`. The schema says
+        nothing of values that JSON does not have, and of a `Float` with more than 1,000 steps only the bounds.
         """
         return json_schema.json_schema(self.name, self._tree)
 
-    def difference(self, other: Self) -> str:
-        """Return in words how this space differs from another one: a line for each parameter; empty if they are equal.
+    def difference(self, other: Callable[..., Any] | Self) -> str:
+        """Return in words how this space differs from another one, or from that of an objective.
+
+        There is a line for each parameter that differs. The text is empty if the spaces are equal.
 
         >>> from optuna_flyte_dsl import Float, SearchSpace
         >>> def train(lr: Float(1e-5, 1e-1, log=True)) -> float: ...
@@ -324,7 +328,8 @@ class DeclaredSpace(Mapping[str, Suggestion]):
         >>> print(space.bind(lr=Float(1e-4, 1e-2, log=True)).difference(space))
         lr: Float(0.0001, 0.01, log=True), was Float(1e-05, 0.1, log=True)
         """
-        lines = list(differences(self._tree, other._tree))
-        if not lines and self != other:
-            lines = ["The parameters have other types."]
+        old = type(self).of(other)
+        lines = list(differences(self._tree, old._tree))
+        if not lines and self != old:
+            lines = ["The parameters look alike, but have other types or other objects."]
         return "\n".join(lines)

@@ -1,8 +1,4 @@
-"""The JSON schema of a search space: which keyword arguments a trial can have.
-
-In JSON, a choice that has a name is its name, an object of a class is a dict of its fields, and an object of a choice
-between classes is a dict whose one key is the name of its class: `{"SVM": {"C": 1.0}}`.
-"""
+"""The JSON schema of a search space; see `SearchSpace.json_schema`."""
 
 from __future__ import annotations
 

@@ -108,9 +108,11 @@ class Leaf(Node):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Leaf):
             return NotImplemented
-        return (self.name, self.is_default) == (other.name, other.is_default) and same(self.value, other.value)
+        is_alike = (self.name, self.is_default, type(self.value)) == (other.name, other.is_default, type(other.value))
+        return is_alike and same(self.value, other.value)
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def fill(self, values: Mapping[str, Any]) -> Any:  # noqa: ARG002
         return copy_containers(self.value)

@@ -116,7 +116,9 @@ class WarmStarter:
             )
         n_constraints = len(self.objective.returns.constraints)
         if trial.state is TrialState.COMPLETE and len(constraints_of(trial) or ()) != n_constraints:
-            raise _DoesNotFit(f"they do not have {counted(n_constraints, 'constraint')}, as the results of this search")
+            raise _DoesNotFit(
+                f"no values of the {counted(n_constraints, 'constraint')} that this search has on its results"
+            )
         params, distributions = trial.params, trial.distributions
         own = {name: each for name, each in trial.user_attrs.items() if not name.startswith(PREFIX)}
         if not self.objective.suggests_itself:
@@ -143,7 +145,7 @@ class WarmStarter:
         fixed = self.space.fixed_values()
         for name, value in earlier.items():
             if name in fixed and not same(fixed[name], value):
-                raise _DoesNotFit(f"their search had {name}={shown(value)}, and this one has {shown(fixed[name])}")
+                raise _DoesNotFit(f"run with {name}={shown(value)}, and this search has {shown(fixed[name])}")
 
     def _fitted_params(self, trial: FrozenTrial, ordinals: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         space, fixed = self.space, self.space.fixed_values()
@@ -162,7 +164,7 @@ class WarmStarter:
         except ArgumentError as error:
             raise _DoesNotFit(str(error)) from error
         if missing := [name for name in space if name in active and name not in searched]:
-            raise _DoesNotFit(f"they lack {listed(missing)}")
+            raise _DoesNotFit(f"no value for {listed(missing)}")
         fitted = {}
         for name in [name for name in space if name in active]:
             marker = space[name].stored
@@ -186,7 +188,8 @@ class WarmStarter:
             return
         reasons = [f"{_numbers(each)} of {reason}" for reason, each in misfits.items()]
         n_misfits = sum(map(len, misfits.values()))
-        logger.warning("%s %d do not fit, and are left out. %s.", text, n_misfits, ". ".join(reasons))
+        do_not_fit = "1 does not fit, and is" if n_misfits == 1 else f"{n_misfits} do not fit, and are"
+        logger.warning("%s %s left out. %s.", text, do_not_fit, ". ".join(reasons))
 
 
 def identify(study: optuna.Study) -> str:

@@ -167,7 +167,9 @@ class EngineConformance:
 
     def test_a_trial_reports_and_is_pruned(self) -> None:
         if not self.carries_trials:
-            return
+            import pytest  # runs this test
+
+            pytest.skip("The engine carries no trials.")
         pruner = optuna.pruners.ThresholdPruner(upper=0.5)
         study = asyncio.run(self._search(objectives.prunes, (0.9, 0.2), pruner=pruner))
         assert _states(study) == ["PRUNED", "COMPLETE"]

@@ -1,16 +1,22 @@
 """A Hypothesis strategy for whole search spaces. Needs the extra `testing`."""
 
 import dataclasses
+import enum
 import inspect
 from typing import Annotated, Any, NamedTuple, Union
 
 from hypothesis import strategies as st
 
-from optuna_flyte_dsl.space.conditions import AllOf, When
+from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, NotThat, When
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Suggestion
 from optuna_flyte_dsl.space.search_space import SearchSpace
 
 _TEXTS = ("a", "b", "c", "d")
+
+
+class _Size(enum.Enum):
+    SMALL = "small"
+    LARGE = "large"
 
 
 class _Field(NamedTuple):
@@ -65,7 +71,7 @@ def _fields(draw: st.DrawFn, most: int, depth: int) -> dict[str, _Field]:
         depends = draw(st.booleans())
         if earlier and depends:
             chosen = draw(st.lists(st.sampled_from(earlier), min_size=1, max_size=2))
-            condition = AllOf(tuple(chosen))
+            condition = draw(st.sampled_from([AllOf(tuple(chosen)), AnyOf(tuple(chosen)), NotThat(chosen[0])]))
             field = _Field(Annotated[field.annotation | None, condition], None, None)
         fields[name] = field
     return fields
@@ -73,7 +79,7 @@ def _fields(draw: st.DrawFn, most: int, depth: int) -> dict[str, _Field]:
 
 @st.composite
 def _field(draw: st.DrawFn, name: str, most: int, depth: int) -> _Field:
-    kinds = ["integer", "category", "float", "ordinal", "list"]
+    kinds = ["integer", "category", "float", "stepped", "bool", "enum", "ordinal", "list"]
     if depth:
         kinds += ["class", "classes", "branches"]
     empty = inspect.Parameter.empty
@@ -83,12 +89,20 @@ def _field(draw: st.DrawFn, name: str, most: int, depth: int) -> _Field:
             marker: Suggestion = Integer(low, low + draw(st.integers(1, 9)))
             return _Field(Annotated[int, marker], empty, When(name, ge=low + 1))
         case "category":
-            choices = _TEXTS[: draw(st.integers(1, len(_TEXTS)))]
-            return _Field(Annotated[str, Category(choices)], empty, When(name, *choices[:2]))
+            choices = _TEXTS[: draw(st.integers(2, len(_TEXTS)))]
+            return _Field(Annotated[str, Category(choices)], empty, When(name, *choices[1:3][: len(choices) - 1]))
         case "float":
             low = draw(st.integers(1, 9))
             marker = Float(low, low + draw(st.integers(1, 99)), log=draw(st.booleans()))
             return _Field(Annotated[float, marker], empty, When(name, lt=low + 0.5))
+        case "stepped":
+            return _Field(
+                Annotated[float, Float(0, 1, step=draw(st.sampled_from([0.25, 0.1])))], empty, When(name, gt=0.5)
+            )
+        case "bool":
+            return _Field(Annotated[bool, Category()], empty, When(name, True))
+        case "enum":
+            return _Field(Annotated[_Size, Category()], empty, When(name, _Size.SMALL))
         case "ordinal":
             sizes = [2**power for power in range(draw(st.integers(2, 5)))]
             return _Field(Annotated[int, Ordinal(sizes)], empty, When(name, gt=1))

@@ -6,6 +6,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from optuna_flyte_dsl import (
     ArgumentError,
@@ -109,10 +110,16 @@ def test_other_types_are_a_difference():
 
     spaces = SearchSpace.of(one), SearchSpace.of(other)
     assert spaces[0] != spaces[1]
-    assert spaces[0].difference(spaces[1]) == "The parameters have other types."
+    assert spaces[0].difference(spaces[1]) == "The parameters look alike, but have other types or other objects."
 
 
-@given(strategies.spaces(), strategies.spaces())
-def test_two_spaces_differ_in_words_if_they_are_not_equal(one, other):
-    assert (one.difference(other) == "") == (one == other)
-    assert one.difference(one) == ""
+@given(strategies.spaces(), st.data())
+def test_two_spaces_differ_in_words_if_they_are_not_equal(space, data):
+    assert space.difference(space) == ""
+    drawn = data.draw(strategies.params(space))
+    name = data.draw(st.sampled_from(sorted(drawn)))
+    fixed = space.bind(**{name: drawn[name]})
+    assert (fixed.difference(space) == "") == (fixed == space)
+    assert all(line.startswith(name) or name in line for line in fixed.difference(space).splitlines())
+    if name in space:
+        assert fixed.difference(space).splitlines()

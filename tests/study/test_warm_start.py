@@ -139,7 +139,7 @@ def test_what_the_new_search_does_not_allow_does_not_fit(tmp_path, caplog):
         return x, 0.5 - x
 
     assert warm(search(limited, earlier)) == []
-    assert "they do not have 1 constraint, as the results of this search" in caplog.text
+    assert "no values of the 1 constraint that this search has on its results" in caplog.text
 
     @optimize(n_trials=3, progress=False, storage=str(tmp_path / "a.journal"), resume=True)
     def fitted(x: Float(0, 1), data: str = "wine") -> Minimize:
@@ -148,7 +148,7 @@ def test_what_the_new_search_does_not_allow_does_not_fit(tmp_path, caplog):
     fitted.run_sync(data="digits")
     study = fitted.with_options(storage=None, resume=False, warm_start=str(tmp_path / "a.journal")).run_sync()
     assert warm(study) == []
-    assert "their search had data='digits', and this one has 'wine'" in caplog.text
+    assert "run with data='digits', and this search has 'wine'" in caplog.text
 
 
 def test_a_value_that_the_new_search_fixes_is_compared_as_a_value():
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_counted_and_named(caplog):
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.getMessage() == (
         "`train` begins with 1 earlier trial. 4 do not fit, and are left out. Trials 1, 2 of old: `x` lies "
-        "outside of Float(0, 1). Trial 3 of old: this search has no parameter `y`. Trial 4 of old: they lack `n`."
+        "outside of Float(0, 1). Trial 3 of old: this search has no parameter `y`. Trial 4 of old: no value for `n`."
     )
 
 

@@ -64,31 +64,43 @@ class Careless:
         pass
 
 
+class Broken:
+    """A runner that runs nothing."""
+
+    def __init__(self, objective):
+        pass
+
+    async def run(self, run):
+        raise RuntimeError("no machine is free")
+
+    async def close(self):
+        pass
+
+
 @pytest.mark.newest
-def test_the_suite_finds_the_faults_of_a_careless_runner(tmp_path, monkeypatch):
+def test_the_suite_finds_the_faults_of_bad_runners(tmp_path, monkeypatch):
     monkeypatch.setattr("optuna_flyte_dsl.testing.conformance_objectives.PATIENCE", 0.2)
+    every = {name for name in dir(EngineConformance) if name.startswith("test_")}
+    careless, broken = failed_tests(Careless, tmp_path / "careless"), failed_tests(Broken, tmp_path / "broken")
+    assert {"test_trials_run_at_the_same_time", "test_a_cancelled_search_tells_its_trials"} <= careless
+    assert {"test_what_works_is_complete", "test_nan_is_a_failed_trial"} <= broken
+    assert careless | broken == every
+
+
+def failed_tests(runner, path):
+    """Return the names of the tests that a runner fails."""
 
     class Suite(EngineConformance):
         def make_runner(self, objective):
-            return Careless(objective)
+            return runner(objective)
 
-    failed = []
+    failed = set()
     for name in [name for name in dir(Suite) if name.startswith("test_")]:
-        folder = tmp_path / name
-        folder.mkdir()
+        folder = path / name
+        folder.mkdir(parents=True)
         test = getattr(Suite(), name)
         try:
             test(folder) if "tmp_path" in test.__annotations__ else test()
         except (Exception, asyncio.CancelledError):
-            failed.append(name)
-    assert failed == [
-        "test_a_cancelled_search_tells_its_trials",
-        "test_a_search_that_takes_too_long_stops_its_trials",
-        "test_a_trial_reports_and_is_pruned",
-        "test_a_trial_that_hangs_is_given_up_at_its_time_limit",
-        "test_an_attempt_that_raised_is_tried_again_with_the_same_parameters",
-        "test_an_error_fails_its_trial_and_no_other",
-        "test_an_objective_that_always_fails_ends_the_search_with_its_cause",
-        "test_trials_run_at_the_same_time",
-        "test_what_is_no_number_ends_the_search",
-    ]
+            failed.add(name)
+    return failed

@@ -9,7 +9,7 @@ from typing import Any
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidSpaceError
 from optuna_flyte_dsl.space import conversion, domain
-from optuna_flyte_dsl.space.annotations import NO_TYPE, listed, type_clash
+from optuna_flyte_dsl.space.annotations import NO_TYPE, is_of_type, listed, type_clash
 from optuna_flyte_dsl.space.argument_errors import unknown_parameter
 from optuna_flyte_dsl.space.declared_parameter import (
     UNDECLARED,
@@ -139,7 +139,7 @@ def _read(
     if top.get("version", VERSION) != VERSION:
         raise InvalidSpaceError(
             f"The space has the version {shown(top['version'])}, but this library reads the version {VERSION}. Install "
-            "a newer optuna-flyte-dsl."
+            "the optuna-flyte-dsl that wrote it."
         )
     if "parameters" not in top:
         raise InvalidSpaceError(
@@ -204,15 +204,37 @@ class _DeclarationReader(Reader):
         if origin is not None:
             if marker is not None:
                 marker = origin.accept(self.objective, path, marker, is_task=self.is_task)
+            self._check_default(path, marker, origin.base, default, is_free=condition is not None or origin.optional)
             return dataclasses.replace(origin, marker=marker, default=default, condition=condition, bundles=bundles)
         base = self._base(beside.get("type"), path)
         if base is NO_TYPE and isinstance(marker, Number):
             base = conversion.value_types(marker)[0]
         if marker is not None and (clash := type_clash(marker, base)):
             raise InvalidSpaceError(f"The space: the type of `{path}` {clash}. Let the two agree.")
+        is_free = condition is not None or bool(beside.get("optional"))
+        self._check_default(path, marker, base, default, is_free=is_free)
         return DeclaredParameter(
             marker, base, bool(beside.get("optional")), default, condition=condition, bundles=bundles
         )
+
+    def _check_default(self, path: str, marker: Suggestion | None, base: Any, default: Any, *, is_free: bool) -> None:
+        """Check that the default of a parameter is one that it can have.
+
+        Args:
+            is_free: Whether the default may lie outside of the marker.
+        """
+        if default is NO_TYPE or isinstance(default, MadeAnew) or (default is None and is_free):
+            return
+        if not is_of_type(base, default):
+            raise InvalidSpaceError(
+                f"The space: the default of `{path}` must be of type {base.__name__}, but got {shown(default)}. Change "
+                "the default."
+            )
+        if marker is not None and not is_free and not domain.contains(marker, default):
+            raise InvalidSpaceError(
+                f"The space: the default of `{path}` must lie within {shown(marker)}, but got {shown(default)}. Change "
+                "the default, or widen the marker."
+            )
 
     def _base(self, data: Any, path: str) -> Any:
         if data is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import operator
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from optuna_flyte_dsl.space.annotations import NO_TYPE
 
@@ -55,7 +56,7 @@ def _read(node: ast.expr) -> Any:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_read(left), _read(right)]  # noqa: UP007 - the members are known at run time only
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
-            literal: Any = Literal.__getitem__(ast.literal_eval(inner))
+            literal = operator.getitem(cast("Any", Literal), ast.literal_eval(inner))
             if type_text(literal) is None:
                 raise ValueError(ast.dump(inner))
             return literal

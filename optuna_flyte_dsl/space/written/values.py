@@ -50,7 +50,7 @@ class Writer:
         """
         if value is None or type(value) in (bool, int, str):
             return value
-        if isinstance(value, enum.Enum) and type(value).__members__.get(value.name) is value:
+        if _is_member(value):
             return {"$enum": f"{self.references.name_of(type(value), where)}.{value.name}"}
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
@@ -215,11 +215,17 @@ class Reader:
         return found
 
     def _object(self, data: Mapping[str, Any], where: str) -> Any:
-        kind = self.references.find(data["class"])
+        check_keys(mapping(data, where, "an object"), {"class", "fields"}, where)
+        kind = self.references.find(data.get("class"))
         fields = fields_of(kind)
         if fields is None:
             raise ValueError(f"{kind.__name__} has no fields that a space can give.")
-        return fields.make({name: self.value(each, f"{where}.{name}") for name, each in data["fields"].items()})
+        return fields.make({name: self.value(each, f"{where}.{name}") for name, each in data.get("fields", {}).items()})
+
+
+def _is_member(value: Any) -> bool:
+    """Return whether a value is a member of an Enum that has a name of its own: `A | B` of a Flag has none."""
+    return isinstance(value, enum.Enum) and type(value).__members__.get(value.name) is value
 
 
 def mapping(data: Any, where: str, what: str) -> Mapping[str, Any]:
