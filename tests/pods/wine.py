@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flytekit as fl
+import optuna
 
 from optuna_flyte_dsl import Category, Float, Integer, Maximize, optimize
 
@@ -22,3 +23,15 @@ async def train(
 async def search(dataset: str = "digits") -> float:
     study = await train(dataset=dataset)
     return study.best_value
+
+
+@fl.task
+async def mark(study: optuna.Study) -> optuna.Study:
+    study.set_user_attr("trials", len(study.trials))
+    return study
+
+
+@fl.eager
+async def search_and_mark(dataset: str = "digits") -> optuna.Study:
+    study = await train(dataset=dataset)
+    return await mark(study=study)

@@ -17,6 +17,7 @@ from flyteidl.core import identifier_pb2
 from flytekit.configuration import Image, ImageConfig
 
 from optuna_flyte_dsl import Optimizer
+from optuna_flyte_dsl.study.study_file import read_study
 from tests.support import scripts, wait_until
 from tests.support.cluster_searches import executions
 from tests.support.flyteadmin import FlyteAdmin
@@ -76,6 +77,22 @@ def test_the_whole_journey_of_a_users_file(cluster):
     deck = next(cluster.folder.glob("executions/eager/*/data/0/deck.html")).read_text()
     for trial in trials:
         assert f"/executions/{trial.name}" in deck
+
+
+@pytest.mark.newest
+@needs_pyflyte
+def test_a_study_goes_from_pod_to_pod(cluster):
+    execution = run(cluster, "wine.py", "search_and_mark")
+    blob = end_of(execution).scalar.blob
+    assert blob.metadata.type.format == "optuna-study"
+    study = read_study(Path(blob.uri.removeprefix("file://")))
+    assert study.user_attrs["trials"] == len(study.trials) == 4
+    assert study.direction.name == "MAXIMIZE"
+    names = [each.spec.launch_plan.name for each in trials_of(cluster)]
+    assert len(names) == 5
+    fetched = cluster.remote().fetch_execution(name="eager")
+    synced = cluster.remote().sync_execution(fetched)
+    assert len(synced.outputs.get("o0", as_type=optuna.Study).trials) == 4
 
 
 @needs_pyflyte
