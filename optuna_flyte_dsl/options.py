@@ -166,9 +166,9 @@ class Options(CheckedOptions):
     """The parameters of the first trials, a dict for each. Parameters that a dict leaves out are sampled."""
 
     warm_start: Annotated[WarmStart | None, check.optional(check.warm_start)] = None
-    """An earlier study, or a storage with earlier studies, or a list of such. Their finished trials that fit the space
-    are inserted before the first trial, so that the sampler learns from them. They do not count towards `n_trials`. The
-    others are counted in a warning, with the reasons."""
+    """An earlier study, or a storage with earlier studies, or a list of such. Their complete and pruned trials that fit
+    the space are inserted before the first trial, so that the sampler learns from them. They do not count towards
+    `n_trials`. The others are counted in a warning, with the reasons."""
 
     progress: _Flag = True
     """Whether to show a progress bar on a terminal, and a line every ten seconds elsewhere."""

@@ -7,9 +7,9 @@ import contextlib
 import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.storages import BaseStorage
@@ -45,6 +45,15 @@ class _DoesNotFit(Exception):  # noqa: N818 - no user sees it
     """Raised, with the reason, for a trial that does not fit."""
 
 
+class _Origin(NamedTuple):
+    """What is asked of the study of earlier trials."""
+
+    name: str
+    directions: Sequence[StudyDirection]
+    metric_names: list[str] | None
+    attributes: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class WarmStarter:
     """Inserts earlier trials into a study.
@@ -64,7 +73,7 @@ class WarmStarter:
     fixed: str | None = None
 
     def insert(self, source: WarmStart) -> int:
-        """Insert the finished trials of earlier studies that fit. Return how many were inserted. The call blocks.
+        """Insert the complete and pruned trials of earlier studies that fit. Return how many they are. The call blocks.
 
         A trial that is there already is not inserted again, whether it came by itself or through another study. The
         trials that do not fit are counted in a warning, by the reason.
@@ -73,46 +82,46 @@ class WarmStarter:
             InvalidOptionError: If the source has no study.
         """
         mine = identify(self.study)
-        there = [trial.user_attrs.get(WARM_START) for trial in self.study.get_trials(deepcopy=False)]
+        marks = [trial.user_attrs.get(WARM_START) for trial in self.study.get_trials(deepcopy=False)]
+        there = {_key(mark) for mark in marks if mark is not None}
         n_inserted, n_known = 0, 0
         misfits: dict[str, list[str]] = collections.defaultdict(list)
         for earlier in list(studies_of(source)):
-            attributes = earlier.user_attrs
-            if attributes.get(IDENTITY) == mine:
+            origin = _Origin(_name_of(earlier), earlier.directions, earlier.metric_names, earlier.user_attrs)
+            if origin.attributes.get(IDENTITY) == mine:
                 continue
             for trial in earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
                 mark = trial.user_attrs.get(WARM_START) or _mark_of(earlier, trial)
-                if mark in there:
+                if _key(mark) in there:
                     n_known += 1
                     continue
                 try:
-                    fitting = self._fitted(trial, earlier.directions, attributes)
+                    fitting = self._fitted(trial, origin)
                 except _DoesNotFit as reason:
-                    misfits[f"{_name_of(earlier)}: {reason}"].append(str(trial.number))
+                    misfits[f"{origin.name}: {reason}"].append(str(trial.number))
                     continue
                 fitting.user_attrs[WARM_START] = mark
                 self.study.add_trial(fitting)
-                there.append(mark)
+                there.add(_key(mark))
                 n_inserted += 1
         self._report(n_inserted, n_known, misfits)
         return n_inserted
 
-    def _fitted(
-        self, trial: FrozenTrial, directions: Sequence[StudyDirection], attributes: Mapping[str, Any]
-    ) -> FrozenTrial:
+    def _fitted(self, trial: FrozenTrial, origin: _Origin) -> FrozenTrial:
         """Return a trial as one of the study of the search.
-
-        Args:
-            directions: The directions of the trial's study.
-            attributes: The user attributes of the trial's study.
 
         Raises:
             _DoesNotFit: If it is none.
         """
-        if list(directions) != self.study.directions:
+        if list(origin.directions) != self.study.directions:
             raise _DoesNotFit(
-                f"its directions are {direction_names(directions)}, and those of this search "
+                f"its directions are {direction_names(origin.directions)}, and those of this search "
                 f"{direction_names(self.study.directions)}"
+            )
+        names = self.study.metric_names
+        if names is not None and origin.metric_names is not None and names != origin.metric_names:
+            raise _DoesNotFit(
+                f"its objectives are {listed(origin.metric_names)}, and those of this search {listed(names)}"
             )
         n_constraints = len(self.objective.returns.constraints)
         if trial.state is TrialState.COMPLETE and len(constraints_of(trial) or ()) != n_constraints:
@@ -122,8 +131,8 @@ class WarmStarter:
         params, distributions = trial.params, trial.distributions
         own = {name: each for name, each in trial.user_attrs.items() if not name.startswith(PREFIX)}
         if not self.objective.suggests_itself:
-            self._check_arguments(attributes.get(ARGUMENTS, {}))
-            params = self._fitted_params(trial, attributes.get(ORDINALS, {}))
+            self._check_arguments(origin.attributes.get(ARGUMENTS, {}))
+            params = self._fitted_params(trial, origin.attributes.get(ORDINALS, {}))
             every = self.space.distributions()
             distributions = {name: every[name] for name in params}
             if self.fixed is not None:
@@ -203,6 +212,10 @@ def _mark_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     """Return the attribute that tells an inserted trial from all others."""
     begun = trial.datetime_start.isoformat() if trial.datetime_start is not None else None
     return {"study": study.study_name, "trial": trial.number, "begun": begun}
+
+
+def _key(mark: Mapping[str, Any]) -> Hashable:
+    return tuple(sorted(mark.items()))
 
 
 def _name_of(study: optuna.Study) -> str:

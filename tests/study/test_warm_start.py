@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import optuna
 import pytest
@@ -218,6 +218,27 @@ def test_studies_with_other_directions_do_not_fit(caplog):
 
     assert warm(search(train, other.run_sync())) == []
     assert "its directions are maximize, and those of this search minimize" in caplog.text
+
+
+def test_studies_with_other_objectives_do_not_fit(caplog):
+    class Scores(NamedTuple):
+        loss: Minimize
+        seconds: Minimize
+
+    class Swapped(NamedTuple):
+        seconds: Minimize
+        loss: Minimize
+
+    def one(x: Float(0, 1)) -> Scores:
+        return Scores(x, 1 - x)
+
+    def other(x: Float(0, 1)) -> Swapped:
+        return Swapped(x, 1 - x)
+
+    earlier = optimize(one, n_trials=3, progress=False).run_sync()
+    assert len(warm(search(optimize(one, n_trials=1, progress=False), earlier))) == 3
+    assert warm(search(optimize(other, n_trials=1, progress=False), earlier)) == []
+    assert "its objectives are `loss`, `seconds`, and those of this search `seconds`, `loss`" in caplog.text
 
 
 def test_choices_of_an_ordinal_are_found_by_their_labels():
