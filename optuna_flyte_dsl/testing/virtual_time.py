@@ -33,6 +33,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds."""
         return self.now
 
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """Wait for the threads of `asyncio.to_thread`, which take no virtual time."""
+        with self.held():
+            await super().shutdown_default_executor(*args)
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Stop the time while other threads work: the loop then waits for them."""

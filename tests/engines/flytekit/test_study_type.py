@@ -12,6 +12,7 @@ from flytekit.core.type_engine import TypeEngine
 
 from optuna_flyte_dsl import Float, Maximize, optimize
 from optuna_flyte_dsl.study.study_file import write_study
+from tests.support.marks import needs_pyflyte
 
 
 @optimize(n_trials=5, progress=False)
@@ -68,6 +69,7 @@ def test_what_is_no_study_is_refused():
         describe(study=3)
 
 
+@needs_pyflyte
 def test_pyflyte_run_takes_the_path_of_a_file(tmp_path):
     study = optuna.create_study()
     study.add_trial(optuna.trial.create_trial(value=1.0))
