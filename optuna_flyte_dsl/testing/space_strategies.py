@@ -31,8 +31,8 @@ class _Field(NamedTuple):
 def spaces(draw: st.DrawFn, *, max_parameters: int = 5, max_depth: int = 2) -> SearchSpace:
     """Draw search spaces: for the tests of tools that read spaces.
 
-    The spaces have numbers, choices, lists, choices that hold markers, dataclasses, choices between dataclasses, and
-    conditions, one inside the other.
+    The spaces have numbers, choices, lists, choices that hold markers, dataclasses, choices between dataclasses, fixed
+    values, and conditions, one inside the other.
 
     Args:
         max_parameters: The largest number of parameters of a signature, and of fields of a class.
@@ -66,6 +66,15 @@ def _fields(draw: st.DrawFn, most: int, depth: int) -> dict[str, _Field]:
     fields: dict[str, _Field] = {}
     for index in range(draw(st.integers(1, most))):
         name = f"p{index}"
+        extra = draw(st.sampled_from(["none", "none", "fixed", "length"]))
+        if extra == "fixed":
+            fields[f"fixed{index}"] = _Field(int, index, None)
+        elif extra == "length":
+            length, low = f"length{index}", draw(st.integers(0, 1))
+            marker = Integer(low, low + draw(st.integers(1, 2)))
+            fields[length] = _Field(Annotated[int, marker], inspect.Parameter.empty, When(length, gt=low))
+            fields[name] = _Field(Annotated[list[float], Float(0, 1) * length], inspect.Parameter.empty, None)
+            continue
         earlier = [field.condition for field in fields.values() if field.condition is not None]
         field = draw(_field(name, most, depth))
         depends = draw(st.booleans())

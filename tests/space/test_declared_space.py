@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from optuna_flyte_dsl import (
@@ -118,7 +118,10 @@ def test_two_spaces_differ_in_words_if_they_are_not_equal(space, data):
     assert space.difference(space) == ""
     drawn = data.draw(strategies.params(space))
     name = data.draw(st.sampled_from(sorted(drawn)))
-    fixed = space.bind(**{name: drawn[name]})
+    try:
+        fixed = space.bind(**{name: drawn[name]})
+    except ArgumentError:  # a list is fixed together with its length only
+        reject()
     assert (fixed.difference(space) == "") == (fixed == space)
     assert all(line.startswith(name) or name in line for line in fixed.difference(space).splitlines())
     if name in space:
