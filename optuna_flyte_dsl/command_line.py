@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     for each in (plan, space):
         each.add_argument("file", help="a Python file")
         each.add_argument("name", help="the name of the decorated objective, or of the Optimizer, in the file")
-        each.add_argument("values", nargs="*", metavar="name=value", help="arguments of the call, and options")
+        each.add_argument(
+            "values", nargs="*", metavar="name=value", help="arguments and options, written as in YAML: 'x=0.5'"
+        )
         each.add_argument("--space", help="a file of a search space, in place of the signature's")
     plan.add_argument("--strict", action="store_true", help="exit with 1 if something looks wrong")
     space.add_argument("--form", choices=_FORMS, default="yaml", help="the form of the output (default: yaml)")
@@ -71,7 +73,9 @@ def load_search(file: str, name: str) -> SessionAttributes:
     """
     path = pathlib.Path(file).resolve()
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if not path.is_file():
+        raise InvalidObjectiveError(f"{file!r} does not exist. Give the path of a Python file.")
+    if spec is None or spec.loader is None:
         raise InvalidObjectiveError(f"{file!r} is no Python file. Give the path of a file that ends with `.py`.")
     sys.path.insert(0, os.fspath(path.parent))
     module = importlib.util.module_from_spec(spec)

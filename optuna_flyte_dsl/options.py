@@ -297,7 +297,7 @@ class Options(CheckedOptions):
                 f"`pruner` has no effect, because `{objective.name}` cannot report: it does not take `trial`. Add the "
                 "parameter `trial: optuna.Trial`, or drop `pruner`."
             )
-        if self.n_trials == 1 < self.concurrency:
+        if self.n_trials == 1 < self.concurrency and "n_trials" not in self.given:
             logger.warning(
                 "`%s` will run one trial, because `n_trials` is 1. Give `n_trials`, beside `concurrency=%d`.",
                 objective.name,

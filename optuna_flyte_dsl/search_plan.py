@@ -52,6 +52,7 @@ class Plan:
         expected_duplicates: How many trials would repeat a point that another trial has, on average, if each point were
             drawn uniformly at random. A sampler that learns repeats good points more often. With
             `duplicates="resample"`, only as many as there are too few points.
+        constraints: The constraints on the parameters.
         directions: "minimize" or "maximize" for each objective; with an objective's name in front, if it has one.
         sampler: The name of the sampler's class.
         pruner: The name of the pruner's class; `None` if the objective cannot report.
@@ -68,6 +69,7 @@ class Plan:
     space: SearchSpace
     n_points: float
     expected_duplicates: float
+    constraints: tuple[str, ...]
     directions: tuple[str, ...]
     sampler: str
     pruner: str | None
@@ -82,6 +84,7 @@ class Plan:
         branches = [
             Branch(f"space of {self.space}" if self.space else "space: the objective samples by `trial`"),
             Branch(f"duplicates: {self._duplicates_text()}"),
+            *([Branch(f"constraints: {', '.join(self.constraints)}")] if self.constraints else []),
             Branch(f"directions: {', '.join(self.directions)}"),
             Branch(f"sampler: {self.sampler}"),
             Branch(f"pruner: {self.pruner or 'none, because the objective cannot report'}"),
@@ -147,6 +150,7 @@ def make_plan(
         space=space,
         n_points=n_points,
         expected_duplicates=_repeated(options, n_points, sampler),
+        constraints=tuple(each.name for each in options.constraints_of(objective)),
         directions=tuple(f"{name}: {word}" if name else word for name, word in zip(names, words, strict=True)),
         sampler=sampler,
         pruner=_pruner_name(options, objective),
@@ -368,4 +372,4 @@ def _constraint_warnings(options: Options, objective: Objective, space: SearchSp
         allowed += all(constraint.value(arguments) <= 0 for constraint in constraints)
     if allowed < _FEW_ALLOWED * _RANDOM_POINTS:
         found = f"{allowed} of {_RANDOM_POINTS} random points" if allowed else f"none of {_RANDOM_POINTS} random points"
-        yield f"The constraints allow {found}. Narrow the ranges, so that more points are allowed."
+        yield f"The constraints allow {found}. Narrow the ranges, or mend the constraints."

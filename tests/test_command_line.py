@@ -92,7 +92,7 @@ def test_a_wrong_argument_gets_its_error(file, capsys, arguments, message):
 
 def test_a_file_that_cannot_be_imported_gets_its_error(tmp_path, capsys):
     assert main(["plan", str(tmp_path / "none.py"), "train"]) == 2
-    assert "is no Python file" in capsys.readouterr().err
+    assert "does not exist. Give the path of a Python file" in capsys.readouterr().err
     broken = tmp_path / "broken_file.py"
     broken.write_text("import no_such_module")
     assert main(["plan", str(broken), "train"]) == 2

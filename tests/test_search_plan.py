@@ -89,6 +89,13 @@ def test_a_parameter_of_an_option_s_name_is_the_objective_s():
     assert plan.n_trials == 7
 
 
+def test_a_plan_names_the_constraints():
+    plan = train.plan(constraints=[lambda lr: lr - 1])
+    (constraint,) = plan.constraints
+    assert constraint.startswith("`constraints[0]` (test_search_plan.py:")
+    assert f"├── constraints: {constraint}" in str(plan)
+
+
 def test_a_plan_names_directions_and_storages():
     @optimize(storage="postgresql://me:secret@host/db", resume=True, n_trials=50, executor="process")
     def two(x: Float(0, 1)) -> tuple[Minimize, Maximize, Constraint]: ...

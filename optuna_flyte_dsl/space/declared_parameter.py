@@ -240,10 +240,12 @@ def declare(
                 f"`Annotated[float, Float(0, 1), {condition!r}]`."
             )
         if strict and (default is _EMPTY or default is None) and not optional:
-            lack = "no default" if default is _EMPTY else "the default None, which is not of its type"
+            is_none = default is None
+            lack = "the default None, which is not of its type" if is_none else "no default"
+            cure = "Give it another one" if is_none else "Give it one"
             raise InvalidAnnotationError(
                 f"`{objective}`: `{path}` gets its default where {condition.in_words()} is not true, but has {lack}. "
-                f"Give it another one, or write `{parameter.name}: Annotated[... | None, ...]`."
+                f"{cure}, or write `{parameter.name}: Annotated[... | None, ...]`."
             )
     if bundles:
         _check_default_object(objective, path, default, bundles, is_optional=optional or condition is not None)

@@ -27,6 +27,11 @@ def best_trial_of(
         NoBestTrialError: If no trial has finished, or none is within the bounds.
         InvalidOptionError: If the study has several objectives and none has a weight, or a name or a number is wrong.
     """
+    if not isinstance(study, optuna.Study):
+        raise InvalidOptionError(
+            f"`best` takes a study, as `train.run_sync()` returns one, but got {shown(study)}. For the arguments of a "
+            "single trial, write `train.space.fill(trial.params)`."
+        )
     names = objective_names(study)
     for option, given in (("weights", weights), ("within", within)):
         for name, number in (given or {}).items():

@@ -183,6 +183,11 @@ class _MadeUp:
                 _check_names(name, function, self.objective)
         if isinstance(faults, Mapping):
             for number, fault in faults.items():
+                if not isinstance(number, int):
+                    raise InvalidOptionError(
+                        f"`faults`: the key of a fault must be the number of a trial, but got {shown(number)}. For the "
+                        "probabilities of faults, write `Faults(crash=0.1)`."
+                    )
                 if fault not in get_args(Fault):
                     raise InvalidOptionError(
                         f"`faults`: the fault of trial {number} must be one of {listed(get_args(Fault))}, but got "

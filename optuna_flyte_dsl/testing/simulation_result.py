@@ -81,7 +81,7 @@ class Simulation:
                 effect["failed"] += run is last[run.trial] and run.state is TrialState.FAIL
         return found
 
-    def best_after(self, seconds: float) -> float | None:
+    def best_after(self, seconds: float | datetime.timedelta) -> float | None:
         """Return the best feasible value that the search had after some seconds; `None` if it had none.
 
         The values of earlier trials, with which it began, are known from the first second.
@@ -91,7 +91,7 @@ class Simulation:
         """
         if len(self.study.directions) > 1:
             raise InvalidOptionError("`best_after` needs a single objective. Compare the fronts, `study.best_trials`.")
-        until = EPOCH + datetime.timedelta(seconds=seconds)
+        until = EPOCH + (seconds if isinstance(seconds, datetime.timedelta) else datetime.timedelta(seconds=seconds))
         ended = [
             trial.value
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

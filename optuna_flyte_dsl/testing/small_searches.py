@@ -33,6 +33,17 @@ class SmallSearches:
     concurrency: int = 1
     seed: int = 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in (*self.__dataclass_fields__, "_stack"):
+            known = tuple(self.__dataclass_fields__)
+            raise InvalidOptionError(
+                f"`small_searches` has no `{name}`; it has {', '.join(f'`{each}`' for each in known)}."
+                f"{did_you_mean(name, known)}"
+            )
+        if name != "_stack" and (isinstance(value, bool) or not isinstance(value, int) or value < (name != "seed")):
+            raise InvalidOptionError(f"`small_searches.{name}` must be an int of 1 or more, but got {shown(value)}.")
+        super().__setattr__(name, value)
+
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(override(self._smaller))

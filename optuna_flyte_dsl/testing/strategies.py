@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines.engine_choice import space_of
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError, RefusedPointError
+from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 from optuna_flyte_dsl.space.search_space import SearchSpace
@@ -21,9 +22,9 @@ from optuna_flyte_dsl.testing.space_strategies import spaces as spaces
 def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Draw the keyword arguments of one trial.
 
-    Every draw is a point that a search can ask for: within the bounds, and on the grid of a step. The bounds are drawn
-    often. Draws with `log=True` spread over the orders of magnitude. Draws shrink towards the low bounds and the first
-    choices.
+    Every draw is a point that a search can run: within the bounds, on the grid of a step, and allowed by the option
+    `constraints`. The bounds are drawn often. Draws with `log=True` spread over the orders of magnitude. Draws shrink
+    towards the low bounds and the first choices.
 
     Args:
         objective_or_space: An objective with or without `@optimize`, or a `SearchSpace`.
@@ -47,6 +48,13 @@ def params(objective_or_space: Any, /, **fixed: Any) -> st.SearchStrategy[dict[s
     """
     space = space_of(objective_or_space).bind(**fixed)
     space.check_complete()
+    session = getattr(objective_or_space, "_session", None)
+    constraints = session.options.constraints_of(session.objective) if isinstance(session, Session) else ()
+    drawn = _points(space)
+    return drawn.filter(lambda point: all(each.value(point) <= 0 for each in constraints)) if constraints else drawn
+
+
+def _points(space: SearchSpace) -> st.SearchStrategy[dict[str, Any]]:
     if not space.conditions:
         return st.fixed_dictionaries({name: values(marker) for name, marker in space.items()}).map(
             lambda drawn: _filled(space, lambda name, _: drawn[name])

@@ -19,6 +19,7 @@ from optuna_flyte_dsl import (
     Ordinal,
     optimize,
 )
+from optuna_flyte_dsl.study import best_trial
 from tests.support.spaces import Kernel
 
 
@@ -128,3 +129,8 @@ def test_an_objective_that_samples_by_its_trial_has_another_cure():
     search = optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1, progress=False)
     with pytest.raises(InvalidOptionError, match=r"Run it with `optuna.trial.FixedTrial\(study.best_params\)`"):
         search.best(search.run_sync())
+
+
+def test_what_is_no_study_is_refused():
+    with pytest.raises(InvalidOptionError, match=r"`best` takes a study, as `train.run_sync.*but got None"):
+        best_trial.best_trial_of(None)

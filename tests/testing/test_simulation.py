@@ -176,7 +176,7 @@ def test_the_study_has_virtual_times():
     values = [trial.value for trial in simulation.study.trials]
     assert simulation.best_after(3600) == min(values[:2])
     assert simulation.best_after(7200) == min(values) == simulation.study.best_value
-    assert simulation.best_after(1) is None
+    assert simulation.best_after(datetime.timedelta(seconds=1)) is None
     assert str(simulation) == "4 trials (4 COMPLETE) in 2:00:00, with 100% of 2 slots in use"
     pickle.loads(pickle.dumps(simulation.study))
 
@@ -291,6 +291,11 @@ def test_an_objective_that_waits_for_a_thread_is_refused():
         simulate(own)
 
 
+def test_a_plain_function_is_refused():
+    with pytest.raises(InvalidOptionError, match="takes an objective under `@optimize`, or an `Optimizer`, but got"):
+        simulate(train.task)
+
+
 def test_a_simulation_runs_inside_an_event_loop():
     async def main():
         return simulate(train, outcomes=lambda x: x)
@@ -308,6 +313,7 @@ def test_a_simulation_runs_inside_an_event_loop():
         ({"durations": -1}, "`durations` must give seconds of 0 or more, but gave -1"),
         ({"durations": lambda: math.inf}, "must give seconds of 0 or more, but gave inf"),
         ({"faults": Faults(hang=0.1)}, "would never end. Give `trial_timeout`"),
+        ({"faults": {"crash": 0.1}}, "the number of a trial, but got 'crash'.*write `Faults.crash=0.1.`"),
         ({"faults": {3: "hnag"}}, "the fault of trial 3 must be one of .* Did you mean `hang`"),
         ({"outcomes": lambda x: iter([x])}, "cannot report: it does not take `trial`"),
     ],

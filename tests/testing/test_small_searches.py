@@ -49,6 +49,28 @@ def test_each_search_is_small_seeded_and_in_memory(tmp_path):
     assert (train.n_trials, train.concurrency) == (100, 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ntrials", 2, "`small_searches` has no `ntrials`; it has .* Did you mean `n_trials`"),
+        ("n_trials", "3", "`small_searches.n_trials` must be an int of 1 or more, but got '3'"),
+        ("concurrency", 0, "must be an int of 1 or more, but got 0"),
+    ],
+)
+def test_how_small_a_search_is_is_checked(name, value, message):
+    with SmallSearches() as small, pytest.raises(InvalidOptionError, match=message):
+        setattr(small, name, value)
+
+
+def test_code_under_test_does_not_escape(tmp_path):
+    train = make(tmp_path)
+    with SmallSearches():
+        train.n_trials = 50
+        assert len(train.run_sync().trials) == 5
+    assert train.n_trials == 50
+    assert train.with_options(storage=None, resume=False).study.trials == []
+
+
 def test_an_optimizer_keeps_its_own_study():
     optimizer = Optimizer(lambda trial: trial.suggest_float("x", 0, 1), concurrency=4, n_trials=20, progress=False)
     with SmallSearches(n_trials=3):

@@ -87,3 +87,12 @@ def test_arguments_are_checked_when_the_strategy_is_made():
         params(square)
     with pytest.raises(InvalidMarkerTypeError, match="but got 3"):
         values(3)
+
+
+@optimize(constraints=[lambda x, n: x + n - 6])
+def constrained(x: Float(0, 9), n: Integer(1, 9)) -> float: ...
+
+
+@given(params(constrained))
+def test_the_constraints_of_the_objective_hold(drawn):
+    assert drawn["x"] + drawn["n"] <= 6

@@ -12,6 +12,7 @@ from flytekit.models.core.types import BlobType
 from flytekit.models.literals import Blob, BlobMetadata, Literal, Scalar
 from flytekit.models.types import LiteralType
 
+from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.study.study_file import read_study, write_study
 
 _TYPE = BlobType(format="optuna-study", dimensionality=BlobType.BlobDimensionality.SINGLE)
@@ -47,7 +48,8 @@ class StudyTransformer(AsyncTypeTransformer[optuna.Study]):
             local.parent.mkdir(parents=True, exist_ok=True)
             await asyncio.to_thread(write_study, python_val, local)
         else:
-            raise TypeError(f"An optuna.Study is expected, or the path of its file, but got {type(python_val)}.")
+            cure = " Await the search first, as in `await train()`." if asyncio.iscoroutine(python_val) else ""
+            raise TypeError(f"An optuna.Study is expected, or the path of its file, but got {shown(python_val)}.{cure}")
         uri = await ctx.file_access.async_put_raw_data(str(local))
         return Literal(scalar=Scalar(blob=Blob(metadata=BlobMetadata(type=_TYPE), uri=uri)))
 

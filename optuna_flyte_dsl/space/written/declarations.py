@@ -141,12 +141,12 @@ def _read(
             f"The space has the version {shown(top['version'])}, but this library reads the version {VERSION}. Install "
             "the optuna-flyte-dsl that wrote it."
         )
-    if "parameters" not in top:
+    if not {"parameters", "arguments"} & top.keys():
         raise InvalidSpaceError(
             "The space lacks `parameters`, a dict of the parameters by name, such as "
             '`{"parameters": {"lr": {"kind": "float", "low": 0.001, "high": 0.1, "log": true}}}`.'
         )
-    written = mapping(top["parameters"], "parameters", "the parameters")
+    written = mapping(top.get("parameters", {}), "parameters", "the parameters")
     arguments = mapping(top.get("arguments", {}), "arguments", "the arguments")
     if origin is None:
         origin = DeclaredSignature(
@@ -186,6 +186,11 @@ class _DeclarationReader(Reader):
         Args:
             origin: What the objective, or the class of a field, declares; `None` if that is not known.
         """
+        if not isinstance(data, Mapping):
+            raise InvalidSpaceError(
+                f"The space: `{path}`: a parameter must be a dict, but got {shown(data)}. To fix a value, write it "
+                f"under `arguments`, beside `parameters`: `{{{path}: {shown(data)}}}`."
+            )
         entry = dict(mapping(data, path, "a parameter"))
         beside = {key: entry.pop(key) for key in _BESIDE if key in entry}
         kind = entry.get("kind")
@@ -260,6 +265,11 @@ class _DeclarationReader(Reader):
         for name, each in mapping(entry.get("classes"), path, "`classes`").items():
             check_keys(mapping(each, f"{path}.{name}", "a class"), {"class", "fields"}, f"{path}.{name}")
             bundles[name] = self._bundle(each, f"{path}.{name}", origin)
+            if bundles[name].name != name:
+                raise InvalidSpaceError(
+                    f"The space: `{path}`: the class `{bundles[name].name}` must stand under its own name, but got "
+                    f"`{name}`."
+                )
         return bundles
 
     def _bundle(self, data: Mapping[str, Any], path: str, origin: DeclaredParameter | None) -> Bundle:

@@ -126,7 +126,10 @@ def from_yaml(text: str) -> Any:
 def save(data: Any, path: str | os.PathLike[str]) -> None:
     """Write plain data into a JSON or YAML file, as the end of its name says."""
     file = _checked(path)
-    file.write_text(to_json(data) + "\n" if file.suffix == ".json" else to_yaml(data), encoding="utf-8")
+    try:
+        file.write_text(to_json(data) + "\n" if file.suffix == ".json" else to_yaml(data), encoding="utf-8")
+    except OSError as error:
+        raise InvalidSpaceError(f"The file of a space, {shown(str(path))}, cannot be written: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -144,6 +147,8 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def _checked(path: str | os.PathLike[str]) -> pathlib.Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidSpaceError(f"The file of a space must be given as a path, but got {shown(path)}.")
     file = pathlib.Path(path)
     if file.suffix not in _SUFFIXES:
         raise InvalidSpaceError(

@@ -196,6 +196,11 @@ def test_a_file_that_says_nothing_of_a_condition_keeps_it():
     assert not SearchSpace.from_dict({"parameters": {"gamma": {**narrow, "when": None}}}, objective).conditions
 
 
+def test_a_file_of_arguments_fixes_values():
+    space = SearchSpace.from_dict({"arguments": {"n_layers": 2, "needed": "x"}}, everything)
+    assert space == SPACE.bind(n_layers=2, needed="x")
+
+
 def test_a_field_is_named_by_its_path():
     entry = {"kind": "integer", "low": 10, "high": 20}
     space = SearchSpace.from_dict({"parameters": {"single.n_trees": entry}}, everything)
@@ -263,7 +268,11 @@ FAULTS = [
     ({"parameters": {"x": {**X, "kind": ["float"]}}}, "`x`: `kind` must be one of"),
     ({"parameters": {"x": {**X, "type": "Literal[[1]]"}}}, "`x`: `type` must be a type"),
     ({"parameters": {"x": {**X, "when": {"parameter": "y", "values": "bc"}}}}, "`values` must be a list, but got 'bc'"),
-    ({"parameters": {"x": 3}}, "`x`: a parameter must be a dict, but got 3"),
+    ({"parameters": {"x": 3}}, "`x`: a parameter must be a dict, but got 3. To fix a value, .* `arguments`"),
+    (
+        {"parameters": {"x": {"kind": "classes", "classes": {"Forrest": {"class": f"{__name__}:Forest"}}}}},
+        "the class `Forest` must stand under its own name, but got `Forrest`",
+    ),
     ({"parameters": {"x": {"kind": "flaot"}}}, "`x`: `kind` must be one of float, .*'flaot'. Did you mean `float`"),
     ({"parameters": {"x": {"low": 1}}}, "`x`: `kind` must be one of float, .* but got None"),
     ({"parameters": {"x": {**X, "hihg": 2}}}, "`x` has the key `hihg`, .* Did you mean `high`"),

@@ -82,3 +82,10 @@ def test_a_file_that_holds_no_space_is_refused(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(InvalidSpaceError, match=message):
         SearchSpace.load(tmp_path / name)
+
+
+def test_what_is_no_path_or_no_folder_is_refused(tmp_path):
+    with pytest.raises(InvalidSpaceError, match=r"must be given as a path, but got {'a': 1}"):
+        SearchSpace.load({"a": 1})
+    with pytest.raises(InvalidSpaceError, match=r"cannot be written: .*No such file"):
+        SearchSpace.of(train).save(tmp_path / "none" / "space.yaml")
