@@ -22,6 +22,11 @@ def value_types(marker: Suggestion) -> tuple[type, ...]:
     return (float,) if isinstance(marker, Float) else (int,)
 
 
+def is_numpy_scalar(value: Any) -> bool:
+    """Return whether a value is a scalar of numpy, whose `item` is a value of Python. Numpy need not be installed."""
+    return hasattr(value, "dtype") and hasattr(value, "item") and not getattr(value, "ndim", 0)
+
+
 def to_float(base: Any, value: Any) -> Any:
     """Return a real number as a float if its declared type is float, because flytekit does not convert an int.
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from optuna_flyte_dsl.space import domain
+from optuna_flyte_dsl.space import conversion, domain
 from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 from optuna_flyte_dsl.space.nodes import (
@@ -59,8 +59,8 @@ def json_value(value: Any) -> Any:
         if not math.isfinite(value):
             raise NotJson
         return float(value)
-    if hasattr(value, "dtype") and hasattr(value, "item") and not getattr(value, "ndim", 0):
-        return json_value(value.item())  # a scalar of numpy
+    if conversion.is_numpy_scalar(value):
+        return json_value(value.item())
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -147,11 +147,9 @@ class _SchemaWriter:
                 yield _if(_all([above, holds]), _at(place, self._of(node.node)))
                 yield _if(_all([above, {"not": holds}]), _at(place, _otherwise(node)))
             case SizedList():
-                length = self._places[node.length][1] if node.length in self._places else None
-                for count in range(len(node.items) + 1):
+                for count in range(len(node.items) + 1) if node.length in self._places else ():
                     rule = _at(place, {"minItems": count, "maxItems": count})
-                    if length is not None:
-                        yield _if(_all([active, self._holds(When(node.length, count))]), rule)
+                    yield _if(_all([active, self._holds(When(node.length, count))]), rule)
 
     def _above(self, place: _Place) -> Schema:
         """Return the schema that says that what is around a place is there."""

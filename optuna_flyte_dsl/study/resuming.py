@@ -188,9 +188,14 @@ def identity_of(study: optuna.Study, storage: DurableStorage) -> str:
     The id is unique among all studies in all storages, except for copies of the study.
     """
     with storage.exclusive(study.study_name):
-        if attributes.IDENTITY not in study.user_attrs:
-            study.set_user_attr(attributes.IDENTITY, uuid.uuid4().hex)
-        return str(study.user_attrs[attributes.IDENTITY])
+        return identify(study)
+
+
+def identify(study: optuna.Study) -> str:
+    """Return an id of a study that it has in common with its copies only. The caller excludes other searches."""
+    if attributes.IDENTITY not in study.user_attrs:
+        study.set_user_attr(attributes.IDENTITY, uuid.uuid4().hex)
+    return str(study.user_attrs[attributes.IDENTITY])
 
 
 def check_space(study: optuna.Study, space: SearchSpace, *, resumes: bool = False) -> None:

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import os
 import pathlib
-import uuid
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +35,7 @@ from optuna_flyte_dsl.study.attributes import (
     WARM_START,
 )
 from optuna_flyte_dsl.study.feasibility import constraints_of
+from optuna_flyte_dsl.study.resuming import identify
 from optuna_flyte_dsl.study.storages import open_storage
 
 _SHOWN_NUMBERS = 5
@@ -46,12 +46,16 @@ class _DoesNotFit(Exception):  # noqa: N818 - no user sees it
 
 
 class _Origin(NamedTuple):
-    """What is asked of the study of earlier trials."""
+    """What is asked of a study: each is read from the storage once, not for each trial."""
 
     name: str
-    directions: Sequence[StudyDirection]
+    directions: list[StudyDirection]
     metric_names: list[str] | None
     attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> _Origin:
+        return cls(_name_of(study), study.directions, study.metric_names, study.user_attrs)
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,14 @@ class WarmStarter:
         Raises:
             InvalidOptionError: If the source has no study.
         """
-        mine = identify(self.study)
+        identity, mine = identify(self.study), _Origin.of(self.study)
         marks = [trial.user_attrs.get(WARM_START) for trial in self.study.get_trials(deepcopy=False)]
         there = {_key(mark) for mark in marks if mark is not None}
         n_inserted, n_known = 0, 0
         misfits: dict[str, list[str]] = collections.defaultdict(list)
         for earlier in list(studies_of(source)):
-            origin = _Origin(_name_of(earlier), earlier.directions, earlier.metric_names, earlier.user_attrs)
-            if origin.attributes.get(IDENTITY) == mine:
+            origin = _Origin.of(earlier)
+            if origin.attributes.get(IDENTITY) == identity:
                 continue
             for trial in earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
                 mark = trial.user_attrs.get(WARM_START) or _mark_of(earlier, trial)
@@ -96,7 +100,7 @@ class WarmStarter:
                     n_known += 1
                     continue
                 try:
-                    fitting = self._fitted(trial, origin)
+                    fitting = self._fitted(trial, origin, mine)
                 except _DoesNotFit as reason:
                     misfits[f"{origin.name}: {reason}"].append(str(trial.number))
                     continue
@@ -107,18 +111,22 @@ class WarmStarter:
         self._report(n_inserted, n_known, misfits)
         return n_inserted
 
-    def _fitted(self, trial: FrozenTrial, origin: _Origin) -> FrozenTrial:
+    def _fitted(self, trial: FrozenTrial, origin: _Origin, mine: _Origin) -> FrozenTrial:
         """Return a trial as one of the study of the search.
+
+        Args:
+            origin: The trial's study.
+            mine: The study of the search.
 
         Raises:
             _DoesNotFit: If it is none.
         """
-        if list(origin.directions) != self.study.directions:
+        if origin.directions != mine.directions:
             raise _DoesNotFit(
                 f"its directions are {direction_names(origin.directions)}, and those of this search "
-                f"{direction_names(self.study.directions)}"
+                f"{direction_names(mine.directions)}"
             )
-        names = self.study.metric_names
+        names = mine.metric_names
         if names is not None and origin.metric_names is not None and names != origin.metric_names:
             raise _DoesNotFit(
                 f"its objectives are {listed(origin.metric_names)}, and those of this search {listed(names)}"
@@ -199,13 +207,6 @@ class WarmStarter:
         n_misfits = sum(map(len, misfits.values()))
         do_not_fit = "1 does not fit, and is" if n_misfits == 1 else f"{n_misfits} do not fit, and are"
         logger.warning("%s %s left out. %s.", text, do_not_fit, ". ".join(reasons))
-
-
-def identify(study: optuna.Study) -> str:
-    """Return an id of a study that it has in common with its copies only."""
-    if IDENTITY not in study.user_attrs:
-        study.set_user_attr(IDENTITY, uuid.uuid4().hex)
-    return str(study.user_attrs[IDENTITY])
 
 
 def _mark_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:

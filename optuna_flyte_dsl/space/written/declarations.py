@@ -95,9 +95,8 @@ def _written_argument(writer: Writer, declared: DeclaredParameter, value: Any, p
     if isinstance(value, ChosenLabel):
         return writer.value(value.argument, path)
     marker = declared.marker
-    if marker is None or isinstance(value, Suggestion) or (value is None and declared.optional):
-        return writer.value(value, path)
-    if domain.is_composite(marker):
+    is_given_as_it_is = isinstance(value, Suggestion) or (value is None and declared.optional)
+    if marker is None or is_given_as_it_is or domain.is_composite(marker):
         return writer.value(value, path)
     if not domain.contains(marker, value):
         return writer.value(Fixed(value), path)

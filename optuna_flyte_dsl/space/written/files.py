@@ -1,83 +1,16 @@
-"""JSON and YAML text of written spaces, and the files that hold it.
-
-YAML is read as YAML 1.2 says: `no` and `on` are texts, and `1e-5` is a number.
-"""
+"""JSON and YAML text of written spaces, and the files that hold it."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-import re
-from collections.abc import Hashable
 from typing import Any
-
-import yaml
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidSpaceError
 
 _SUFFIXES = (".yaml", ".yml", ".json")
-_CORE = {  # the scalars of YAML 1.2's core schema, by tag, with the characters by which each may begin
-    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "tag:yaml.org,2002:float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-}
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2, without aliases and without repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse an alias, whose content could be huge."""
-        if self.check_event(yaml.AliasEvent):
-            raise InvalidSpaceError(
-                "The YAML of a space must have no aliases, but this one has. Write what it stands for."
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that stands twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        _check_keys(keys)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts in quotes if YAML 1.1 or YAML 1.2 would read something else without them."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        return True
-
-
-def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML reads a control character back only from double quotes.
-    style = None if text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
-_Loader.yaml_implicit_resolvers = {}
-for _tag, (_pattern, _first) in _CORE.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
-
-
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-
-
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node).replace(".inf", "inf").replace(".nan", "nan").lower())
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 def to_json(data: Any) -> str:
@@ -87,7 +20,9 @@ def to_json(data: Any) -> str:
 
 def to_yaml(data: Any) -> str:
     """Return plain data as YAML."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    from optuna_flyte_dsl.space.written import yaml_text  # loaded late
+
+    return yaml_text.dump(data)
 
 
 def from_json(text: str) -> Any:
@@ -98,7 +33,7 @@ def from_json(text: str) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _check_keys([key for key, _ in pairs])
+        check_unique([key for key, _ in pairs])
         return dict(pairs)
 
     try:
@@ -115,8 +50,10 @@ def from_yaml(text: str) -> Any:
     Raises:
         InvalidSpaceError: If the text is not YAML, or has aliases.
     """
+    from optuna_flyte_dsl.space.written import yaml_text  # loaded late
+
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+        return yaml_text.load(text)
     except InvalidSpaceError:
         raise
     except Exception as error:  # PyYAML lets errors of all kinds through, as for `!!bool maybe`
@@ -157,7 +94,8 @@ def _checked(path: str | os.PathLike[str]) -> pathlib.Path:
     return file
 
 
-def _check_keys(keys: list[Any]) -> None:
+def check_unique(keys: list[Any]) -> None:
+    """Check that no key of a dict stands twice."""
     seen: set[str] = set()
     for key in map(str, keys):
         if key in seen:

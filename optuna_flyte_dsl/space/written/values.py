@@ -15,6 +15,7 @@ from typing import Any
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError, InvalidSpaceError
 from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When
+from optuna_flyte_dsl.space.conversion import is_numpy_scalar
 from optuna_flyte_dsl.space.markers import Category, Fixed, Float, Integer, Ordinal, Repeated, Suggestion
 from optuna_flyte_dsl.space.records import fields_of
 from optuna_flyte_dsl.space.written.references import References
@@ -70,8 +71,8 @@ class Writer:
         if fields is not None and not isinstance(value, type):
             given = {name: self.value(each, f"{where}.{name}") for name, each in fields.values_of(value).items()}
             return {"$object": {"class": self.references.name_of(type(value), where), "fields": given}}
-        if hasattr(value, "dtype") and hasattr(value, "item") and not getattr(value, "ndim", 0):
-            return self.value(value.item(), where)  # a scalar of numpy
+        if is_numpy_scalar(value):
+            return self.value(value.item(), where)
         return {"$reference": self.references.name_of(value, where)}
 
     def marker(self, marker: Suggestion, where: str) -> dict[str, Any]:
@@ -112,7 +113,7 @@ class Writer:
                 written: dict[str, Any] = {"parameter": condition.parameter}
                 if condition.values:
                     written["values"] = [self.value(value, where) for value in condition.values]
-                return written | dict(condition.bounds)
+                return written | condition.bounds
         raise AssertionError(condition)
 
 
