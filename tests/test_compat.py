@@ -6,6 +6,7 @@ import inspect
 import os
 import pathlib
 import threading
+import traceback
 
 import grpc
 import optuna
@@ -16,7 +17,7 @@ from flyteidl.core.identifier_pb2 import WorkflowExecutionIdentifier
 from flytekit import conditional, map_task, task, workflow
 from flytekit.core import local_cache
 from flytekit.core.base_task import Task
-from flytekit.core.context_manager import flyte_context_Var
+from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from flytekit.core.type_engine import TypeEngine
 from flytekit.core.worker_queue import Controller
 from flytekit.deck.deck import Deck
@@ -41,6 +42,41 @@ def study():
 @task
 def number(x: float) -> float:
     return x
+
+
+# flytekit's contexts
+
+
+def test_a_stack_frame_is_found_as_flytekit_finds_it():
+    def entering(find):
+        def with_context():
+            return find(limit=3)
+
+        def enter():
+            return with_context()
+
+        return enter()
+
+    def described(frame):
+        return frame.filename, frame.name, frame.lineno, frame.line
+
+    original = FlyteContextManager.get_origin_stackframe
+    try:
+        flytekit_names.find_stack_frames_fast()
+        found = FlyteContextManager.get_origin_stackframe
+        assert found.__module__ == flytekit_names.__name__
+        with FlyteContextManager.with_context(FlyteContextManager.current_context().new_builder()) as context:
+            assert "test_a_stack_frame" in context.get_origin_stackframe_repr()
+    finally:
+        FlyteContextManager.get_origin_stackframe = staticmethod(original)
+    frames = [entering(find) for find in (_find_as_flytekit, found)]
+    assert described(frames[0]) == described(frames[1])
+    assert frames[0].name == "entering"
+
+
+def _find_as_flytekit(limit):
+    """Find a frame as flytekit 1.16 does."""
+    return traceback.extract_stack(limit=limit + 1)[0]
 
 
 # Optuna

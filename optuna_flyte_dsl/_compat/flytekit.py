@@ -3,13 +3,16 @@
 import atexit
 import copy
 import os
+import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from flytekit.clients.grpc_utils.wrap_exception_interceptor import RetryExceptionWrapperInterceptor
 from flytekit.core import local_cache
+from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.type_engine import TypeEngine
 from flytekit.tools import script_mode
 from flytekit.utils.asyn import _TaskRunner, loop_manager
@@ -85,6 +88,25 @@ def find_transformer_first(find: Callable[[Any], Any]) -> None:
         return search(python_type) if found is None else found
 
     TypeEngine._get_transformer = classmethod(get_transformer)  # type: ignore[method-assign,assignment]
+
+
+# Contexts.
+
+
+def find_stack_frames_fast() -> None:
+    """Make flytekit find the frame that enters a context without reading its source, which takes most of the time.
+
+    Flytekit shows the frame's file, line and function in debug messages only.
+    """
+    FlyteContextManager.get_origin_stackframe = staticmethod(_stack_frame)  # type: ignore[method-assign]
+
+
+def _stack_frame(limit: int = 2) -> traceback.FrameSummary:
+    frame = sys._getframe()
+    for _ in range(limit):
+        frame = frame.f_back or frame
+    code = frame.f_code
+    return traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
 
 
 # Caches.

@@ -1,6 +1,7 @@
 """Runs the trials of an objective in a Flyte context: by the local controller, or by a given worker queue."""
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from flytekit.core.base_task import PythonTask
@@ -13,6 +14,7 @@ from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
 from optuna_flyte_dsl.engines._flytekit.input_check import refused_argument
 from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
+from optuna_flyte_dsl.engines._flytekit.sandbox import sandboxes_of_attempt
 from optuna_flyte_dsl.engines.functions import FunctionRunner
 from optuna_flyte_dsl.errors import FixedArgumentError, OptunaFlyteError
 from optuna_flyte_dsl.search.error_origin import place_of
@@ -29,6 +31,8 @@ class FlytekitRunner:
 
     def __init__(self, objective: Objective, *, is_on_cluster: bool = False) -> None:
         self._objective = objective
+        target = objective.target
+        self._observed = observing_outputs(target, _note_returned) if isinstance(target, PythonTask) else None
         self._checked_arguments = False
         self._threads = Threads(at_exit=close_loops)
         self._functions = FunctionRunner(objective, self._threads)
@@ -46,7 +50,8 @@ class FlytekitRunner:
     async def run(self, run: TrialRun) -> Any:
         # The list is copied, because copies of a context share one context stack.
         flyte_context_Var.set(list(self._stack))
-        return await self._call(run)
+        with sandboxes_of_attempt():
+            return await self._call(run)
 
     async def _call(self, run: TrialRun) -> Any:
         if self._objective.kind is not Kind.TASK:
@@ -81,13 +86,13 @@ class FlytekitRunner:
         return refused
 
     async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
-        target = self._objective.target
         is_local = isinstance(FlyteContextManager.current_context().worker_queue, LocalController)
-        if not (is_local and isinstance(target, PythonTask)):
-            return await async_flyte_entity_call_handler(target, **arguments)
+        if not is_local or self._observed is None:
+            return await async_flyte_entity_call_handler(self._objective.target, **arguments)
         returned: list[Any] = []
+        _returned.set(returned)
         try:
-            return await async_flyte_entity_call_handler(observing_outputs(target, returned.append), **arguments)
+            return await async_flyte_entity_call_handler(self._observed, **arguments)
         except Exception:
             wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
             if wrong is None:
@@ -100,3 +105,10 @@ class FlytekitRunner:
 
     async def close(self) -> None:
         await self._threads.close()
+
+
+_returned: ContextVar[list[Any]] = ContextVar("what the task of a trial has returned")
+
+
+def _note_returned(value: Any) -> None:
+    _returned.get().append(value)

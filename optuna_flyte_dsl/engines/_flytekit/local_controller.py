@@ -20,6 +20,8 @@ from optuna_flyte_dsl._compat import flytekit as compat
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.engines._flytekit.literal_cache import lock_literal_cache
+from optuna_flyte_dsl.engines._flytekit.plain_call import PlainCall, plain_call
+from optuna_flyte_dsl.engines._flytekit.sandbox import CallParameters
 from optuna_flyte_dsl.engines._flytekit.task_limits import EntityCall, apply_task_limits
 from optuna_flyte_dsl.engines.functions import await_thread
 
@@ -32,8 +34,12 @@ class LocalController:
     def __init__(self, threads: Threads, context: FlyteContext) -> None:
         self._threads = threads
         state = context.execution_state or context.new_execution_state()
-        self._context = context.with_execution_state(state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION)).build()
+        parameters = None if context.user_space_params is None else CallParameters(context.user_space_params)
+        state = state.with_params(mode=_Mode.EAGER_LOCAL_EXECUTION, user_space_params=parameters)
+        self._context = context.with_execution_state(state).build()
+        self._plain_calls: dict[int, tuple[Any, PlainCall | None]] = {}  # by the id of the entity beside it
         lock_literal_cache()
+        compat.find_stack_frames_fast()
         apply_task_limits()
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
@@ -51,11 +57,21 @@ class LocalController:
 
     def _run(self, entity: Any, input_kwargs: dict[str, Any], call: EntityCall) -> Any:
         use_own_loop()
-        flyte_context_Var.set([self._context.with_worker_queue(call).build()])  # type: ignore[arg-type]
+        context = self._context.with_worker_queue(call).build()  # type: ignore[arg-type]
+        flyte_context_Var.set([context])
+        plain = self._plain_call(entity)
+        if plain is not None and (values := plain.values(input_kwargs)) is not None:
+            return call.run_attempts(entity, lambda _: plain.run(values, context), is_plain=True)
         if isinstance(entity, LaunchPlan) and not isinstance(entity, ReferenceEntity):
             # `LaunchPlan.__call__` does the same: locally, a launch plan runs its workflow with the saved inputs.
             entity, input_kwargs = entity.workflow, {**entity.saved_inputs, **input_kwargs}
         return flyte_entity_call_handler(self._eager_as_on_cluster(compat.without_deck(entity)), **input_kwargs)
+
+    def _plain_call(self, entity: Any) -> PlainCall | None:
+        found = self._plain_calls.get(id(entity))
+        if found is None:
+            found = self._plain_calls[id(entity)] = (entity, plain_call(entity))
+        return found[1]
 
     def context(self) -> FlyteContext:
         """Return the current context with this worker queue, so that flytekit calls `add` for each awaited entity."""

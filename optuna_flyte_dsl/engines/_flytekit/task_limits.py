@@ -26,6 +26,7 @@ from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._threads import StillRunningError, Threads
 from optuna_flyte_dsl.engines._flytekit.entities import entity_name
 from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
+from optuna_flyte_dsl.engines._flytekit.sandbox import current_sandboxes
 from optuna_flyte_dsl.engines.functions import warn_of_running_thread
 from optuna_flyte_dsl.errors import TrialTimeoutError
 from optuna_flyte_dsl.search.outcome import mark_retries_used, retries_are_used
@@ -66,7 +67,10 @@ class EntityCall:
             if self.given_up:
                 raise asyncio.CancelledError("The trial was given up.")
             try:
-                return self._run_in_time(task, run, float(seconds)) if seconds else run(self)
+                if seconds:
+                    return self._run_in_time(task, run, float(seconds))
+                with current_sandboxes().used():
+                    return run(self)
             except (FlyteRecoverableException, TrialTimeoutError) as error:
                 if is_plain:
                     mark_retries_used(error, used=False)  # the task may raise the same instance again
@@ -83,7 +87,8 @@ class EntityCall:
         def job() -> T:
             use_own_loop()
             flyte_context_Var.set(list(flyte_context_Var.get()))
-            return run(attempt)
+            with current_sandboxes().used():
+                return run(attempt)
 
         try:
             return self.threads.call(job, seconds)

@@ -1,0 +1,169 @@
+"""The working directory and the checkpoint of a local call, which are made when the task asks for them.
+
+For each local call, flytekit makes a directory with a checkpoint in it, and never removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import pathlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from flytekit.core.checkpointer import SyncCheckpoint
+from flytekit.core.context_manager import ExecutionParameters
+
+
+class Sandboxes:
+    """The directories of one attempt of a trial. They are removed when the attempt and all its calls have ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._directories: list[str] = []
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the directories meanwhile. A call that was given up may run for longer than its trial."""
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                over, self._directories = ([], self._directories) if self._users else (self._directories, [])
+            for directory in over:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def make(self, prefix: str) -> str:
+        """Make a directory."""
+        directory = tempfile.mkdtemp(prefix=prefix)
+        with self._lock:
+            self._directories.append(directory)
+        return directory
+
+
+_current: contextvars.ContextVar[Sandboxes] = contextvars.ContextVar("sandboxes of an attempt")
+
+
+@contextlib.contextmanager
+def sandboxes_of_attempt() -> Iterator[None]:
+    """Collect the directories of the calls that are made meanwhile, and remove them at last."""
+    sandboxes = Sandboxes()
+    _current.set(sandboxes)  # an attempt has a context of its own
+    with sandboxes.used():
+        yield
+
+
+def current_sandboxes() -> Sandboxes:
+    """Return the directories of the attempt in whose context this is called."""
+    return _current.get()
+
+
+class _Sandbox:
+    """The directory and the checkpoint of one call, as flytekit makes them."""
+
+    def __init__(self, prefix: Callable[[], str]) -> None:
+        self._lock = threading.RLock()
+        self._prefix = prefix
+        self._directory: str | None = None
+        self._checkpoint: SyncCheckpoint | None = None
+
+    @property
+    def directory(self) -> str:
+        with self._lock:
+            if self._directory is None:
+                self._directory = current_sandboxes().make(self._prefix())
+                self._checkpoint_directory().mkdir()
+            return self._directory
+
+    @property
+    def checkpoint(self) -> SyncCheckpoint:
+        with self._lock:
+            if self._checkpoint is None:
+                self._checkpoint = SyncCheckpoint(checkpoint_dest=str(self._checkpoint_directory()))
+            return self._checkpoint
+
+    def _checkpoint_directory(self) -> pathlib.Path:
+        return pathlib.Path(self.directory) / "__cp"
+
+
+class CallParameters(ExecutionParameters):
+    """What `flytekit.current_context()` returns in a search: as flytekit's own, but made without a directory."""
+
+    def __init__(self, outside: ExecutionParameters) -> None:
+        self._sandbox: _Sandbox | None = None  # `None` outside of a call
+        values = ExecutionParameters.new_builder(outside)
+        super().__init__(
+            execution_date=values.execution_date,
+            stats=values.stats,
+            tmp_dir=values.working_dir,
+            execution_id=values.execution_id,
+            logging=values.logging,
+            checkpoint=values.checkpoint,
+            decks=values.decks,
+            raw_output_prefix=values.raw_output_prefix,
+            task_id=values.task_id,
+            output_metadata_prefix=values.output_metadata_prefix,
+            enable_deck=values.enable_deck,
+            **values.attrs,
+        )
+
+    def of_call(self) -> CallParameters:
+        """Return the parameters of a call that is made where these are the parameters."""
+        parameters = object.__new__(CallParameters)  # `copy.copy` would ask flytekit's `__getattr__`
+        vars(parameters).update(vars(self))
+        parameters._sandbox = _Sandbox(lambda: self.working_directory)
+        return parameters
+
+    def with_task_sandbox(self) -> ExecutionParameters.Builder:
+        """Return the builder of `of_call()`: flytekit asks for it at each call that takes flytekit's own way."""
+        return cast("ExecutionParameters.Builder", _Builder(self.of_call()))
+
+    @staticmethod
+    def new_builder(current: ExecutionParameters | None = None) -> ExecutionParameters.Builder:
+        """Return a builder of parameters. It gets the directory and the checkpoint, so they are made."""
+        builder = ExecutionParameters.new_builder(current)
+        if isinstance(current, CallParameters) and current._sandbox is not None:
+            builder.checkpoint = current.checkpoint
+        return builder
+
+    def builder(self) -> ExecutionParameters.Builder:
+        """Return a builder of parameters like these."""
+        return self.new_builder(self)
+
+    @property
+    def working_directory(self) -> str:
+        """The directory of this call."""
+        return str(super().working_directory) if self._sandbox is None else self._sandbox.directory
+
+    @property
+    def checkpoint(self) -> Any:
+        """The checkpoint of this call."""
+        return super().checkpoint if self._sandbox is None else self._sandbox.checkpoint
+
+    @property
+    def timeline_deck(self) -> Any:
+        """The Deck that flytekit's timers write to. No Deck is written for a local call in a search."""
+        return _NO_TIMELINE
+
+
+class _Builder:
+    def __init__(self, parameters: CallParameters) -> None:
+        self._parameters = parameters
+
+    def build(self) -> CallParameters:
+        return self._parameters
+
+
+class _NoTimeline:
+    def append_time_info(self, info: dict[str, Any]) -> None:
+        """Drop what a timer has measured."""
+
+
+_NO_TIMELINE = _NoTimeline()
