@@ -36,6 +36,7 @@ from optuna_flyte_dsl.errors import (
     WorkerDiedError,
 )
 from optuna_flyte_dsl.optimizer import Optimizer
+from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.space.conditions import Condition, When
 from optuna_flyte_dsl.space.markers import (
     Category,
@@ -59,6 +60,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AutoSampler",
     "Category",
     "Cluster",
     "ClusterError",

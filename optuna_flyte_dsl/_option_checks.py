@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from optuna_flyte_dsl._text import is_storable_name, shown
@@ -69,6 +70,13 @@ def maker_of(kind: type, example: str) -> Check:
         return must(rule, lambda value: isinstance(value, kind) or callable(value), cure=cure)(name, value)
 
     return optional(check)
+
+
+def sampler(name: str, value: Any) -> Any:
+    """Check a sampler, a callable that makes one, or "auto", for which `None` stands too."""
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return "auto"
+    return maker_of(BaseSampler, "optuna.samplers.TPESampler")(name, value)
 
 
 def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:

@@ -74,11 +74,9 @@ class Options(CheckedOptions):
     directions: Sequence[Direction] | None = None
     """A list with the direction of each objective, if there are several."""
 
-    sampler: Annotated[
-        BaseSampler | Callable[..., BaseSampler] | None, check.maker_of(BaseSampler, "optuna.samplers.TPESampler")
-    ] = None
-    """An Optuna sampler, or a callable that makes a sampler for each search, such as the sampler's class. The default
-    is a TPESampler that takes running trials into account."""
+    sampler: Annotated[BaseSampler | Callable[..., BaseSampler] | Literal["auto"] | None, check.sampler] = "auto"
+    """An Optuna sampler, or a callable that makes a sampler for each search, such as the sampler's class. The default,
+    "auto" or `None`, is an `AutoSampler`, which chooses the sampler of each trial by what is known of the search."""
 
     seed: Annotated[int | None, check.seed] = None
     """The seed of the sampler. With `concurrency=1`, a search with a seed repeats exactly."""
@@ -228,7 +226,7 @@ class Options(CheckedOptions):
             )
         if self.study is not None:
             for name in ("sampler", "seed", "pruner", "storage", "study_name"):
-                if getattr(self, name) is not None:
+                if getattr(self, name) not in (None, "auto"):
                     its = "sampler" if name == "seed" else name.removeprefix("study_")
                     raise InvalidOptionError(
                         f"`{name}` and `study` were both given, but a study has its own {its}. Give it to "

@@ -14,12 +14,13 @@ from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, GridSampler
+from optuna.samplers import BaseSampler, GPSampler, GridSampler, TPESampler
 
 from optuna_flyte_dsl._compat.optuna import grid_size
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import RefusedPointError
 from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.sampling.auto_sampler import START, AutoSampler, has_gp
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal
@@ -54,7 +55,7 @@ class Plan:
             `duplicates="resample"`, only as many as there are too few points.
         constraints: The constraints on the parameters.
         directions: "minimize" or "maximize" for each objective; with an objective's name in front, if it has one.
-        sampler: The name of the sampler's class.
+        sampler: The name of the sampler's class; for "auto", the samplers that it chooses from.
         pruner: The name of the pruner's class; `None` if the objective cannot report.
         storage: Where the study is kept, without passwords.
         warm_start: The earlier trials with which the search begins, in words; `None` if it begins with none.
@@ -188,7 +189,10 @@ def _class_name(given: Any, usual: str) -> str:
 def _sampler_name(options: Options) -> str:
     if isinstance(options.study, optuna.Study):
         return type(options.study.sampler).__name__
-    return _class_name(options.sampler, "TPESampler")
+    if options.sampler != "auto":
+        return _class_name(options.sampler, AutoSampler.__name__)
+    model = f"{GPSampler.__name__} where it suits, else {TPESampler.__name__}" if has_gp() else TPESampler.__name__
+    return f"{AutoSampler.__name__}: {START} points, then {model}"
 
 
 def _pruner_name(options: Options, objective: Objective) -> str | None:

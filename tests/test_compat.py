@@ -31,6 +31,7 @@ from optuna_flyte_dsl._compat import loky as loky_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
 from optuna_flyte_dsl._compat import optuna_grpc
 from optuna_flyte_dsl.engines.remote_trial.client import _TokenSender
+from optuna_flyte_dsl.sampling.auto_sampler import has_gp
 from tests.support.flyteadmin import FlyteAdmin
 
 
@@ -77,6 +78,13 @@ def test_a_stack_frame_is_found_as_flytekit_finds_it():
 def _find_as_flytekit(limit):
     """Find a frame as flytekit 1.16 does."""
     return traceback.extract_stack(limit=limit + 1)[0]
+
+
+def test_the_checkpoint_of_a_local_call_is_where_it_was(tmp_path):
+    parameters = FlyteContextManager.current_context().user_space_params.builder()
+    parameters.working_dir = str(tmp_path)
+    inside = parameters.build().with_task_sandbox().build()
+    assert os.listdir(inside.working_directory) == [flytekit_names.CHECKPOINT_FOLDER]
 
 
 # Optuna
@@ -357,6 +365,29 @@ def test_every_function_of_compat_has_a_test_here():
         for name, thing in vars(module).items():
             if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
                 assert f".{name}(" in tests, f"{module.__name__}.{name}"
+
+
+def test_a_study_has_a_key_a_cache_of_trials_and_attributes(study):
+    study.tell(study.ask(), 1.0)
+    with_pruner = optuna.create_study(pruner=optuna.pruners.HyperbandPruner(1, 4))
+    seen = []
+
+    class Spy(optuna.samplers.RandomSampler):
+        def before_trial(self, study, trial):
+            seen.append(optuna_names.study_key(study))
+            optuna_names.add_to_study_attribute(study, "names", trial.number)
+
+    with_pruner.sampler = Spy()
+    with_pruner.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert seen == [optuna_names.study_key(with_pruner)] * 2 != [optuna_names.study_key(study)] * 2
+    assert with_pruner.user_attrs == {"names": [0, 1]}
+    complete = optuna_names.known_trials(study, (optuna.trial.TrialState.COMPLETE,))
+    assert [trial.value for trial in complete] == [1.0]
+
+
+@pytest.mark.skipif(not has_gp(), reason="torch is not installed")
+def test_whether_the_gp_sampler_knows_running_trials_is_known():
+    assert optuna_names.gp_knows_running_trials() is (int(optuna.__version__.split(".")[0]) >= 5)
 
 
 def test_the_size_of_a_grid_is_known():

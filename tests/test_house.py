@@ -124,6 +124,7 @@ OTHERS_PRIVATE_ATTRIBUTES = {
         "optimizer._source",
     },
     "progress.py": {"Bar._taken"},
+    "sandbox.py": {"current._sandbox", "parameters._sandbox"},
     "declared_space.py": {
         "objective._bound",
         "objective._signature",

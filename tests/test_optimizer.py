@@ -12,6 +12,7 @@ import pytest
 
 from optuna_flyte_dsl import (
     ArgumentError,
+    AutoSampler,
     DirectionError,
     EmptySpaceError,
     Float,
@@ -25,7 +26,6 @@ from optuna_flyte_dsl import (
     optimize,
     suggest,
 )
-from tests.support._compat import counts_running_trials
 
 
 def marked(x: Float(0, 1), n: int = 3) -> float:
@@ -187,11 +187,9 @@ def test_each_search_has_a_sampler_of_its_own_where_a_callable_makes_it():
     assert objective.run_sync().sampler is not objective.run_sync().sampler
 
 
-def test_with_concurrency_the_default_sampler_sees_the_trials_that_run():
-    """Where a sampler does not, it asks for nearly the same point again and again while the first one runs."""
-    sampler = Optimizer(marked, 4, 2, seed=1).study.sampler
-    assert isinstance(sampler, optuna.samplers.TPESampler)
-    assert counts_running_trials(sampler)
+def test_the_default_sampler_is_an_auto_sampler_whatever_stands_for_it():
+    for given in ({}, {"sampler": None}, {"sampler": "auto"}):
+        assert type(Optimizer(marked, 4, 2, seed=1, **given).study.sampler) is AutoSampler
 
 
 def test_directions_make_the_study():

@@ -27,10 +27,12 @@ from optuna_flyte_dsl import (
     When,
     optimize,
 )
+from optuna_flyte_dsl.sampling.auto_sampler import has_gp
 from optuna_flyte_dsl.search_plan import expected_duplicates
 
 pytestmark = pytest.mark.newest
 
+MODEL = "GPSampler where it suits, else TPESampler" if has_gp() else "TPESampler"
 run: list[float] = []
 
 
@@ -50,7 +52,7 @@ def test_a_plan_says_what_would_run_and_runs_nothing():
         "│   └── data = 'digits' (fixed)\n"
         "├── duplicates: none to be expected\n"
         "├── directions: minimize\n"
-        "├── sampler: TPESampler\n"
+        f"├── sampler: AutoSampler: quasi-random points, then {MODEL}\n"
         "├── pruner: none, because the objective cannot report\n"
         "├── storage: memory, so that the study ends with this process\n"
         "├── trials run: in threads of this process\n"

@@ -92,6 +92,8 @@ def find_transformer_first(find: Callable[[Any], Any]) -> None:
 
 # Contexts.
 
+CHECKPOINT_FOLDER = "__cp"  # the folder of a local call's checkpoint in the call's working directory
+
 
 def find_stack_frames_fast() -> None:
     """Make flytekit find the frame that enters a context without reading its source, which takes most of the time.

@@ -1,13 +1,14 @@
 """Private names of Optuna."""
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.samplers import GridSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 
 def trial_id(trial: Trial | FrozenTrial) -> int:
@@ -64,6 +65,41 @@ def enqueued_params_of(trial: FrozenTrial) -> dict[str, Any] | None:
     """Return the parameters that a stored trial was enqueued with; `None` if it was not enqueued."""
     params: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
     return params
+
+
+def known_trials(study: optuna.Study, states: Sequence[TrialState]) -> list[FrozenTrial]:
+    """Return the trials of some states that a study knew at the last ask, as Optuna's own samplers see them.
+
+    `study.get_trials()` would ask the storage again for each sampler.
+    """
+    return study._get_trials(deepcopy=False, states=tuple(states), use_cache=True)
+
+
+def study_key(study: optuna.Study) -> tuple[int, int]:
+    """Return a key that is the same for all objects of a study in this process. The call does not use the storage.
+
+    A HyperbandPruner gives samplers another object of the study at each ask.
+    """
+    return id(study._storage), study._study_id
+
+
+def add_to_study_attribute(study: optuna.Study, name: str, value: Any) -> None:
+    """Append a value to a list among the user attributes of a study, unless the list has it.
+
+    The object of a study that a HyperbandPruner gives to samplers has no attributes.
+    """
+    storage, study_id = study._storage, study._study_id
+    values = storage.get_study_user_attrs(study_id).get(name, [])
+    if value not in values:
+        storage.set_study_user_attr(study_id, name, [*values, value])
+
+
+@functools.cache
+def gp_knows_running_trials() -> bool:
+    """Return whether this Optuna's GPSampler takes running trials into account. The call imports torch."""
+    from optuna._gp import acqf
+
+    return hasattr(acqf, "qLogEI")
 
 
 def grid_size(sampler: GridSampler) -> int:

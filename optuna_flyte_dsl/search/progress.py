@@ -40,6 +40,7 @@ class Tally:
     infeasible: int = 0  # complete trials with a constraint above 0
     best: float | None = None
     front: list[tuple[float, ...]] = field(default_factory=list)  # of several objectives: the values to be minimized
+    sampler: str = ""  # the sampler that has chosen the latest point, if the search's sampler chooses one
     first_reason: str | None = None  # why the first trial that failed did so
 
     @property
@@ -128,9 +129,10 @@ class Reporter:
         for trial in finished:
             tally.add(trial)
 
-    def __call__(self, _study: optuna.Study, trial: FrozenTrial) -> None:
+    def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""
         self._tally.add(trial)
+        self._tally.sampler = getattr(study.sampler, "latest", "")
         if self._display is not None:
             self._display.show(self._tally)
 
@@ -200,6 +202,7 @@ class Lines:
         state = tally.describe()
         line = f"{tally.name}: {event}{tally.finished} of {tally.n_trials} trials finished"
         line = f"{line}, {state}" if state else line
+        line = f"{line}, sampler {tally.sampler}" if tally.sampler else line
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", line)
         elif optuna.logging.get_verbosity() <= optuna.logging.INFO:

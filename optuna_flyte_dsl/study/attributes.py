@@ -26,3 +26,4 @@ GOALS = f"{PREFIX}goals"  # a list: how many finished trials the study is to hav
 IDENTITY = f"{PREFIX}identity"  # an id of the study that is unique among all studies
 ORDINALS = f"{PREFIX}ordinals"  # the choices of each `Ordinal` by its name, in their order: trials store an index
 ARGUMENTS = f"{PREFIX}arguments"  # the fixed arguments of the study's first search
+SAMPLERS = f"{PREFIX}samplers"  # the names of the samplers that an `AutoSampler` has used, in the order of their use

@@ -1,28 +1,27 @@
 """Opens or makes the study of a search, with its sampler, its pruner and its metric names."""
 
 import asyncio
-import contextlib
 import inspect
 import itertools
 import threading
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._foreign_errors import is_opening_outage
+from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.sampling.auto_sampler import LARGEST_SHARE, AutoSampler
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4, constraints_for_sampler
@@ -89,19 +88,18 @@ def make_sampler(options: Options, n_trials: int, *, is_constrained: bool = Fals
     see_constraints: dict[str, Any] = (
         {"constraints_func": constraints_for_sampler} if is_constrained and IS_OPTUNA_4 else {}
     )
-    if options.sampler is not None:
+    if callable(options.sampler):
         if "constraints_func" not in inspect.signature(options.sampler).parameters:
             see_constraints = {}
-        with _without_experimental_warnings():
+        with without_optuna_warnings():
             sampler = options.sampler(**_seed_argument(options.sampler, options.seed, seed), **see_constraints)
         if not isinstance(sampler, BaseSampler):
             raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {shown(sampler)}.")
         return sampler
-    if not IS_OPTUNA_4:
-        return TPESampler(seed=seed)
-    with _without_experimental_warnings():
-        # With `constant_liar=True`, TPE takes running trials into account, as Optuna 5 does by default.
-        return TPESampler(seed=seed, constant_liar=True, **see_constraints)
+    # What is measured differs from run to run, and a search that repeats exactly must not depend on it.
+    repeats = options.deterministic or (options.seed is not None and options.concurrency == 1)
+    limit = {"time_share": None} if repeats else {"time_share": LARGEST_SHARE}
+    return AutoSampler(seed, **limit, **see_constraints)
 
 
 def make_pruner(options: Options) -> BasePruner:
@@ -222,15 +220,5 @@ def _seed_argument(factory: Callable[..., Any], given: int | None, seed: int | N
 def _name_metrics(study: optuna.Study, names: tuple[str, ...] | None) -> None:
     """Name the study's metrics after the fields of the objective's NamedTuple, unless they have names."""
     if names is not None and study.metric_names is None:
-        with _without_experimental_warnings():
+        with without_optuna_warnings():
             study.set_metric_names(list(names))
-
-
-_warnings_lock = threading.Lock()  # the filters of warnings belong to the whole process
-
-
-@contextlib.contextmanager
-def _without_experimental_warnings() -> Iterator[None]:
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield

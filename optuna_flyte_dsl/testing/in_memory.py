@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
@@ -9,16 +10,18 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.session import Session
 
 
-def in_memory(session: Session, seed: int, **changes: Any) -> Session:
+def in_memory(session: Session, seed: int, *, time_share: float | None, **changes: Any) -> Session:
     """Return a session with the same search, whose study is a new one in memory, and without a progress bar.
 
     A function that makes a study is called, for the directions, the sampler and the pruner of the study.
 
     Args:
         seed: The seed of the sampler, if the options give neither a seed nor a sampler that is made already.
+        time_share: The `time_share` of an `AutoSampler`: 0 for no GPSampler, `None` for one however slow it is.
         **changes: Further options.
     """
     options = session.options
@@ -31,9 +34,11 @@ def in_memory(session: Session, seed: int, **changes: Any) -> Session:
         if session.objective.takes_trial:
             changed["pruner"] = study.pruner
     sampler = changed.get("sampler", options.sampler)
+    if sampler == "auto":
+        sampler = changed["sampler"] = functools.partial(AutoSampler, time_share=time_share)
     if isinstance(sampler, BaseSampler):
         changed["sampler"] = copy.deepcopy(sampler)  # the user's sampler is not changed
-    elif options.seed is None and (sampler is None or "seed" in inspect.signature(sampler).parameters):
+    elif options.seed is None and callable(sampler) and "seed" in inspect.signature(sampler).parameters:
         changed["seed"] = seed
     if isinstance(pruner := changed.get("pruner", options.pruner), BasePruner):
         changed["pruner"] = copy.deepcopy(pruner)

@@ -89,7 +89,7 @@ def simulate(
         )
     arguments, options = search._separate(kwargs)
     changed = search.with_options(**options)
-    session = in_memory(changed._session, seed, executor="thread", gpus=None)
+    session = in_memory(changed._session, seed, time_share=None, executor="thread", gpus=None)
     if (
         session.objective.kind is Kind.ASYNC_FUNCTION
     ):  # made-up trials do not block the event loop, which is not watched

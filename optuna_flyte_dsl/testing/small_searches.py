@@ -57,6 +57,7 @@ class SmallSearches:
         small = in_memory(
             session,
             self.seed,
+            time_share=0.0,
             n_trials=n_trials,
             concurrency=min(session.options.concurrency, self.concurrency),
             delay=0,

@@ -205,5 +205,5 @@ def test_the_last_line_tells_of_the_study_though_another_search_has_run_some_of_
 
     study, _ = asyncio.run(main())
     lines = [record.getMessage() for record in caplog.records if " of 8 trials finished" in record.getMessage()]
-    last = f"8 of 8 trials finished, best {study.best_value:.6g}"
+    last = f"8 of 8 trials finished, best {study.best_value:.6g}, sampler quasi-random"
     assert [line.partition(", ")[2] for line in lines[-2:]] == [last] * 2

@@ -18,7 +18,6 @@ __all__ = [
     "cached_trials",
     "code_that_runs",
     "count_of_event_loops",
-    "counts_running_trials",
     "get_lock_file",
     "own_local_cache",
     "set_python_outputs",
@@ -53,11 +52,6 @@ def set_python_outputs(entity, outputs: dict[str, type]) -> None:
 def cached_trials(study: optuna.Study, *states: optuna.trial.TrialState) -> list[optuna.trial.FrozenTrial]:
     """Return the trials that a sampler of Optuna's sees, which may be older than the storage's."""
     return study._get_trials(deepcopy=False, states=states, use_cache=True)
-
-
-def counts_running_trials(sampler: optuna.samplers.TPESampler) -> bool:
-    """Return whether a TPE sampler keeps away from the points of running trials."""
-    return sampler._constant_liar
 
 
 def journal_path(backend):

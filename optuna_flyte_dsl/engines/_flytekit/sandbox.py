@@ -17,6 +17,8 @@ from typing import Any, cast
 from flytekit.core.checkpointer import SyncCheckpoint
 from flytekit.core.context_manager import ExecutionParameters
 
+from optuna_flyte_dsl._compat.flytekit import CHECKPOINT_FOLDER
+
 
 class Sandboxes:
     """The directories of one attempt of a trial. They are removed when the attempt and all its calls have ended."""
@@ -90,7 +92,7 @@ class _Sandbox:
             return self._checkpoint
 
     def _checkpoint_directory(self) -> pathlib.Path:
-        return pathlib.Path(self.directory) / "__cp"
+        return pathlib.Path(self.directory) / CHECKPOINT_FOLDER
 
 
 class CallParameters(ExecutionParameters):

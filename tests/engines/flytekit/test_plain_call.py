@@ -38,6 +38,7 @@ VALUES = {
     Category(["a", "b"]): st.sampled_from("ab"),
     Category([True, False]): st.booleans(),
 }
+SECRET = fl.current_context().secrets.get_secrets_env_var("group", "key")
 WRONG = st.sampled_from([None, 1, 1.5, True, "a", (1.0,), [1.0], np.float64(0.5), np.int64(2), math.nan])
 OUTPUTS = {
     float: VALUES[float],
@@ -68,13 +69,16 @@ class Seen:
     parameters: Any
     secret: str
     directory: str
-    is_new: bool
-    files: list[str]
-    checkpoint: bytes
+    before: dict[str, bytes]
+    files: dict[str, bytes]
     folder: str
     execution: Any
-    thread_has_loop: bool
     inputs: dict[str, Any]
+
+
+def files_in(directory):
+    files = {str(each.relative_to(directory)): each for each in directory.rglob("*")}
+    return {name: file.read_bytes() if file.is_file() else b"" for name, file in sorted(files.items())}
 
 
 def look(inputs):
@@ -83,7 +87,7 @@ def look(inputs):
     parameters = fl.current_context()
     assert parameters is context.user_space_params
     directory = Path(parameters.working_directory)
-    is_new = not [each for each in directory.iterdir() if each.name != "__cp"]
+    before = files_in(directory)
     (directory / "left").write_text("x")
     parameters.checkpoint.write(b"state")
     return Seen(
@@ -93,12 +97,10 @@ def look(inputs):
         (parameters.execution_id, parameters.task_id, parameters.execution_date, parameters.enable_deck),
         parameters.secrets.get("group", "key"),
         str(directory)[: -len(directory.name) + len("user_space")],
-        is_new,
-        sorted(str(each.relative_to(directory)) for each in directory.rglob("*")),
-        (directory / "__cp" / "_dst_cp").read_bytes(),
+        before,
+        files_in(directory),
         os.getcwd(),
         (state.working_dir, state.branch_eval_mode, state.engine_dir, context.file_access.raw_output_prefix),
-        asyncio.get_event_loop_policy()._local._loop is not None,
         inputs,
     )
 
@@ -135,17 +137,28 @@ def copied(error):
     return type(error)(*error.args)
 
 
+class Watched(Threads):
+    """Threads that note how many contexts a call leaves behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = []
+
+    def run(self, function, *args):
+        def watched():
+            try:
+                return function(*args)
+            finally:
+                self.left.append(len(flyte_context_Var.get()))
+
+        return super().run(watched)
+
+
 async def called(task, arguments):
     """Return the result or the error of a call in a search, and how deep the stack of contexts is afterwards."""
-    threads = Threads()
+    threads = Watched()
     controller = LocalController(threads, FlyteContextManager.current_context())
-    left = []
-
-    def end():
-        left.append(len(flyte_context_Var.get()))
-
-    run = controller._run
-    controller._run = lambda *args: _finally(run, args, end)
+    left = threads.left
     try:
         with sandboxes_of_attempt():
             returned = await controller.add(task, dict(arguments))
@@ -156,13 +169,6 @@ async def called(task, arguments):
         await threads.close()
 
 
-def _finally(run, args, end):
-    try:
-        return run(*args)
-    finally:
-        end()
-
-
 def both_ways(task, arguments, log):
     """Call a task by its values, and as flytekit does. Return what happened in each."""
     happened = []
@@ -170,7 +176,7 @@ def both_ways(task, arguments, log):
         log.clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(local_controller, "plain_call", finder)
-            patch.setenv("_FSEC_GROUP_KEY", "secret")
+            patch.setenv(SECRET, "secret")
             happened.append((*asyncio.run(called(task, arguments)), list(map(repr, log))))
     return happened
 
@@ -317,7 +323,7 @@ def with_secret(x: float) -> float:
 
 
 def test_limits_secrets_and_decks_are_as_always(monkeypatch):
-    monkeypatch.setenv("_FSEC_GROUP_KEY", "secret")
+    monkeypatch.setenv(SECRET, "secret")
     ran.clear()
     for task in (recovers, with_deck, with_secret):
         assert plain_call(task) is not None

@@ -1,0 +1,298 @@
+"""`AutoSampler`: chooses the sampler of each trial by what is known of the search."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_flyte_dsl._compat.optuna import add_to_study_attribute, gp_knows_running_trials, known_trials, study_key
+from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
+from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl.sampling.quasi_random import QuasiRandomPoints
+from optuna_flyte_dsl.study.attributes import SAMPLERS
+
+START = "quasi-random"
+_IS_OPTUNA_4 = optuna.__version__.startswith("4.")
+_N_START = 10  # the first trials of a study, whose points are quasi-random
+_FEWEST_RESULTS = 5  # without so many results, points are quasi-random too
+LARGEST_SHARE = 0.05
+_FIRST_COST = 2.0  # seconds that the import of torch takes
+_USUAL_COST = 0.15  # seconds of a GPSampler's first ask, for each objective
+
+# What a GPSampler is used for.
+_MOST_RESULTS = 250  # its cost grows with their third power
+_MOST_PARAMETERS = 20
+_MOST_CHOICES = 20  # of all categorical parameters together
+_MOST_OBJECTIVES = 3
+
+
+class AutoSampler(BaseSampler):
+    """Chooses the sampler of each trial: quasi-random points first, then Optuna's GPSampler or TPESampler.
+
+    - The first 10 points are those of Sobol's sequence, scrambled by the seed, and all different. So are the next ones
+      while fewer than 5 trials have ended.
+    - A GPSampler finds better points than a TPESampler, above all with many trials at once. It is used if torch and
+      scipy are installed, as by `pip install optuna-flyte-dsl[gp]`, and the space suits it: all trials have the same
+      parameters, at most 20, with at most 20 choices together; there are at most 250 results, and at most 3
+      objectives; and no more trials were pruned than were completed. On versions of Optuna whose GPSampler does not
+      know of running trials, it is used only where no other trial is running.
+    - A GPSampler takes 0.1 s and more for a point. With a `time_share` of 0.05, it is used as often as that takes a
+      twentieth of the search's time.
+    - The other points are those of a TPESampler that takes running trials into account.
+
+    The names of the samplers that were used are in the study's attribute `optuna_flyte_dsl:samplers`.
+
+    Args:
+        seed: The seed of all samplers.
+        time_share: The largest share of the time, from 0 to 1, that the sampling by GPSampler may take; `None` for no
+            limit. By default 0.05, and no limit if a seed is given, because what is measured differs from run to run.
+        constraints_func: As of Optuna's samplers: a function of a trial, of whose values at most 0 is feasible. Needed
+            with Optuna 4 only.
+
+    Attributes:
+        latest: The name of the sampler of the latest trial; "" before the first one.
+
+    >>> study = optuna.create_study(sampler=AutoSampler(seed=1))
+    >>> study.optimize(lambda trial: trial.suggest_float("x", -10, 10) ** 2, n_trials=50)
+    >>> study.best_value < 0.1
+    True
+    """
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        *,
+        time_share: float | str | None = "auto",
+        constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+    ) -> None:
+        if time_share == "auto":
+            time_share = LARGEST_SHARE if seed is None else None
+        if time_share is not None and not (isinstance(time_share, int | float) and 0 <= time_share <= 1):
+            raise ValueError(f"`time_share` must be None or a number from 0 to 1, but got {shown(time_share)}.")
+        self.latest: str = ""
+        self._budget = _Budget(time_share)
+        self._seed = seed
+        self._constraints_func = constraints_func
+        self._start = QuasiRandomPoints(_new_seed() if seed is None else seed)
+        self._space = IntersectionSearchSpace()
+        self._choosing = threading.RLock()
+        self._tpe: BaseSampler | None = None
+        self._gp: BaseSampler | None = None
+        self._is_gp_broken = False
+        self._chosen: dict[int, tuple[str, int]] = {}  # by the number of the trial: the choice, and the point's index
+        self._forget()
+
+    def reseed_rng(self) -> None:
+        """Draw new random numbers, as a new process of a search does. Optuna calls this."""
+        with self._choosing:
+            self._start = QuasiRandomPoints(_new_seed())
+            for sampler in (self._tpe, self._gp):
+                if sampler is not None:
+                    sampler.reseed_rng()
+
+    def _forget(self) -> None:
+        """Forget what is known of a study: the sampler may be given to another one."""
+        self._known_study: tuple[int, int] | None = None  # which study it is
+        self._noted: set[str] = set()  # the samplers that the study's attribute names
+        self._has_results = False  # whether the study has enough results for a model
+        self._is_past_gp = False  # whether the study has too many results for a GPSampler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_choosing", "_known_study")}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._choosing = threading.RLock()
+        self._forget()
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Choose the sampler of a trial. Optuna calls this before it samples."""
+        with self._choosing:
+            if self._known_study != (known := study_key(study)):
+                self._forget()
+                self._known_study = known
+            self._budget.begin()
+            name, index = self._choice(study, trial)
+            self._chosen[trial.number] = name, index
+            if name not in self._noted:
+                self._noted.add(name)
+                add_to_study_attribute(study, SAMPLERS, name)
+            self.latest = name
+            if name != START:
+                self._sampler(name, study).before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that are sampled together. Optuna calls this."""
+        name, _ = self._chosen.get(trial.number, (START, trial.number))
+        return {} if name == START else self._sampler(name, study).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Sample parameters together. Optuna calls this."""
+        name, _ = self._chosen.get(trial.number, (START, trial.number))
+        if name == START:
+            return {}
+        if name != GPSampler.__name__:
+            return self._sampler(name, study).sample_relative(study, trial, search_space)
+        try:
+            with self._budget.spent():
+                return self._sampler(name, study).sample_relative(study, trial, search_space)
+        except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
+            self._is_gp_broken = True
+            logger.warning("The GPSampler fails, and a TPESampler replaces it: %s", shown(error))
+            self._chosen[trial.number] = TPESampler.__name__, trial.number
+            tpe = self._sampler(TPESampler.__name__, study)
+            return tpe.sample_relative(study, trial, tpe.infer_relative_search_space(study, trial))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Sample a parameter by itself. Optuna calls this."""
+        name, index = self._chosen.get(trial.number, (START, trial.number))
+        if name == START:
+            return self._start.value(index, param_name, param_distribution)
+        tpe = self._sampler(TPESampler.__name__, study)  # learns from trials with other parameters too
+        return tpe.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Note how a trial has ended. Optuna calls this."""
+        with self._choosing:
+            self._chosen.pop(trial.number, None)
+        self._sampler(TPESampler.__name__, study).after_trial(study, trial, state, values)
+
+    def _choice(self, study: optuna.Study, trial: FrozenTrial) -> tuple[str, int]:
+        """Return the name of a trial's sampler, and the index of the trial's quasi-random point."""
+        if not self._has_results or trial.number < _N_START:
+            results = known_trials(study, (TrialState.COMPLETE, TrialState.PRUNED))
+            self._has_results = len(results) >= _FEWEST_RESULTS
+            if not self._has_results or trial.number < _N_START:
+                earlier = [each for each in known_trials(study, tuple(TrialState)) if each.number < trial.number]
+                return START, self._start.index_of(trial, [each for each in earlier if each.params])
+        if has_gp() and self._suits_gp(study):
+            cost = _USUAL_COST * len(study.directions) if self._gp is not None else _FIRST_COST
+            if self._budget.allows(cost) and (gp_knows_running_trials() or not _others_run(study, trial)):
+                return GPSampler.__name__, trial.number
+        return TPESampler.__name__, trial.number
+
+    def _suits_gp(self, study: optuna.Study) -> bool:
+        if self._is_past_gp or self._is_gp_broken or len(study.directions) > _MOST_OBJECTIVES:
+            return False
+        complete = known_trials(study, (TrialState.COMPLETE,))
+        self._is_past_gp = len(complete) > _MOST_RESULTS
+        n_pruned = len(known_trials(study, (TrialState.PRUNED,)))
+        if self._is_past_gp or len(complete) < _FEWEST_RESULTS or n_pruned > len(complete):
+            return False
+        space = self._space.calculate(study)
+        choices = [len(each.choices) for each in space.values() if isinstance(each, CategoricalDistribution)]
+        return (
+            0 < len(space) <= _MOST_PARAMETERS
+            and sum(choices) <= _MOST_CHOICES
+            and all(len(each.params) == len(space) for each in complete)
+        )
+
+    def _sampler(self, name: str, study: optuna.Study) -> BaseSampler:
+        with self._choosing:
+            if name == GPSampler.__name__:
+                self._gp = self._gp or self._make_gp()
+                return self._gp
+            self._tpe = self._tpe or self._make_tpe(len(study.directions))
+            return self._tpe
+
+    def _make_gp(self) -> BaseSampler:
+        with without_optuna_warnings():
+            return GPSampler(
+                seed=self._seed,
+                n_startup_trials=_FEWEST_RESULTS,
+                constraints_func=self._constraints_func,
+                warn_independent_sampling=False,
+            )
+
+    def _make_tpe(self, n_objectives: int) -> BaseSampler:
+        options: dict[str, Any] = {"constant_liar": True}
+        if _IS_OPTUNA_4:  # as Optuna 5 does by default
+            options |= {"multivariate": n_objectives == 1, "warn_independent_sampling": False}
+        if self._constraints_func is not None:
+            options["constraints_func"] = self._constraints_func
+        with without_optuna_warnings():
+            return TPESampler(seed=self._seed, n_startup_trials=_FEWEST_RESULTS, **options)
+
+
+class _Budget:
+    """The time that the GPSampler has taken, beside the time that it may take.
+
+    Args:
+        share: The share of all time that it may take; `None` for no limit.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        self._share = share
+        self._begun: float | None = None
+        self._taken = 0.0
+        self._last: float | None = None
+
+    def begin(self) -> None:
+        """Begin to measure, at the first call."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+
+    def allows(self, usual_cost: float) -> bool:
+        """Return whether there is time for a point.
+
+        Args:
+            usual_cost: How many seconds a point takes, if none was measured yet.
+        """
+        if self._share is None:
+            return True
+        assert self._begun is not None
+        cost = usual_cost if self._last is None else self._last
+        return self._taken + cost <= self._share * (time.perf_counter() - self._begun)
+
+    def spent(self) -> _Spent:
+        """Return a context in which time is taken."""
+        return _Spent(self)
+
+    def add(self, seconds: float) -> None:
+        """Note that a point has taken some time. The first one has taken time for imports too."""
+        self._last = None if self._taken == 0 else seconds
+        self._taken += seconds
+
+
+class _Spent:
+    def __init__(self, budget: _Budget) -> None:
+        self._budget = budget
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.add(time.perf_counter() - self._begun)
+
+
+@functools.cache
+def has_gp() -> bool:
+    """Return whether the packages that a GPSampler needs are installed. They are not imported."""
+    return all(importlib.util.find_spec(package) is not None for package in ("torch", "scipy"))
+
+
+def _others_run(study: optuna.Study, trial: FrozenTrial) -> bool:
+    return any(each.number != trial.number for each in known_trials(study, (TrialState.RUNNING,)))
+
+
+def _new_seed() -> int:
+    return random.SystemRandom().randrange(2**31)
