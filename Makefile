@@ -94,7 +94,7 @@ oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and
 next: | $(VENV)/uv/.made ## Run the tests on the newest versions of all packages, pre-releases included
 	$(call environment,next,--pre --requirement requirements/next.in)
 	@$(call install,next,--no-deps --editable .)
-	$(VENV)/next/bin/python -m pip list | grep -iE 'flyte|optuna|wrapt|loky|grpcio |greenlet|rich'
+	$(VENV)/next/bin/python -m pip list | grep -iE 'flyte|optuna|wrapt|grpcio |greenlet|rich'
 	$(VENV)/next/bin/python -m pytest $(AT_ONCE) -W default
 
 docs: $(VENV)/dev/.made ## Build the documentation into docs/_build

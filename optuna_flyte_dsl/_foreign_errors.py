@@ -1,4 +1,4 @@
-"""Recognizes errors of Optuna, gRPC, databases, loky and Python whose class alone does not tell what happened."""
+"""Recognizes errors of Optuna, gRPC, databases and Python whose class alone does not tell what happened."""
 
 import errno
 import re
@@ -20,7 +20,6 @@ _PASSING_STATUSES = (
 _PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError")
 _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
 _SHUTDOWN_TEXTS = ("after interpreter shutdown", "at interpreter shutdown", "register atexit after shutdown")
-_SIGNALS = {"SIGSEGV": "a segmentation fault", "SIGKILL": "it was killed, perhaps for want of memory"}
 _REFUSED_REPORT = re.compile(r"^\s*Trial\.(report|should_prune)", re.MULTILINE)
 _PASSING_LOGIN = re.compile(r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b")
 """Flytekit's text if the identity provider answers that it is overloaded or broken."""
@@ -155,21 +154,6 @@ def is_interpreter_shutdown(error: BaseException) -> bool:
     At exit, Python 3.12 and newer refuse more operations than Python 3.11 does, and with other error texts.
     """
     return isinstance(error, RuntimeError) and any(text in text_of(error) for text in _SHUTDOWN_TEXTS)
-
-
-def is_unserialized(error: BaseException) -> bool:
-    """Return whether a worker process of loky could not unpickle what was sent to it."""
-    return "un-serialize" in str(error)
-
-
-def worker_death(error: BaseException) -> str:
-    """Return why a worker process died, from the error of loky's broken pool."""
-    text = str(error)
-    for name, words in _SIGNALS.items():
-        if name in text:
-            return f"{words} ({name})"
-    codes = text.rpartition("{")[2].partition("}")[0] if "{" in text else ""
-    return f"exit code {codes}" if codes else " ".join(text.split())
 
 
 def says_retries_are_used(message: str) -> bool:

@@ -250,7 +250,9 @@ class Assembly:
         engine = host_engine(objective.target)
         make_runner = FunctionRunner if engine is None else engine.make_local_runner
         if options.executor == "process":
-            from optuna_flyte_dsl.engines.process_runner import ProcessRunner  # loaded late: few searches need loky
+            from optuna_flyte_dsl.engines.process_runner import (
+                ProcessRunner,  # loaded late: few searches need processes
+            )
 
             return ProcessRunner(objective, make_runner, options.gpus)
         return make_runner(objective)

@@ -27,7 +27,6 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from optuna_flyte_dsl._compat import flytekit as flytekit_names
-from optuna_flyte_dsl._compat import loky as loky_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
 from optuna_flyte_dsl._compat import optuna_grpc
 from optuna_flyte_dsl.engines.remote_trial.client import _TokenSender
@@ -186,26 +185,6 @@ def test_optunas_storage_proxy_is_where_it_was():
         optuna_grpc.serve_storage(optuna.storages.InMemoryStorage(), grpc.server(pool))
 
 
-# loky
-
-
-def test_loky_tells_when_python_exits_and_how_much_a_worker_may_grow():
-    assert loky_names.process_executor._global_shutdown is False
-    assert loky_names.process_executor._MAX_MEMORY_LEAK_SIZE > 0
-    assert loky_names.python_is_exiting() is False
-    before = loky_names.process_executor._MAX_MEMORY_LEAK_SIZE
-    loky_names.keep_grown_workers()
-    assert before < loky_names.process_executor._MAX_MEMORY_LEAK_SIZE
-    loky_names.process_executor._MAX_MEMORY_LEAK_SIZE = before
-
-
-def test_loky_kills_the_workers_of_a_pool_at_exit_if_asked_to():
-    pool = loky_names.ProcessPoolExecutor(max_workers=1)
-    assert pool._flags.kill_workers is False
-    loky_names.kill_workers_at_exit(pool)
-    assert pool._flags.kill_workers is True
-
-
 # flytekit
 
 
@@ -361,7 +340,7 @@ def test_uploads_and_decks_can_be_set():
 
 def test_every_function_of_compat_has_a_test_here():
     tests = pathlib.Path(__file__).read_text()
-    for module in (flytekit_names, loky_names, optuna_names, optuna_grpc):
+    for module in (flytekit_names, optuna_names, optuna_grpc):
         for name, thing in vars(module).items():
             if inspect.isfunction(thing) and thing.__module__ == module.__name__ and not name.startswith("_"):
                 assert f".{name}(" in tests, f"{module.__name__}.{name}"

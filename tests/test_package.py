@@ -51,7 +51,7 @@ def test_each_environment_has_what_the_tests_import():
 
     measuring = {"pytest-cov"}  # for `make coverage` only
     assert names("oldest.in") - measuring <= names("next.in")
-    assert names("next.in") - {"cloudpickle", "flyteidl", "grpcio", "loky", "psutil"} <= names("dev.in")
+    assert names("next.in") - {"cloudpickle", "flyteidl", "grpcio", "psutil"} <= names("dev.in")
 
 
 def test_the_wheel_holds_the_package_and_its_type_marker(installed_wheel):

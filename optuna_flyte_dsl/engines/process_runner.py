@@ -3,28 +3,24 @@
 import asyncio
 import contextlib
 import functools
-import os
 import pickle
-import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import cloudpickle
-import psutil
-from loky import ProcessPoolExecutor
-from loky.process_executor import BrokenProcessPool, ShutdownExecutorError
 from optuna.trial import Trial
 
-from optuna_flyte_dsl._compat.loky import kill_workers_at_exit, python_is_exiting
 from optuna_flyte_dsl._compat.optuna import refresh
-from optuna_flyte_dsl._foreign_errors import is_unserialized, worker_death
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
-from optuna_flyte_dsl.engines.worker_process import WatchedInitializer, load, run_trial
-from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, PythonExitError, WorkerDiedError
+from optuna_flyte_dsl.engines.worker_process import Answer
+from optuna_flyte_dsl.engines.worker_starter import WorkerProcess, starter_of
+from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, UnloadableError, WorkerDiedError
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
@@ -38,28 +34,10 @@ class _Worker:
         gpu: The device that the worker process sees; `None` for all devices.
     """
 
-    def __init__(self, gpu: int | str | None, payload: bytes) -> None:
+    def __init__(self, process: WorkerProcess, gpu: int | str | None) -> None:
+        self.process = process
         self.gpu = gpu
-        env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        # An initializer gets the payload, so that every process which loky starts has the objective.
-        self.pool = ProcessPoolExecutor(
-            max_workers=1, env=env, initializer=WatchedInitializer(os.getpid()), initargs=(os.getpid(), payload)
-        )
-        kill_workers_at_exit(self.pool)
-        self.pid: int | None = None  # the id of the process and its group; `None` until the objective is loaded
-
-    @property
-    def is_alive(self) -> bool:
-        with contextlib.suppress(psutil.Error):
-            return bool(psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE)
-        return False
-
-    def kill(self) -> None:
-        """Kill a worker process and its children. Children outlive a worker that the operating system has killed."""
-        self.pool.shutdown(wait=True, kill_workers=True)
-        if self.pid is not None and hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        self.is_loaded = False  # whether the process has the objective
 
 
 class ProcessRunner:
@@ -77,6 +55,8 @@ class ProcessRunner:
     ) -> None:
         self._objective = objective
         self._payload = _pickle(objective, make_runner)
+        self._starter = starter_of((make_runner.__module__, *_libraries_of(objective.target)))
+        self._starter.begin()
         self._gpus: list[int | str | None] | None = list(reversed(gpus)) if gpus is not None else None
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -89,19 +69,17 @@ class ProcessRunner:
         worker = await self._take_worker()
         must_kill = True
         try:
-            if worker.pid is None:
-                worker.pid = await self._call(worker, load)
+            if not worker.is_loaded:
+                await self._load(worker)
             run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
-            result, must_kill = await self._call(worker, run_trial, dict(run.arguments), handle, token)
-        except (pickle.PicklingError, BrokenProcessPool, RuntimeError) as error:
-            if (wrong := self._unsendable_argument(run, error)) is not None:
-                raise wrong from None
-            if python_is_exiting() or isinstance(error, ShutdownExecutorError):
-                raise PythonExitError("Python exits while this trial runs.") from error
-            if not isinstance(error, BrokenProcessPool):
-                raise
-            raise WorkerDiedError(f"The trial's worker process died: {worker_death(error)}.") from None
+            request = await self._threads.run(self._pickle_request, run.arguments, handle, token)
+            kind, content = await self._answer(worker, request)
+            if kind is Answer.REFUSED:
+                raise self._unsendable_argument(run.arguments) or UnloadableError(
+                    f"A worker process cannot load the arguments of a trial: {content}."
+                )
+            result, must_kill = content
         finally:
             await finish(functools.partial(self._give_back, worker, kill=must_kill))
             if handle is not None:
@@ -111,10 +89,27 @@ class ProcessRunner:
             raise raised
         return value
 
-    def _unsendable_argument(self, run: TrialRun, error: Exception) -> FixedArgumentError | None:
-        if not (isinstance(error, pickle.PicklingError) or is_unserialized(error)):
-            return None
-        for name, value in run.arguments.items():
+    async def _load(self, worker: _Worker) -> None:
+        kind, content = await self._answer(worker, self._payload)
+        if kind is Answer.REFUSED:
+            raise UnloadableError(f"A worker process cannot load the objective: {content}.")
+        worker.is_loaded = True
+
+    async def _answer(self, worker: _Worker, request: bytes) -> tuple[Answer, Any]:
+        try:
+            return cast("tuple[Answer, Any]", pickle.loads(await worker.process.call(request)))  # noqa: S301 - from our own process
+        except (EOFError, ConnectionError):
+            cause = await self._threads.run(worker.process.cause_of_death)
+            raise WorkerDiedError(f"The trial's worker process died: {cause}.") from None
+
+    def _pickle_request(self, arguments: Mapping[str, Any], handle: TrialHandle | None, token: str) -> bytes:
+        try:
+            return bytes(cloudpickle.dumps((dict(arguments), handle, token)))
+        except Exception as error:  # noqa: BLE001 - a user's class may raise anything
+            raise self._unsendable_argument(arguments) or error from None
+
+    def _unsendable_argument(self, arguments: Mapping[str, Any]) -> FixedArgumentError | None:
+        for name, value in arguments.items():
             try:
                 cloudpickle.loads(cloudpickle.dumps(value))
             except Exception as refusal:  # noqa: BLE001 - a user's class may raise anything
@@ -124,33 +119,43 @@ class ProcessRunner:
                 )
         return None
 
-    async def _call(self, worker: _Worker, function: Callable[..., Any], *args: Any) -> Any:
-        # `submit` is called in a thread, because a new executor starts its process in `submit`.
-        future = asyncio.wrap_future(await self._threads.run(lambda: worker.pool.submit(function, *args)))
-        try:
-            # Loky's own future is not cancelled: loky's thread, which ends the worker, fails on a cancelled future.
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(lambda over: over.cancelled() or over.exception())  # marks the error as retrieved
-            raise
-
     async def _take_worker(self) -> _Worker:
         while self._idle:
             worker = self._idle.pop()
             self._busy.add(worker)
-            if worker.is_alive:
+            if worker.process.is_alive:
                 return worker
             # The worker has died between two trials, so no trial fails.
             await finish(functools.partial(self._give_back, worker, kill=True))
-        worker = _Worker(self._gpus.pop() if self._gpus else None, self._payload)
+        starting = asyncio.ensure_future(self._start())
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await finish(functools.partial(self._discard, starting))
+            raise
+
+    async def _start(self) -> _Worker:
+        gpu = self._gpus.pop() if self._gpus else None
+        environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        try:
+            worker = _Worker(await self._threads.run(self._starter.start, environment), gpu)
+        except BaseException:
+            if self._gpus is not None and gpu is not None:
+                self._gpus.append(gpu)
+            raise
         self._busy.add(worker)
         return worker
+
+    async def _discard(self, starting: asyncio.Future[_Worker]) -> None:
+        """Kill a worker whose trial was given up while the worker was started."""
+        with contextlib.suppress(Exception):
+            await self._give_back(await starting, kill=True)
 
     async def _give_back(self, worker: _Worker, *, kill: bool) -> None:
         if worker not in self._busy:
             return
         if kill:
-            await self._threads.run(worker.kill)
+            await self._threads.run(worker.process.kill)
             if self._gpus is not None and worker.gpu is not None:
                 self._gpus.append(worker.gpu)
         else:
@@ -170,7 +175,7 @@ class ProcessRunner:
 
     async def close(self) -> None:
         workers, self._idle = self._idle, []
-        await asyncio.gather(*(self._threads.run(worker.kill) for worker in workers))
+        await asyncio.gather(*(self._threads.run(worker.process.kill) for worker in workers))
         if self._server is not None:
             await self._threads.run(self._server.close)
         await self._threads.close()
@@ -183,3 +188,23 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
         raise InvalidObjectiveError(
             f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. {_CURE}'
         ) from error
+
+
+_NEVER_FORKED = ("jax", "polars", "pyspark", "ray", "tensorflow")  # a fork after their import is not safe
+
+
+def _libraries_of(target: Any) -> list[str]:
+    """Return the installed modules that the module of an objective uses, in the order of their names.
+
+    The user's own modules are left to the workers: they may have done what a fork does not bear, such as using a GPU.
+    """
+    names = set()
+    for value in getattr(getattr(target, "task_function", target), "__globals__", {}).values():
+        name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+        if not isinstance(value, types.ModuleType | type | types.FunctionType) or not isinstance(name, str):
+            continue
+        file = getattr(sys.modules.get(name), "__file__", None) or ""
+        is_installed = "site-packages" in file or "dist-packages" in file
+        if is_installed and name.partition(".")[0] not in _NEVER_FORKED:
+            names.add(name)
+    return sorted(names)

@@ -1,83 +1,68 @@
-"""The code of a worker process: watches the parent process, loads the objective, and runs trials."""
+"""The work of a worker process: it watches the process that has started it, loads the objective, and runs trials."""
 
 import asyncio
 import contextlib
 import contextvars
+import enum
 import functools
-import operator
 import os
+import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
 import optuna
 import psutil
 
-from optuna_flyte_dsl._compat.loky import keep_grown_workers
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._text import shown, text_of
+from optuna_flyte_dsl.engines.fork_server import kill_group, receive_bytes, send_bytes
 from optuna_flyte_dsl.engines.functions import never_warn_of_running_threads
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
-from optuna_flyte_dsl.errors import UnloadableError
 from optuna_flyte_dsl.search.error_origin import keep_origin
 from optuna_flyte_dsl.search.outcome import mark_retries_used, retries_are_used
 from optuna_flyte_dsl.search.runner import TrialRun
 
-_EARLY_WATCH = """
-import os, threading, time
-
-def watch():
-    while os.getppid() == {parent}:
-        if any(thread.name == "{successor}" for thread in threading.enumerate()):
-            return
-        time.sleep(0.1)
-    os._exit(1)
-
-threading.Thread(target=watch, daemon=True).start()
-"""
-_WATCH = "optuna-flyte-parent"  # the name of the thread that watches the parent once `start_worker` is imported
-
-
-@dataclass(frozen=True)
-class WatchedInitializer:
-    """Unpickles to `start_worker`, and watches the parent process while that function's imports are under way.
-
-    The imports of `start_worker` take seconds. An unwatched worker would outlive a parent process that is killed during
-    the imports.
-    """
-
-    parent: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The early watch, which needs the standard library only, is unpickled before the imports of `start_worker`.
-        return operator.itemgetter(1), ((_EarlyWatch(self.parent), start_worker),)
-
-    def __call__(self, *_: Any) -> None:
-        raise NotImplementedError("A `WatchedInitializer` must be unpickled, in a worker process, to `start_worker`.")
-
-
-@dataclass(frozen=True)
-class _EarlyWatch:
-    parent: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return exec, (_EARLY_WATCH.format(parent=self.parent, successor=_WATCH), {})
-
-
-# The rest of this module runs in a worker process.
-
-_payload = b""
+_WATCH = "optuna-flyte-parent"  # the name of the thread that watches the parent process
 _loaded: tuple[asyncio.Runner, Callable[[], Any]] | None = None
 
 
-def start_worker(parent: int, payload: bytes) -> None:
-    """Store the payload, and start a thread that ends this process when the parent process has ended."""
-    global _payload
-    _payload = payload
+class Answer(enum.Enum):
+    """What an answer of a worker process is."""
+
+    LOADED = "the objective is loaded"
+    RESULT = "the pickled result of a trial, and whether a thread still runs the objective"
+    REFUSED = "an error in words: what was sent cannot be unpickled"
+
+
+def work(channel: socket.socket) -> None:
+    """Load the objective, which is the first request, and run a trial at each other request, until the channel ends."""
+    _begin()
+    request, _ = receive_bytes(channel)
+    send_bytes(channel, pickle.dumps(_refused_or(functools.partial(load, request))))
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            request, _ = receive_bytes(channel)
+            answer = _refused_or(functools.partial(cloudpickle.loads, request))
+            if not isinstance(answer, tuple) or answer[0] is not Answer.REFUSED:
+                answer = (Answer.RESULT, run_trial(*answer))
+            send_bytes(channel, pickle.dumps(answer))
+
+
+def _refused_or(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001 - the user's modules may raise anything
+        return Answer.REFUSED, shown(error)
+
+
+def _begin() -> None:
+    """Start a thread that ends this process when the process has ended that has started it."""
+    parent = os.getppid()
 
     def watch_parent() -> None:
         while os.getppid() == parent:
@@ -85,26 +70,20 @@ def start_worker(parent: int, payload: bytes) -> None:
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process().children(recursive=True):
                 child.kill()
-        os._exit(1)
+        kill_group(os.getpid())
 
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # the searching process ends the whole group
-    keep_grown_workers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the searching process handles Ctrl-C, and ends its workers
     threading.Thread(target=watch_parent, name=_WATCH, daemon=True).start()
+    never_warn_of_running_threads()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def load() -> int:
-    """Load the objective, and return the id of this process."""
+def load(payload: bytes) -> tuple[Answer, None]:
+    """Load the objective and the function that makes its runner."""
     global _loaded
-    never_warn_of_running_threads()
-    try:
-        objective, make_runner = cloudpickle.loads(_payload)
-    except Exception as error:  # noqa: BLE001 - the user's module may raise anything
-        raise UnloadableError(f"A worker process cannot load the objective: {shown(error)}.") from None
+    objective, make_runner = cloudpickle.loads(payload)
     _loaded = (asyncio.Runner(), functools.partial(make_runner, objective))
-    return os.getpid()
+    return Answer.LOADED, None
 
 
 def run_trial(arguments: dict[str, Any], handle: TrialHandle | None, token: str) -> tuple[bytes, bool]:
@@ -112,8 +91,6 @@ def run_trial(arguments: dict[str, Any], handle: TrialHandle | None, token: str)
 
     Only the end of this process stops a thread that still runs the objective.
     """
-    if _loaded is None:
-        load()
     assert _loaded is not None
     if token:
         os.environ[TOKEN_ENV] = token

@@ -1,18 +1,16 @@
 """What becomes of a trial is the same in threads, in processes, and on a cluster: what `EngineConformance` lacks."""
 
-import contextlib
 import re
 from pathlib import Path
 
 import conformance
 import optuna
-import psutil
 import pytest
 from flytekit.configuration import Image, ImageConfig
 
 from optuna_flyte_dsl.engines import functions
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, TRACEBACK
-from tests.support import own_threads, wait_until
+from tests.support import own_threads, wait_until, worker_processes
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.small_searches import states
 
@@ -44,13 +42,7 @@ def runner(request):
 def _nothing_is_left():
     yield
     wait_until(lambda: not own_threads())
-    assert not [each for each in psutil.Process().children(recursive=True) if is_worker(each)]
-
-
-def is_worker(process):
-    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
-        return "popen_loky" in " ".join(process.cmdline())
-    return False
+    assert not worker_processes()
 
 
 def run(runner, objective, *, points=(), n_trials=None, inputs=None, **options):

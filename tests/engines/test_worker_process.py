@@ -1,36 +1,81 @@
-"""Worker processes: what is left of them when their parent is killed."""
+"""Worker processes: what is left of them when the process that searches is killed."""
 
-import pickle
+import contextlib
+import os
+import signal
 import subprocess
 import sys
-import time
 
+import psutil
 import pytest
 
-from optuna_flyte_dsl.engines.worker_process import WatchedInitializer, start_worker
+from tests.support import wait_until
 
+SEARCH = """
+import os, sys, time
+from optuna_flyte_dsl import Float, optimize
+from optuna_flyte_dsl.engines import worker_starter
 
-class TakesAMinute:
-    """Takes a minute to be unpickled, as imports may."""
+worker_starter._FORK_IS_SAFE = {fork}
 
+class Slow:
     def __reduce__(self):
-        return time.sleep, (60,)
+        return time.sleep, ({importing},)
+
+@optimize(n_trials=2, concurrency=2, executor="process", progress=False)
+def objective(x: Float(0, 1), slow: object) -> float:
+    print(os.getpid(), flush=True)
+    {work}
+
+slow = Slow()
+objective.run_sync(slow=None)
+"""
 
 
-def test_a_worker_ends_with_its_parent_while_it_imports():
-    gone = 2**22 + 1  # no process has this id
-    data = pickle.dumps((WatchedInitializer(gone), TakesAMinute()))
-    program = "import pickle, sys; pickle.load(sys.stdin.buffer)"
-    done = subprocess.run([sys.executable, "-c", program], input=data, timeout=45)
-    assert done.returncode == 1
+def left_of(pid):
+    """Return the processes that a process has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 @pytest.mark.newest
-def test_the_initializer_is_that_of_a_worker_once_it_is_unpickled():
-    initializer = WatchedInitializer(0)
-    with pytest.raises(NotImplementedError):
-        initializer()
-    program = "import pickle, sys; print(pickle.load(sys.stdin.buffer).__name__)"
-    data = pickle.dumps(initializer).replace(b"os.getppid() == 0", b"os.getppid() != 0")  # its parent is alive
-    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, timeout=45)
-    assert done.stdout.decode().strip() == start_worker.__name__, done.stderr
+@pytest.mark.parametrize("fork", [True, False], ids=["forked", "alone"])
+@pytest.mark.parametrize("work", ["time.sleep(600)", "os.system('sleep 600')"], ids=["waits", "has a child"])
+def test_workers_end_with_the_process_that_searches(fork, work):
+    program = SEARCH.format(fork=fork, importing=0, work=work)
+    search = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    workers = [int(search.stdout.readline()) for _ in range(2)]
+    all_processes = left_of(search.pid)
+    assert set(workers) <= {each.pid for each in all_processes}
+    search.kill()
+    search.wait()
+    wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in all_processes))
+    search.stdout.close()
+
+
+@pytest.mark.newest
+def test_a_worker_ends_with_the_process_that_searches_while_it_imports(tmp_path):
+    module = tmp_path / "slow_module.py"
+    started = tmp_path / "started"
+    module.write_text(
+        "import os, time, pathlib\n"
+        "if 'fork_server' in ' '.join(open(f'/proc/{os.getppid()}/cmdline').read().split('\\0')):\n"
+        f"    pathlib.Path({str(started)!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "from optuna_flyte_dsl import Float\n"
+        "def objective(x: Float(0, 1)) -> float:\n"
+        "    return x\n"
+    )
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from slow_module import objective\n"
+        "from optuna_flyte_dsl import Optimizer\n"
+        "Optimizer(objective, 1, 1, executor='process', progress=False).run_sync()\n"
+    )
+    search = subprocess.Popen([sys.executable, "-c", program])
+    wait_until(lambda: started.exists() and started.read_text())
+    worker = psutil.Process(int(started.read_text()))
+    os.kill(search.pid, signal.SIGKILL)
+    search.wait()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)

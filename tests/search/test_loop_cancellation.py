@@ -9,13 +9,12 @@ import os
 import threading
 
 import optuna
-import psutil
 import pytest
 import quick
 
 from optuna_flyte_dsl import Float, Optimizer
 from optuna_flyte_dsl.study.storages import open_storage
-from tests.support import own_threads, wait_until
+from tests.support import own_threads, wait_until, worker_processes
 from tests.support.cluster_searches import echo, there
 from tests.support.flyteadmin import FlyteAdmin
 from tests.support.postgres import Postgres
@@ -164,8 +163,7 @@ def test_at_every_step_on_a_cluster(tmp_path, pauses):
 
 
 def no_workers():
-    left = [process for process in psutil.Process().children(recursive=True) if process.status() != "zombie"]
-    assert not [process for process in left if "popen_loky" in " ".join(process.cmdline())]
+    assert not worker_processes()
 
 
 @pytest.mark.newest

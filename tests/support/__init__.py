@@ -1,9 +1,12 @@
 """What several test files use: waiting for conditions, a movable clock, a stand-in cluster, a PostgreSQL server."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
+
+import psutil
 
 
 def wait_until(condition, patience=30.0):
@@ -50,3 +53,15 @@ def in_movable_time(main):
 
 def own_threads():
     return {thread for thread in threading.enumerate() if thread.name.startswith("optuna-flyte")}
+
+
+def worker_processes():
+    """Return the worker processes of this process that are alive."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+            is_forked = process.parent() != psutil.Process() and "fork_server" in " ".join(process.parent().cmdline())
+            is_alone = "worker_process import work" in " ".join(process.cmdline())
+            if (is_forked or is_alone) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

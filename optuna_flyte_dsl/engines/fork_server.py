@@ -1,0 +1,170 @@
+"""A process that has imported what worker processes need, and forks one of them at each request.
+
+A worker then starts in milliseconds, and shares the memory of what is imported. Python's own fork server would import
+the user's `__main__` in each worker, and would get another environment, folder and output only when it is made anew.
+
+This module runs in the process of the fork server, and in the workers that are forked. `worker_starter` is the other
+side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+_LENGTH = struct.Struct("!Q")
+_LOOK = 1.0  # seconds between two looks whether the parent process is alive
+
+
+def send_bytes(channel: socket.socket, data: bytes, files: Sequence[int] = ()) -> None:
+    """Send a message, and open files with it."""
+    socket.send_fds(channel, [_LENGTH.pack(len(data))], files)
+    channel.sendall(data)
+
+
+def receive_bytes(channel: socket.socket, n_files: int = 0) -> tuple[bytes, list[int]]:
+    """Receive a message with its files. Raise EOFError if the other side is gone."""
+    head, files, _, _ = socket.recv_fds(channel, _LENGTH.size, n_files)
+    while len(head) < _LENGTH.size:
+        head += _received(channel, _LENGTH.size - len(head))
+    (left,) = _LENGTH.unpack(head)
+    parts = []
+    while left:
+        parts.append(_received(channel, left))
+        left -= len(parts[-1])
+    return b"".join(parts), files
+
+
+def _received(channel: socket.socket, most: int) -> bytes:
+    data = channel.recv(min(most, 2**20))
+    if not data:
+        raise EOFError
+    return data
+
+
+class ForkServer:
+    """Forks workers for one parent process, and ends with it.
+
+    Args:
+        control: Each message is a request: the environment, the folder, the import path and the arguments of the
+            parent, as JSON; and four files: the worker's channel, the pipe in which the server writes the worker's id
+            and at last its exit status, and the worker's output and error output.
+        work: What a worker does with its channel.
+    """
+
+    def __init__(self, control: socket.socket, work: Callable[[socket.socket], None]) -> None:
+        self._control = control
+        self._work = work
+        self._parent = os.getppid()
+        self._statuses: dict[int, int] = {}  # the id of each worker -> its pipe
+
+    def serve(self) -> NoReturn:
+        """Fork workers until the parent process is gone. Then kill all workers and end."""
+        wakeup, signalled = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.suppress(EOFError, OSError):
+            while os.getppid() == self._parent:
+                control = self._control.fileno()
+                ready, _, _ = select.select([control, wakeup], [], [], _LOOK)
+                if wakeup in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wakeup, 4096)
+                self._reap()
+                if control in ready:
+                    self._fork(*receive_bytes(self._control, 4), wakeup, signalled)
+        for worker in self._statuses:
+            kill_group(worker)
+        os._exit(0)
+
+    def _reap(self) -> None:
+        for worker in list(self._statuses):
+            ended, status = os.waitpid(worker, os.WNOHANG)
+            if ended:
+                pipe = self._statuses.pop(worker)
+                with contextlib.suppress(OSError):  # the parent does not read any more
+                    os.write(pipe, b"%d\n" % os.waitstatus_to_exitcode(status))
+                os.close(pipe)
+
+    def _fork(self, request: bytes, files: Sequence[int], *own: int) -> None:
+        channel, pipe, out, err = files
+        for file in (channel, pipe):  # what a worker starts must not keep them open
+            os.set_inheritable(file, False)
+        try:
+            worker = os.fork()
+        except OSError as error:
+            os.write(pipe, f"{error}\n".encode())
+            for file in files:
+                os.close(file)
+            return
+        if worker == 0:
+            self._be_worker(json.loads(request), channel, (out, err), (pipe, *own, *self._statuses.values()))
+        os.write(pipe, b"%d\n" % worker)
+        self._statuses[worker] = pipe
+        for file in (channel, out, err):
+            os.close(file)
+
+    def _be_worker(
+        self, request: dict[str, Any], channel: int, output: tuple[int, int], others: Sequence[int]
+    ) -> NoReturn:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setpgid(0, 0)  # the group is killed with what the worker has started
+            self._control.close()
+            for file in others:
+                os.close(file)
+            for place, file in enumerate(output, 1):
+                os.dup2(file, place)
+                os.close(file)
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            sys.path[:], sys.argv[:] = request["path"], request["arguments"]
+            with contextlib.suppress(OSError):  # the folder may be gone
+                os.chdir(request["folder"])
+            if (numpy_random := sys.modules.get("numpy.random")) is not None:
+                numpy_random.seed()  # else all workers would draw the same numbers
+            self._work(socket.socket(fileno=channel))
+            status = 0
+        except BaseException:  # noqa: BLE001 - a worker must not go on as a server
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+
+def kill_group(worker: int) -> None:
+    """Kill a worker and what it has started."""
+    for kill in (os.killpg, os.kill):  # a worker that was just forked may not have its group yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(worker, signal.SIGKILL)
+
+
+def main(control: int, preload: Sequence[str], work: str) -> NoReturn:
+    """Import modules, and serve. The imports that fail are left to the workers, whose errors name the cause.
+
+    Args:
+        control: The file of the socket to the parent process.
+        preload: The names of the modules.
+        work: What a worker does with its channel, as "module:function".
+    """
+    module, _, function = work.partition(":")
+    for name in preload:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    server = ForkServer(socket.socket(fileno=control), getattr(importlib.import_module(module), function))
+    server.serve()

@@ -1,0 +1,266 @@
+"""Starts worker processes: by a fork server where processes can be forked safely, else as new interpreters."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from optuna_flyte_dsl.engines.fork_server import kill_group, send_bytes
+from optuna_flyte_dsl.errors import WorkerDiedError
+
+_LENGTH = struct.Struct("!Q")
+_WORK = "optuna_flyte_dsl.engines.worker_process:work"
+_FORK_IS_SAFE = sys.platform == "linux"  # the frameworks of macOS do not bear a fork
+_SIGNALS: dict[int, str] = {
+    signal.SIGSEGV: "a segmentation fault (SIGSEGV)",
+    signal.SIGKILL: "it was killed, perhaps for want of memory (SIGKILL)",
+}
+_STATUS_PATIENCE = 5.0  # seconds that the status of a worker that has ended is waited for
+_SERVER = """
+import json, sys
+control, path, preload, work = json.loads(sys.argv[1])
+sys.path[:], sys.argv[:] = path, [""]
+from optuna_flyte_dsl.engines.fork_server import main
+main(control, preload, work)
+"""
+_ALONE = """
+import json, os, socket, sys, threading, time
+channel, path, arguments, parent = json.loads(sys.argv[1])
+
+def watch():  # the imports take seconds, in which the parent may be killed
+    while not any(thread.name == "optuna-flyte-parent" for thread in threading.enumerate()):
+        if os.getppid() != parent:
+            os._exit(1)
+        time.sleep(0.1)
+
+threading.Thread(target=watch, daemon=True).start()
+os.setpgid(0, 0)
+sys.path[:], sys.argv[:] = path, arguments
+from optuna_flyte_dsl.engines.worker_process import work
+work(socket.socket(fileno=channel))
+"""
+
+
+class WorkerProcess:
+    """A running worker process, and the channel to it. The group of the process has the same id."""
+
+    def __init__(self, pid: int, channel: socket.socket, status: int) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._channel.setblocking(False)
+        self._status = status  # the pipe that tells the exit code
+        self._code: int | None = None
+
+    async def call(self, request: bytes) -> bytes:
+        """Send a request, and return its answer.
+
+        Raises:
+            EOFError: If the process ends before it has answered.
+            ConnectionError: So too.
+        """
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._status, self._close_channel, loop)
+        try:
+            await loop.sock_sendall(self._channel, _LENGTH.pack(len(request)) + request)
+            (left,) = _LENGTH.unpack(await self._receive(loop, _LENGTH.size))
+            return await self._receive(loop, left)
+        finally:
+            loop.remove_reader(self._status)
+
+    def _close_channel(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Notice that the worker has ended. Processes that it has forked may keep its end of the channel open."""
+        loop.remove_reader(self._status)
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)  # what the worker has answered can still be read
+
+    async def _receive(self, loop: asyncio.AbstractEventLoop, left: int) -> bytes:
+        parts = []
+        while left:
+            parts.append(await loop.sock_recv(self._channel, min(left, 2**20)))
+            if not parts[-1]:
+                raise EOFError
+            left -= len(parts[-1])
+        return b"".join(parts)
+
+    def cause_of_death(self) -> str:
+        """Return why the process has ended, in words. The call blocks."""
+        code = self._wait()
+        if code is None:
+            return "it has closed its connection"
+        return f"exit code {code}" if code >= 0 else _SIGNALS.get(-code, f"signal {-code}")
+
+    def _wait(self) -> int | None:
+        """Wait for the end of the process. Return its exit code, or minus the number of a signal."""
+        if self._code is not None:
+            return self._code
+        if select.select([self._status], [], [], _STATUS_PATIENCE)[0]:
+            text = _read_line(self._status)  # at the end of the server, the pipe is closed without a code
+            self._code = int(text) if text else None
+        return self._code
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return not select.select([self._status], [], [], 0)[0]
+
+    def kill(self) -> None:
+        """Kill the process and what it has started, and wait for its end."""
+        kill_group(self.pid)
+        self._wait()
+        kill_group(self.pid)  # what it has started while it was killed
+        self._channel.close()
+        os.close(self._status)
+
+
+class WorkerStarter:
+    """Starts worker processes with modules that are imported once.
+
+    Args:
+        preload: The names of the modules.
+    """
+
+    def __init__(self, preload: Sequence[str]) -> None:
+        self._preload = tuple(preload)
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def begin(self) -> None:
+        """Start the fork server, which imports its modules while the caller goes on."""
+        with self._lock:
+            if _FORK_IS_SAFE:
+                self._running_server()
+
+    def start(self, environment: dict[str, str]) -> WorkerProcess:
+        """Start a worker process. The call blocks: the fork server may still import.
+
+        Args:
+            environment: What the worker's environment has besides that of this process.
+
+        Raises:
+            WorkerDiedError: If no process can be started.
+        """
+        ours, its = socket.socketpair()
+        environment = {**os.environ, **environment}
+        try:
+            with self._lock, its:
+                start = self._fork if _FORK_IS_SAFE else self._start_alone
+                return start(environment, ours, its)
+        except BaseException:
+            ours.close()
+            raise
+
+    def _fork(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
+        state = {"environment": environment, "folder": _folder(), "path": sys.path, "arguments": sys.argv}
+        request = json.dumps(state).encode()
+        for _ in range(2):  # the server may have been killed
+            status, its_status = os.pipe()
+            try:
+                send_bytes(self._running_server(), request, (its.fileno(), its_status, 1, 2))
+                os.close(its_status)
+                its_status = -1
+                answer = _read_line(status)
+            except OSError:
+                answer = ""
+            finally:
+                if its_status >= 0:
+                    os.close(its_status)
+            if answer.isdecimal():
+                return WorkerProcess(int(answer), ours, status)
+            os.close(status)
+            if answer:
+                raise WorkerDiedError(f"The system starts no worker process: {answer}.")
+            self._stop()
+        raise WorkerDiedError("The process that starts worker processes has died twice. See what it has printed.")
+
+    def _start_alone(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
+        arguments = json.dumps([its.fileno(), sys.path, sys.argv, os.getpid()])
+        process = subprocess.Popen(  # noqa: S603 - this interpreter
+            [sys.executable, "-c", _ALONE, arguments],
+            env=environment,
+            pass_fds=[its.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        status, its_status = os.pipe()
+        threading.Thread(target=_tell_status, args=(process, its_status), daemon=True).start()
+        return WorkerProcess(process.pid, ours, status)
+
+    def _running_server(self) -> socket.socket:
+        """Return the connection to the fork server of this process, which is started if need be."""
+        if self._owner != os.getpid():  # a forked child has a server of its own
+            self._server = self._control = None
+            self._owner = os.getpid()
+        if self._server is None or self._control is None or self._server.poll() is not None:
+            self._stop()
+            self._control, its = socket.socketpair()
+            with its:
+                arguments = json.dumps([its.fileno(), sys.path, self._preload, _WORK])
+                self._server = subprocess.Popen(  # noqa: S603 - this interpreter
+                    [sys.executable, "-c", _SERVER, arguments],
+                    pass_fds=[its.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the searching process
+                )
+        return self._control
+
+    def _stop(self) -> None:
+        if self._control is not None:
+            self._control.close()  # the server kills its workers, and ends
+        if self._server is not None:
+            self._server.wait()
+        self._server = self._control = None
+
+    def close(self) -> None:
+        """End the fork server and its workers."""
+        if self._owner == os.getpid():
+            with self._lock:
+                self._stop()
+
+
+def _tell_status(process: subprocess.Popen[bytes], pipe: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(pipe, b"%d\n" % process.wait())
+    os.close(pipe)
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+def _read_line(pipe: int) -> str:
+    """Read a line, and no byte more: what follows is read later."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(pipe, 1)):
+        line += byte
+    return line.decode().strip()
+
+
+_starters: dict[tuple[str, ...], WorkerStarter] = {}
+_making = threading.Lock()
+
+
+def starter_of(preload: Sequence[str]) -> WorkerStarter:
+    """Return the starter of workers with these modules. All searches of this process share it."""
+    with _making:
+        return _starters.setdefault(tuple(preload), WorkerStarter(preload))
+
+
+@atexit.register
+def _close_starters() -> None:
+    for starter in _starters.values():
+        starter.close()
