@@ -67,12 +67,12 @@ def enqueued_params_of(trial: FrozenTrial) -> dict[str, Any] | None:
     return params
 
 
-def known_trials(study: optuna.Study, states: Sequence[TrialState]) -> list[FrozenTrial]:
-    """Return the trials of some states that a study knew at the last ask, as Optuna's own samplers see them.
+def known_trials(study: optuna.Study, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+    """Return the trials that a study knew at the last ask, all or those of some states, as Optuna's samplers see them.
 
     `study.get_trials()` would ask the storage again for each sampler.
     """
-    return study._get_trials(deepcopy=False, states=tuple(states), use_cache=True)
+    return study._get_trials(deepcopy=False, states=None if states is None else tuple(states), use_cache=True)
 
 
 def study_key(study: optuna.Study) -> tuple[int, int]:

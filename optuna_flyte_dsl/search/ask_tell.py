@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import chain
 from typing import Any
 
 import optuna
@@ -32,6 +33,7 @@ from optuna_flyte_dsl.study.feasibility import constraint_attributes
 from optuna_flyte_dsl.study.liveness import Life, owner_keys
 from optuna_flyte_dsl.study.study_view import snapshot_of, view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
+from optuna_flyte_dsl.study.trial_history import TrialHistory
 from optuna_flyte_dsl.study.trial_quota import ASK_LATER, AskLater, Quota
 
 _NOT_CONTINUED = "The search ended before it continued this trial, which an earlier process had begun."
@@ -89,6 +91,7 @@ class AskTell:
         self.interrupted_are_lost: bool = storage is not None  # whether trials that the search's end stops are lost
         self.failure_log: FailureLog = FailureLog(self.objective.name)
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
+        self._history = TrialHistory()
         self._before: int | None = None  # the number of the study's trials before the first ask
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
         self._open: dict[int, Trial] = {}  # trials that are asked for and not told
@@ -156,8 +159,7 @@ class AskTell:
         except Exception as error:
             if self._stored is not None:
                 with contextlib.suppress(Exception):  # the state is worth more than the reason
-                    trials = self.study.get_trials(deepcopy=False)
-                    stored = next(trial for trial in trials if trial.number == self._stored)
+                    stored = next(each for each in self.study.trials if each.number == self._stored)
                     storage_of(self.study).set_trial_user_attr(trial_id(stored), ERROR, reason_of(error))
                 self.study.tell(self._stored, state=TrialState.FAIL)
             raise
@@ -167,12 +169,11 @@ class AskTell:
         if self.storage is None or not self.options.deterministic:
             return
         trials = self.study.get_trials(deepcopy=False)
-        if self._before is None:
-            self._before = len(trials)
-        for trial in trials:
+        self._before = len(trials) if self._before is None else self._before
+        for trial in chain(*self._history.look(trials)):
             if owner_keys(trial) and not self.storage.owner.owns(trial):
-                is_running = trial.state is TrialState.RUNNING
-                if trial.number >= self._before or (is_running and self.storage.life(trial) is Life.ALIVE):
+                runs = trial.state is TrialState.RUNNING and self.storage.life(trial) is Life.ALIVE
+                if runs or trial.number >= self._before:
                     raise self._another_search()
 
     def _another_search(self) -> SearchRunningError:

@@ -1,7 +1,6 @@
 """Finds points that were tried already, to reuse their values, to sample other points, or to end the search."""
 
 import hashlib
-import itertools
 import math
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import detached_trial, enqueued_params, set_enqueued_params
+from optuna_flyte_dsl._compat.optuna import detached_trial, enqueued_params, known_trials, set_enqueued_params
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._text import shown
@@ -23,6 +22,7 @@ from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS, WARM_STA
 from optuna_flyte_dsl.study.feasibility import constraints_of
 from optuna_flyte_dsl.study.resuming import counts
 from optuna_flyte_dsl.study.study_view import preview_of
+from optuna_flyte_dsl.study.trial_history import TrialHistory
 
 _TRIES = 30
 """How often a sampler is asked for a new point before a point is drawn without the sampler."""
@@ -92,13 +92,13 @@ class TakenPoints:
                 "points. Drop the option."
             )
         self._warned = self._warned_of_more = False
-        self._n_settled = 0  # the first trials of the study, all finished, whose keys are in the next two fields
-        self._settled: set[_Key] = set()
+        self._history = TrialHistory()
+        self._settled: set[_Key] = set()  # the points of trials that have ended
         self._settled_values: dict[_Key, EarlierTrial] = {}
 
     def exhausted(self, study: optuna.Study) -> bool:
         """Return whether every point is taken, by a finished or a running trial."""
-        return self._size != math.inf and self._count(self._unsettled(study)) >= self._size
+        return self._size != math.inf and self._count(self._unsettled(study.get_trials(deepcopy=False))) >= self._size
 
     def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], EarlierTrial | None]:
         """Sample a trial's parameters.
@@ -117,7 +117,7 @@ class TakenPoints:
         key = self._key_of(trial.params)
         if None in key:  # a trial with a value outside of the space equals no other trial
             return arguments, None
-        unsettled = self._unsettled(study)
+        unsettled = self._unsettled(known_trials(study))
         earlier = self._settled_values.get(key) or unsettled.get(key)
         if earlier is None:
             return arguments, None
@@ -149,7 +149,7 @@ class TakenPoints:
 
     def _new_point(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
         """Return what Optuna is to store for a trial: a point that satisfies the constraints, and is not taken."""
-        taken = self._unsettled(study, but=trial.number)
+        taken = self._unsettled(known_trials(study), but=trial.number)
         allowed: dict[str, Any] | None = None
         for point in self._attempts(study, trial):
             if self._constraints and not self._is_allowed(point):
@@ -196,21 +196,19 @@ class TakenPoints:
         """Return what Optuna stores for the point at an index of a space with finitely many points."""
         return {name: self._space[name].to_stored(value) for name, value in self._space.counter.point(index).items()}
 
-    def _unsettled(self, study: optuna.Study, but: int = -1) -> dict[_Key, EarlierTrial | None]:
-        """Settle the first trials of a study that have all finished; return the points that the other trials take.
+    def _unsettled(self, trials: Sequence[FrozenTrial], but: int = -1) -> dict[_Key, EarlierTrial | None]:
+        """Settle the trials of a study that have ended since the last call; return the points that the others take.
 
         Args:
+            trials: All trials of the study.
             but: The number of a trial that is left out.
 
         Returns:
             For each point, the finished trial that has its values, if there is one.
         """
         points: dict[_Key, EarlierTrial | None] = {}
-        settles = True
-        for trial in itertools.islice(study.get_trials(deepcopy=False), self._n_settled, None):
-            # Trials are in the order of their numbers. At a gap, a trial is not visible yet.
-            settles = settles and trial.state.is_finished() and trial.number == self._n_settled
-            self._n_settled += settles
+        ended, changing = self._history.look(trials)
+        for index, trial in enumerate([*ended, *changing]):
             same = trial.user_attrs.get(FIXED_ARGUMENTS) == self.fixed
             is_tried = trial.state is TrialState.RUNNING or counts(trial) or WARM_START in trial.user_attrs
             takes = same and trial.number != but and is_tried
@@ -221,7 +219,7 @@ class TakenPoints:
             earlier = (
                 EarlierTrial(trial.number, tuple(trial.values), constraints_of(trial) or ()) if is_complete else None
             )
-            if not settles:
+            if index >= len(ended):
                 points[key] = points.get(key) or earlier
                 continue
             self._settled.add(key)

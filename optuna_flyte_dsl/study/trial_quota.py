@@ -17,6 +17,7 @@ from optuna_flyte_dsl.study.attributes import ERROR, GIVEN_BACK, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.liveness import Life, describe_owner, owner_keys
 from optuna_flyte_dsl.study.resuming import counts, is_adoptable, left_running, release
+from optuna_flyte_dsl.study.trial_history import TrialHistory
 
 
 class AskLater(enum.Enum):
@@ -41,6 +42,9 @@ class Quota:
     adopted: list[FrozenTrial] = field(default_factory=list, init=False)
     _warned: bool = False
     _name: str = ""
+    _n_seen: int = field(default=0, init=False)  # the trials at the last look
+    _history: TrialHistory = field(default_factory=TrialHistory, init=False)
+    _n_ended: int = field(default=0, init=False)  # the trials that have ended and count
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -64,12 +68,12 @@ class Quota:
         if self.adopted:
             return Trial(self.study, trial_id(self.adopted.pop()))
         with self.exclusive():
-            trials = self._trials()
-            if self._missing(trials) > 0 and not is_exhausted:
-                return self._ask(ask, trials)
-        others = [t for t in trials if t.state is TrialState.RUNNING and not self.storage.owner.owns(t)]
+            missing, changing = self._look()
+            if missing > 0 and not is_exhausted:
+                return self._ask(ask, changing)
+        others = [t for t in changing if t.state is TrialState.RUNNING and not self.storage.owner.owns(t)]
         if not others:
-            self._close_given_back(trials)
+            self._close_given_back(changing)
             return None
         if self._adopt(others):
             return self.ask(ask)
@@ -110,9 +114,11 @@ class Quota:
         retried = trial.user_attrs.get(RETRY_OF)
         if retried is not None and self._close_second_retry(trial, retried):
             return ASK_LATER
-        if not self.storage.owner.excludes and self._missing(self._trials()) < 0:
-            # Another search has asked for a trial at the same time. Both searches see one trial too many and give their
-            # trials back; the first search to ask again wins.
+        # A trial that has got the number after those that were seen was asked for before those of other searches.
+        is_first = trial.number == self._n_seen
+        if not self.storage.owner.excludes and not is_first and self._look()[0] < 0:
+            # Another search has asked for a trial at the same time, and the study has one too many. The searches that
+            # were not the first give their trials back.
             self.storage.set_trial_system_attr(trial_id(trial), GIVEN_BACK, True)
             self.storage.set_trial_state_values(trial_id(trial), TrialState.WAITING)
             with contextlib.suppress(UpdateFinishedTrialError):  # another search has closed the trial
@@ -160,6 +166,11 @@ class Quota:
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _missing(self, trials: Sequence[FrozenTrial]) -> int:
-        there = sum(counts(trial) or trial.state is TrialState.RUNNING for trial in trials)
-        return self.total - there + len(self.storage.spares)
+    def _look(self) -> tuple[int, list[FrozenTrial]]:
+        """Return how many trials the study lacks, and its trials that may still change."""
+        trials = self._trials()
+        self._n_seen = len(trials)
+        ended, changing = self._history.look(trials)
+        self._n_ended += sum(map(counts, ended))
+        there = self._n_ended + sum(counts(trial) or trial.state is TrialState.RUNNING for trial in changing)
+        return self.total - there + len(self.storage.spares), changing
