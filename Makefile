@@ -12,6 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, and each 
 .DEFAULT_GOAL := help
 .PHONY: help demo environments test lint format unit coverage oldest next docs bench sweeps soak clean
 KILLS := 200
+# The environment of `make bench`. dev and oldest lack the peers, and have other versions of Optuna.
+BENCH := bench
 STRIDE := 1
 
 help: ## Show the targets
@@ -100,8 +102,8 @@ next: | $(VENV)/uv/.made ## Run the tests on the newest versions of all packages
 docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 	$(VENV)/dev/bin/python -m sphinx --fail-on-warning --builder html docs docs/_build
 
-bench: $(VENV)/bench/.made ## Measure against the ideal and the peers
-	$(VENV)/bench/bin/python -m benchmarks
+bench: $(VENV)/$(BENCH)/.made ## Measure against the ideal and the peers; ROWS=quality measures a part
+	$(VENV)/$(BENCH)/bin/python -m benchmarks $(ROWS)
 
 sweeps: $(VENV)/dev/.made ## Cut a search at every single step; ONLY="journal sqlite" names the storages
 	$(VENV)/dev/bin/python -W ignore -m tests.sweeps --stride $(STRIDE) $(addprefix --only ,$(ONLY))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import optuna
 from optuna.samplers import RandomSampler
 
+from benchmarks.results import show
 from optuna_flyte_dsl import Float, Optimizer
 from tests.support.postgres import Postgres
 
@@ -150,13 +151,13 @@ def order(ratio: float) -> float:
 
 
 def main() -> None:
-    """Print the makespans of deterministic searches, and the longest stalls of the event loop."""
-    print(
-        "\nOne trial after the other, in the order of their numbers: deterministic=True, 96 trials, 8 at once, makespan"
-    )
+    """Show the makespans of deterministic searches, and the longest stalls of the event loop."""
+    rows = {}
     for ratio in (1.0, 2.0, 10.0):
-        words = f"the longest takes {ratio:.0f} times the shortest" if ratio > 1 else "all take the same time"
-        print(f"  {words:<52}{order(ratio):8.2f}x")
-    print("\nPostgreSQL behind 50 ms of latency: the longest stall of the event loop")
-    for name, longest in heartbeat().items():
-        print(f"  {name:<52}{longest:8.1f} ms   (asked for: at most 50)")
+        rows[f"the longest takes {ratio:.0f} times the shortest" if ratio > 1 else "all take the same time"] = order(
+            ratio
+        )
+    show("deterministic=True, 96 trials, 8 at once: the makespan, as a ratio to the makespan without it", rows)
+    stalled = heartbeat()
+    limit = dict.fromkeys(stalled, 50.0)
+    show("PostgreSQL behind 50 ms of latency: the longest stall of the event loop", stalled, " ms", limit=limit)

@@ -26,6 +26,17 @@ def sync_task(x: float) -> float:
     return x
 
 
+@fl.task
+def nothing(x: float) -> float:
+    return x
+
+
+@fl.task
+def waits(x: float, seconds: float) -> float:
+    time.sleep(seconds)
+    return x
+
+
 async def callback(trial: optuna.Trial) -> float:
     await asyncio.sleep(SECONDS)
     return trial.suggest_float("x", 0, 1)

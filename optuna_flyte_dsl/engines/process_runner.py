@@ -24,6 +24,7 @@ from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, U
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
+_PLAIN_TYPES = (bool, int, float, type(None))
 _CURE = "Open files, locks and connections cannot be sent: create them inside the objective."
 
 
@@ -73,7 +74,10 @@ class ProcessRunner:
                 await self._load(worker)
             run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
-            request = await self._threads.run(self._pickle_request, run.arguments, handle, token)
+            if handle is None and all(type(value) in _PLAIN_TYPES for value in run.arguments.values()):
+                request = self._pickle_request(run.arguments, None, token)
+            else:  # it may take a while
+                request = await self._threads.run(self._pickle_request, run.arguments, handle, token)
             kind, content = await self._answer(worker, request)
             if kind is Answer.REFUSED:
                 raise self._unsendable_argument(run.arguments) or UnloadableError(
@@ -81,7 +85,11 @@ class ProcessRunner:
                 )
             result, must_kill = content
         finally:
-            await finish(functools.partial(self._give_back, worker, kill=must_kill))
+            if must_kill:
+                await finish(functools.partial(self._kill, worker))
+            else:
+                self._busy.discard(worker)
+                self._idle.append(worker)
             if handle is not None:
                 await finish(functools.partial(self._forget, run.trial))
         value, raised = cloudpickle.loads(result)
@@ -126,7 +134,7 @@ class ProcessRunner:
             if worker.process.is_alive:
                 return worker
             # The worker has died between two trials, so no trial fails.
-            await finish(functools.partial(self._give_back, worker, kill=True))
+            await finish(functools.partial(self._kill, worker))
         starting = asyncio.ensure_future(self._start())
         try:
             return await asyncio.shield(starting)
@@ -149,17 +157,14 @@ class ProcessRunner:
     async def _discard(self, starting: asyncio.Future[_Worker]) -> None:
         """Kill a worker whose trial was given up while the worker was started."""
         with contextlib.suppress(Exception):
-            await self._give_back(await starting, kill=True)
+            await self._kill(await starting)
 
-    async def _give_back(self, worker: _Worker, *, kill: bool) -> None:
+    async def _kill(self, worker: _Worker) -> None:
         if worker not in self._busy:
             return
-        if kill:
-            await self._threads.run(worker.process.kill)
-            if self._gpus is not None and worker.gpu is not None:
-                self._gpus.append(worker.gpu)
-        else:
-            self._idle.append(worker)
+        await self._threads.run(worker.process.kill)
+        if self._gpus is not None and worker.gpu is not None:
+            self._gpus.append(worker.gpu)
         self._busy.discard(worker)
 
     def _serve(self, trial: Trial) -> TrialHandle:

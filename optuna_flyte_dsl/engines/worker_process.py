@@ -28,7 +28,7 @@ from optuna_flyte_dsl.search.outcome import mark_retries_used, retries_are_used
 from optuna_flyte_dsl.search.runner import TrialRun
 
 _WATCH = "optuna-flyte-parent"  # the name of the thread that watches the parent process
-_loaded: tuple[asyncio.Runner, Callable[[], Any]] | None = None
+_loaded: tuple[asyncio.Runner, Any] | None = None
 
 
 class Answer(enum.Enum):
@@ -79,10 +79,10 @@ def _begin() -> None:
 
 
 def load(payload: bytes) -> tuple[Answer, None]:
-    """Load the objective and the function that makes its runner."""
+    """Load the objective, and make its runner, which runs all trials of this process."""
     global _loaded
     objective, make_runner = cloudpickle.loads(payload)
-    _loaded = (asyncio.Runner(), functools.partial(make_runner, objective))
+    _loaded = (asyncio.Runner(), make_runner(objective))
     return Answer.LOADED, None
 
 
@@ -94,15 +94,11 @@ def run_trial(arguments: dict[str, Any], handle: TrialHandle | None, token: str)
     assert _loaded is not None
     if token:
         os.environ[TOKEN_ENV] = token
-    loop, make_runner = _loaded
-    runner = make_runner()
+    loop, runner = _loaded
 
     async def run() -> Any:
-        try:
-            trial: Any = handle.open() if handle is not None else None
-            return await runner.run(TrialRun(trial, arguments))
-        finally:
-            await runner.close()
+        trial: Any = handle.open() if handle is not None else None
+        return await runner.run(TrialRun(trial, arguments))
 
     try:
         result: tuple[Any, BaseException | None] = (loop.run(run(), context=contextvars.copy_context()), None)

@@ -78,17 +78,21 @@ def test_workers_draw_different_random_numbers():
     assert len({trial.value for trial in study.trials}) == 4
 
 
+FORKS = "os.fork() or __import__('time').sleep(600); os._exit(3)"
+
+
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("fork", "end", "said"),
     [
-        ("os._exit(7)", "exit code 7"),
-        ("os.kill(os.getpid(), 9)", "SIGKILL"),
-        ("os.kill(os.getpid(), 11)", "a segmentation fault (SIGSEGV)"),
-        ("os.kill(os.getpid(), 15)", "signal 15"),
-        ("os.fork() or __import__('time').sleep(600); os._exit(3)", "exit code 3"),
+        (True, "os._exit(7)", "exit code 7"),
+        (True, "os.kill(os.getpid(), 9)", "SIGKILL"),
+        (True, "os.kill(os.getpid(), 11)", "a segmentation fault (SIGSEGV)"),
+        (True, "os.kill(os.getpid(), 15)", "signal 15"),
+        (True, FORKS, "exit code 3"),
+        (False, FORKS, "exit code 3"),
     ],
+    indirect=["fork"],
 )
-@both_ways
 def test_the_cause_of_a_death_is_named(end, said):
     def dies(x: Float(0, 1)) -> float:
         exec(end, {"os": os})

@@ -1,0 +1,65 @@
+"""Prints the rows of the benchmarks, and keeps them in a JSON file, from which `benchmarks.page` makes the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parent / "results.json"
+_PACKAGES = ("flytekit", "optuna", "flytekitplugins-optuna", "torch")
+
+
+def machine() -> str:
+    """Return the interpreter, the number of cores and the versions of the packages."""
+    versions = []
+    for name in _PACKAGES:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return f"Python {platform.python_version()}, {os.cpu_count()} cores, {', '.join(versions)}"
+
+
+def show(
+    title: str,
+    rows: Mapping[str, float],
+    unit: str = "x",
+    *,
+    limit: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Print some rows, and keep them.
+
+    Args:
+        limit: What is asked for: the largest allowed value of a row.
+        notes: What is printed behind a row.
+    """
+    kept = [
+        {"name": name, "value": value, "limit": (limit or {}).get(name), "note": (notes or {}).get(name, "")}
+        for name, value in rows.items()
+    ]
+    block = {"machine": machine(), "unit": unit, "rows": kept}
+    print(text_of(title, block), flush=True)
+    results = read()
+    results[title] = block
+    FILE.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def read() -> dict[str, Any]:
+    """Return all rows that were kept, by their titles."""
+    return json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+def text_of(title: str, block: Mapping[str, Any]) -> str:
+    """Return some rows as text."""
+    lines = [f"\n{title}"]
+    for row in block["rows"]:
+        asked = f"   (asked for: at most {row['limit']:.2f})" if row["limit"] is not None else ""
+        note = f"   {row['note']}" if row["note"] else ""
+        lines.append(f"  {row['name']:<52}{row['value']:8.2f}{block['unit']}{note}{asked}")
+    return "\n".join(lines)
