@@ -21,6 +21,7 @@ from optuna_flyte_dsl.engines.engine_choice import host_engine
 from optuna_flyte_dsl.engines.functions import FunctionRunner
 from optuna_flyte_dsl.errors import StorageUnavailableError
 from optuna_flyte_dsl.options import Options
+from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.progress import Reporter, Tally
@@ -195,7 +196,7 @@ class Assembly:
                     storage=storage,
                     total=options.n_trials if has_total else None,
                     points=self.call.taken,
-                    sampler_of_trial=self._make_own_sampler if own_samplers else None,
+                    sampler_of_trial=functools.partial(self._make_own_sampler, study) if own_samplers else None,
                 )
                 if options.warm_start is not None:
                     await self.thread.run(self._warm_start, trials.study, storage)
@@ -237,9 +238,12 @@ class Assembly:
             fixed = self.call.taken.fixed if self.call.taken is not None else None
             WarmStarter(study, self.objective, self.call.space, constraints, fixed).insert(source)
 
-    def _make_own_sampler(self, number: int) -> BaseSampler:
+    def _make_own_sampler(self, study: optuna.Study, number: int) -> BaseSampler:
         """Return the sampler of one trial."""
-        return make_sampler(self.options, number + 1, is_constrained=bool(self.objective.returns.constraints))
+        made = make_sampler(self.options, number + 1, is_constrained=bool(self.objective.returns.constraints))
+        if isinstance(made, AutoSampler) and isinstance(study.sampler, AutoSampler):
+            made.use_start_of(study.sampler)
+        return made
 
     def _make_runner(self, remote: RemoteSearch | None) -> Runner:
         objective, options = self.objective, self.options

@@ -362,6 +362,10 @@ def test_a_study_has_a_key_a_cache_of_trials_and_attributes(study):
     assert with_pruner.user_attrs == {"names": [0, 1]}
     complete = optuna_names.known_trials(study, (optuna.trial.TrialState.COMPLETE,))
     assert [trial.value for trial in complete] == [1.0]
+    study.add_trial(optuna.trial.create_trial(value=2.0))
+    assert len(optuna_names.known_trials(study)) == 1
+    assert optuna_names.stored_trial(study, optuna_names.trial_id(study.trials[0])).number == 0
+    assert len(optuna_names.known_trials(study)) == 2
 
 
 @pytest.mark.skipif(not has_gp(), reason="torch is not installed")

@@ -113,6 +113,7 @@ def test_private_names_of_other_packages_are_touched_in_their_rooms_only():
 
 
 OTHERS_PRIVATE_ATTRIBUTES = {
+    "auto_sampler.py": {"other._start"},
     "conditions.py": {"other._key"},
     "conformance.py": {"search._session"},
     "_options_base.py": {"type(self)._checks"},
@@ -124,7 +125,7 @@ OTHERS_PRIVATE_ATTRIBUTES = {
         "optimizer._source",
     },
     "progress.py": {"Bar._taken"},
-    "sandbox.py": {"current._sandbox", "parameters._sandbox"},
+    "sandbox.py": {"current._sandbox", "parameters._own_decks", "parameters._sandbox"},
     "declared_space.py": {
         "objective._bound",
         "objective._signature",

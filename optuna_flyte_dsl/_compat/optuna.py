@@ -75,6 +75,12 @@ def known_trials(study: optuna.Study, states: Sequence[TrialState] | None = None
     return study._get_trials(deepcopy=False, states=None if states is None else tuple(states), use_cache=True)
 
 
+def stored_trial(study: optuna.Study, trial_id: int) -> Trial:
+    """Return a trial that the study has, to run it. What is known of the other trials is read anew, as at an ask."""
+    study._thread_local.cached_all_trials = None
+    return Trial(study, trial_id)
+
+
 def study_key(study: optuna.Study) -> tuple[int, int]:
     """Return a key that is the same for all objects of a study in this process. The call does not use the storage.
 

@@ -74,10 +74,13 @@ class ForkServer:
         signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        control = self._control.fileno()
+        poll = select.poll()  # `select.select` refuses files with high numbers
+        for file in (control, wakeup):
+            poll.register(file, select.POLLIN)
         with contextlib.suppress(EOFError, OSError):
             while os.getppid() == self._parent:
-                control = self._control.fileno()
-                ready, _, _ = select.select([control, wakeup], [], [], _LOOK)
+                ready = [file for file, _ in poll.poll(_LOOK * 1000)]
                 if wakeup in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wakeup, 4096)
@@ -85,7 +88,7 @@ class ForkServer:
                 if control in ready:
                     self._fork(*receive_bytes(self._control, 4), wakeup, signalled)
         for worker in self._statuses:
-            kill_group(worker)
+            kill_group(worker, is_alive=True)
         os._exit(0)
 
     def _reap(self) -> None:
@@ -98,6 +101,10 @@ class ForkServer:
                 os.close(pipe)
 
     def _fork(self, request: bytes, files: Sequence[int], *own: int) -> None:
+        if len(files) < 4:  # this process has too many open files
+            for file in files:
+                os.close(file)
+            return
         channel, pipe, out, err = files
         for file in (channel, pipe):  # what a worker starts must not keep them open
             os.set_inheritable(file, False)
@@ -110,8 +117,8 @@ class ForkServer:
             return
         if worker == 0:
             self._be_worker(json.loads(request), channel, (out, err), (pipe, *own, *self._statuses.values()))
+        self._statuses[worker] = pipe  # now, so that it is killed with the others if the parent is gone
         os.write(pipe, b"%d\n" % worker)
-        self._statuses[worker] = pipe
         for file in (channel, out, err):
             os.close(file)
 
@@ -147,24 +154,48 @@ class ForkServer:
             os._exit(status)
 
 
-def kill_group(worker: int) -> None:
-    """Kill a worker and what it has started."""
-    for kill in (os.killpg, os.kill):  # a worker that was just forked may not have its group yet
+def kill_group(worker: int, *, is_alive: bool) -> None:
+    """Kill what a worker has started, and the worker itself.
+
+    Args:
+        is_alive: Whether the worker has not ended: only then its id is surely its own.
+    """
+    # A worker that was just forked may not have its group yet.
+    for kill in (os.killpg, os.kill) if is_alive else (os.killpg,):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(worker, signal.SIGKILL)
 
 
-def main(control: int, preload: Sequence[str], work: str) -> NoReturn:
+SERVER = """
+import json, sys
+control, path, preload, work = json.loads(sys.argv[1])
+sys.path[:], sys.argv[:] = path, [""]
+from optuna_flyte_dsl.engines.fork_server import main
+main(control, preload, work)
+"""
+"""The program of a fork server."""
+
+_NEVER_FORKED = {"jax", "jaxlib", "polars", "pyspark", "ray", "tensorflow"}  # they must not be imported before a fork
+
+
+def main(control: int, preload: Sequence[Sequence[str]], work: str) -> NoReturn:
     """Import modules, and serve. The imports that fail are left to the workers, whose errors name the cause.
+
+    If a module imports a library that must not be imported before a fork, the server starts anew without the last group
+    of modules.
 
     Args:
         control: The file of the socket to the parent process.
-        preload: The names of the modules.
+        preload: The names of the modules, in groups.
         work: What a worker does with its channel, as "module:function".
     """
-    module, _, function = work.partition(":")
-    for name in preload:
+    for name in [name for group in preload for name in group]:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    if preload and _NEVER_FORKED & sys.modules.keys():
+        os.set_inheritable(control, True)
+        arguments = json.dumps([control, sys.path, preload[:-1], work])
+        os.execv(sys.executable, [sys.executable, "-P", "-c", SERVER, arguments])  # noqa: S606 - this interpreter
+    module, _, function = work.partition(":")
     server = ForkServer(socket.socket(fileno=control), getattr(importlib.import_module(module), function))
     server.serve()

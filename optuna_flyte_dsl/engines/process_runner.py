@@ -7,7 +7,7 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import cloudpickle
@@ -56,7 +56,7 @@ class ProcessRunner:
     ) -> None:
         self._objective = objective
         self._payload = _pickle(objective, make_runner)
-        self._starter = starter_of((make_runner.__module__, *_libraries_of(objective.target)))
+        self._starter = starter_of(([make_runner.__module__], _libraries_of(objective.target)))
         self._starter.begin()
         self._gpus: list[int | str | None] | None = list(reversed(gpus)) if gpus is not None else None
         self._idle: list[_Worker] = []
@@ -195,21 +195,33 @@ def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> by
         ) from error
 
 
-_NEVER_FORKED = ("jax", "polars", "pyspark", "ray", "tensorflow")  # a fork after their import is not safe
-
-
 def _libraries_of(target: Any) -> list[str]:
-    """Return the installed modules that the module of an objective uses, in the order of their names.
+    """Return the installed modules that the code of an objective uses, in the order of their names.
 
-    The user's own modules are left to the workers: they may have done what a fork does not bear, such as using a GPU.
+    The user's own modules are left to the workers: they may have done what must not be done before a fork, such as
+    using a GPU.
     """
-    names = set()
-    for value in getattr(getattr(target, "task_function", target), "__globals__", {}).values():
-        name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-        if not isinstance(value, types.ModuleType | type | types.FunctionType) or not isinstance(name, str):
+    names: set[str] = set()
+    seen: set[int] = set()
+    functions = [getattr(target, "task_function", target)]
+    while functions:
+        function = functions.pop()
+        if not isinstance(function, types.FunctionType) or id(function) in seen:
             continue
-        file = getattr(sys.modules.get(name), "__file__", None) or ""
-        is_installed = "site-packages" in file or "dist-packages" in file
-        if is_installed and name.partition(".")[0] not in _NEVER_FORKED:
-            names.add(name)
+        seen.add(id(function))
+        for used in _names_in(function.__code__):
+            value = function.__globals__.get(used)
+            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+            file = getattr(sys.modules.get(name), "__file__", None) if isinstance(name, str) else None
+            if "site-packages" in (file or "") or "dist-packages" in (file or ""):
+                names.add(str(name))
+            else:
+                functions.append(value)
     return sorted(names)
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -42,14 +43,20 @@ class Answer(enum.Enum):
 def work(channel: socket.socket) -> None:
     """Load the objective, which is the first request, and run a trial at each other request, until the channel ends."""
     _begin()
-    request, _ = receive_bytes(channel)
-    send_bytes(channel, pickle.dumps(_refused_or(functools.partial(load, request))))
+    worker = os.getpid()
     with contextlib.suppress(EOFError, ConnectionError):
+        request, _ = receive_bytes(channel)
+        send_bytes(channel, pickle.dumps(_refused_or(functools.partial(load, request))))
         while True:
             request, _ = receive_bytes(channel)
             answer = _refused_or(functools.partial(cloudpickle.loads, request))
             if not isinstance(answer, tuple) or answer[0] is not Answer.REFUSED:
                 answer = (Answer.RESULT, run_trial(*answer))
+            if os.getpid() != worker:  # the objective has forked this process, which must not answer too
+                os._exit(0)
+            for stream in (sys.stdout, sys.stderr):  # a worker is killed at last
+                with contextlib.suppress(Exception):
+                    stream.flush()
             send_bytes(channel, pickle.dumps(answer))
 
 
@@ -70,7 +77,7 @@ def _begin() -> None:
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process().children(recursive=True):
                 child.kill()
-        kill_group(os.getpid())
+        kill_group(os.getpid(), is_alive=True)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the searching process handles Ctrl-C, and ends its workers
     threading.Thread(target=watch_parent, name=_WATCH, daemon=True).start()

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from optuna_flyte_dsl.engines.fork_server import kill_group, send_bytes
+from optuna_flyte_dsl.engines.fork_server import SERVER, kill_group, send_bytes
 from optuna_flyte_dsl.errors import WorkerDiedError
 
 _LENGTH = struct.Struct("!Q")
@@ -27,13 +27,6 @@ _SIGNALS: dict[int, str] = {
     signal.SIGKILL: "it was killed, perhaps for want of memory (SIGKILL)",
 }
 _STATUS_PATIENCE = 5.0  # seconds that the status of a worker that has ended is waited for
-_SERVER = """
-import json, sys
-control, path, preload, work = json.loads(sys.argv[1])
-sys.path[:], sys.argv[:] = path, [""]
-from optuna_flyte_dsl.engines.fork_server import main
-main(control, preload, work)
-"""
 _ALONE = """
 import json, os, socket, sys, threading, time
 channel, path, arguments, parent = json.loads(sys.argv[1])
@@ -61,6 +54,7 @@ class WorkerProcess:
         self._channel.setblocking(False)
         self._status = status  # the pipe that tells the exit code
         self._code: int | None = None
+        self._is_orphan = False
 
     async def call(self, request: bytes) -> bytes:
         """Send a request, and return its answer.
@@ -97,28 +91,30 @@ class WorkerProcess:
         """Return why the process has ended, in words. The call blocks."""
         code = self._wait()
         if code is None:
-            return "it has closed its connection"
+            return "its fork server was killed" if self._is_orphan else "it has closed its connection"
         return f"exit code {code}" if code >= 0 else _SIGNALS.get(-code, f"signal {-code}")
 
     def _wait(self) -> int | None:
         """Wait for the end of the process. Return its exit code, or minus the number of a signal."""
         if self._code is not None:
             return self._code
-        if select.select([self._status], [], [], _STATUS_PATIENCE)[0]:
-            text = _read_line(self._status)  # at the end of the server, the pipe is closed without a code
+        if _is_readable(self._status, _STATUS_PATIENCE):
+            text = _read_line(self._status)
             self._code = int(text) if text else None
+            self._is_orphan = not text  # the pipe has ended with the server
         return self._code
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process has not ended."""
-        return not select.select([self._status], [], [], 0)[0]
+        """Whether the process has not ended. It must not be at work."""
+        # The channel of an ended worker has ended. Processes that it has forked may keep it open.
+        return not (_is_readable(self._status, 0.0) or _is_readable(self._channel.fileno(), 0.0))
 
     def kill(self) -> None:
         """Kill the process and what it has started, and wait for its end."""
-        kill_group(self.pid)
+        kill_group(self.pid, is_alive=not _is_readable(self._status, 0.0))
         self._wait()
-        kill_group(self.pid)  # what it has started while it was killed
+        kill_group(self.pid, is_alive=False)  # what it has started while it was killed
         self._channel.close()
         os.close(self._status)
 
@@ -127,11 +123,11 @@ class WorkerStarter:
     """Starts worker processes with modules that are imported once.
 
     Args:
-        preload: The names of the modules.
+        preload: The names of the modules, in groups. See `fork_server.main`.
     """
 
-    def __init__(self, preload: Sequence[str]) -> None:
-        self._preload = tuple(preload)
+    def __init__(self, preload: Sequence[Sequence[str]]) -> None:
+        self._preload = tuple(map(tuple, preload))
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._server: subprocess.Popen[bytes] | None = None
@@ -139,9 +135,11 @@ class WorkerStarter:
 
     def begin(self) -> None:
         """Start the fork server, which imports its modules while the caller goes on."""
-        with self._lock:
-            if _FORK_IS_SAFE:
+        if _FORK_IS_SAFE and self._lock.acquire(blocking=False):  # who has the lock is starting the server
+            try:
                 self._running_server()
+            finally:
+                self._lock.release()
 
     def start(self, environment: dict[str, str]) -> WorkerProcess:
         """Start a worker process. The call blocks: the fork server may still import.
@@ -163,7 +161,7 @@ class WorkerStarter:
             raise
 
     def _fork(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
-        state = {"environment": environment, "folder": _folder(), "path": sys.path, "arguments": sys.argv}
+        state = {"environment": environment, "folder": _folder(), "path": _import_path(), "arguments": sys.argv}
         request = json.dumps(state).encode()
         for _ in range(2):  # the server may have been killed
             status, its_status = os.pipe()
@@ -186,9 +184,9 @@ class WorkerStarter:
         raise WorkerDiedError("The process that starts worker processes has died twice. See what it has printed.")
 
     def _start_alone(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
-        arguments = json.dumps([its.fileno(), sys.path, sys.argv, os.getpid()])
+        arguments = json.dumps([its.fileno(), _import_path(), sys.argv, os.getpid()])
         process = subprocess.Popen(  # noqa: S603 - this interpreter
-            [sys.executable, "-c", _ALONE, arguments],
+            [sys.executable, "-P", "-c", _ALONE, arguments],
             env=environment,
             pass_fds=[its.fileno()],
             stdin=subprocess.DEVNULL,
@@ -206,9 +204,9 @@ class WorkerStarter:
             self._stop()
             self._control, its = socket.socketpair()
             with its:
-                arguments = json.dumps([its.fileno(), sys.path, self._preload, _WORK])
+                arguments = json.dumps([its.fileno(), _import_path(), self._preload, _WORK])
                 self._server = subprocess.Popen(  # noqa: S603 - this interpreter
-                    [sys.executable, "-c", _SERVER, arguments],
+                    [sys.executable, "-P", "-c", SERVER, arguments],
                     pass_fds=[its.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C is for the searching process
@@ -217,9 +215,16 @@ class WorkerStarter:
 
     def _stop(self) -> None:
         if self._control is not None:
-            self._control.close()  # the server kills its workers, and ends
+            with contextlib.suppress(OSError):
+                # The server kills its workers, and ends. A forked child of this process may have a copy of the socket.
+                self._control.shutdown(socket.SHUT_RDWR)
+            self._control.close()
         if self._server is not None:
-            self._server.wait()
+            try:
+                self._server.wait(_STATUS_PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
         self._server = self._control = None
 
     def close(self) -> None:
@@ -242,6 +247,16 @@ def _folder() -> str:
         return "/"
 
 
+def _import_path() -> list[str]:
+    return list(map(str, sys.path))
+
+
+def _is_readable(file: int, patience: float) -> bool:
+    poll = select.poll()  # `select.select` refuses files with high numbers
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(patience * 1000))
+
+
 def _read_line(pipe: int) -> str:
     """Read a line, and no byte more: what follows is read later."""
     line = b""
@@ -250,14 +265,14 @@ def _read_line(pipe: int) -> str:
     return line.decode().strip()
 
 
-_starters: dict[tuple[str, ...], WorkerStarter] = {}
+_starters: dict[tuple[tuple[str, ...], ...], WorkerStarter] = {}
 _making = threading.Lock()
 
 
-def starter_of(preload: Sequence[str]) -> WorkerStarter:
+def starter_of(preload: Sequence[Sequence[str]]) -> WorkerStarter:
     """Return the starter of workers with these modules. All searches of this process share it."""
     with _making:
-        return _starters.setdefault(tuple(preload), WorkerStarter(preload))
+        return _starters.setdefault(tuple(map(tuple, preload)), WorkerStarter(preload))
 
 
 @atexit.register

@@ -41,8 +41,8 @@ _MOST_OBJECTIVES = 3
 class AutoSampler(BaseSampler):
     """Chooses the sampler of each trial: quasi-random points first, then Optuna's GPSampler or TPESampler.
 
-    - The first 10 points are those of Sobol's sequence, scrambled by the seed, and all different. So are the next ones
-      while fewer than 5 trials have ended.
+    - The first 10 points are those of Sobol's sequence, scrambled by the seed. So are the next ones while fewer than 5
+      trials have ended. In a finite space without conditions they are all different, as long as there are others.
     - A GPSampler finds better points than a TPESampler, above all with many trials at once. It is used if torch and
       scipy are installed, as by `pip install optuna-flyte-dsl[gp]`, and the space suits it: all trials have the same
       parameters, at most 20, with at most 20 choices together; there are at most 250 results, and at most 3
@@ -96,8 +96,7 @@ class AutoSampler(BaseSampler):
 
     def reseed_rng(self) -> None:
         """Draw new random numbers, as a new process of a search does. Optuna calls this."""
-        with self._choosing:
-            self._start = QuasiRandomPoints(_new_seed())
+        with self._choosing:  # the first points go by the numbers of trials, which two processes do not share
             for sampler in (self._tpe, self._gp):
                 if sampler is not None:
                     sampler.reseed_rng()
@@ -110,7 +109,8 @@ class AutoSampler(BaseSampler):
         self._is_past_gp = False  # whether the study has too many results for a GPSampler
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_choosing", "_known_study")}
+        state = {name: value for name, value in vars(self).items() if name not in ("_choosing", "_known_study")}
+        return {**state, "_budget": _Budget(self._budget.share)}  # the clock of another process is another one
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
@@ -130,12 +130,12 @@ class AutoSampler(BaseSampler):
                 self._noted.add(name)
                 add_to_study_attribute(study, SAMPLERS, name)
             self.latest = name
-            if name != START:
-                self._sampler(name, study).before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that are sampled together. Optuna calls this."""
         name, _ = self._chosen.get(trial.number, (START, trial.number))
+        if name == GPSampler.__name__:  # what a GPSampler returns too
+            return {each: kind for each, kind in self._space.calculate(study).items() if not kind.single()}
         return {} if name == START else self._sampler(name, study).infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -151,8 +151,7 @@ class AutoSampler(BaseSampler):
             with self._budget.spent():
                 return self._sampler(name, study).sample_relative(study, trial, search_space)
         except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
-            self._is_gp_broken = True
-            logger.warning("The GPSampler fails, and a TPESampler replaces it: %s", shown(error))
+            self._give_up_gp(error)
             self._chosen[trial.number] = TPESampler.__name__, trial.number
             tpe = self._sampler(TPESampler.__name__, study)
             return tpe.sample_relative(study, trial, tpe.infer_relative_search_space(study, trial))
@@ -183,11 +182,31 @@ class AutoSampler(BaseSampler):
             if not self._has_results or trial.number < _N_START:
                 earlier = [each for each in known_trials(study, tuple(TrialState)) if each.number < trial.number]
                 return START, self._start.index_of(trial, [each for each in earlier if each.params])
-        if has_gp() and self._suits_gp(study):
-            cost = _USUAL_COST * len(study.directions) if self._gp is not None else _FIRST_COST
-            if self._budget.allows(cost) and (gp_knows_running_trials() or not _others_run(study, trial)):
-                return GPSampler.__name__, trial.number
-        return TPESampler.__name__, trial.number
+        is_gp = has_gp() and self._suits_gp(study) and self._takes_gp(study, trial)
+        return (GPSampler if is_gp else TPESampler).__name__, trial.number
+
+    def _takes_gp(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether a GPSampler has time for a trial, and can be made: torch may be broken."""
+        cost = _USUAL_COST * len(study.directions) if self._gp is not None else _FIRST_COST
+        if not self._budget.allows(cost):
+            return False
+        try:
+            if self._gp is None:
+                with self._budget.spent():  # it imports torch
+                    gp_knows_running_trials()
+                    self._gp = self._make_gp()
+            return gp_knows_running_trials() or not _others_run(study, trial)
+        except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
+            self._give_up_gp(error)
+            return False
+
+    def _give_up_gp(self, error: Exception) -> None:
+        self._is_gp_broken = True
+        logger.warning("The GPSampler fails, and a TPESampler replaces it: %s", shown(error))
+
+    def use_start_of(self, other: AutoSampler) -> None:
+        """Use the quasi-random points of another sampler: one sequence for the trials of a study."""
+        self._start = other._start
 
     def _suits_gp(self, study: optuna.Study) -> bool:
         if self._is_past_gp or self._is_gp_broken or len(study.directions) > _MOST_OBJECTIVES:
@@ -208,7 +227,7 @@ class AutoSampler(BaseSampler):
     def _sampler(self, name: str, study: optuna.Study) -> BaseSampler:
         with self._choosing:
             if name == GPSampler.__name__:
-                self._gp = self._gp or self._make_gp()
+                assert self._gp is not None
                 return self._gp
             self._tpe = self._tpe or self._make_tpe(len(study.directions))
             return self._tpe
@@ -240,7 +259,7 @@ class _Budget:
     """
 
     def __init__(self, share: float | None) -> None:
-        self._share = share
+        self.share: float | None = share
         self._begun: float | None = None
         self._taken = 0.0
         self._last: float | None = None
@@ -256,18 +275,18 @@ class _Budget:
         Args:
             usual_cost: How many seconds a point takes, if none was measured yet.
         """
-        if self._share is None:
+        if self.share is None:
             return True
         assert self._begun is not None
         cost = usual_cost if self._last is None else self._last
-        return self._taken + cost <= self._share * (time.perf_counter() - self._begun)
+        return self._taken + cost <= self.share * (time.perf_counter() - self._begun)
 
     def spent(self) -> _Spent:
         """Return a context in which time is taken."""
         return _Spent(self)
 
     def add(self, seconds: float) -> None:
-        """Note that a point has taken some time. The first one has taken time for imports too."""
+        """Note that something has taken time: at first the import of torch, then one point after the other."""
         self._last = None if self._taken == 0 else seconds
         self._taken += seconds
 

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import enqueued_params, set_enqueued_params, storage_of, trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params, set_enqueued_params, storage_of, stored_trial, trial_id
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
@@ -151,7 +151,7 @@ class AskTell:
         self._stored = None
         try:
             if self._adopted:
-                return Trial(self.study, trial_id(self._adopted.pop()))
+                return stored_trial(self.study, trial_id(self._adopted.pop()))
             is_exhausted = self.points is not None and self.points.ends and self.points.exhausted(self.study)
             if self._quota is not None:  # another process may die while it runs one of the last points
                 return self._quota.ask(self.study.ask, is_exhausted=is_exhausted)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._text import counted
+from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.search.outcome import one_line
 from optuna_flyte_dsl.study.attributes import ERROR
 from optuna_flyte_dsl.study.feasibility import is_feasible
@@ -132,7 +133,7 @@ class Reporter:
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""
         self._tally.add(trial)
-        self._tally.sampler = getattr(study.sampler, "latest", "")
+        self._tally.sampler = study.sampler.latest if isinstance(study.sampler, AutoSampler) else ""
         if self._display is not None:
             self._display.show(self._tally)
 

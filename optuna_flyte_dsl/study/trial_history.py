@@ -30,6 +30,9 @@ class TrialHistory:
             end += 1
         for numbers in (self._open, range(self._n_seen, end)):
             for number in numbers:
+                if number >= len(trials):  # an older list than the one of the last look
+                    still_open.append(number)
+                    continue
                 trial = trials[number]
                 if trial.state.is_finished():
                     ended.append(trial)

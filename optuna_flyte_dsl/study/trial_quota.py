@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params_of, stored_trial, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.study.attributes import ERROR, GIVEN_BACK, LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
@@ -66,7 +66,7 @@ class Quota:
             missing trials are alive.
         """
         if self.adopted:
-            return Trial(self.study, trial_id(self.adopted.pop()))
+            return stored_trial(self.study, trial_id(self.adopted.pop()))
         with self.exclusive():
             missing, changing = self._look()
             if missing > 0 and not is_exhausted:
@@ -114,8 +114,10 @@ class Quota:
         retried = trial.user_attrs.get(RETRY_OF)
         if retried is not None and self._close_second_retry(trial, retried):
             return ASK_LATER
-        # A trial that has got the number after those that were seen was asked for before those of other searches.
-        is_first = trial.number == self._n_seen
+        # A new trial with the next number was asked for before those of other searches, which will see it. But another
+        # search may have taken a waiting trial meanwhile.
+        was_waiting = any(each.state is TrialState.WAITING for each in before)
+        is_first = trial.number == self._n_seen and not was_waiting
         if not self.storage.owner.excludes and not is_first and self._look()[0] < 0:
             # Another search has asked for a trial at the same time, and the study has one too many. The searches that
             # were not the first give their trials back.
@@ -158,7 +160,7 @@ class Quota:
             if trial.state is TrialState.WAITING and RETRY_OF in trial.user_attrs:
                 try:
                     if self.storage.set_trial_state_values(trial_id(trial), TrialState.RUNNING):
-                        return Trial(self.study, trial_id(trial))
+                        return stored_trial(self.study, trial_id(trial))
                 except UpdateFinishedTrialError:
                     continue
         return None

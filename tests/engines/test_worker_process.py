@@ -18,17 +18,12 @@ from optuna_flyte_dsl.engines import worker_starter
 
 worker_starter._FORK_IS_SAFE = {fork}
 
-class Slow:
-    def __reduce__(self):
-        return time.sleep, ({importing},)
-
 @optimize(n_trials=2, concurrency=2, executor="process", progress=False)
-def objective(x: Float(0, 1), slow: object) -> float:
+def objective(x: Float(0, 1)) -> float:
     print(os.getpid(), flush=True)
     {work}
 
-slow = Slow()
-objective.run_sync(slow=None)
+objective.run_sync()
 """
 
 
@@ -43,7 +38,7 @@ def left_of(pid):
 @pytest.mark.parametrize("fork", [True, False], ids=["forked", "alone"])
 @pytest.mark.parametrize("work", ["time.sleep(600)", "os.system('sleep 600')"], ids=["waits", "has a child"])
 def test_workers_end_with_the_process_that_searches(fork, work):
-    program = SEARCH.format(fork=fork, importing=0, work=work)
+    program = SEARCH.format(fork=fork, work=work)
     search = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     workers = [int(search.stdout.readline()) for _ in range(2)]
     all_processes = left_of(search.pid)

@@ -1,8 +1,9 @@
 """How worker processes start, and what they see of the process that has started them."""
 
+import contextlib
 import os
-import random
 import signal
+import subprocess
 import sys
 import tempfile
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from optuna_flyte_dsl import Float
-from optuna_flyte_dsl.engines import worker_starter
+from optuna_flyte_dsl.engines import process_runner, worker_starter
 from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support import wait_until, worker_processes
 from tests.support.small_searches import search, states
@@ -35,7 +36,12 @@ def run(objective, n_trials=2, concurrency=1, **options):
 
 
 def servers():
-    return [each for each in psutil.Process().children() if "fork_server" in " ".join(each.cmdline())]
+    found = []
+    for each in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+            if "fork_server" in " ".join(each.cmdline()):
+                found.append(each)
+    return found
 
 
 @both_ways
@@ -72,7 +78,7 @@ def test_workers_draw_different_random_numbers():
         import time
 
         time.sleep(0.2)
-        return np.random.rand() + random.random()
+        return np.random.rand()
 
     study = run(draws, n_trials=4, concurrency=4)
     assert len({trial.value for trial in study.trials}) == 4
@@ -168,8 +174,77 @@ def test_a_system_without_processes_says_so(monkeypatch):
     def works(x: Float(0, 1)) -> float:
         return x
 
-    monkeypatch.setattr(worker_starter, "_SERVER", "raise SystemExit(3)")
-    starter = worker_starter.WorkerStarter(("nothing",))
+    monkeypatch.setattr(worker_starter, "SERVER", "raise SystemExit(3)")
+    starter = worker_starter.WorkerStarter([["nothing"]])
     monkeypatch.setattr("optuna_flyte_dsl.engines.process_runner.starter_of", lambda _: starter)
     study = run(works, n_trials=1)
     assert "The process that starts worker processes has died twice" in study.trials[0].user_attrs[ERROR]
+
+
+def test_an_exit_does_not_wait_for_a_forked_child():
+    program = (
+        "import os, time\n"
+        "from optuna_flyte_dsl import Float, optimize\n"
+        "def works(x: Float(0, 1)) -> float: return x\n"
+        "optimize(works, n_trials=1, executor='process', progress=False).run_sync()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os.close(1)\n"
+        "    time.sleep(600)\n"
+        "print(child, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60, text=True)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.returncode == 0
+
+
+def test_what_must_not_be_imported_before_a_fork_is_not(tmp_path, monkeypatch):
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "jax.py").write_text("")
+    (packages / "optaxlike.py").write_text("import jax")
+    monkeypatch.syspath_prepend(packages)
+
+    def uses(x: Float(0, 1)) -> float:
+        return float("jax" in sys.modules or "optaxlike" in sys.modules)
+
+    starter = worker_starter.WorkerStarter([["optuna"], ["optaxlike"]])
+    monkeypatch.setattr("optuna_flyte_dsl.engines.process_runner.starter_of", lambda _: starter)
+    assert [trial.value for trial in run(uses).trials] == [0.0, 0.0]
+    starter.close()
+
+
+def test_libraries_are_those_of_the_code_that_an_objective_reaches():
+    assert process_runner._libraries_of(reaches) == ["numpy"]
+
+
+def helper(x):
+    return np.float64(x)
+
+
+def reaches(x: Float(0, 1)) -> float:
+    return next(helper(each) for each in [x])
+
+
+def test_what_a_trial_prints_is_seen_though_its_worker_is_killed():
+    program = (
+        "from optuna_flyte_dsl import Float, optimize\n"
+        "def prints(x: Float(0, 1)) -> float:\n"
+        "    print('printed')\n"
+        "    return x\n"
+        "optimize(prints, n_trials=2, executor='process', progress=False).run_sync()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["printed"] * 2
+
+
+def test_a_process_that_an_async_objective_has_forked_does_not_answer():
+    async def forks(x: Float(0, 1)) -> float:
+        return x if os.fork() else -1.0
+
+    study = run(forks, n_trials=6)
+    assert states(study) == ["COMPLETE"] * 6
+    assert min(trial.value for trial in study.trials) >= 0

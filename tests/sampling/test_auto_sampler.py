@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import AutoSampler, Category, Float, Integer, Maximize, Minimize, optimize
+from optuna_flyte_dsl import AutoSampler, Float, Minimize, optimize
 from optuna_flyte_dsl.sampling import auto_sampler
 from optuna_flyte_dsl.sampling.auto_sampler import START, has_gp
 from optuna_flyte_dsl.study.attributes import SAMPLERS
@@ -255,13 +255,30 @@ def test_threads_of_optuna_share_it(monkeypatch):
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == 100
 
 
-def test_a_new_process_draws_other_points():
-    sampler = AutoSampler(seed=1)
-    study = optuna.create_study(sampler=sampler)
-    before = study.ask().suggest_float("x", 0, 1)
-    sampler.reseed_rng()
-    other = optuna.create_study(sampler=sampler)
-    assert other.ask().suggest_float("x", 0, 1) != before
+def test_threads_of_optuna_get_spread_points(monkeypatch):
+    """Optuna calls `reseed_rng` before each trial of another thread."""
+    study = optuna.create_study(sampler=AutoSampler(seed=1))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=8, n_jobs=4)
+    assert sorted(int(8 * trial.params["x"]) for trial in study.trials) == list(range(8))
+
+
+def test_a_torch_that_cannot_be_imported_is_replaced(monkeypatch, caplog):
+    def broken():
+        raise OSError("libcudart.so.12")
+
+    monkeypatch.setattr(auto_sampler, "gp_knows_running_trials", broken)
+    study = optuna.create_study(sampler=AutoSampler(seed=1))
+    with caplog.at_level(logging.WARNING):
+        assert samplers_of(study, 14)[10:] == ["TPESampler"] * 4
+    assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: OSError('libcudart.so.12')"]
+
+
+def test_trials_with_a_sampler_each_share_the_first_points():
+    def objective(trial) -> float:
+        return trial.suggest_float("x", 0, 1)
+
+    study = optimize(objective, n_trials=8, concurrency=4, seed=1, deterministic=True).run_sync()
+    assert sorted(int(8 * trial.params["x"]) for trial in study.trials) == list(range(8))
 
 
 def test_hyperband_prunes_beside_it():
@@ -317,13 +334,28 @@ def test_a_search_that_repeats_exactly_measures_no_time(options, limit, monkeypa
     assert given == [limit]
 
 
-def test_constraints_are_seen_by_both_models():
-    @optimize(n_trials=12, seed=1, constraints=[lambda x: x - 0.5])
-    def objective(x: Float(0, 1), n: Integer(1, 3), c: Category(["a", "b"])) -> Maximize:
-        return x
+def test_both_models_are_told_of_constraints(monkeypatch):
+    given = []
 
-    study = objective.run_sync()
-    assert all(trial.params["x"] <= 0.5 for trial in study.trials)
+    class Spy(TPESampler):
+        def __init__(self, **options):
+            given.append(options.get("constraints_func"))
+            options.pop("constraints_func", None)
+            super().__init__(**options)
+
+    Spy.__name__ = "TPESampler"
+    monkeypatch.setattr(auto_sampler, "TPESampler", Spy)
+    make = GPSampler.__init__
+    monkeypatch.setattr(
+        GPSampler, "__init__", lambda self, **each: given.append(each["constraints_func"]) or make(self, **each)
+    )
+
+    def constraints(trial):
+        return (trial.params["x"] - 0.5,)
+
+    study = optuna.create_study(sampler=AutoSampler(seed=1, constraints_func=constraints))
+    samplers_of(study, 12)
+    assert given == [constraints] * 2
 
 
 # With Optuna's own samplers.

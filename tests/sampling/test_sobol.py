@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import qmc
 
-from optuna_flyte_dsl.sampling.sobol import ScrambledSobol
+from optuna_flyte_dsl.sampling.sobol import ScrambledSobol, _direction_numbers
 
 SEEDS = st.integers(0, 2**32)
 
@@ -41,3 +42,14 @@ def test_dimensions_are_not_correlated():
     points = np.array([[sequence.coordinate(index, dimension) for dimension in range(44)] for index in range(256)])
     correlations = np.corrcoef(points, rowvar=False) - np.eye(44)
     assert abs(correlations).max() < 0.35
+
+
+def test_the_direction_numbers_are_those_of_joe_and_kuo():
+    reference = qmc.Sobol(21, scramble=False, bits=30).random(256)
+    for dimension in range(21):
+        for index, point in enumerate(reference[:, dimension]):
+            digits = 0
+            for place in range(9):
+                if (index ^ index >> 1) >> place & 1:  # scipy's order is that of the Gray code
+                    digits ^= _direction_numbers(dimension)[place]
+            assert digits / 2**30 == point

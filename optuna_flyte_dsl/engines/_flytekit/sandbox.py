@@ -70,7 +70,8 @@ def current_sandboxes() -> Sandboxes:
 class _Sandbox:
     """The directory and the checkpoint of one call, as flytekit makes them."""
 
-    def __init__(self, prefix: Callable[[], str]) -> None:
+    def __init__(self, sandboxes: Sandboxes, prefix: Callable[[], str]) -> None:
+        self.sandboxes = sandboxes  # kept, because a thread of the task has another context
         self._lock = threading.RLock()
         self._prefix = prefix
         self._directory: str | None = None
@@ -80,7 +81,7 @@ class _Sandbox:
     def directory(self) -> str:
         with self._lock:
             if self._directory is None:
-                self._directory = current_sandboxes().make(self._prefix())
+                self._directory = self.sandboxes.make(self._prefix())
                 self._checkpoint_directory().mkdir()
             return self._directory
 
@@ -100,6 +101,7 @@ class CallParameters(ExecutionParameters):
 
     def __init__(self, outside: ExecutionParameters) -> None:
         self._sandbox: _Sandbox | None = None  # `None` outside of a call
+        self._own_decks: list[Any] = []
         values = ExecutionParameters.new_builder(outside)
         super().__init__(
             execution_date=values.execution_date,
@@ -120,7 +122,9 @@ class CallParameters(ExecutionParameters):
         """Return the parameters of a call that is made where these are the parameters."""
         parameters = object.__new__(CallParameters)  # `copy.copy` would ask flytekit's `__getattr__`
         vars(parameters).update(vars(self))
-        parameters._sandbox = _Sandbox(lambda: self.working_directory)
+        sandboxes = current_sandboxes() if self._sandbox is None else self._sandbox.sandboxes
+        parameters._sandbox = _Sandbox(sandboxes, lambda: self.working_directory)
+        parameters._own_decks = []
         return parameters
 
     def with_task_sandbox(self) -> ExecutionParameters.Builder:
@@ -148,6 +152,11 @@ class CallParameters(ExecutionParameters):
     def checkpoint(self) -> Any:
         """The checkpoint of this call."""
         return super().checkpoint if self._sandbox is None else self._sandbox.checkpoint
+
+    @property
+    def decks(self) -> list[Any]:
+        """The Decks of this call. Those of all calls would keep their pages in memory."""
+        return super().decks if self._sandbox is None else self._own_decks
 
     @property
     def timeline_deck(self) -> Any:

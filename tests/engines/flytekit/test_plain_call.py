@@ -330,3 +330,14 @@ def test_limits_secrets_and_decks_are_as_always(monkeypatch):
         study = Optimizer(task, concurrency=1, n_trials=1).run_sync(x=Float(0, 1))
         assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
     assert ran == {"recovers": 3, "deck": 1, "secret": 1}
+
+
+@fl.task
+def makes_a_deck(x: float) -> float:
+    fl.Deck("page", "<p>")
+    return float(len(fl.current_context().decks))
+
+
+def test_each_call_has_decks_of_its_own():
+    study = Optimizer(makes_a_deck, concurrency=2, n_trials=4).run_sync(x=Float(0, 1))
+    assert {trial.value for trial in study.trials} == {1.0}

@@ -1,5 +1,6 @@
 """The directories of local calls: made when they are asked for, gone when the trial is over."""
 
+import concurrent.futures
 import tempfile
 import threading
 from pathlib import Path
@@ -62,6 +63,15 @@ def asks(x: Float(0, 1)) -> Minimize:
 
 
 @fl.task
+def asks_in_a_thread(x: Float(0, 1)) -> Minimize:
+    parameters = fl.current_context()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ASKED.append(Path(pool.submit(lambda: parameters.working_directory).result()))
+        pool.submit(lambda: parameters.checkpoint.write(b"1")).result()
+    return x
+
+
+@fl.task
 async def nested(y: float) -> float:
     ASKED.append(Path(fl.current_context().working_directory))
     return y
@@ -87,11 +97,11 @@ def test_a_task_that_asks_for_nothing_gets_no_directory(objective, root):
     assert left_in(root) == []
 
 
-@pytest.mark.parametrize("objective", [asks, workflow], ids=["task", "eager workflow"])
+@pytest.mark.parametrize("objective", [asks, asks_in_a_thread, workflow], ids=["task", "thread", "eager"])
 def test_a_directory_is_removed_when_its_trial_is_over(objective, root):
     study = optimize(objective, n_trials=8, concurrency=4).run_sync()
     assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
-    assert len(set(ASKED)) == (8 if objective is asks else 16)
+    assert len(set(ASKED)) == (16 if objective is workflow else 8)
     assert {directory.parent for directory in ASKED} == {root}
     assert left_in(root) == []
 
