@@ -24,6 +24,7 @@ from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, U
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
+_ARE_YOU_THERE = pickle.dumps(None)
 _PLAIN_TYPES = (bool, int, float, type(None))
 _CURE = "Open files, locks and connections cannot be sent: create them inside the objective."
 
@@ -131,10 +132,15 @@ class ProcessRunner:
         while self._idle:
             worker = self._idle.pop()
             self._busy.add(worker)
-            if worker.process.is_alive:
+            try:
+                await worker.process.call(_ARE_YOU_THERE)
+            except (EOFError, ConnectionError):  # it has died between two trials, so no trial fails
+                await finish(functools.partial(self._kill, worker))
+            except BaseException:
+                await finish(functools.partial(self._kill, worker))
+                raise
+            else:
                 return worker
-            # The worker has died between two trials, so no trial fails.
-            await finish(functools.partial(self._kill, worker))
         starting = asyncio.ensure_future(self._start())
         try:
             return await asyncio.shield(starting)

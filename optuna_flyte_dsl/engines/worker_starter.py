@@ -104,12 +104,6 @@ class WorkerProcess:
             self._is_orphan = not text  # the pipe has ended with the server
         return self._code
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process has not ended. It must not be at work."""
-        # The channel of an ended worker has ended. Processes that it has forked may keep it open.
-        return not (_is_readable(self._status, 0.0) or _is_readable(self._channel.fileno(), 0.0))
-
     def kill(self) -> None:
         """Kill the process and what it has started, and wait for its end."""
         kill_group(self.pid, is_alive=not _is_readable(self._status, 0.0))
