@@ -18,6 +18,7 @@ from flytekitplugins.optuna import Optimizer as Peer
 from flytekitplugins.optuna import suggest as peer_suggest
 
 from benchmarks.objectives import async_task
+from benchmarks.results import show
 from optuna_flyte_dsl import Cluster, Float, Optimizer
 from tests.support.flyteadmin import FlyteAdmin, Succeeded
 
@@ -92,23 +93,23 @@ def many() -> None:
             makespan = time.perf_counter() - start
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-        print(
-            f"\nOn a cluster: {n_trials} trials, {concurrency} at once\n"
-            f"  reads of state in a second {admin.counts['ListExecutions'] / makespan:10.1f}\n"
-            f"  peak memory, with the stand-in's {peak / 1e6:7.0f} MB"
+        title = f"On a cluster: {n_trials} trials, {concurrency} at once"
+        show(
+            f"{title}: reads of state in a second", {"optuna_flyte_dsl": admin.counts["ListExecutions"] / makespan}, ""
         )
+        show(f"{title}: peak memory, with the stand-in's", {"optuna_flyte_dsl": peak / 1e6}, " MB")
 
 
 def main() -> None:
     many()
     for n_trials, seconds, concurrency, limit in WORK:
         ideal = n_trials * seconds / concurrency
-        print(
-            f"\nOn a cluster: {n_trials} trials of {seconds:.0f} s, {concurrency} at once, {LATENCY * 1e3:.0f} ms a "
-            f"call, as a ratio to the ideal {ideal:.0f} s; calls of flyteadmin for each trial; reads of state in a "
-            "minute"
-        )
+        rows, notes = {}, {}
         for name, search in (("optuna_flyte_dsl", ours), ("flytekitplugins.optuna", peer)):
-            ratio, calls, reads = measure(search, n_trials, seconds, concurrency)
-            asked = f"   (asked for: at most {limit:.2f})" if search is ours else ""
-            print(f"  {name:<52}{ratio:8.2f}x {calls:8.1f} {reads:8.0f}{asked}")
+            rows[name], calls, reads = measure(search, n_trials, seconds, concurrency)
+            notes[name] = f"{calls:.1f} calls of flyteadmin for each trial, {reads:.0f} reads of state in a minute"
+        title = (
+            f"On a cluster: {n_trials} trials of {seconds:.0f} s, {concurrency} at once, {LATENCY * 1e3:.0f} ms a call, "
+            f"as a ratio to the ideal {ideal:.0f} s"
+        )
+        show(title, rows, limit={"optuna_flyte_dsl": limit}, notes=notes)

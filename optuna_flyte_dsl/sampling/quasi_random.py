@@ -65,7 +65,7 @@ def value_at(share: float, distribution: BaseDistribution) -> Any:
         distribution: One of Optuna's. With `log`, the logarithm is uniform; of integers, each has the part of the range
             that is rounded to it, as in Optuna.
 
-    >>> value_at(0.5, FloatDistribution(1e-4, 1.0, log=True)), value_at(0.99, IntDistribution(1, 9, step=4))
+    >>> round(value_at(0.5, FloatDistribution(1e-4, 1.0, log=True)), 9), value_at(0.99, IntDistribution(1, 9, step=4))
     (0.01, 9)
     """
     if isinstance(distribution, CategoricalDistribution):

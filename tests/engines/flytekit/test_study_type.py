@@ -47,7 +47,7 @@ def test_a_study_goes_through_tasks_and_workflows():
     study = asyncio.run(search())
     assert study.user_attrs["marked"] is True
     assert len(study.trials) == 5
-    assert described(study=study) == "5 trials, MAXIMIZE, {'marked': True}"
+    assert described(study=study) == f"5 trials, MAXIMIZE, {study.user_attrs}"
 
 
 def test_a_study_is_a_file_and_no_pickle():
