@@ -109,7 +109,7 @@ def main() -> None:
             rows[name], calls, reads = measure(search, n_trials, seconds, concurrency)
             notes[name] = f"{calls:.1f} calls of flyteadmin for each trial, {reads:.0f} reads of state in a minute"
         title = (
-            f"On a cluster: {n_trials} trials of {seconds:.0f} s, {concurrency} at once, {LATENCY * 1e3:.0f} ms a call, "
-            f"as a ratio to the ideal {ideal:.0f} s"
+            f"On a cluster: {n_trials} trials of {seconds:.0f} s, {concurrency} at once, {LATENCY * 1e3:.0f} ms a call,"
+            f" as a ratio to the ideal {ideal:.0f} s"
         )
         show(title, rows, limit={"optuna_flyte_dsl": limit}, notes=notes)
