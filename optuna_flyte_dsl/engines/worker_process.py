@@ -60,6 +60,7 @@ def work(channel: socket.socket) -> None:
                 with contextlib.suppress(Exception):
                     stream.flush()
             send_bytes(channel, pickle.dumps(answer))
+    kill_group(worker, is_alive=True)  # what a trial has started ends too
 
 
 def _refused_or(read: Callable[[], Any]) -> Any:
@@ -76,9 +77,10 @@ def _begin() -> None:
     def watch_parent() -> None:
         while os.getppid() == parent:
             time.sleep(pauses.parent_check)
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             for child in psutil.Process().children(recursive=True):
-                child.kill()
+                if os.getpgid(child.pid) != os.getpgrp():  # those of the group die with this process, all at once
+                    child.kill()
         kill_group(os.getpid(), is_alive=True)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the searching process handles Ctrl-C, and ends its workers

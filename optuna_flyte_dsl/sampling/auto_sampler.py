@@ -91,6 +91,7 @@ class AutoSampler(BaseSampler):
         self._tpe: BaseSampler | None = None
         self._gp: BaseSampler | None = None
         self._is_gp_broken = False
+        self._places: dict[int, dict[str, int]] = {}  # by the number of the trial: the dimension of each parameter
         self._chosen: dict[int, tuple[str, int]] = {}  # by the number of the trial: the choice, and the point's index
         self._forget()
 
@@ -162,7 +163,8 @@ class AutoSampler(BaseSampler):
         """Sample a parameter by itself. Optuna calls this."""
         name, index = self._chosen.get(trial.number, (START, trial.number))
         if name == START:
-            return self._start.value(index, param_name, param_distribution)
+            places = self._places.setdefault(trial.number, {})
+            return self._start.value(index, places.setdefault(param_name, len(places)), param_distribution)
         tpe = self._sampler(TPESampler.__name__, study)  # learns from trials with other parameters too
         return tpe.sample_independent(study, trial, param_name, param_distribution)
 
@@ -172,6 +174,7 @@ class AutoSampler(BaseSampler):
         """Note how a trial has ended. Optuna calls this."""
         with self._choosing:
             self._chosen.pop(trial.number, None)
+            self._places.pop(trial.number, None)
         self._sampler(TPESampler.__name__, study).after_trial(study, trial, state, values)
 
     def _choice(self, study: optuna.Study, trial: FrozenTrial) -> tuple[str, int]:

@@ -1,6 +1,5 @@
 """The first points of a search: spread evenly over the space, and all different as long as there are enough points."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,14 +22,14 @@ class QuasiRandomPoints:
 
     def __init__(self, seed: int) -> None:
         self._sequence = ScrambledSobol(seed)
-        self._dimensions: dict[str, int] = {}  # by the name of the parameter
-        self._free = itertools.count()
 
-    def value(self, index: int, name: str, distribution: BaseDistribution) -> Any:
-        """Return the value of a parameter in a point of the sequence."""
-        dimension = self._dimensions.get(name)
-        if dimension is None:  # in another thread, too, the dimension of a name is set once
-            dimension = self._dimensions.setdefault(name, next(self._free))
+    def value(self, index: int, dimension: int, distribution: BaseDistribution) -> Any:
+        """Return the value of a parameter in a point of the sequence.
+
+        Args:
+            dimension: How many parameters of the trial were sampled before. So the points of a trial do not depend on
+                what other trials sample at the same time.
+        """
         return value_at(self._sequence.coordinate(index, dimension), distribution)
 
     def index_of(self, trial: FrozenTrial, earlier: Sequence[FrozenTrial]) -> int:
@@ -41,12 +40,14 @@ class QuasiRandomPoints:
         space = dict(earlier[0].distributions) if earlier else {}
         if not all(map(_is_finite, space.values())) or any(each.distributions != space for each in earlier):
             return trial.number
-        taken = {_key(each.params) for each in earlier}
+        sampled = {name for name, distribution in space.items() if not distribution.single()}
+        taken = {_key({name: each.params[name] for name in sampled}) for each in earlier}
         tried = (trial.number + _APART * turn for turn in range(_TRIES))
         return next((index for index in tried if _key(self._point(index, space)) not in taken), trial.number)
 
     def _point(self, index: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-        return {name: self.value(index, name, distribution) for name, distribution in space.items()}
+        sampled = [(name, distribution) for name, distribution in space.items() if not distribution.single()]
+        return {name: self.value(index, place, distribution) for place, (name, distribution) in enumerate(sampled)}
 
 
 def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

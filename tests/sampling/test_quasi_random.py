@@ -59,5 +59,5 @@ def test_the_ends_of_the_share_are_the_ends_of_the_range(distribution):
 
 def test_points_of_a_logarithmic_range_are_even_in_the_logarithm():
     points = QuasiRandomPoints(1)
-    drawn = [points.value(index, "x", FloatDistribution(1e-4, 1.0, log=True)) for index in range(64)]
+    drawn = [points.value(index, 0, FloatDistribution(1e-4, 1.0, log=True)) for index in range(64)]
     assert [sum(10.0**-k < x <= 10.0 ** (1 - k) for x in drawn) for k in (1, 2, 3, 4)] == [16, 16, 16, 16]
