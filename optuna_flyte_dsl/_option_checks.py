@@ -73,9 +73,9 @@ def maker_of(kind: type, example: str) -> Check:
 
 
 def sampler(name: str, value: Any) -> Any:
-    """Check a sampler, a callable that makes one, or "auto", for which `None` stands too."""
-    if value is None or (isinstance(value, str) and value == "auto"):
-        return "auto"
+    """Check a sampler, a callable that makes one, or "auto", which is stored as `None`: the user gives no sampler."""
+    if isinstance(value, str) and value == "auto":
+        return None
     return maker_of(BaseSampler, "optuna.samplers.TPESampler")(name, value)
 
 

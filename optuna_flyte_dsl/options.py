@@ -226,7 +226,7 @@ class Options(CheckedOptions):
             )
         if self.study is not None:
             for name in ("sampler", "seed", "pruner", "storage", "study_name"):
-                if getattr(self, name) is not None and not (name == "sampler" and self.sampler == "auto"):
+                if getattr(self, name) is not None:
                     its = "sampler" if name == "seed" else name.removeprefix("study_")
                     raise InvalidOptionError(
                         f"`{name}` and `study` were both given, but a study has its own {its}. Give it to "

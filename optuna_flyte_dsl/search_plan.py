@@ -189,7 +189,7 @@ def _class_name(given: Any, usual: str) -> str:
 def _sampler_name(options: Options) -> str:
     if isinstance(options.study, optuna.Study):
         return type(options.study.sampler).__name__
-    if options.sampler != "auto":
+    if options.sampler is not None:
         return _class_name(options.sampler, AutoSampler.__name__)
     model = f"{GPSampler.__name__} where it suits, else {TPESampler.__name__}" if has_gp() else TPESampler.__name__
     return f"{AutoSampler.__name__}: {START} points, then {model}"

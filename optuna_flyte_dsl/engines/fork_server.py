@@ -22,22 +22,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-_LENGTH = struct.Struct("!Q")
+LENGTH = struct.Struct("!Q")  # of a message, before it
 _LOOK = 1.0  # seconds between two looks whether the parent process is alive
 
 
 def send_bytes(channel: socket.socket, data: bytes, files: Sequence[int] = ()) -> None:
     """Send a message, and open files with it."""
-    socket.send_fds(channel, [_LENGTH.pack(len(data))], files)
+    socket.send_fds(channel, [LENGTH.pack(len(data))], files)
     channel.sendall(data)
 
 
 def receive_bytes(channel: socket.socket, n_files: int = 0) -> tuple[bytes, list[int]]:
     """Receive a message with its files. Raise EOFError if the other side is gone."""
-    head, files, _, _ = socket.recv_fds(channel, _LENGTH.size, n_files)
-    while len(head) < _LENGTH.size:
-        head += _received(channel, _LENGTH.size - len(head))
-    (left,) = _LENGTH.unpack(head)
+    head, files, _, _ = socket.recv_fds(channel, LENGTH.size, n_files)
+    while len(head) < LENGTH.size:
+        head += _received(channel, LENGTH.size - len(head))
+    (left,) = LENGTH.unpack(head)
     parts = []
     while left:
         parts.append(_received(channel, left))

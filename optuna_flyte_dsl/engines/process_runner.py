@@ -134,11 +134,10 @@ class ProcessRunner:
             self._busy.add(worker)
             try:
                 await worker.process.call(_ARE_YOU_THERE)
-            except (EOFError, ConnectionError):  # it has died between two trials, so no trial fails
+            except BaseException as error:
                 await finish(functools.partial(self._kill, worker))
-            except BaseException:
-                await finish(functools.partial(self._kill, worker))
-                raise
+                if not isinstance(error, EOFError | ConnectionError):  # it died between two trials: no trial fails
+                    raise
             else:
                 return worker
         starting = asyncio.ensure_future(self._start())

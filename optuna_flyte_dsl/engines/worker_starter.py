@@ -10,16 +10,14 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 
-from optuna_flyte_dsl.engines.fork_server import SERVER, kill_group, send_bytes
+from optuna_flyte_dsl.engines.fork_server import LENGTH, SERVER, kill_group, send_bytes
 from optuna_flyte_dsl.errors import WorkerDiedError
 
-_LENGTH = struct.Struct("!Q")
 _WORK = "optuna_flyte_dsl.engines.worker_process:work"
 _FORK_IS_SAFE = sys.platform == "linux"  # the frameworks of macOS do not bear a fork
 _SIGNALS: dict[int, str] = {
@@ -66,8 +64,8 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._status, self._close_channel, loop)
         try:
-            await loop.sock_sendall(self._channel, _LENGTH.pack(len(request)) + request)
-            (left,) = _LENGTH.unpack(await self._receive(loop, _LENGTH.size))
+            await loop.sock_sendall(self._channel, LENGTH.pack(len(request)) + request)
+            (left,) = LENGTH.unpack(await self._receive(loop, LENGTH.size))
             return await self._receive(loop, left)
         finally:
             loop.remove_reader(self._status)

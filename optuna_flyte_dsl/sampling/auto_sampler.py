@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -22,9 +23,9 @@ from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.sampling.quasi_random import QuasiRandomPoints
 from optuna_flyte_dsl.study.attributes import SAMPLERS
+from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4
 
 START = "quasi-random"
-_IS_OPTUNA_4 = optuna.__version__.startswith("4.")
 _N_START = 10  # the first trials of a study, whose points are quasi-random
 _FEWEST_RESULTS = 5  # without so many results, points are quasi-random too
 LARGEST_SHARE = 0.05
@@ -246,7 +247,7 @@ class AutoSampler(BaseSampler):
 
     def _make_tpe(self, n_objectives: int) -> BaseSampler:
         options: dict[str, Any] = {"constant_liar": True}
-        if _IS_OPTUNA_4:  # as Optuna 5 does by default
+        if IS_OPTUNA_4:  # as Optuna 5 does by default
             options |= {"multivariate": n_objectives == 1, "warn_independent_sampling": False}
         if self._constraints_func is not None:
             options["constraints_func"] = self._constraints_func
@@ -284,26 +285,16 @@ class _Budget:
         cost = usual_cost if self._last is None else self._last
         return self._taken + cost <= self.share * (time.perf_counter() - self._begun)
 
-    def spent(self) -> _Spent:
-        """Return a context in which time is taken."""
-        return _Spent(self)
-
-    def add(self, seconds: float) -> None:
-        """Note that something has taken time: at first the import of torch, then one point after the other."""
-        self._last = None if self._taken == 0 else seconds
-        self._taken += seconds
-
-
-class _Spent:
-    def __init__(self, budget: _Budget) -> None:
-        self._budget = budget
-        self._begun = 0.0
-
-    def __enter__(self) -> None:
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.add(time.perf_counter() - self._begun)
+    @contextlib.contextmanager
+    def spent(self) -> Iterator[None]:
+        """Note how long something takes: at first the import of torch, then one point after the other."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begun
+            self._last = None if self._taken == 0 else seconds
+            self._taken += seconds
 
 
 @functools.cache

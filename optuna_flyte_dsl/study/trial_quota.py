@@ -116,8 +116,7 @@ class Quota:
             return ASK_LATER
         # A new trial with the next number was asked for before those of other searches, which will see it. But another
         # search may have taken a waiting trial meanwhile.
-        was_waiting = any(each.state is TrialState.WAITING for each in before)
-        is_first = trial.number == self._n_seen and not was_waiting
+        is_first = trial.number == self._n_seen and all(each.state is not TrialState.WAITING for each in before)
         if not self.storage.owner.excludes and not is_first and self._look()[0] < 0:
             # Another search has asked for a trial at the same time, and the study has one too many. The searches that
             # were not the first give their trials back.

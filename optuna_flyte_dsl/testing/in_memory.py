@@ -34,7 +34,7 @@ def in_memory(session: Session, seed: int, *, time_share: float | None, **change
         if session.objective.takes_trial:
             changed["pruner"] = study.pruner
     sampler = changed.get("sampler", options.sampler)
-    if sampler == "auto":
+    if sampler is None:
         sampler = changed["sampler"] = functools.partial(AutoSampler, time_share=time_share)
     if isinstance(sampler, BaseSampler):
         changed["sampler"] = copy.deepcopy(sampler)  # the user's sampler is not changed

@@ -14,11 +14,10 @@ from optuna.study import StudyDirection
 
 from optuna_flyte_dsl._compat.flytekit import without_deck
 from optuna_flyte_dsl.engines._flytekit.sandbox import CallParameters
-from optuna_flyte_dsl.engines._flytekit.types import native_type
+from optuna_flyte_dsl.engines._flytekit.types import is_carried_by_name, native_type
 from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.conversion import to_float
-from optuna_flyte_dsl.space.domain import is_composite
-from optuna_flyte_dsl.space.markers import Category, Repeated, Role, Suggestion
+from optuna_flyte_dsl.space.markers import Role, Suggestion
 
 _PLAIN_TYPES = (bool, int, float, str)
 _KNOWN_METADATA = (Suggestion, Condition, Role, StudyDirection)  # flytekit acts on other metadata, such as a HashMethod
@@ -130,10 +129,7 @@ def _plain_type(annotation: Any) -> _PlainType | None:
         return _PlainType(parts[0], is_marked=False) if is_plain else None
     if not all(part in _PLAIN_TYPES or isinstance(part, _KNOWN_METADATA) for part in parts):
         return None
-    marker = markers[0]
-    is_text = isinstance(marker, Repeated) or is_composite(marker)
-    has_names = isinstance(marker, Category) and (marker.names is not None or marker.holds_markers)
     native = native_type(annotation)
-    if len(markers) > 1 or is_text or has_names or native not in _PLAIN_TYPES:
+    if len(markers) > 1 or is_carried_by_name(markers[0], native) or native not in _PLAIN_TYPES:
         return None
     return _PlainType(native, is_marked=True)

@@ -53,7 +53,7 @@ def native_type(annotation: Any) -> Any:
         )
     if isinstance(marker, Repeated):
         item = native_type(marker.item)
-        return list[marker.item if _is_carried_by_name(_item_of(marker), str) else item]  # type: ignore[misc]
+        return list[marker.item if is_carried_by_name(_item_of(marker), str) else item]  # type: ignore[misc]
     if is_composite(marker):
         _space_of(marker)  # raises an error if the choices cannot be carried
         _check_choices(marker)
@@ -101,7 +101,7 @@ def spell_out_types(task: Any) -> None:
             inputs[name] = (Annotated[native, annotation], default)
         elif _is_branching(marker := _marker_in(annotation)) and default is not None:
             inputs[name] = (annotation, _to_text(marker, default))  # click would make another text of the default
-        elif callable(default) and _is_carried_by_name(marker, str):
+        elif callable(default) and is_carried_by_name(marker, str):
             inputs[name] = (annotation, marker.names[marker.index(default)])  # click would call the default
 
 
@@ -145,7 +145,7 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         """Convert a value to a literal. An int for a `Float` becomes a float, as in Python."""
         native = native_type(python_type)
         marker = _marker_in(python_type)
-        if _is_carried_by_name(marker, native):
+        if is_carried_by_name(marker, native):
             python_val = _to_text(marker, python_val)
         python_val = to_float(native, python_val)
         transformer: TypeTransformer[Any] = TypeEngine.get_transformer(native)
@@ -162,7 +162,7 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         else:
             value = transformer.to_python_value(ctx, lv, native)
         marker = _marker_in(expected_python_type)
-        return _from_text(marker, str(value)) if _is_carried_by_name(marker, native) else value
+        return _from_text(marker, str(value)) if is_carried_by_name(marker, native) else value
 
 
 def _marker_in(annotation: Any) -> Any:
@@ -174,7 +174,7 @@ def _is_branching(marker: Any) -> bool:
     return isinstance(marker, Category) and marker.holds_markers
 
 
-def _is_carried_by_name(marker: Any, native: Any) -> bool:
+def is_carried_by_name(marker: Any, native: Any) -> bool:
     """Return whether Flyte gets a text that stands for a value: a name, or the parameters inside a choice."""
     return isinstance(marker, Category) and (marker.names is not None or marker.holds_markers) and native is str
 
@@ -237,7 +237,7 @@ def _transformer_of(annotation: Any) -> TypeTransformer[Any] | None:
     base, *metadata = get_args(annotation)
     is_refused = get_origin(base) is typing.Literal or (isinstance(base, type) and issubclass(base, enum.Enum))
     for marker in [each for each in metadata if isinstance(each, Category | Repeated)]:
-        if is_refused or _is_carried_by_name(_item_of(marker), str):
+        if is_refused or is_carried_by_name(_item_of(marker), str):
             return TypeEngine.get_transformer(type(marker))
     return None
 
