@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import threading
 import time
 from collections.abc import Iterator
 
 import optuna
 from optuna.samplers import RandomSampler
 
+from benchmarks.far import far
 from benchmarks.results import show
 from optuna_flyte_dsl import Float, Optimizer
 from tests.support.postgres import Postgres
@@ -20,67 +20,14 @@ LATENCY = 0.05
 """Seconds that each answer of the database takes, besides its own time."""
 
 
-class Far:
-    """A TCP proxy that delays the packets of a local server, as if the server were far away.
-
-    Args:
-        port: The port of the local server.
-        latency: Seconds of delay of a round trip: half of it in each direction.
-    """
-
-    def __init__(self, port: int, latency: float) -> None:
-        self._there = port
-        self._latency = latency
-        self.port = 0
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._ready.wait()
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._listen())
-        self._loop.run_forever()
-
-    async def _listen(self) -> None:
-        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        self._ready.set()
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._there)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(self._pass(reader, there_writer), self._pass(there_reader, writer))
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            while data := await reader.read(2**16):
-                await asyncio.sleep(self._latency / 2)
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    def close(self) -> None:
-        """Cut all connections."""
-        self._loop.call_soon_threadsafe(self._stop)
-        self._thread.join()
-
-    def _stop(self) -> None:
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: self._loop.stop())
-
-
 @contextlib.contextmanager
 def far_away() -> Iterator[str]:
     """Yield the URL of a database whose answers take `LATENCY`."""
     server = Postgres()
-    far = Far(server.port, LATENCY)
     try:
-        yield server.url.replace(f":{server.port}/", f":{far.port}/")
+        with far(server.port, LATENCY) as port:
+            yield server.url.replace(f":{server.port}/", f":{port}/")
     finally:
-        far.close()
         server.close()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -20,12 +19,11 @@ from optuna.samplers import RandomSampler
 
 from benchmarks import structure
 from benchmarks.objectives import SECONDS, async_task, blocking, callback, instant, marked, nothing, sync_task, waits
-from benchmarks.results import show
+from benchmarks.results import show, turns
 from optuna_flyte_dsl import Float, Optimizer, optimize
 
 TRIALS = 64
 OVERHEAD_TRIALS = 2_000
-ROUNDS = 5
 
 
 def study() -> optuna.Study:
@@ -36,17 +34,6 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def turns(contestants: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Return the median of what each contestant measures, over rounds in which they take turns."""
-    for measure in contestants.values():
-        measure()  # a first call that is not recorded, for one-time work such as imports
-    measured = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, measure in contestants.items():
-            measured[name].append(measure())
-    return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def makespan() -> None:

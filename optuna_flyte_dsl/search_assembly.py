@@ -40,6 +40,9 @@ from optuna_flyte_dsl.study.warm_start import WarmStarter
 
 T = TypeVar("T")
 
+_TELLERS = 8
+"""How many threads store and tell trials in a database on a server. SQLAlchemy's pool has up to 15 connections."""
+
 
 class Call(NamedTuple):
     """What one call searches."""
@@ -178,6 +181,9 @@ class Assembly:
         if not left.n_trials and not has_total:
             return
         runner = self._make_runner(remote)
+        many_calls = storage is not None and storage.takes_many_calls and not options.deterministic
+        n_tellers = min(options.concurrency, _TELLERS) if many_calls else 0
+        tellers = Threads(limit=n_tellers) if n_tellers > 1 else None
         try:
             total = options.n_trials if has_total else left.n_trials + len(left.finished)
             tally = Tally(objective.name, total, study.directions, options.resume, is_kept(storage_of(study)))
@@ -212,6 +218,7 @@ class Assembly:
                     started=self.started,
                     commit=remote.commit if remote is not None and is_checkpointed else None,
                     thread=self.thread,
+                    tellers=tellers,
                 )
                 if remote is not None:
                     remote.attach(loop)
@@ -229,6 +236,8 @@ class Assembly:
                     trials.failure_log.close()
         finally:
             await finish(runner.close)
+            if tellers is not None:
+                await finish(tellers.close)
 
     def _warm_start(self, study: optuna.Study, storage: DurableStorage | None) -> None:
         source = self.options.warm_start

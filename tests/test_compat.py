@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from optuna_flyte_dsl._compat import flytekit as flytekit_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
-from optuna_flyte_dsl._compat import optuna_grpc
+from optuna_flyte_dsl._compat import optuna_database, optuna_grpc
 from optuna_flyte_dsl.engines.remote_trial.client import _TokenSender
 from optuna_flyte_dsl.sampling.auto_sampler import has_gp
 from tests.support.flyteadmin import FlyteAdmin
@@ -124,6 +124,32 @@ def test_the_tables_of_a_database_and_their_indexes_are_known(tmp_path):
     assert not sqlalchemy.inspect(database.engine).get_indexes("trial_values")
 
 
+def test_trials_in_a_database_are_made_read_and_written_in_few_statements(tmp_path):
+    database = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/s.db")
+    assert optuna_database.database_of(optuna.storages.get_storage(database)) is database
+    assert optuna_database.database_of(optuna.storages.InMemoryStorage()) is None
+    study = optuna.create_study(storage=database)
+    (number,) = (each.study_id if hasattr(each, "study_id") else each._study_id for each in database.get_all_studies())
+    running = optuna.trial.TrialState.RUNNING
+    made = [
+        optuna_database.create_trial(database, number, optuna.trial.create_trial(state=running)) for _ in range(1_200)
+    ]
+    assert [each.number for each in made] == list(range(1_200))
+    ids = [optuna_names.trial_id(each) for each in made]
+    assert [each.number for each in optuna_database.read_trials(database, number, [ids[3]], ids[-2])] == [3, 1_199]
+    assert optuna_database.read_states(database, number, ids[:3], None) == dict.fromkeys(ids[:3], running)
+    assert optuna_database.read_states(database, number, ids[:-1], ids[-2]) == dict.fromkeys(ids, running)
+    x = optuna.distributions.FloatDistribution(0, 1)
+    for _ in range(2):
+        optuna_database.write_together(database, ids[0], {"x": (0.5, x)}, {"a": 1}, {"b": 2})
+    assert study.trials[0].params == {"x": 0.5}
+    assert (study.trials[0].user_attrs, study.trials[0].system_attrs) == ({"a": 1}, {"b": 2})
+    study.tell(0, 1.0)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        optuna_database.write_together(database, ids[0], {}, {"a": 2}, {})
+    database.engine.dispose()
+
+
 def test_enqueued_parameters_can_be_read_and_set(study):
     study.enqueue_trial({"x": 0.25})
     assert optuna_names.enqueued_params_of(study.trials[0]) == {"x": 0.25}
@@ -156,6 +182,23 @@ def test_a_study_keeps_its_cache_for_each_thread(study):
     assert {"in_optimize_loop", "cached_all_trials"} <= set(vars(type(study._thread_local)))
     optuna_names.share_cache_of_trials(study)
     assert study.ask().number == 0
+    assert len(optuna_names.known_trials(study)) == 1
+
+
+def test_a_history_that_was_found_can_be_read_while_another_thread_clears_it(study):
+    optuna_names.share_cache_of_trials(study)
+    cache = study._thread_local
+    cache.cached_all_trials = [1]
+    assert cache.cached_all_trials == [1]  # what Optuna has set, it reads once
+    for _ in range(2):
+        assert cache.cached_all_trials == [1]  # the test for None
+        clearing = threading.Thread(target=setattr, args=(cache, "cached_all_trials", None))
+        clearing.start()
+        clearing.join()
+        assert cache.cached_all_trials == [1]
+        assert cache.cached_all_trials is None
+        cache.cached_all_trials = [1]
+        assert cache.cached_all_trials == [1]
 
 
 def test_a_studys_storage_can_be_replaced_and_its_history_cut(study):

@@ -30,7 +30,7 @@ def test_a_cut_of_the_connection_to_postgresql_loses_no_trial(server, searches, 
 
 @pytest.mark.newest
 @pytest.mark.parametrize(
-    ("kind", "searches", "stride"), [("journal", 1, 3), ("journal", 2, 5), ("sqlite", 1, 211), ("sqlite", 2, 307)]
+    ("kind", "searches", "stride"), [("journal", 1, 3), ("journal", 2, 5), ("sqlite", 1, 101), ("sqlite", 2, 149)]
 )
 def test_a_write_that_fails_loses_no_trial(kind, searches, stride):
     assert sweeps.sweep_file(kind, searches, stride=stride) >= 4
@@ -44,7 +44,7 @@ def test_a_call_of_a_storage_that_fails_loses_no_trial(on_cluster, n_trials, str
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), ("sqlite", 109)])
+@pytest.mark.parametrize(("kind", "stride"), [("journal", 2), ("sqlite", 61)])
 def test_an_error_that_does_not_pass_leaves_no_trial_running(kind, stride):
     assert sweeps.sweep_final_errors(kind, stride=stride) >= 6
 

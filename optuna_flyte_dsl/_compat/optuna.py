@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,10 +144,26 @@ class _SharedCache:
 
     Optuna clears a study's cache of trials only in the thread that asks and tells. In another thread, a suggestion
     would see an old history.
+
+    Optuna tests whether `cached_all_trials` is None, and then reads the attribute. In between, another thread may clear
+    the cache: the read finds what the test has found.
     """
 
     in_optimize_loop = False
-    cached_all_trials = None
+
+    def __init__(self) -> None:
+        self._trials: list[FrozenTrial] | None = None
+        self._found = threading.local()
+
+    @property
+    def cached_all_trials(self) -> list[FrozenTrial] | None:
+        found: list[FrozenTrial] | None = getattr(self._found, "trials", None)
+        self._found.trials = self._trials if found is None else None
+        return self._trials if found is None else found
+
+    @cached_all_trials.setter
+    def cached_all_trials(self, trials: list[FrozenTrial] | None) -> None:
+        self._trials = self._found.trials = trials
 
 
 def share_cache_of_trials(study: optuna.Study) -> None:

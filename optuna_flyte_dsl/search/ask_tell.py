@@ -1,6 +1,7 @@
 """Asks for the trials of one search, samples their parameters, and tells them, by blocking calls."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
@@ -14,16 +15,13 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_flyte_dsl._compat.optuna import enqueued_params, set_enqueued_params, storage_of, stored_trial, trial_id
-from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
 from optuna_flyte_dsl.search.failure_log import FailureLog
+from optuna_flyte_dsl.search.open_trials import OpenTrials
 from optuna_flyte_dsl.search.outcome import Outcome, reason_of, store_details
-from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
@@ -35,8 +33,6 @@ from optuna_flyte_dsl.study.study_view import snapshot_of, view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.trial_history import TrialHistory
 from optuna_flyte_dsl.study.trial_quota import ASK_LATER, AskLater, Quota
-
-_NOT_CONTINUED = "The search ended before it continued this trial, which an earlier process had begun."
 
 
 @dataclass(slots=True)
@@ -68,6 +64,8 @@ class AskTell:
     points: TakenPoints | None = None  # the points that are taken; `None` if points may be repeated
     # Makes a sampler from a trial's number: for `deterministic=True`, if the objective calls `trial.suggest_*`.
     sampler_of_trial: Callable[[int], BaseSampler] | None = None
+    # Whether `store` is called after `ask`. Several threads may call `store` and `tell`, and one thread `ask`.
+    stores_apart: bool = False
     on_stop: Callable[[], None] = lambda: None  # called by a callback's `study.stop()`
     stopped: bool = False
     is_quick: bool | None = None  # whether asking and telling never blocks; None before the first trial
@@ -83,7 +81,6 @@ class AskTell:
         )
         self._sampler = study.sampler
         self._adopted = list(reversed(self.adopted))
-        self._study_name = ""
         self._quota: Quota | None = None
         if storage is not None and self.total is not None:
             self._quota = Quota(self.study, storage, self.total, self.adopts)
@@ -94,9 +91,9 @@ class AskTell:
         self._history = TrialHistory()
         self._before: int | None = None  # the number of the study's trials before the first ask
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
-        self._open: dict[int, Trial] = {}  # trials that are asked for and not told
+        self._open = OpenTrials(self.study, self.objective.name, storage, self._store_details)
         self.not_continued: list[FrozenTrial] = []  # the adopted trials that the search's end has told
-        self._untold: dict[int, Outcome] = {}  # outcomes of open trials that the storage has not yet accepted
+        self._after_tell = threading.Lock()
 
     @property
     def silence(self) -> float:
@@ -111,7 +108,7 @@ class AskTell:
     def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Enqueue the parameters of the first trials. A point that the study already has is left out."""
         if self.storage is not None:
-            self._study_name = self.study.study_name  # read now, while the storage answers
+            self._open.study_name = self.study.study_name  # read now, while the storage answers
         if not points:
             return
         # The study is locked, because another search may enqueue the same points at the same time.
@@ -134,9 +131,13 @@ class AskTell:
             self._check_alone()
             trial = self._next_trial()
             if isinstance(trial, Trial):
-                self._open[trial.number] = trial
+                self._open.add(trial)
                 self._check_alone()
+                if self.storage is not None:
+                    self.storage.gather(trial_id(trial))
                 asked = self._sample(trial)
+                if self.storage is not None and not self.stores_apart:
+                    self.storage.write(trial_id(trial))
                 if self.storage is not None:  # Optuna copies all attributes at each look
                     asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
                 return asked
@@ -146,6 +147,16 @@ class AskTell:
         except Exception:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
             raise
+
+    def store(self, asked: AskedTrial) -> None:
+        """Store the parameters of a trial that was asked for, if `stores_apart`."""
+        assert self.storage is not None
+        with self._open.calling():
+            try:
+                self.storage.write(trial_id(asked.trial))
+            except Exception:
+                self.stopped = True
+                raise
 
     def _next_trial(self) -> Trial | AskLater | None:
         self._stored = None
@@ -229,27 +240,38 @@ class AskTell:
         The search may end before that turn. In a storage that outlives the process, the outcome is stored too.
         """
         if outcome.fatal is None:
-            self._untold[asked.number] = outcome
+            self._open.keep(asked.number, outcome)
         if self.storage is not None and not outcome.lost and outcome.fatal is None:
             self._store_details(asked.trial, outcome)
             asked.trial.set_user_attr(OUTCOME, {"state": outcome.state.name, "values": outcome.values})
 
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Tell the study how a trial ended, and call the callbacks."""
-        number, trial = asked.number, asked.trial
-        self._untold[number] = outcome  # before the storage is asked for anything: it may be silent
+        with self._open.calling():
+            told = self._tell(asked.trial, outcome)
+            if told is not None:
+                with self._after_tell:
+                    self._note_told(told, outcome)
+
+    def _tell(self, trial: Trial, outcome: Outcome) -> FrozenTrial | None:
+        """Tell the study how a trial ended. Return the trial; `None` if another search runs it."""
+        number = trial.number
+        self._open.keep(number, outcome)  # before the storage is asked for anything: it may be silent
         if outcome.state is TrialState.FAIL and outcome.fatal is None and self.is_taken_over(trial):
             logger.warning("Trial %d of `%s` is left to another search, which runs it.", number, self.objective.name)
-            self._open.pop(number, None)
-            self._untold.pop(number, None)
-            return
+            self._open.remove(number)
+            return None
         with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
             self._store_details(trial, outcome)
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
         if outcome.values is not None and self.storage is not None and LOST in frozen.user_attrs and not outcome.lost:
             self._tell_late(frozen, outcome)
-        self._open.pop(number, None)  # the event loop's thread may have removed the trial
-        self._untold.pop(number, None)
+        self._open.remove(number)
+        return frozen
+
+    def _note_told(self, frozen: FrozenTrial, outcome: Outcome) -> None:
+        """Count a trial that was told, and call the callbacks."""
+        number = frozen.number
         if outcome.fatal is not None:
             self.stopped = True
             if self.observer is not None:
@@ -300,98 +322,32 @@ class AskTell:
         )
         self.study.add_trial(late)
 
-    def close_open(self, reason: str) -> None:
+    def close_open(self, reason: str, *, waits: bool = True) -> None:
         """Tell the study, at the end of a search, how all trials that are still open have ended.
 
         They include adopted trials that were not asked for. An outcome that the storage has refused is told again.
+
+        Args:
+            waits: Whether to wait for the calls of other threads.
         """
         adopted = [*self._adopted, *(self._quota.adopted if self._quota is not None else ())]
-        if not self._open and not adopted:
-            return
-        self.hurry()
-        lost = Outcome(TrialState.FAIL, reason=_NOT_CONTINUED, lost=True)
         self.not_continued += adopted
         self._adopted.clear()
         if self._quota is not None:
             self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
-        opened = self._open.copy()
-        taken_over = self._taken_over(opened.keys() - self._untold.keys())
-        left: dict[int, tuple[Trial | FrozenTrial, Outcome]] = {
-            number: (trial, self._untold.get(number, interrupted))
-            for number, trial in opened.items()
-            if number not in taken_over
-        }
-        left |= {trial.number: (trial, lost) for trial in adopted}
-
-        def tell_all() -> None:
-            for number in list(left):
-                if self._tell_at_last(*left[number]):
-                    del left[number]
-            if left:
-                raise TimeoutError
-
-        with contextlib.suppress(TimeoutError):
-            # A `DurableStorage` has already retried its calls, so no attempt is added.
-            waits = iter(pauses.at_last if self.storage is None else ())
-            retry(tell_all, waits, may_pass=lambda error: isinstance(error, TimeoutError))
-        self._open.clear()
-        for number, (_, outcome) in left.items():
-            what = f"{outcome.state.name} {outcome.values or ''}".strip()
-            logger.error("Trial %d of `%s` could not be told: %s", number, self.objective.name, what)
-        finished = {
-            number: (trial, outcome)
-            for number, (trial, outcome) in left.items()
-            if number in self._untold and isinstance(trial, Trial)
-        }
-        self._untold.clear()
-        if finished:
-            raise untold_error(self.objective.name, self._study_name, finished)
+        self._open.close(interrupted, adopted, waits=waits)
 
     def give_up(self) -> StorageUnavailableError:
         """Save the outcomes that the storage has not accepted, and return the error that names the file.
 
         `give_up` is called in another thread, because the study's thread waits for the storage.
         """
-        trials, untold = self._open.copy(), self._untold.copy()  # copies: if the storage answers now, the dicts change
-        left = {number: (trial, untold[number]) for number, trial in trials.items() if number in untold}
-        self._open.clear()
-        if not left:
-            return StorageUnavailableError(f"The storage of `{self.objective.name}` does not answer.", (), None)
-        return untold_error(self.objective.name, self._study_name, left)
+        return self._open.give_up()
 
     def is_taken_over(self, trial: Trial) -> bool:
         """Return whether another search owns a trial now, because it has taken this process for dead."""
-        if self.storage is None:
-            return False
-        with contextlib.suppress(Exception):  # if the storage fails, the trial is told when it answers
-            return not self.storage.owner.owns(self.storage.get_trial(trial_id(trial)))
-        return False
-
-    def _taken_over(self, numbers: set[int]) -> set[int]:
-        """Return which of some open trials another search owns now, because it has taken this process for dead."""
-        if self.storage is None or not numbers:
-            return set()
-        owner = self.storage.owner
-        with contextlib.suppress(Exception):  # if the storage fails, the trials are told when it answers
-            trials = self.study.get_trials(deepcopy=False)
-            return {trial.number for trial in trials if trial.number in numbers and not owner.owns(trial)}
-        return set()
-
-    def _tell_at_last(self, trial: Trial | FrozenTrial, outcome: Outcome) -> bool:
-        try:
-            self._store_details(trial, outcome)
-        except Exception as error:  # noqa: BLE001 - the state is worth more than the reason
-            if self.storage is not None and is_storage_outage(error):
-                return False
-        try:
-            # A `Trial` made of an adopted trial would ask the sampler for its parameters.
-            told = trial if isinstance(trial, Trial) else trial.number
-            self.study.tell(told, outcome.values, state=outcome.state, skip_if_finished=True)
-        except Exception:  # noqa: BLE001 - tried again
-            logger.debug("Telling trial %d failed.", trial.number, exc_info=True)
-            return False
-        return True
+        return self._open.is_taken_over(trial)
 
     def _store_details(self, trial: Trial | FrozenTrial, outcome: Outcome) -> None:
         store_details(storage_of(self.study), trial_id(trial), outcome, self._constraint_attributes(outcome))

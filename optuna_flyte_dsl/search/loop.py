@@ -1,6 +1,7 @@
 """The search loop: asks for trials, runs them at the same time, and tells them, until a limit is reached.
 
 A single thread asks for trials, tells trials in order and runs callbacks, so that no such call blocks the event loop.
+With a database on a server, other threads store and tell trials, because each call waits for the server many times.
 """
 
 import asyncio
@@ -41,7 +42,9 @@ class SearchLoop:
     runner: Runner
     options: Options
     _: KW_ONLY
-    thread: Threads  # the single thread in which the study is used
+    thread: Threads  # the single thread that asks for trials
+    # The threads that store and tell trials; `None` if the thread that asks does so too.
+    tellers: Threads | None = None
     n_trials: int  # the number of trials to run; in a resumed search, it may be less than `options.n_trials`
     initial_points: Sequence[Mapping[str, Any]] = ()
     started: float | None = None  # when the search was called, in the event loop's time; by default when it is run
@@ -50,6 +53,8 @@ class SearchLoop:
 
     def __post_init__(self) -> None:
         trials, options = self.trials, self.options
+        self._tellers = self.tellers or self.thread
+        trials.stores_apart = self.tellers is not None
         constraints = self.objective.returns.constraints
         self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught, constraints)
         self._timeout, self._trial_timeout = options.timeouts
@@ -174,7 +179,7 @@ class SearchLoop:
             if self.trials.is_quick:
                 self.trials.tell(asked, outcome)
             else:
-                await self.thread.run(self.trials.tell, asked, outcome)
+                await self._tellers.run(self.trials.tell, asked, outcome)
             self._found_none = False
             if self._order is not None:
                 self._order.told()
@@ -198,6 +203,8 @@ class SearchLoop:
                 self.trials.ask() if self.trials.is_quick else await self.thread.run(self.trials.ask)
             )
             if asked is not ASK_LATER:
+                if asked is not None and self.trials.stores_apart:
+                    await self._tellers.run(self.trials.store, asked)
                 return asked
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None
@@ -229,7 +236,7 @@ class SearchLoop:
             ):
                 return outcome
             reasons.append(outcome.reason or "")
-            await self.thread.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))
+            await self._tellers.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))
 
     async def _run_attempt(self, run: TrialRun, clock: TrialClock) -> Outcome:
         scope: asyncio.Timeout | None = None
@@ -312,4 +319,4 @@ class SearchLoop:
         """Tell the study how the open trials have ended, if an interrupt or the loop's end broke off `_abandon`."""
         if not self._suspended and not self.thread.is_forked:
             self.trials.stopped = True
-            self.trials.close_open("The search was interrupted while this trial ran.")
+            self.trials.close_open("The search was interrupted while this trial ran.", waits=False)

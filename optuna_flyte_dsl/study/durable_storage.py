@@ -24,6 +24,7 @@ from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._threads import in_own_thread
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, PREFIX, REQUEST
 from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys
+from optuna_flyte_dsl.study.remembering_storage import RememberingStorage, remembering
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class DurableStorage(Proxy):
     """
 
     def __init__(self, storage: BaseStorage, owner: Owner, what: str) -> None:
-        super().__init__(storage)
+        super().__init__(remembering(storage))
         self._self_owner = owner
         self._self_what = what
         self._self_mine: set[int] = set()  # ids of trials that this search has asked for
@@ -142,6 +143,34 @@ class DurableStorage(Proxy):
         if not template.state.is_finished():
             self._self_close([each for each in self._self_durably(made) if each != created])
         return created
+
+    def read_anew(self, trial_id: int) -> FrozenTrial:
+        """Return a trial as the storage has it, even if this process remembers it."""
+        storage = self.__wrapped__
+        read = storage.read_anew if isinstance(storage, RememberingStorage) else storage.get_trial
+        trial: FrozenTrial = self._self_durably(lambda: read(trial_id))
+        return trial
+
+    def share(self, *trial_ids: int) -> None:
+        """Note that other processes write to some trials, so that what this process remembers of them may be old."""
+        if isinstance(self.__wrapped__, RememberingStorage):
+            self.__wrapped__.share(*trial_ids)
+
+    @property
+    def takes_many_calls(self) -> bool:
+        """Whether calls of several threads take less time than the same calls one after the other."""
+        return isinstance(self.__wrapped__, RememberingStorage) and self.__wrapped__.is_on_server
+
+    def gather(self, trial_id: int) -> None:
+        """From now on, keep what is set for a trial until `write` stores it, if the storage can store all at once."""
+        if isinstance(self.__wrapped__, RememberingStorage):
+            self.__wrapped__.gather(trial_id)
+
+    def write(self, trial_id: int) -> None:
+        """Store what was set for a trial since `gather`."""
+        storage = self.__wrapped__
+        if isinstance(storage, RememberingStorage):
+            self._self_durably(lambda: storage.write(trial_id))
 
     def adopt(self, trial: FrozenTrial) -> None:
         """Make this search the only owner of a running trial, which it continues."""

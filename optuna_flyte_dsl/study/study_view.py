@@ -1,13 +1,15 @@
 """Views of a study: objects with the study's trials, but with another storage object, sampler, or `stop` method."""
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl._compat.optuna import set_storage, share_cache_of_trials, with_trials
 from optuna_flyte_dsl._proxy import Proxy
@@ -16,6 +18,8 @@ from optuna_flyte_dsl._proxy import Proxy
 class _AnnouncingSampler(Proxy):
     """A wrapper of a sampler that reports each new trial at once, so that its number is known even if sampling fails.
 
+    One thread asks for trials, and others may tell trials at the same time: these calls of the sampler take turns.
+
     Args:
         announce: Called with the number of each trial that an ask has stored.
     """
@@ -23,11 +27,31 @@ class _AnnouncingSampler(Proxy):
     def __init__(self, sampler: BaseSampler, announce: Callable[[int], None]) -> None:
         super().__init__(sampler)
         self._self_announce = announce
+        self._self_lock = threading.RLock()
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Announce the trial. Optuna calls `before_trial` before the trial is sampled."""
         self._self_announce(trial.number)
-        self.__wrapped__.before_trial(study, trial)
+        with self._self_lock:
+            self.__wrapped__.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        with self._self_lock:
+            space: dict[str, BaseDistribution] = self.__wrapped__.infer_relative_search_space(study, trial)
+            return space
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        with self._self_lock:
+            params: dict[str, Any] = self.__wrapped__.sample_relative(study, trial, search_space)
+            return params
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        with self._self_lock:
+            self.__wrapped__.after_trial(study, trial, state, values)
 
 
 def view_of(

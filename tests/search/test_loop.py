@@ -109,10 +109,11 @@ class Changing(dict):
 def test_the_trials_that_are_open_may_change_while_a_search_ends(end):
     trials = AskTell(optuna.create_study(), OBJECTIVE, OBJECTIVE.space, Options(1, 2))
     trials.ask()
-    trials._untold = Changing()
-    trials._untold.other = trials._open
+    opened = trials._open
+    opened._untold = Changing()
+    opened._untold.other = opened._trials
     end(trials)
-    assert not trials._open
+    assert not opened._trials
 
 
 def states(study):

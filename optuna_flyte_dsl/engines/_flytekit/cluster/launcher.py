@@ -39,6 +39,7 @@ from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
+from optuna_flyte_dsl.study.durable_storage import DurableStorage
 
 _TERMINATIONS_AT_ONCE = 32
 _TRIALS_A_LOOKUP = 100
@@ -123,6 +124,8 @@ class Launcher:
         """Serve a trial to its pod, and return its handle. The call blocks."""
         options = self.options
         if options.trials_storage_env is not None:
+            if isinstance(trial.storage, DurableStorage):
+                trial.storage.share(trial_id(trial))
             return TrialHandle(f"env:{options.trials_storage_env}", trial_id(trial), trial.study.study_name)
         with self._lock:
             if self._server is None:
