@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -45,6 +45,7 @@ class DurableStorage(Proxy):
         self._self_next_number = -1  # the number of the next trial, if no other search makes one
         self._self_unchecked = (-1, -1)  # the study and the trial that was created last, until its number is known
         self._self_spares: list[int] = []
+        self._self_recalled = threading.local()  # in a thread that recalls trials: its waiting trials
         self._self_ending = threading.Event()
         self._self_warned = False
         self._self_calls: dict[object, float] = {}  # call under way -> time at which it began
@@ -78,6 +79,27 @@ class DurableStorage(Proxy):
     def life(self, trial: FrozenTrial) -> Life:
         """Return whether the process that runs a trial is alive, dead or unknown."""
         return self._self_durably(lambda: self._self_owner.life(trial))
+
+    @contextlib.contextmanager
+    def recall(self, trials: Iterable[FrozenTrial]) -> Iterator[None]:
+        """In the body, let this thread's reads of all waiting trials find those among trials that were just read."""
+        self._self_recalled.waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
+        try:
+            yield
+        finally:
+            self._self_recalled.waiting = None
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials of a study."""
+        recalled: list[FrozenTrial] | None = getattr(self._self_recalled, "waiting", None)
+        if recalled is not None and not deepcopy and states == (TrialState.WAITING,):
+            return recalled
+        found: list[FrozenTrial] = self._self_durably(
+            lambda: self.__wrapped__.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        )
+        return found
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Store a trial. A running trial and its owner are stored in one transaction.

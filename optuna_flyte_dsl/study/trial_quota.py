@@ -110,7 +110,8 @@ class Quota:
             logger.warning("%s", message)
 
     def _ask(self, ask: Callable[[], Trial], before: Sequence[FrozenTrial]) -> Trial | AskLater:
-        trial = self._next_retry(before) or ask()
+        with self.storage.recall(before):  # Optuna looks for waiting trials at each ask
+            trial = self._next_retry(before) or ask()
         retried = trial.user_attrs.get(RETRY_OF)
         if retried is not None and self._close_second_retry(trial, retried):
             return ASK_LATER
