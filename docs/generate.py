@@ -19,13 +19,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin
 
 from optuna_flyte_dsl import (
+    Beta,
     Category,
     Fixed,
     Float,
     Integer,
+    Normal,
     Ordinal,
     Repeated,
     When,
+    WhenTrue,
     errors,
 )
 from optuna_flyte_dsl.cluster_options import Cluster
@@ -108,7 +111,18 @@ def arguments_of(docstring: str) -> dict[str, str]:
 
 def markers_table() -> str:
     """Return the Markdown tables of the markers and of their arguments."""
-    markers = [Float, Integer, Category, Ordinal, Repeated, When, Fixed]
+    markers = [
+        Float,
+        Integer,
+        Category,
+        Ordinal,
+        Repeated,
+        When,
+        WhenTrue,
+        Normal,
+        Beta,
+        Fixed,
+    ]
     parts = ["| class | what it is |", "|---|---|"]
     for marker in markers:
         signature = inspect.signature(marker).replace(

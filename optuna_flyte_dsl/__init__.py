@@ -37,7 +37,7 @@ from optuna_flyte_dsl.errors import (
 )
 from optuna_flyte_dsl.optimizer import Optimizer
 from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
-from optuna_flyte_dsl.space.conditions import Condition, When
+from optuna_flyte_dsl.space.conditions import Condition, When, WhenTrue
 from optuna_flyte_dsl.space.markers import (
     Category,
     Constraint,
@@ -52,6 +52,7 @@ from optuna_flyte_dsl.space.markers import (
     Suggestion,
     suggest,
 )
+from optuna_flyte_dsl.space.priors import Beta, Normal
 from optuna_flyte_dsl.space.search_space import SearchSpace
 
 _register_types()
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "AutoSampler",
+    "Beta",
     "Category",
     "Cluster",
     "ClusterError",
@@ -85,6 +87,7 @@ __all__ = [
     "Maximize",
     "Minimize",
     "NoBestTrialError",
+    "Normal",
     "NotAwaitedError",
     "Number",
     "ObjectiveValueError",
@@ -106,6 +109,7 @@ __all__ = [
     "UnloadableError",
     "UnresolvedAnnotationError",
     "When",
+    "WhenTrue",
     "WorkerDiedError",
     "optimize",
     "suggest",

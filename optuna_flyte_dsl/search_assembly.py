@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl._compat.optuna import storage_of
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.engine import RemoteSearch
 from optuna_flyte_dsl.engines.engine_choice import host_engine
@@ -27,6 +28,7 @@ from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.progress import Reporter, Tally
 from optuna_flyte_dsl.search.runner import Runner
 from optuna_flyte_dsl.space.objective import Objective
+from optuna_flyte_dsl.space.priors import unused_priors
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import resuming
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
@@ -112,6 +114,7 @@ class Assembly:
         if not self.objective.suggests_itself and not is_checkpointed:
             check = functools.partial(resuming.check_space, resumes=options.resume)
             await self._open_in_time(check, study, self.call.space)
+        self._use_priors(study.sampler)
         storage = storage_of(study)
         if not is_kept(storage):
             with refuse_neighbours(study, options, self.objective.name):
@@ -157,6 +160,13 @@ class Assembly:
                 durable.hurry()
                 await finish(functools.partial(self._close_spares, durable))
             owner.close()
+
+    def _use_priors(self, sampler: BaseSampler) -> None:
+        priors = self.call.space.priors
+        if isinstance(sampler, AutoSampler):
+            sampler.use_priors(priors)
+        elif priors:
+            logger.warning("%s", unused_priors(priors, type(sampler).__name__))
 
     async def _close_strays(self, storage: DurableStorage, study: optuna.Study) -> None:
         storage.hurry()

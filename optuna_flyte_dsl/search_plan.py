@@ -25,6 +25,7 @@ from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal
 from optuna_flyte_dsl.space.objective import Kind, Objective
+from optuna_flyte_dsl.space.priors import unused_priors
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.space.space_text import Branch
 
@@ -303,7 +304,7 @@ def _space_warnings(space: SearchSpace) -> Iterator[str]:
             if decades >= _MANY_DECADES and marker.step == (1 if isinstance(marker, Integer) else None):
                 yield (
                     f"`{name}`: {marker!r} spans {decades:.0f} powers of ten, and nine of ten points lie in the "
-                    f"last one. Write `{dataclasses.replace(marker, log=True)!r}`."
+                    f"last one. Write `{dataclasses.replace(marker, log=True, prior=None)!r}`."
                 )
         if not isinstance(marker, Category) or marker.holds_markers:
             continue
@@ -354,6 +355,8 @@ def _sampler_warnings(options: Options, space: SearchSpace, sampler: str) -> Ite
     if sampler in _WITHOUT_CONDITIONS and space.conditions:
         name = next(iter(space.conditions))
         yield f"{sampler} draws `{name}` at random, because it is not always active. Take a TPESampler."
+    if space.priors and not sampler.startswith(AutoSampler.__name__):
+        yield unused_priors(space.priors, sampler)
     learns = sampler not in _WITHOUT_LEARNING
     if options.seed is not None and options.concurrency > 1 and not options.deterministic and learns:
         yield (

@@ -165,7 +165,7 @@ class AutoSampler(BaseSampler):
         name, index = self._chosen.get(trial.number, (START, trial.number))
         if name == START:
             places = self._places.setdefault(trial.number, {})
-            return self._start.value(index, places.setdefault(param_name, len(places)), param_distribution)
+            return self._start.value(index, places.setdefault(param_name, len(places)), param_distribution, param_name)
         tpe = self._sampler(TPESampler.__name__, study)  # learns from trials with other parameters too
         return tpe.sample_independent(study, trial, param_name, param_distribution)
 
@@ -207,6 +207,16 @@ class AutoSampler(BaseSampler):
     def _give_up_gp(self, error: Exception) -> None:
         self._is_gp_broken = True
         logger.warning("The GPSampler fails, and a TPESampler replaces it: %s", shown(error))
+
+    def use_priors(self, priors: Mapping[str, Callable[[float], float]]) -> None:
+        """Draw the first points from priors.
+
+        Args:
+            priors: For each parameter that has a prior, a function that takes a share, from 0 to 1, and returns the
+                place, from 0 to 1, in the parameter's range below which this share of the prior lies. With `log`, the
+                range is that of the logarithm.
+        """
+        self._start.priors = dict(priors)
 
     def use_start_of(self, other: AutoSampler) -> None:
         """Use the quasi-random points of another sampler: one sequence for the trials of a study."""

@@ -1,7 +1,7 @@
 """The first points of a search: spread evenly over the space, and all different as long as there are enough points."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -22,15 +22,20 @@ class QuasiRandomPoints:
 
     def __init__(self, seed: int) -> None:
         self._sequence = ScrambledSobol(seed)
+        # For a parameter with a prior, a function of a share that returns the place in the range below which this share
+        # of the prior lies.
+        self.priors: Mapping[str, Callable[[float], float]] = {}
 
-    def value(self, index: int, dimension: int, distribution: BaseDistribution) -> Any:
+    def value(self, index: int, dimension: int, distribution: BaseDistribution, name: str = "") -> Any:
         """Return the value of a parameter in a point of the sequence.
 
         Args:
             dimension: How many parameters of the trial were sampled before. So the points of a trial do not depend on
                 what other trials sample at the same time.
         """
-        return value_at(self._sequence.coordinate(index, dimension), distribution)
+        share = self._sequence.coordinate(index, dimension)
+        prior = self.priors.get(name)
+        return value_at(share if prior is None else prior(share), distribution)
 
     def index_of(self, trial: FrozenTrial, earlier: Sequence[FrozenTrial]) -> int:
         """Return the index of a trial's point: one whose point no earlier trial has, if that is soon found.
@@ -47,7 +52,7 @@ class QuasiRandomPoints:
 
     def _point(self, index: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
         sampled = [(name, distribution) for name, distribution in space.items() if not distribution.single()]
-        return {name: self.value(index, place, distribution) for place, (name, distribution) in enumerate(sampled)}
+        return {name: self.value(index, place, each, name) for place, (name, each) in enumerate(sampled)}
 
 
 def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

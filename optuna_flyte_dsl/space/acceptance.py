@@ -154,7 +154,7 @@ def _accepted_fields(
         if isinstance(value, Category) and not value.holds_markers:
             labels = [each.__name__ if isinstance(each, type) else each for each in value.choices]
             if all(isinstance(each, str) and each in bundles for each in labels):
-                yield path, Category(labels)
+                yield path, Category(labels, weights=value.weights)
                 return
     if isinstance(value, Suggestion):
         kinds = tuple(kinds_of(bundles))

@@ -14,7 +14,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.completion import completed
-from optuna_flyte_dsl.space.conditions import Condition, both
+from optuna_flyte_dsl.space.conditions import Condition, WhenTrue, both
 from optuna_flyte_dsl.space.markers import Category, Fixed, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty
@@ -98,7 +98,8 @@ def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
     marker, base, optional, metadata, condition = read
     for extra in extras:
         if isinstance(extra, type) and issubclass(extra, Condition):
-            raise InvalidAnnotationError(f'{where} holds the class When. Call it, as in `When("kernel", "rbf")`.')
+            example = 'When("kernel", "rbf")' if extra is not WhenTrue else "WhenTrue(lambda depth: depth > 3)"
+            raise InvalidAnnotationError(f"{where} holds the class {extra.__name__}. Call it, as in `{example}`.")
         if isinstance(extra, type) and issubclass(extra, Suggestion):
             raise InvalidAnnotationError(
                 f"{where} holds the class {extra.__name__}. Call it, with its bounds: `{_example(extra)}`."

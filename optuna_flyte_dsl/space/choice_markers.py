@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -27,13 +28,17 @@ class Category(Suggestion):
             the marker names them: `Annotated[Literal["a", "b"], Category()]`, a `bool`, or an Enum. A choice may hold
             markers, as in `Category({"svm": {"C": Float(0.1, 10)}, "forest": {"n_trees": Integer(10, 500)}})`. They
             are searched only in trials with that choice.
+        weights: How often each choice is expected to be the best one, as numbers above 0 in the order of the choices.
+            The first points of an `AutoSampler`, and points that a search draws at random, are drawn by them; by
+            default all choices are drawn equally often.
 
     Optuna can store `None`, `bool`, `int`, `float` and `str` in every storage, and warns of other choices. For choices
     that have names, Optuna stores the names: the keys of a dict, and the names of an Enum's members. Of choices without
     names that hold markers, Optuna stores the indices. The objective gets the choices themselves.
 
     Raises:
-        InvalidMarkerError: If there is no choice, or two choices are equal (as `1`, `1.0` and `True` are).
+        InvalidMarkerError: If there is no choice, or two choices are equal (as `1`, `1.0` and `True` are); or if there
+            is not one weight above 0 for each choice.
         InvalidMarkerTypeError: If `choices` is not an iterable of values, or is unordered, as a set is.
 
     >>> Category(["gbtree", "dart"]).choices
@@ -45,9 +50,13 @@ class Category(Suggestion):
     choices: tuple[Any, ...]
     names: tuple[str, ...] | None
     holds_markers: bool
+    weights: tuple[float, ...] | None
 
-    def __init__(self, choices: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, choices: Iterable[Any] | Mapping[str, Any] | None = None, *, weights: Sequence[float] | None = None
+    ) -> None:
         name = type(self).__name__
+        object.__setattr__(self, "weights", None if weights is None else _checked_weights(name, weights))
         object.__setattr__(self, "names", None)
         object.__setattr__(self, "choices", ())
         object.__setattr__(self, "holds_markers", False)
@@ -86,6 +95,11 @@ class Category(Suggestion):
                     "meant. Rename it."
                 )
         object.__setattr__(self, "holds_markers", holds_marker(list(self.choices)))
+        if self.weights is not None and len(self.weights) != len(self.choices):
+            raise InvalidMarkerError(
+                f"{name}: `weights` must hold one number for each of the {len(self.choices)} choices, but got "
+                f"{len(self.weights)}."
+            )
         if repeated := _repetition(self.choices):
             cure = "Drop one." if self.names is not None else "Drop one, or write them as strings."
             raise InvalidMarkerError(
@@ -99,6 +113,7 @@ class Category(Suggestion):
         assert isinstance(other, Category)
         return (
             self.names == other.names
+            and self.weights == other.weights
             and len(self.choices) == len(other.choices)
             and all(
                 type(mine) is type(its) and same(mine, its)
@@ -122,6 +137,8 @@ class Category(Suggestion):
             named = zip(self.names, self.choices, strict=True)
             texts = [f"{name!r}: {repr(each) if holds_marker(each) else '...'}" for name, each in named]
             inner = f"{{{', '.join(texts)}}}"
+        if self.weights is not None:
+            inner = f"{inner}{', ' if inner else ''}weights={list(self.weights)!r}"
         return f"{type(self).__name__}({inner})"
 
     @property
@@ -182,6 +199,7 @@ class Ordinal(Category):
 
     Args:
         choices: Two choices or more, in their order; see `Category`.
+        weights: As those of `Category`.
 
     Raises:
         InvalidMarkerError: If there are fewer than two choices, or two choices are equal.
@@ -193,8 +211,10 @@ class Ordinal(Category):
 
     __slots__ = ()
 
-    def __init__(self, choices: Iterable[Any] | Mapping[str, Any] | None = None) -> None:
-        super().__init__(choices)
+    def __init__(
+        self, choices: Iterable[Any] | Mapping[str, Any] | None = None, *, weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(choices, weights=weights)
         if self.holds_markers:
             raise InvalidMarkerTypeError(
                 f"Ordinal: a choice must be a value, but got {shown(list(self.choices))}. For choices that hold "
@@ -230,6 +250,26 @@ class Ordinal(Category):
         if isinstance(stored, bool) or not isinstance(stored, int) or not 0 <= stored < len(self.choices):
             raise ValueError(f"{shown(stored)} is no index of {self!r}.")
         return self.choices[stored]
+
+
+def _checked_weights(marker: str, weights: Any) -> tuple[float, ...]:
+    if isinstance(weights, str | bytes | Mapping | AbstractSet) or not isinstance(weights, Iterable):
+        raise InvalidMarkerTypeError(
+            f"{marker}: `weights` must be a list of numbers, but got {shown(weights)}. Write `weights=[3, 1]`."
+        )
+    checked: tuple[Any, ...] = tuple(weights)
+    for each in checked:
+        if isinstance(each, bool) or not isinstance(each, Real):
+            raise InvalidMarkerTypeError(
+                f"{marker}: each of the `weights` must be a number, but got {shown(each)}, of type "
+                f"{type(each).__name__}."
+            )
+        if not 0 < float(each) < math.inf:
+            raise InvalidMarkerError(
+                f"{marker}: each of the `weights` must be above 0 and finite, but got {shown(each)}. Drop the choice "
+                "that is never to be tried."
+            )
+    return checked
 
 
 def same(left: Any, right: Any) -> bool:

@@ -33,11 +33,12 @@ def completed(
         check_constraints(where, marker, metadata)
         return marker
     if isinstance(marker, Category) and isinstance(declared, Category):
+        weights = marker.weights if marker.weights is not None else declared.weights
         if declared.names is None:
-            return type(marker)(declared.choices)
-        return type(marker)(dict(zip(declared.names, declared.choices, strict=True)))
+            return type(marker)(declared.choices, weights=weights)
+        return type(marker)(dict(zip(declared.names, declared.choices, strict=True)), weights=weights)
     if isinstance(marker, Category):
-        return type(marker)(_choices_of(where, marker, base))
+        return type(marker)(_choices_of(where, marker, base), weights=marker.weights)
     assert isinstance(marker, Float | Integer)
     return _with_bounds(where, marker, list(_constraints(metadata)))
 

@@ -10,6 +10,7 @@ from typing import Any
 from optuna_flyte_dsl.space.containers import items_of
 from optuna_flyte_dsl.space.grid import Grid
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Repeated, Suggestion, same
+from optuna_flyte_dsl.space.priors import place_by_weights, place_of
 
 
 def grid_of(marker: Suggestion) -> Grid | None:
@@ -37,17 +38,55 @@ def value_at(marker: Suggestion, index: int) -> Any:
 
 
 def random_value(marker: Suggestion, generator: random.Random) -> Any:
-    """Return a value of a marker, drawn uniformly, or uniformly in the logarithm if the marker says so."""
+    """Return a value of a marker, drawn from its prior; by default uniformly, or uniformly in the logarithm."""
+    share = place_by_prior(marker, generator.random())
     if isinstance(marker, Category):
-        return generator.choice(marker.choices)
+        return marker.choices[_part(share, len(marker.choices))]
     assert isinstance(marker, Float | Integer)
     if marker.log:
-        drawn = math.exp(generator.uniform(math.log(marker.low), math.log(marker.high)))
+        start, end = _edges(marker)
+        drawn = math.exp(start + share * (end - start))
         return min(max(round(drawn) if isinstance(marker, Integer) else drawn, marker.low), marker.high)
     grid = grid_of(marker)
     if grid is None:
-        return generator.uniform(marker.low, marker.high)
-    return grid.value(generator.randrange(grid.whole_steps + 1))
+        return min(marker.low + share * (marker.high - marker.low), marker.high)
+    return grid.value(_part(share, grid.whole_steps + 1))
+
+
+def has_prior(marker: Suggestion) -> bool:
+    """Return whether a marker says where good values are expected."""
+    return getattr(marker, "prior", None) is not None or getattr(marker, "weights", None) is not None
+
+
+def place_by_prior(marker: Suggestion, share: float) -> float:
+    """Return the place in a marker's range, from 0 to 1, below which a share of its prior lies.
+
+    With `log`, the range is that of the logarithm. Without a prior, the place is the share.
+
+    >>> place_by_prior(Category(["a", "b"], weights=[1, 3]), 0.3)
+    0.75
+    """
+    if isinstance(marker, Category):
+        return share if marker.weights is None else place_by_weights(marker.weights, share)
+    assert isinstance(marker, Float | Integer)
+    if marker.prior is None:
+        return share
+    return place_of(marker.prior, share, *_edges(marker), log=marker.log)
+
+
+def _edges(marker: Float | Integer) -> tuple[float, float]:
+    """Return the ends of a marker's range, whose equal parts are its values; of its logarithm, if it has `log`.
+
+    What is rounded to the first value, and to the last one, belongs to the range, as in Optuna.
+    """
+    half = (marker.step or 0) / 2
+    low, high = marker.low - half, marker.high + half
+    return (math.log(low), math.log(high)) if marker.log else (low, high)
+
+
+def _part(share: float, count: int) -> int:
+    """Return in which of several equal parts of the range from 0 to 1 a share lies."""
+    return min(int(share * count), count - 1)
 
 
 def named(marker: Suggestion, value: Any) -> Any:

@@ -176,7 +176,7 @@ class _SchemaWriter:
                         _at(place, compared if is_true else {"not": compared}),
                     ]
                 )
-        raise AssertionError(condition)
+        raise NotJson  # a function decides
 
     def _compared(self, when: When, node: Node) -> Schema:
         while isinstance(node, Conditional):

@@ -10,6 +10,8 @@ from optuna_flyte_dsl.errors import InvalidMarkerTypeError
 _SYNONYMS = {"min": "low", "lower": "low", "max": "high", "upper": "high", "q": "step", "values": "choices"}
 """Names that other libraries have for the arguments of markers."""
 
+_PRIORS = {"Normal": "Normal(0.3, 0.1)", "Beta": "Beta(2, 5)"}
+
 _WORDS = {"int": "integer", "cat": "category", "choice": "category", "uniform": "float", "float": "float"}
 """Words in the names that other libraries have for markers."""
 
@@ -20,6 +22,10 @@ def _message(cls: type, wrong: str, given: Iterable[str]) -> str:
     example = f'{cls.__name__}(["a", "b"])' if "choices" in known else f"{cls.__name__}(0, 1)"
     if "parameter" in known:
         example = 'When("kernel", "rbf")'
+    if "function" in known:
+        example = "WhenTrue(lambda depth, width: depth * width > 64)"
+    if cls.__name__ in _PRIORS:
+        example = _PRIORS[cls.__name__]
     unknown = next((name for name in given if name not in known), None)
     meant = _SYNONYMS.get(unknown or "")
     if unknown is not None and (near := meant if meant in known else nearest(unknown, known)):

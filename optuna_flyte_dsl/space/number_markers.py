@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.grid import Grid
+from optuna_flyte_dsl.space.priors import Beta, Normal, check_prior
 from optuna_flyte_dsl.space.suggestion import Suggestion
 
 
@@ -36,6 +37,8 @@ class Number(Suggestion):
             parts.append(f"step={_plain(self.step)}")
         if self.log:
             parts.append("log=True")
+        if self.prior is not None:
+            parts.append(f"prior={self.prior!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
@@ -49,6 +52,8 @@ class Float(Number):
         step: The distance between two values; `None` for a continuous range. A whole number of steps must lead from
             `low` to `high`.
         log: Whether to sample uniformly in the logarithm of the value. Needs `low > 0` and no `step`.
+        prior: Where good values are expected, a `Normal` or a `Beta`. The first points of an `AutoSampler`, and points
+            that a search draws at random, are drawn from it; by default uniformly.
 
     Raises:
         InvalidMarkerError: If a rule is broken, such as `low < high`.
@@ -62,16 +67,17 @@ class Float(Number):
     high: float = None  # type: ignore[assignment]
     step: float | None = None
     log: bool = False
+    prior: Normal | Beta | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "step"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _float("Float", name, given))
         _check_bool("Float", "log", self.log)
-        if not self.is_complete:
-            return
-        _check_range("Float", self.low, self.high, self.step)
-        _check_log("Float", self)
+        if self.is_complete:
+            _check_range("Float", self.low, self.high, self.step)
+            _check_log("Float", self)
+        check_prior("Float", self.prior, self.low, self.high, log=self.log)
 
     def to_distribution(self) -> FloatDistribution:
         """Return the Optuna distribution with the same values."""
@@ -88,6 +94,8 @@ class Integer(Number):
         high: The largest value.
         step: The distance between two values, 1 or more. A whole number of steps must lead from `low` to `high`.
         log: Whether to sample uniformly in the logarithm of the value. Needs `low >= 1` and a `step` of 1.
+        prior: Where good values are expected, a `Normal` or a `Beta`. The first points of an `AutoSampler`, and points
+            that a search draws at random, are drawn from it; by default uniformly.
 
     Optuna stores an integer as a float, so values beyond 2**53 are rounded.
 
@@ -103,6 +111,7 @@ class Integer(Number):
     high: int = None  # type: ignore[assignment]
     step: int = 1
     log: bool = False
+    prior: Normal | Beta | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "step"):
@@ -110,11 +119,11 @@ class Integer(Number):
                 object.__setattr__(self, name, _integer("Integer", name, given))
                 _check_fits_float(name, getattr(self, name))
         _check_bool("Integer", "log", self.log)
-        if not self.is_complete:
-            return
-        _check_range("Integer", self.low, self.high, self.step)
-        _check_log("Integer", self)
-        if float(self.low) == float(self.high):
+        if self.is_complete:
+            _check_range("Integer", self.low, self.high, self.step)
+            _check_log("Integer", self)
+        check_prior("Integer", self.prior, self.low, self.high, log=self.log)
+        if self.is_complete and float(self.low) == float(self.high):
             raise InvalidMarkerError(
                 f"Integer: `low` and `high` must differ as floats, which is how Optuna stores integers, but got "
                 f"(low={self.low}, high={self.high}). Search the distance from `low`, and add `low` in the objective."

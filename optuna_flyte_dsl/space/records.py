@@ -29,7 +29,7 @@ class MadeAnew:
         return "made anew"
 
 
-_MARKER_CALL = re.compile(r"\b(Float|Integer|Category|Ordinal|When)\(")
+_MARKER_CALL = re.compile(r"\b(Float|Integer|Category|Ordinal|When|WhenTrue)\(")
 _KIND = inspect.Parameter.KEYWORD_ONLY
 _EMPTY = inspect.Parameter.empty
 

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from optuna_flyte_dsl.space import domain
-from optuna_flyte_dsl.space.conditions import Combined, Condition, NotThat, When
+from optuna_flyte_dsl.space.conditions import Combined, Condition, NotThat, When, WhenTrue
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def can_hold(condition: Condition, parameters: Mapping[str, Parameter]) -> bool:
     """Return whether a condition can hold for some values of the parameters that it compares.
 
     All combinations of a few values of each parameter are tried. These values lie on both sides of each bound, so that
-    no other value would change a comparison.
+    no other value would change a comparison. Where a function decides, all values of each parameter are tried; if there
+    are too many of them, the condition is taken to be one that can hold.
 
     Args:
         parameters: The searched parameters, and the values that are not searched, by name.
@@ -33,10 +34,20 @@ def can_hold(condition: Condition, parameters: Mapping[str, Parameter]) -> bool:
     if any(name not in parameters for name in deciding):
         return True  # the value of a parameter is not known yet
     constants: dict[str, list[Any]] = {name: [] for name in deciding}
+    unclear: set[str] = set()  # the parameters of functions
     for each in [condition, *(parameters[name].condition for name in deciding)]:
         for when in comparisons(each):
-            constants[when.parameter] += when.constants
-    tried = _scenarios([parameters[name] for name in deciding], lambda each: telling_values(each, constants), condition)
+            if isinstance(when, WhenTrue):
+                unclear |= when.names
+            else:
+                constants[when.parameter] += when.constants
+    if any(_count(parameters[name]) > _MOST for name in unclear):
+        return True
+    tried = _scenarios(
+        [parameters[name] for name in deciding],
+        lambda each: _values(each) if each.name in unclear else telling_values(each, constants),
+        condition,
+    )
     return any(condition.holds(values) or number > _MOST for number, values in enumerate(tried))
 
 
@@ -57,10 +68,10 @@ def deciding_for(conditions: Sequence[Condition], parameters: Mapping[str, Param
     return list(ordered)
 
 
-def comparisons(condition: Condition | None) -> Iterator[When]:
-    """Yield the comparisons in a condition."""
+def comparisons(condition: Condition | None) -> Iterator[When | WhenTrue]:
+    """Yield the comparisons and the functions in a condition."""
     match condition:
-        case When():
+        case When() | WhenTrue():
             yield condition
         case Combined():
             for part in condition.parts:
@@ -181,6 +192,10 @@ def _is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
 def _marker(parameter: Parameter) -> Suggestion:
     assert parameter.marker is not None
     return parameter.marker
+
+
+def _count(parameter: Parameter) -> float:
+    return 1 if parameter.marker is None else domain.count(parameter.marker)
 
 
 def _values(parameter: Parameter) -> Sequence[Any]:

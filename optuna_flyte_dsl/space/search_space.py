@@ -7,6 +7,7 @@ arguments of one trial.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -110,6 +111,15 @@ class SearchSpace(DeclaredSpace):
 
         self._tree.draw(note)
         return point
+
+    @property
+    def priors(self) -> dict[str, Callable[[float], float]]:
+        """The priors of the parameters that have one, as `AutoSampler.use_priors` takes them."""
+        return {
+            name: functools.partial(domain.place_by_prior, marker)
+            for name, marker in self.items()
+            if domain.has_prior(marker)
+        }
 
     def fill(self, choose: Callable[[str, Suggestion], Any] | Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of one trial, with a value in place of each marker.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space.annotations import NO_TYPE, listed
 from optuna_flyte_dsl.space.completion import completed
-from optuna_flyte_dsl.space.conditions import Condition, When
+from optuna_flyte_dsl.space.conditions import Condition, When, WhenTrue
 from optuna_flyte_dsl.space.containers import copy_containers, items_of
 from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, Bundle, DeclaredParameter, DeclaredSignature
 from optuna_flyte_dsl.space.markers import Category, Fixed, Integer, Repeated, Suggestion, same
@@ -148,7 +149,8 @@ class TreeBuilder:
             return records[next(iter(records))]
         if isinstance(given, str):
             return ChosenBranch(path, given, records[given])
-        return Branches(path, Category(list(records)), records)
+        weights = given.weights if isinstance(given, Category) else None
+        return Branches(path, Category(list(records), weights=weights), records)
 
     def _record(self, name: str, path: str, declared: DeclaredParameter, bundle: Bundle, missing: list[str]) -> Node:
         fields: dict[str, Node] = {}
@@ -199,7 +201,7 @@ class TreeBuilder:
                 label: self._node(f"{path}.{label}", choice)
                 for label, choice in zip(marker.branch_labels, marker.choices, strict=True)
             }
-            return Branches(path, Category(list(nodes)), nodes)
+            return Branches(path, Category(list(nodes), weights=marker.weights), nodes)
         return Searched(path, marker, base)
 
     def _list_node(self, path: str, marker: Repeated) -> Node:
@@ -245,19 +247,25 @@ class TreeBuilder:
     def _resolved(self, condition: Condition, path: str) -> Condition:
         """Return a condition with whole paths for names, and with the choices that its values name."""
 
-        def resolve(when: When) -> When:
-            name = self._find(when.parameter, path, f"the condition {when!r}")
+        def find(when: When | WhenTrue, parameter: str) -> str:
+            name = self._find(parameter, path, f"the condition {when!r}")
             if name == path:
                 raise InvalidAnnotationError(
                     f"`{self.objective}`: the condition of `{path}` compares `{path}` with itself. Name another "
                     "parameter."
                 )
-            declared = self._paths.get(name, UNDECLARED)
-            if isinstance(declared.marker, Repeated):
+            if isinstance(self._paths.get(name, UNDECLARED).marker, Repeated):
                 raise InvalidAnnotationError(
                     f"`{self.objective}`: the condition {when!r} of `{path}` compares `{name}`, which is a list. "
                     "Compare a parameter with a single value."
                 )
+            return name
+
+        def resolve(when: When | WhenTrue) -> Condition:
+            if isinstance(when, WhenTrue):
+                return when.naming(functools.partial(find, when))
+            name = find(when, when.parameter)
+            declared = self._paths.get(name, UNDECLARED)
             values = tuple(each.__name__ if isinstance(each, type) else each for each in when.values)
             marker = declared.marker
             known: Sequence[Any] = ()

@@ -327,9 +327,20 @@ def test_optunas_names_of_suggestions_are_told_by_their_names_here():
 @pytest.mark.parametrize(
     ("marker", "signature"),
     [
-        (Float, "(low: 'float' = None, high: 'float' = None, step: 'float | None' = None, log: 'bool' = False)"),
-        (Integer, "(low: 'int' = None, high: 'int' = None, step: 'int' = 1, log: 'bool' = False)"),
-        (Category, "(choices: 'Iterable[Any] | Mapping[str, Any] | None' = None)"),
+        (
+            Float,
+            "(low: 'float' = None, high: 'float' = None, step: 'float | None' = None, log: 'bool' = False, *, "
+            "prior: 'Normal | Beta | None' = None)",
+        ),
+        (
+            Integer,
+            "(low: 'int' = None, high: 'int' = None, step: 'int' = 1, log: 'bool' = False, *, "
+            "prior: 'Normal | Beta | None' = None)",
+        ),
+        (
+            Category,
+            "(choices: 'Iterable[Any] | Mapping[str, Any] | None' = None, *, weights: 'Sequence[float] | None' = None)",
+        ),
     ],
 )
 def test_editors_and_help_show_the_arguments_of_a_marker(marker, signature):

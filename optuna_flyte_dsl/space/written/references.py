@@ -42,6 +42,11 @@ class References:
             name = f"{where} #{number}"
         raise AssertionError
 
+    def has(self, name: Any) -> bool:
+        """Return whether the collected objects have a name."""
+        path = str(name).partition(":")[2]
+        return name in self._objects or (bool(path) and any(key.partition(":")[2] == path for key in self._objects))
+
     def find(self, name: Any) -> Any:
         """Return the object that has a name.
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError, InvalidSpaceError
-from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When
+from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When, WhenTrue
 from optuna_flyte_dsl.space.conversion import is_numpy_scalar
 from optuna_flyte_dsl.space.markers import Category, Fixed, Float, Integer, Ordinal, Repeated, Suggestion
+from optuna_flyte_dsl.space.priors import Beta, Normal
 from optuna_flyte_dsl.space.records import fields_of
 from optuna_flyte_dsl.space.written.references import References
 
@@ -34,7 +35,11 @@ _NEEDED: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(("category", "ordinal"), frozenset({"choices"})),
     "list": frozenset({"item", "length"}),
 }
-_FURTHER: Mapping[str, frozenset[str]] = dict.fromkeys(("float", "integer"), frozenset({"step", "log"}))
+_FURTHER: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("float", "integer"), frozenset({"step", "log", "prior"})),
+    **dict.fromkeys(("category", "ordinal"), frozenset({"weights"})),
+}
+PRIORS: Mapping[str, type[Normal | Beta]] = {"normal": Normal, "beta": Beta}
 
 
 class Writer:
@@ -90,6 +95,9 @@ class Writer:
                 for name in ("low", "high", "step", "log"):
                     if (given := getattr(marker, name)) != getattr(usual, name) or name in ("low", "high"):
                         written[name] = given
+                if marker.prior is not None:
+                    kind = next(kind for kind, each in PRIORS.items() if each is type(marker.prior))
+                    written["prior"] = {"kind": kind, **dataclasses.asdict(marker.prior)}
             case Repeated():
                 written |= {"item": self.marker(marker.item, where), "length": marker.length}
             case Category():
@@ -99,6 +107,8 @@ class Writer:
                 places = [f"{where}: {label}" for label in labels]
                 choices = list(map(self.value, marker.choices, places))
                 written["choices"] = dict(zip(labels, choices, strict=True)) if is_named else choices
+                if marker.weights is not None:
+                    written["weights"] = list(marker.weights)
         return written
 
     def condition(self, condition: Condition, where: str) -> dict[str, Any]:
@@ -114,6 +124,9 @@ class Writer:
                 if condition.values:
                     written["values"] = [self.value(value, where) for value in condition.values]
                 return written | condition.bounds
+            case WhenTrue():
+                function = self.references.name_of(condition.function, f"{where}: when")
+                return {"function": function, "parameters": dict(condition.parameters)}
         raise AssertionError(condition)
 
 
@@ -183,6 +196,8 @@ class Reader:
         if "choices" in given:
             given["choices"] = self.value(given["choices"], where)
         try:
+            if given.get("prior") is not None:
+                given["prior"] = self._prior(given["prior"], where)
             return MARKERS[kind](**given)
         except (InvalidMarkerError, InvalidMarkerTypeError) as error:
             raise InvalidSpaceError(f"The space: `{where}`: {error}") from error
@@ -201,6 +216,8 @@ class Reader:
         if "not" in given:
             check_keys(given, {"not"}, where)
             return NotThat(self.condition(given["not"], where))
+        if "function" in given:
+            return self._function_condition(given, where)
         check_keys(given, {"parameter", "values", "gt", "ge", "lt", "le"}, where)
         values = self.value(given.pop("values", []), where)
         if not isinstance(values, list):
@@ -209,6 +226,35 @@ class Reader:
             return When(given.pop("parameter", ""), *values, **given)
         except (InvalidMarkerError, InvalidMarkerTypeError, TypeError) as error:
             raise InvalidSpaceError(f"The space: `{where}`: {error}") from error
+
+    def _function_condition(self, data: Mapping[str, Any], where: str) -> Condition:
+        check_keys(data, {"function", "parameters"}, where)
+        parameters = mapping(data.get("parameters", {}), where, "`parameters`")
+        # A file may not choose a function that is called.
+        if not self.references.has(data["function"]):
+            raise InvalidSpaceError(
+                f"The space: `{where}`: the condition's function must be one of the objective's own conditions, but "
+                f"got {shown(data['function'])}. Give the objective that has it, as in `SearchSpace.from_dict(data, "
+                "train)`."
+            )
+        try:
+            return WhenTrue(self.references.find(data["function"]), **parameters)
+        except (InvalidMarkerError, InvalidMarkerTypeError) as error:
+            raise InvalidSpaceError(f"The space: `{where}`: {error}") from error
+
+    def _prior(self, data: Any, where: str) -> Normal | Beta:
+        given = dict(mapping(data, where, "`prior`"))
+        kind = given.pop("kind", None)
+        if not isinstance(kind, str) or kind not in PRIORS:
+            raise InvalidSpaceError(
+                f"The space: `{where}`: the `kind` of `prior` must be one of {', '.join(PRIORS)}, but got "
+                f"{shown(kind)}.{did_you_mean(str(kind), PRIORS)}"
+            )
+        names = {field.name for field in dataclasses.fields(PRIORS[kind])}
+        check_keys(given, names, where)
+        if missing := names - given.keys():
+            raise InvalidSpaceError(f"The space: `{where}`: a prior of the kind {kind} needs {listed_keys(missing)}.")
+        return PRIORS[kind](**given)
 
     def _member(self, name: str) -> enum.Enum:
         kind, _, member = name.rpartition(".")
