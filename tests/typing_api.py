@@ -9,17 +9,20 @@ import optuna
 from optuna.storages import InMemoryStorage
 
 from optuna_flyte_dsl import (
+    Beta,
     Category,
     Fixed,
     Float,
     Integer,
     Maximize,
     Minimize,
+    Normal,
     Optimized,
     Optimizer,
     Ordinal,
     SearchSpace,
     Suggestion,
+    WhenTrue,
     optimize,
     suggest,
 )
@@ -86,6 +89,16 @@ def typed(
     booster: Annotated[Literal["gbtree", "dart"], Category()], rate: Annotated[float, Float(log=True, low=0.1, high=1)]
 ) -> float:
     return rate
+
+
+@optimize(n_trials=3)
+def with_priors(
+    lr: Annotated[float, Float(1e-5, 1e-1, log=True, prior=Normal(1e-3, 3))],
+    depth: Annotated[int, Integer(1, 8, prior=Beta(2, 5))],
+    kernel: Annotated[str, Category(["rbf", "linear"], weights=[3, 1])],
+    gamma: Annotated[float, Float(0, 1), WhenTrue(lambda depth, kernel: depth > 3 and kernel == "rbf")] = 0.0,
+) -> float:
+    return lr * depth * gamma
 
 
 class Workflow:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, NotThat, When
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Suggestion
+from optuna_flyte_dsl.space.priors import Beta, Normal
 from optuna_flyte_dsl.space.search_space import SearchSpace
 
 _TEXTS = ("a", "b", "c", "d")
@@ -95,11 +96,15 @@ def _field(draw: st.DrawFn, name: str, most: int, depth: int) -> _Field:
     match draw(st.sampled_from(kinds)):
         case "integer":
             low = draw(st.integers(0, 9))
-            marker: Suggestion = Integer(low, low + draw(st.integers(1, 9)))
+            prior = draw(st.sampled_from([None, Normal(low, 2.5), Beta(2, 0.5)]))
+            marker: Suggestion = Integer(low, low + draw(st.integers(1, 9)), prior=prior)
             return _Field(Annotated[int, marker], empty, When(name, ge=low + 1))
         case "category":
             choices = _TEXTS[: draw(st.integers(2, len(_TEXTS)))]
-            return _Field(Annotated[str, Category(choices)], empty, When(name, *choices[1:3][: len(choices) - 1]))
+            weights = draw(st.none() | st.just([index + 0.5 for index in range(len(choices))]))
+            return _Field(
+                Annotated[str, Category(choices, weights=weights)], empty, When(name, *choices[1:3][: len(choices) - 1])
+            )
         case "float":
             low = draw(st.integers(1, 9))
             marker = Float(low, low + draw(st.integers(1, 99)), log=draw(st.booleans()))
