@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from optuna_flyte_dsl._compat import flytekit as flytekit_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
-from optuna_flyte_dsl._compat import optuna_database, optuna_grpc
+from optuna_flyte_dsl._compat import optuna_database, optuna_grpc, optuna_journal
 from optuna_flyte_dsl.engines.remote_trial.client import _TokenSender
 from optuna_flyte_dsl.sampling.auto_sampler import has_gp
 from tests.support.flyteadmin import FlyteAdmin
@@ -148,6 +148,38 @@ def test_trials_in_a_database_are_made_read_and_written_in_few_statements(tmp_pa
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         optuna_database.write_together(database, ids[0], {}, {"a": 2}, {})
     database.engine.dispose()
+
+
+def test_a_journal_writes_what_was_gathered_of_a_trial_at_once(tmp_path):
+    written = []
+
+    class Counting(JournalFileBackend):
+        def append_logs(self, logs):
+            super().append_logs(logs)
+            written.append(len(logs))
+
+    storage = optuna_journal.GatheringJournalStorage(Counting(str(tmp_path / "s.journal")))
+    study = optuna.create_study(storage=storage)
+    for ends_early in (False, True):
+        trial = study.ask()
+        number = optuna_names.trial_id(trial)
+        storage.gather(number)
+        trial.suggest_float("x", 0, 1)
+        trial.suggest_int("n", 1, 9)
+        trial.set_user_attr("a", 1)
+        with pytest.raises(TypeError):
+            trial.set_user_attr("b", object())
+        written.clear()
+        if not ends_early:
+            storage.write(number)
+            assert written == [3]
+        study.tell(trial, 1.0)
+        assert written == ([4] if ends_early else [3, 1])
+        storage.write(number)
+        other = optuna.load_study(study_name=study.study_name, storage=JournalStorage(storage._backend))
+        assert other.trials[-1].params == trial.params
+        assert other.trials[-1].user_attrs == {"a": 1}
+        assert other.trials[-1].state is optuna.trial.TrialState.COMPLETE
 
 
 def test_enqueued_parameters_can_be_read_and_set(study):

@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._compat.optuna_journal import GatheringJournalStorage
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._offload import offload
@@ -185,13 +186,13 @@ class DurableStorage(Proxy):
 
     def gather(self, trial_id: int) -> None:
         """From now on, keep what is set for a trial until `write` stores it, if the storage can store all at once."""
-        if isinstance(self.__wrapped__, RememberingStorage):
+        if isinstance(self.__wrapped__, RememberingStorage | GatheringJournalStorage):
             self.__wrapped__.gather(trial_id)
 
     def write(self, trial_id: int) -> None:
         """Store what was set for a trial since `gather`."""
         storage = self.__wrapped__
-        if isinstance(storage, RememberingStorage):
+        if isinstance(storage, RememberingStorage | GatheringJournalStorage):
             self._self_durably(lambda: storage.write(trial_id))
 
     def adopt(self, trial: FrozenTrial) -> None:

@@ -161,6 +161,18 @@ class RememberingStorage(Proxy):
             self._self_unread.discard(trial_id)
             return _copied(study.trial(trial_id))
 
+    def get_trial_params(self, trial_id: int) -> dict[str, Any]:
+        """Return a trial's parameters."""
+        return self.get_trial(trial_id).params
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        """Return a trial's user attributes."""
+        return self.get_trial(trial_id).user_attrs
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """Return a trial's system attributes: samplers read them while they sample."""
+        return self.get_trial(trial_id).system_attrs
+
     def read_anew(self, trial_id: int) -> FrozenTrial:
         """Return a trial as the database has it, for example to see whether another search has taken it over."""
         trial = self._self_database.get_trial(trial_id)

@@ -11,11 +11,12 @@ import random
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._compat.optuna import create_missing_indexes
+from optuna_flyte_dsl._compat.optuna_journal import GatheringJournalStorage
 from optuna_flyte_dsl._foreign_errors import is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl._text import nearest, shown
@@ -142,7 +143,7 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
             )
     path = path.absolute()  # a trial may change the working directory
     lock = FileLock(path) if fcntl is not None else JournalFileOpenLock(str(path))
-    return JournalStorage(_Journal(str(path), lock_obj=lock))
+    return GatheringJournalStorage(_Journal(str(path), lock_obj=lock))
 
 
 class _Journal(JournalFileBackend):

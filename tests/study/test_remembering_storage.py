@@ -223,6 +223,23 @@ def test_a_write_is_repeated_without_harm(databases, monkeypatch):
     assert storage.read_anew(trial).user_attrs == {"a": 1}
 
 
+def test_what_was_gathered_can_be_read_before_it_is_written(databases):
+    """A sampler reads the system attributes that it has set for the trial."""
+    searches = Searches(databases)
+    storage = searches.storages[0]
+    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    storage.set_trial_param(trial, "x", 0.25, SPACE["x"])
+    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    storage.gather(trial)
+    storage.set_trial_param(trial, "x", 0.5, SPACE["x"])
+    storage.set_trial_user_attr(trial, "a", 1)
+    storage.set_trial_system_attr(trial, "b", 2)
+    assert storage.get_trial_params(trial) == {"x": 0.5}
+    assert storage.get_trial_user_attrs(trial) == {"a": 1}
+    assert storage.get_trial_system_attrs(trial) == {"b": 2}
+    assert searches.truth.get_trial_system_attrs(trial) == {}
+
+
 def test_a_study_that_was_deleted_is_missing(databases):
     searches = Searches(databases)
     storage = searches.storages[0]
