@@ -3,20 +3,14 @@
 import errno
 import re
 import socket
+import sys
 from typing import Any
 
-import grpc
 from optuna.exceptions import StorageInternalError
 
 from optuna_flyte_dsl._text import text_of
 
-_PASSING_STATUSES = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.INTERNAL,
-)
+_PASSING_STATUSES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")
 _PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError")
 _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
 _SHUTDOWN_TEXTS = ("after interpreter shutdown", "at interpreter shutdown", "register atexit after shutdown")
@@ -70,13 +64,14 @@ _PASSING_STORE_ERRORS = re.compile(
 
 def is_storage_outage(error: BaseException) -> bool:
     """Return whether a storage's error may pass by itself: a lock, a full disk, a server that does not answer."""
-    if isinstance(error, grpc.RpcError):
+    grpc = sys.modules.get("grpc")  # the package takes long to import; without it, no error is one of gRPC's
+    if grpc is not None and isinstance(error, grpc.RpcError):
         code: Any = getattr(error, "code", None)
-        status = code() if callable(code) else None
+        status = getattr(code(), "name", None) if callable(code) else None
         # Optuna's gRPC storage proxy passes on the text of the error of the storage behind it, but not the class.
         if is_too_large(error):
             return False
-        behind = status is grpc.StatusCode.UNKNOWN and any(text in str(error) for text in _PASSING_TEXTS)
+        behind = status == "UNKNOWN" and any(text in str(error) for text in _PASSING_TEXTS)
         return status in _PASSING_STATUSES or behind
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         return is_storage_outage(error.__cause__)

@@ -8,14 +8,11 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
-from rich.errors import LiveError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
@@ -24,6 +21,9 @@ from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.search.outcome import one_line
 from optuna_flyte_dsl.study.attributes import ERROR
 from optuna_flyte_dsl.study.feasibility import is_feasible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass
@@ -144,6 +144,16 @@ class Bar:
     _taken = threading.Lock()  # a terminal shows one bar at a time
 
     def __init__(self, console: Console, tally: Tally) -> None:
+        # Loaded late: only a terminal shows a bar.
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -216,8 +226,13 @@ def _on_terminal() -> bool:
 
 
 def _choose(tally: Tally) -> Bar | Lines:
+    if not _on_terminal():
+        return Lines()
+    from rich.console import Console  # loaded late: only a terminal shows a bar
+    from rich.errors import LiveError
+
     console = Console(stderr=True)
-    if _on_terminal() and console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
+    if console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
         try:
             return Bar(console, tally)
         except LiveError:  # another display of rich's uses the terminal

@@ -29,7 +29,7 @@ def _talkative_optuna(_quiet_optuna):
 @pytest.fixture
 def terminal(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr("rich.console.Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
     monkeypatch.setattr(progress, "_on_terminal", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     return screen
@@ -100,7 +100,7 @@ def test_a_second_search_at_the_same_time_logs_lines(terminal, caplog):
 def test_where_rich_shows_something_else_lines_are_logged(terminal, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
     console = Console(file=terminal, force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr("rich.console.Console", lambda stderr: console)
     with Live("mine", console=console, auto_refresh=False):
         search()
     search()
