@@ -42,7 +42,7 @@ from optuna_flyte_dsl.study.warm_start import WarmStarter
 
 T = TypeVar("T")
 
-_TELLERS = 8
+_WRITERS = 8
 """How many threads store and tell trials in a database on a server. SQLAlchemy's pool has up to 15 connections."""
 
 
@@ -56,7 +56,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one search. Its study is used in the single thread `thread`."""
+    """The parts of one search. A single thread, `thread`, asks for its trials."""
 
     options: Options
     objective: Objective
@@ -192,8 +192,8 @@ class Assembly:
             return
         runner = self._make_runner(remote)
         many_calls = storage is not None and storage.takes_many_calls and not options.deterministic
-        n_tellers = min(options.concurrency, _TELLERS) if many_calls else 0
-        tellers = Threads(limit=n_tellers) if n_tellers > 1 else None
+        n_writers = min(options.concurrency, _WRITERS) if many_calls else 0
+        writers = Threads(limit=n_writers) if n_writers > 1 else None
         try:
             total = options.n_trials if has_total else left.n_trials + len(left.finished)
             tally = Tally(objective.name, total, study.directions, options.resume, is_kept(storage_of(study)))
@@ -228,7 +228,7 @@ class Assembly:
                     started=self.started,
                     commit=remote.commit if remote is not None and is_checkpointed else None,
                     thread=self.thread,
-                    tellers=tellers,
+                    writers=writers,
                 )
                 if remote is not None:
                     remote.attach(loop)
@@ -246,8 +246,8 @@ class Assembly:
                     trials.failure_log.close()
         finally:
             await finish(runner.close)
-            if tellers is not None:
-                await finish(tellers.close)
+            if writers is not None:
+                await finish(writers.close)
 
     def _warm_start(self, study: optuna.Study, storage: DurableStorage | None) -> None:
         source = self.options.warm_start

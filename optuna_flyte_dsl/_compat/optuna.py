@@ -145,8 +145,8 @@ class _SharedCache:
     Optuna clears a study's cache of trials only in the thread that asks and tells. In another thread, a suggestion
     would see an old history.
 
-    Optuna tests whether `cached_all_trials` is None, and then reads the attribute. In between, another thread may clear
-    the cache: the read finds what the test has found.
+    `Study._get_trials` tests whether `cached_all_trials` is None, and then reads it once more. In between, another
+    thread may clear the cache. So the second read of a thread returns what its first read has returned.
     """
 
     in_optimize_loop = False
@@ -158,8 +158,11 @@ class _SharedCache:
     @property
     def cached_all_trials(self) -> list[FrozenTrial] | None:
         found: list[FrozenTrial] | None = getattr(self._found, "trials", None)
-        self._found.trials = self._trials if found is None else None
-        return self._trials if found is None else found
+        if found is not None:
+            self._found.trials = None
+            return found
+        self._found.trials = found = self._trials
+        return found
 
     @cached_all_trials.setter
     def cached_all_trials(self, trials: list[FrozenTrial] | None) -> None:

@@ -1,10 +1,11 @@
 """Private names of Optuna's storage in a database."""
 
-import contextlib
+import functools
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -60,6 +61,16 @@ def read_states(
     return states
 
 
+def has_user_attr(database: RDBStorage, trial_id: int, key: str) -> bool:
+    """Return whether a trial has a user attribute, by a single statement without a transaction."""
+    import sqlalchemy
+    from optuna.storages._rdb.models import TrialUserAttributeModel as Attribute
+
+    statement = sqlalchemy.select(Attribute.key).where(Attribute.trial_id == trial_id, Attribute.key == key)
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        return connection.execute(statement).first() is not None
+
+
 def write_together(
     database: RDBStorage,
     trial_id: int,
@@ -78,13 +89,38 @@ def write_together(
         UpdateFinishedTrialError: If the trial has ended.
         KeyError: If there is no such trial.
     """
+    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+    write = functools.partial(_write_together, database, trial_id, params, user_attrs, system_attrs)
+    try:
+        try:
+            write()
+        except IntegrityError:  # some of the parameters are stored
+            write(some_are_stored=True)
+    except SQLAlchemyError as error:
+        raise StorageInternalError(f"The trial could not be stored: {error}") from error
+
+
+def _write_together(
+    database: RDBStorage,
+    trial_id: int,
+    params: Mapping[str, tuple[float, BaseDistribution]],
+    user_attrs: Mapping[str, Any],
+    system_attrs: Mapping[str, Any],
+    *,
+    some_are_stored: bool = False,
+) -> None:
     from optuna.storages._rdb import models
-    from sqlalchemy.exc import IntegrityError
+    from sqlalchemy import select
     from sqlalchemy.orm import Session
 
-    with contextlib.suppress(IntegrityError), Session(database.engine) as session, session.begin():
+    with Session(database.engine) as session, session.begin():
         trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session)
         database.check_trial_is_updatable(trial_id, trial.state)
+        if some_are_stored:
+            name_column = models.TrialParamModel.param_name
+            stored = set(session.scalars(select(name_column).where(models.TrialParamModel.trial_id == trial_id)))
+            params = {name: each for name, each in params.items() if name not in stored}
         session.add_all(
             models.TrialParamModel(
                 trial_id=trial_id,

@@ -26,22 +26,37 @@ class GatheringJournalStorage(JournalStorage):
 
     def write(self, trial_id: int) -> None:
         """Store what was set for a trial since `gather`. If that fails, the call can be repeated."""
-        logs = self._gathered.get(trial_id)
-        if logs:
-            with self._thread_lock:
-                self._backend.append_logs(logs)
+        with self._thread_lock:
+            self._write_gathered(trial_id)
+
+    def _write_gathered(self, trial_id: int) -> None:
+        logs = self._gathered.pop(trial_id, None)
+        if not logs:
+            return
+        try:
+            self._backend.append_logs(logs)
+        except BaseException:
+            self._gathered[trial_id] = logs
+            raise
+        # Each line may raise when it is read, if another process has ended the trial. None may be left to a later call.
+        error: Exception | None = None
+        read = -1
+        while read < self._replay_result.log_number_read:
+            read = self._replay_result.log_number_read
+            try:
                 self._sync_with_backend()
-        self._gathered.pop(trial_id, None)
+            except Exception as raised:  # noqa: BLE001 - raised below
+                error = error or raised
+        if error is not None:
+            raise error
 
     def _write_log(self, op_code: int, extra_fields: dict[str, Any]) -> None:
-        logs = self._gathered.get(extra_fields.get("trial_id", -1))
-        if logs is None:
-            super()._write_log(op_code, extra_fields)
+        trial_id = extra_fields.get("trial_id", -1)
+        if trial_id in self._gathered and op_code in _GATHERED:
+            json.dumps(extra_fields)  # what cannot be stored is refused now
+            log = {"op_code": op_code, "worker_id": self._replay_result.worker_id, **extra_fields}
+            self._gathered[trial_id].append(log)
             return
-        json.dumps(extra_fields)  # what cannot be stored is refused now
-        log = {"op_code": op_code, "worker_id": self._replay_result.worker_id, **extra_fields}
-        if op_code in _GATHERED:
-            logs.append(log)
-        else:  # it comes after what was gathered
-            self._backend.append_logs([*logs, log])
-            logs.clear()
+        if op_code == JournalOperation.SET_TRIAL_STATE_VALUES:  # it comes after what was gathered
+            self._write_gathered(trial_id)
+        super()._write_log(op_code, extra_fields)

@@ -151,12 +151,11 @@ class AskTell:
     def store(self, asked: AskedTrial) -> None:
         """Store the parameters of a trial that was asked for, if `stores_apart`."""
         assert self.storage is not None
-        with self._open.calling():
-            try:
-                self.storage.write(trial_id(asked.trial))
-            except Exception:
-                self.stopped = True
-                raise
+        try:
+            self.storage.write(trial_id(asked.trial))
+        except Exception:
+            self.stopped = True
+            raise
 
     def _next_trial(self) -> Trial | AskLater | None:
         self._stored = None
@@ -247,11 +246,30 @@ class AskTell:
 
     def tell(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Tell the study how a trial ended, and call the callbacks."""
-        with self._open.calling():
-            told = self._tell(asked.trial, outcome)
-            if told is not None:
-                with self._after_tell:
-                    self._note_told(told, outcome)
+        told = self._tell(asked.trial, outcome)
+        if told is not None:
+            with self._after_tell:
+                self._note_told(told, outcome)
+
+    def promise(
+        self, call: Callable[..., None], asked: AskedTrial, outcome: Outcome | None = None
+    ) -> Callable[[], None]:
+        """Return a call of `store` or `tell`, for another thread. The search's end waits until it was made.
+
+        Args:
+            outcome: For `tell`: how the trial ended. It is kept from now on.
+        """
+        if outcome is not None:
+            self._open.keep(asked.number, outcome)
+        self._open.begin_call()
+
+        def promised() -> None:
+            try:
+                call(asked) if outcome is None else call(asked, outcome)
+            finally:
+                self._open.end_call()
+
+        return promised
 
     def _tell(self, trial: Trial, outcome: Outcome) -> FrozenTrial | None:
         """Tell the study how a trial ended. Return the trial; `None` if another search runs it."""
@@ -264,8 +282,11 @@ class AskTell:
         with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
             self._store_details(trial, outcome)
         frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
-        if outcome.values is not None and self.storage is not None and LOST in frozen.user_attrs and not outcome.lost:
-            self._tell_late(frozen, outcome)
+        if outcome.values is not None and self.storage is not None and not outcome.lost:
+            # Another search that has taken this process for dead sets LOST, and then ends the trial.
+            is_lost = LOST in frozen.user_attrs
+            if is_lost or (self.has_quota and self.storage.has_unseen_attr(trial_id(trial), LOST)):
+                self._tell_late(frozen, outcome)
         self._open.remove(number)
         return frozen
 

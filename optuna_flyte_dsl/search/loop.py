@@ -44,7 +44,7 @@ class SearchLoop:
     _: KW_ONLY
     thread: Threads  # the single thread that asks for trials
     # The threads that store and tell trials; `None` if the thread that asks does so too.
-    tellers: Threads | None = None
+    writers: Threads | None = None
     n_trials: int  # the number of trials to run; in a resumed search, it may be less than `options.n_trials`
     initial_points: Sequence[Mapping[str, Any]] = ()
     started: float | None = None  # when the search was called, in the event loop's time; by default when it is run
@@ -53,8 +53,8 @@ class SearchLoop:
 
     def __post_init__(self) -> None:
         trials, options = self.trials, self.options
-        self._tellers = self.tellers or self.thread
-        trials.stores_apart = self.tellers is not None
+        self._writers = self.writers or self.thread
+        trials.stores_apart = self.writers is not None
         constraints = self.objective.returns.constraints
         self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught, constraints)
         self._timeout, self._trial_timeout = options.timeouts
@@ -179,7 +179,7 @@ class SearchLoop:
             if self.trials.is_quick:
                 self.trials.tell(asked, outcome)
             else:
-                await self._tellers.run(self.trials.tell, asked, outcome)
+                await self._writers.run(self.trials.promise(self.trials.tell, asked, outcome))
             self._found_none = False
             if self._order is not None:
                 self._order.told()
@@ -204,7 +204,7 @@ class SearchLoop:
             )
             if asked is not ASK_LATER:
                 if asked is not None and self.trials.stores_apart:
-                    await self._tellers.run(self.trials.store, asked)
+                    await self._writers.run(self.trials.promise(self.trials.store, asked))
                 return asked
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None
@@ -236,7 +236,7 @@ class SearchLoop:
             ):
                 return outcome
             reasons.append(outcome.reason or "")
-            await self._tellers.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))
+            await self._writers.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))
 
     async def _run_attempt(self, run: TrialRun, clock: TrialClock) -> Outcome:
         scope: asyncio.Timeout | None = None

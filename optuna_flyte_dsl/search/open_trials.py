@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -59,17 +59,16 @@ class OpenTrials:
         self._trials.pop(number, None)  # the event loop's thread may have removed the trial
         self._untold.pop(number, None)
 
-    @contextlib.contextmanager
-    def calling(self) -> Iterator[None]:
-        """Note that the body stores or tells a trial: `close` waits for its end."""
+    def begin_call(self) -> None:
+        """Note that a call which stores or tells a trial is about to be made: `close` waits for its end."""
         with self._call_ended:
             self._n_calls += 1
-        try:
-            yield
-        finally:
-            with self._call_ended:
-                self._n_calls -= 1
-                self._call_ended.notify_all()
+
+    def end_call(self) -> None:
+        """Note that the call has ended."""
+        with self._call_ended:
+            self._n_calls -= 1
+            self._call_ended.notify_all()
 
     def close(self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool) -> None:
         """Tell the study, at the end of a search, how all trials that are still open have ended.

@@ -28,9 +28,9 @@ class Category(Suggestion):
             the marker names them: `Annotated[Literal["a", "b"], Category()]`, a `bool`, or an Enum. A choice may hold
             markers, as in `Category({"svm": {"C": Float(0.1, 10)}, "forest": {"n_trees": Integer(10, 500)}})`. They
             are searched only in trials with that choice.
-        weights: How often each choice is expected to be the best one, as numbers above 0 in the order of the choices.
-            The first points of an `AutoSampler`, and points that a search draws at random, are drawn by them; by
-            default all choices are drawn equally often.
+        weights: How often each choice is expected to be the best one, as numbers from 0 on, one for each choice. The
+            first points of an `AutoSampler`, and points that a search draws at random, are drawn by them; by default
+            all choices are drawn equally often.
 
     Optuna can store `None`, `bool`, `int`, `float` and `str` in every storage, and warns of other choices. For choices
     that have names, Optuna stores the names: the keys of a dict, and the names of an Enum's members. Of choices without
@@ -38,7 +38,7 @@ class Category(Suggestion):
 
     Raises:
         InvalidMarkerError: If there is no choice, or two choices are equal (as `1`, `1.0` and `True` are); or if there
-            is not one weight above 0 for each choice.
+            is not one weight for each choice.
         InvalidMarkerTypeError: If `choices` is not an iterable of values, or is unordered, as a set is.
 
     >>> Category(["gbtree", "dart"]).choices
@@ -264,11 +264,12 @@ def _checked_weights(marker: str, weights: Any) -> tuple[float, ...]:
                 f"{marker}: each of the `weights` must be a number, but got {shown(each)}, of type "
                 f"{type(each).__name__}."
             )
-        if not 0 < float(each) < math.inf:
+        if not 0 <= float(each) < math.inf:
             raise InvalidMarkerError(
-                f"{marker}: each of the `weights` must be above 0 and finite, but got {shown(each)}. Drop the choice "
-                "that is never to be tried."
+                f"{marker}: each of the `weights` must be at least 0 and finite, but got {shown(each)}."
             )
+    if checked and not any(checked):
+        raise InvalidMarkerError(f"{marker}: one of the `weights` must be above 0, but got {shown(list(checked))}.")
     return checked
 
 

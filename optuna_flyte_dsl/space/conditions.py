@@ -206,8 +206,8 @@ class WhenTrue(Condition):
 
     Args:
         function: The function. The names of its parameters are those of the objective's parameters; inside a class,
-            they are looked for as those of a `When`. It must return the same for the same values, and change nothing. A
-            choice between classes is given to it as the name of the class.
+            they are looked for as those of a `When`. A parameter with a default keeps it. The function must return the
+            same for the same values, and change nothing. A choice between classes is given as the name of the class.
         **parameters: The path of a parameter, for a parameter of the function that has another name:
             `WhenTrue(is_deep, depth="config.depth")`.
 
@@ -239,7 +239,8 @@ class WhenTrue(Condition):
             taken = inspect.signature(function).parameters.values()
         except ValueError:  # a function of C code that has no signature
             taken = ()  # type: ignore[assignment]
-        names = [each.name for each in taken if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+        named = [each for each in taken if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+        names = [each.name for each in named]
         is_open = any(each.kind is each.VAR_KEYWORD for each in taken)
         for name, path in parameters.items():
             if not isinstance(path, str) or not path:
@@ -250,7 +251,7 @@ class WhenTrue(Condition):
                 raise InvalidMarkerError(
                     f"WhenTrue: the function has no parameter `{name}`; it has {', '.join(names) or 'none'}."
                 )
-        given = {name: name for name in names} | parameters
+        given = {each.name: each.name for each in named if each.default is each.empty} | parameters
         if not given:
             raise InvalidMarkerError("WhenTrue: the function must take the parameters that decide, but it takes none.")
         if positional := [each.name for each in taken if each.kind is each.POSITIONAL_ONLY]:
@@ -325,8 +326,13 @@ class AllOf(Combined):
     """The condition that all of its parts are true: `a & b`."""
 
     def holds(self, values: Mapping[str, Any]) -> bool | None:
-        found = [part.holds(values) for part in self.parts]
-        return False if False in found else None if None in found else True
+        is_unknown = False
+        for part in self.parts:  # a part behind one that is false may not be defined for the values
+            found = part.holds(values)
+            if found is False:
+                return False
+            is_unknown = is_unknown or found is None
+        return None if is_unknown else True
 
     def in_words(self) -> str:
         return " and ".join(_inner_words(part) for part in self.parts)
@@ -340,8 +346,13 @@ class AnyOf(Combined):
     """The condition that one of its parts is true: `a | b`."""
 
     def holds(self, values: Mapping[str, Any]) -> bool | None:
-        found = [part.holds(values) for part in self.parts]
-        return True if True in found else None if None in found else False
+        is_unknown = False
+        for part in self.parts:
+            found = part.holds(values)
+            if found:
+                return True
+            is_unknown = is_unknown or found is None
+        return None if is_unknown else False
 
     def in_words(self) -> str:
         return " or ".join(_inner_words(part) for part in self.parts)

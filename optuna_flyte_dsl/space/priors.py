@@ -15,6 +15,8 @@ from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.marker_calls import CheckedCall
 
 _SMALLEST = 2.0**-53  # the quantile of a normal distribution at 0 is minus infinity
+_NARROW = 1e-6
+_LARGEST_SHAPE = 10_000.0  # such a beta distribution is almost a single value
 _BISECTIONS = 60
 _TERMS = 60  # of the continued fraction; the number of terms grows with the root of the larger shape parameter
 
@@ -61,11 +63,11 @@ class Beta(Prior):
     """A beta distribution over the range of the parameter, or over its logarithm if that has `log=True`.
 
     Args:
-        alpha: The first shape parameter, above 0. Above 1, few values are near the lower bound.
-        beta: The second shape parameter, above 0. Above 1, few values are near the upper bound.
+        alpha: The first shape parameter, above 0, at most 10,000. Above 1, few values are near the lower bound.
+        beta: The second shape parameter, above 0, at most 10,000. Above 1, few values are near the upper bound.
 
     Raises:
-        InvalidMarkerError: If an argument is not above 0, or not finite.
+        InvalidMarkerError: If an argument is not above 0, or too large.
         InvalidMarkerTypeError: If an argument is not a number.
 
     >>> from optuna_flyte_dsl import Float
@@ -77,8 +79,13 @@ class Beta(Prior):
     beta: float
 
     def __post_init__(self) -> None:
-        _check_above_zero(self, "alpha", self.alpha)
-        _check_above_zero(self, "beta", self.beta)
+        for name, shape in (("alpha", self.alpha), ("beta", self.beta)):
+            _check_above_zero(self, name, shape)
+            if shape > _LARGEST_SHAPE:
+                raise InvalidMarkerError(
+                    f"Beta: `{name}` must be at most {_LARGEST_SHAPE:g}, but got {shown(shape)}. Fix the value, if it "
+                    "is that sure."
+                )
 
 
 def unused_priors(names: Iterable[str], sampler: str) -> str:
@@ -127,6 +134,8 @@ def place_of(prior: Normal | Beta, share: float, start: float, end: float, *, lo
     """
     if isinstance(prior, Normal):
         mean, std = (math.log(prior.mean), math.log(prior.std)) if log else (prior.mean, prior.std)
+        if end - start < _NARROW * std:
+            return share  # the density hardly changes over the range
         normal = NormalDist(mean, std)
         first, last = normal.cdf(start), normal.cdf(end)
         value = normal.inv_cdf(min(max(first + share * (last - first), _SMALLEST), 1 - _SMALLEST))

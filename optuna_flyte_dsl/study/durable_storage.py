@@ -174,6 +174,14 @@ class DurableStorage(Proxy):
         trial: FrozenTrial = self._self_durably(lambda: read(trial_id))
         return trial
 
+    def has_unseen_attr(self, trial_id: int, key: str) -> bool:
+        """Return whether another process has given a trial a user attribute that this process does not know of."""
+        storage = self.__wrapped__
+        if not isinstance(storage, RememberingStorage):
+            return False
+        found: bool = self._self_durably(lambda: storage.has_user_attr(trial_id, key))
+        return found
+
     def share(self, *trial_ids: int) -> None:
         """Note that other processes write to some trials, so that what this process remembers of them may be old."""
         if isinstance(self.__wrapped__, RememberingStorage):
@@ -235,6 +243,10 @@ class DurableStorage(Proxy):
         if state is TrialState.RUNNING:
             self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, owner.evidence))
 
+        is_new = trial_id not in self._self_mine
+        if state is TrialState.RUNNING:
+            self._self_mine.add(trial_id)  # before it runs: meanwhile another thread may look for spares
+
         def set_state(is_repeated: bool) -> bool:
             try:
                 done = bool(storage.set_trial_state_values(trial_id, state, values))
@@ -252,9 +264,10 @@ class DurableStorage(Proxy):
         if state is not TrialState.RUNNING:
             owner.running.discard(trial_id)
         elif done:
-            self._self_mine.add(trial_id)
             owner.running.add(trial_id)
         else:  # another search has acquired the trial
+            if is_new:
+                self._self_mine.discard(trial_id)
             with contextlib.suppress(UpdateFinishedTrialError):
                 self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, None))
         return done

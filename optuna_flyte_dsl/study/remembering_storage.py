@@ -143,7 +143,8 @@ class RememberingStorage(Proxy):
                 if not any(state in states for state in TrialState if state.is_finished()):
                     trials = sorted(map(study.trial, study.unfinished), key=_NUMBER)
                 trials = [trial for trial in trials if trial.state in states]
-            return copy.deepcopy(trials) if deepcopy else list(trials)
+            trials = list(trials)
+        return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial. Of a trial that only this storage object changes, no more than its state is read."""
@@ -181,6 +182,16 @@ class RememberingStorage(Proxy):
                 self._self_merge(study, [trial])
         return _copied(trial)
 
+    def has_user_attr(self, trial_id: int, key: str) -> bool:
+        """Return whether a trial has a user attribute that another process may have set."""
+        if not sql.has_user_attr(self._self_database, trial_id, key):
+            return False
+        trial = self._self_database.get_trial(trial_id)
+        with self._self_lock:
+            if (study := self._self_study_of.get(trial_id)) is not None:
+                study.put(trial)
+        return True
+
     def share(self, *trial_ids: int) -> None:
         """Read some trials anew at each look from now on, because other processes write to them."""
         with self._self_lock:
@@ -198,7 +209,8 @@ class RememberingStorage(Proxy):
         created.system_attrs = {key: _as_stored(value) for key, value in created.system_attrs.items()}
         with self._self_lock:
             study = self._self_study_of[trial_id] = self._self_studies[study_id]
-            if created.number == len(study.trials):  # nobody else has made a trial since the last look
+            last = study.trials[-1].number if study.trials else -1
+            if created.number == last + 1:  # nobody else has made a trial since the last look
                 study.newest = max(study.newest, trial_id)
             if created.state is TrialState.RUNNING:
                 study.own.add(trial_id)
@@ -295,6 +307,10 @@ class RememberingStorage(Proxy):
     def gather(self, trial_id: int) -> None:
         """From now on, keep what is set for a trial, until `write` stores all of it in one transaction."""
         self._self_batches[trial_id] = _Batch()
+        with self._self_lock:  # an adopted trial is this search's own from now on
+            study = self._self_study_of.get(trial_id)
+            if study is not None and study.trial(trial_id).state is TrialState.RUNNING:
+                study.own.add(trial_id)
 
     def write(self, trial_id: int) -> None:
         """Store what was set for a trial since `gather`. If that fails, the call can be repeated."""

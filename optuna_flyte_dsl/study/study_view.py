@@ -1,5 +1,7 @@
 """Views of a study: objects with the study's trials, but with another storage object, sampler, or `stop` method."""
 
+import asyncio
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Sequence
@@ -47,11 +49,26 @@ class _AnnouncingSampler(Proxy):
             params: dict[str, Any] = self.__wrapped__.sample_relative(study, trial, search_space)
             return params
 
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        # An async objective suggests in the event loop, which must not wait.
+        with contextlib.nullcontext() if _in_event_loop() else self._self_lock:
+            return self.__wrapped__.sample_independent(study, trial, param_name, param_distribution)
+
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         with self._self_lock:
             self.__wrapped__.after_trial(study, trial, state, values)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def view_of(

@@ -89,6 +89,20 @@ class Config:
     rate: Annotated[float, Float(0, 1), WhenTrue(lambda depth, kind: depth > 2 and kind == "b")] = math.pi
 
 
+def test_a_part_that_guards_another_one_is_asked_first():
+    def divides(n: int, whole: int = 10) -> bool:
+        return whole % n == 0
+
+    guarded = When("n", gt=0) & WhenTrue(divides)
+    assert [guarded.holds({"n": n}) for n in (0, 2, 3)] == [False, True, False]
+    either = When("n", le=0) | WhenTrue(divides)
+    assert [either.holds({"n": n}) for n in (0, 2, 3)] == [True, True, False]
+    assert (When("m", 1) & When("n", 2)).holds({"n": 1}) is False
+    assert (When("m", 1) | When("n", 2)).holds({"n": 1}) is None
+    assert guarded.names == {"n"}
+    assert WhenTrue(divides, whole="m").names == {"n", "m"}
+
+
 def test_names_are_looked_for_in_the_class_first_and_then_further_out():
     def train(config: Config, kind: Category(["a", "b"])) -> float:
         return 1.0
