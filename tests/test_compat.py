@@ -144,9 +144,16 @@ def test_trials_in_a_database_are_made_read_and_written_in_few_statements(tmp_pa
         optuna_database.write_together(database, ids[0], {"x": (0.5, x)}, {"a": 1}, {"b": 2})
     assert study.trials[0].params == {"x": 0.5}
     assert (study.trials[0].user_attrs, study.trials[0].system_attrs) == ({"a": 1}, {"b": 2})
+    optuna_database.write_together(database, ids[0], {"x": (0.5, x), "y": (0.25, x)}, {"a": 3}, {})
+    assert study.trials[0].params == {"x": 0.5, "y": 0.25}
+    assert study.trials[0].user_attrs == {"a": 3}
+    assert optuna_database.has_user_attr(database, ids[0], "a")
+    assert not optuna_database.has_user_attr(database, ids[0], "b")
     study.tell(0, 1.0)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         optuna_database.write_together(database, ids[0], {}, {"a": 2}, {})
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        optuna_database.write_together(database, ids[1], {"z": (object(), x)}, {}, {})
     database.engine.dispose()
 
 
@@ -180,6 +187,26 @@ def test_a_journal_writes_what_was_gathered_of_a_trial_at_once(tmp_path):
         assert other.trials[-1].params == trial.params
         assert other.trials[-1].user_attrs == {"a": 1}
         assert other.trials[-1].state is optuna.trial.TrialState.COMPLETE
+
+
+def test_what_a_journal_refuses_is_refused_once(tmp_path):
+    """Another process may end a trial while it is sampled. Each of its lines is then refused when it is read."""
+    path = str(tmp_path / "s.journal")
+    storage = optuna_journal.GatheringJournalStorage(JournalFileBackend(path))
+    study = optuna.create_study(storage=storage, study_name="s")
+    other = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(path)))
+    healthy, ended = study.ask(), study.ask()
+    storage.gather(optuna_names.trial_id(ended))
+    ended.suggest_float("x", 0, 1)
+    ended.suggest_float("y", 0, 1)
+    ended.set_user_attr("a", 1)
+    other.tell(ended.number, state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        storage.write(optuna_names.trial_id(ended))
+    storage.write(optuna_names.trial_id(ended))
+    healthy.suggest_float("x", 0, 1)
+    study.tell(healthy, 1.0)
+    assert [each.state.name for each in other.trials] == ["COMPLETE", "FAIL"]
 
 
 def test_enqueued_parameters_can_be_read_and_set(study):

@@ -210,7 +210,7 @@ class RememberingStorage(Proxy):
         with self._self_lock:
             study = self._self_study_of[trial_id] = self._self_studies[study_id]
             last = study.trials[-1].number if study.trials else -1
-            if created.number == last + 1:  # nobody else has made a trial since the last look
+            if created.number == len(study.trials) == last + 1:  # no trial of another search is missing
                 study.newest = max(study.newest, trial_id)
             if created.state is TrialState.RUNNING:
                 study.own.add(trial_id)

@@ -218,9 +218,45 @@ def test_a_write_is_repeated_without_harm(databases, monkeypatch):
         patch.setattr(RememberingStorage, "_self_write", lose_the_answer)
         with pytest.raises(OSError):
             storage.write(trial)
-    storage.write(trial)
+    storage.set_trial_user_attr(trial, "b", 2)  # it is written with what is written again
+    storage.set_trial_state_values(trial, TrialState.FAIL)
     assert storage.read_anew(trial).params == {"x": 0.5} == storage.get_trial(trial).params
-    assert storage.read_anew(trial).user_attrs == {"a": 1}
+    assert storage.read_anew(trial).user_attrs == {"a": 1, "b": 2} == storage.get_trial(trial).user_attrs
+
+
+def test_an_attribute_that_another_search_has_just_set_is_found(databases):
+    searches = Searches(databases)
+    storage, other = searches.storages
+    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    assert not storage.has_user_attr(trial, "lost")
+    other.set_trial_user_attr(trial, "lost", True)
+    storage.set_trial_state_values(trial, TrialState.COMPLETE, [1.0])
+    assert storage.get_trial(trial).user_attrs == {}
+    assert storage.has_user_attr(trial, "lost")
+    assert storage.get_trial(trial).user_attrs == {"lost": True}
+
+
+def test_no_trial_is_hidden_by_those_that_several_threads_make(databases):
+    """A trial of another search has a number between those of two trials of this search."""
+    searches = Searches(databases)
+    storage, other = searches.storages
+    running = create_trial(state=TrialState.RUNNING)
+    storage.create_new_trial(searches.study, running)
+    other.create_new_trial(searches.study, running)
+    storage.create_new_trial(searches.study, running)
+    storage.create_new_trial(searches.study, running)
+    assert [each.number for each in storage.get_all_trials(searches.study)] == [0, 1, 2, 3]
+
+
+def test_an_adopted_trial_keeps_what_is_gathered_for_it(databases):
+    searches = Searches(databases)
+    storage, other = searches.storages
+    trial = other.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    storage.get_all_trials(searches.study)
+    storage.gather(trial)
+    storage.set_trial_system_attr(trial, "a", 1)
+    storage.get_all_trials(searches.study)
+    assert storage.get_trial(trial).system_attrs == {"a": 1}
 
 
 def test_what_was_gathered_can_be_read_before_it_is_written(databases):
