@@ -37,7 +37,8 @@ from optuna_flyte_dsl.errors import (
 )
 from optuna_flyte_dsl.optimizer import Optimizer
 from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
-from optuna_flyte_dsl.space.conditions import Condition, When, WhenTrue
+from optuna_flyte_dsl.space.conditions import Condition, When
+from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import (
     Category,
     Constraint,

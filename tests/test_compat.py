@@ -157,6 +157,15 @@ def test_trials_in_a_database_are_made_read_and_written_in_few_statements(tmp_pa
     database.engine.dispose()
 
 
+def test_the_number_of_good_trials_of_a_tpe_can_be_set():
+    asked = []
+    sampler = optuna.samplers.TPESampler(seed=1, n_startup_trials=5)
+    optuna_names.set_number_of_good_trials(sampler, lambda number: asked.append(number) or 2)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=8)
+    assert asked[0] == 5
+
+
 def test_a_journal_writes_what_was_gathered_of_a_trial_at_once(tmp_path):
     written = []
 

@@ -134,7 +134,7 @@ OTHERS_PRIVATE_ATTRIBUTES = {
         "space._check_conditions",
         "space._tree",
     },
-    "references.py": {"others._objects"},
+    "references.py": {"others._conditions", "others._objects"},
     "session_attributes.py": {"instance._assigned_session", "instance._session"},
     "simulation.py": {"changed._session", "search._separate"},
 }

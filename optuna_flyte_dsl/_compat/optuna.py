@@ -3,11 +3,11 @@
 import copy
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.samplers import GridSampler
+from optuna.samplers import GridSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -107,6 +107,14 @@ def gp_knows_running_trials() -> bool:
     from optuna._gp import acqf
 
     return hasattr(acqf, "qLogEI")
+
+
+def set_number_of_good_trials(sampler: TPESampler, number: Callable[[int], int]) -> None:
+    """Set how many trials a TPESampler takes for good ones, as a function of the number of trials.
+
+    Optuna has deprecated the argument `gamma`, which does the same.
+    """
+    sampler._gamma = number
 
 
 def grid_size(sampler: GridSampler) -> int:

@@ -133,11 +133,14 @@ class AskTell:
             if isinstance(trial, Trial):
                 self._open.add(trial)
                 self._check_alone()
-                if self.storage is not None:
-                    self.storage.gather(trial_id(trial))
-                asked = self._sample(trial)
-                if self.storage is not None and not self.stores_apart:
-                    self.storage.write(trial_id(trial))
+                try:
+                    asked = self._sample_and_write(trial)
+                except UpdateFinishedTrialError:
+                    if self.storage is None:
+                        raise
+                    logger.warning("Trial %d was ended by another process before it was run.", trial.number)
+                    self._open.remove(trial.number)
+                    return self.ask()
                 if self.storage is not None:  # Optuna copies all attributes at each look
                     asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
                 return asked
@@ -148,11 +151,20 @@ class AskTell:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
             raise
 
+    def _sample_and_write(self, trial: Trial) -> AskedTrial:
+        if self.storage is not None:
+            self.storage.gather(trial_id(trial))
+        asked = self._sample(trial)
+        if self.storage is not None and not self.stores_apart:
+            self.storage.write(trial_id(trial))
+        return asked
+
     def store(self, asked: AskedTrial) -> None:
         """Store the parameters of a trial that was asked for, if `stores_apart`."""
         assert self.storage is not None
         try:
-            self.storage.write(trial_id(asked.trial))
+            with contextlib.suppress(UpdateFinishedTrialError):  # the trial is left as another process has ended it
+                self.storage.write(trial_id(asked.trial))
         except Exception:
             self.stopped = True
             raise
@@ -274,6 +286,8 @@ class AskTell:
     def _tell(self, trial: Trial, outcome: Outcome) -> FrozenTrial | None:
         """Tell the study how a trial ended. Return the trial; `None` if another search runs it."""
         number = trial.number
+        if self.storage is not None and self.objective.takes_trial:
+            self.storage.share(trial_id(trial))  # the objective may have reported from another process
         self._open.keep(number, outcome)  # before the storage is asked for anything: it may be silent
         if outcome.state is TrialState.FAIL and outcome.fatal is None and self.is_taken_over(trial):
             logger.warning("Trial %d of `%s` is left to another search, which runs it.", number, self.objective.name)
@@ -281,7 +295,13 @@ class AskTell:
             return None
         with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
             self._store_details(trial, outcome)
-        frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=self.storage is not None)
+        is_kept = self.storage is not None
+        try:
+            frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=is_kept)
+        except UpdateFinishedTrialError:  # another process has just ended the trial
+            if not is_kept:
+                raise
+            frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
         if outcome.values is not None and self.storage is not None and not outcome.lost:
             # Another search that has taken this process for dead sets LOST, and then ends the trial.
             is_lost = LOST in frozen.user_attrs

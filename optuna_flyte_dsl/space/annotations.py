@@ -14,7 +14,8 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space import conversion
 from optuna_flyte_dsl.space.completion import completed
-from optuna_flyte_dsl.space.conditions import Condition, WhenTrue, both
+from optuna_flyte_dsl.space.conditions import Condition, both
+from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import Category, Fixed, Number, Suggestion
 
 NO_TYPE = inspect.Parameter.empty

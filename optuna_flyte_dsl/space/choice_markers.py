@@ -8,7 +8,6 @@ import types
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -16,6 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.number_markers import Integer
+from optuna_flyte_dsl.space.priors import plain_number
 from optuna_flyte_dsl.space.suggestion import Suggestion, holds_marker
 
 
@@ -257,17 +257,9 @@ def _checked_weights(marker: str, weights: Any) -> tuple[float, ...]:
         raise InvalidMarkerTypeError(
             f"{marker}: `weights` must be a list of numbers, but got {shown(weights)}. Write `weights=[3, 1]`."
         )
-    checked: tuple[Any, ...] = tuple(weights)
-    for each in checked:
-        if isinstance(each, bool) or not isinstance(each, Real):
-            raise InvalidMarkerTypeError(
-                f"{marker}: each of the `weights` must be a number, but got {shown(each)}, of type "
-                f"{type(each).__name__}."
-            )
-        if not 0 <= float(each) < math.inf:
-            raise InvalidMarkerError(
-                f"{marker}: each of the `weights` must be at least 0 and finite, but got {shown(each)}."
-            )
+    checked = tuple(plain_number(marker, "weights", each) for each in weights)
+    if negative := [each for each in checked if each < 0]:
+        raise InvalidMarkerError(f"{marker}: each of the `weights` must be at least 0, but got {negative[0]}.")
     if checked and not any(checked):
         raise InvalidMarkerError(f"{marker}: one of the `weights` must be above 0, but got {shown(list(checked))}.")
     return checked

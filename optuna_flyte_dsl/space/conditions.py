@@ -1,20 +1,22 @@
-"""Conditions under which a parameter is active: `When`, `WhenTrue`, and their combinations by `&`, `|` and `~`."""
+"""Conditions under which a parameter is active: `When`, and the combinations of conditions by `&`, `|` and `~`."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
 from optuna_flyte_dsl.space.choice_markers import same
 from optuna_flyte_dsl.space.marker_calls import CheckedCall
 from optuna_flyte_dsl.space.suggestion import Suggestion
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.space.function_condition import WhenTrue
 
 _BOUNDS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "gt": (">", lambda value, bound: value > bound),
@@ -197,116 +199,6 @@ class When(Condition):
         return f"When({', '.join([repr(self.parameter), *map(_value_text, self.values), *bounds])})"
 
 
-@dataclass(frozen=True, repr=False, init=False, eq=False)
-class WhenTrue(Condition):
-    """The condition that a function of other parameters returns true: `WhenTrue(lambda depth: depth % 2 == 0)`.
-
-    A parameter whose annotation holds a `WhenTrue` is active only if all parameters of the function are active, and the
-    function returns something true. `When` says more to readers and to other programs, so use it where it suffices.
-
-    Args:
-        function: The function. The names of its parameters are those of the objective's parameters; inside a class,
-            they are looked for as those of a `When`. A parameter with a default keeps it. The function must return the
-            same for the same values, and change nothing. A choice between classes is given as the name of the class.
-        **parameters: The path of a parameter, for a parameter of the function that has another name:
-            `WhenTrue(is_deep, depth="config.depth")`.
-
-    Raises:
-        InvalidMarkerError: If the function has no parameter, or lacks one that is named.
-        InvalidMarkerTypeError: If it is no function, or a path is not a str.
-
-    >>> from typing import Annotated
-    >>> from optuna_flyte_dsl import Float, Integer, SearchSpace
-    >>> def fit(
-    ...     depth: Integer(1, 8),
-    ...     width: Integer(1, 64),
-    ...     dropout: Annotated[float, Float(0, 0.5), WhenTrue(lambda depth, width: depth * width > 64)] = 0.0,
-    ... ) -> float: ...
-    >>> SearchSpace.of(fit).contains({"depth": 1, "width": 64, "dropout": 0.0})
-    True
-    """
-
-    function: Callable[..., Any]
-    parameters: Mapping[str, str]  # for each parameter of the function, the path of the parameter of the objective
-
-    def __init__(self, function: Callable[..., Any], /, **parameters: str) -> None:
-        if not callable(function) or isinstance(function, type):
-            raise InvalidMarkerTypeError(
-                f"WhenTrue: it takes a function, but got {shown(function)}. Write "
-                "`WhenTrue(lambda depth, width: depth * width > 64)`."
-            )
-        try:
-            taken = inspect.signature(function).parameters.values()
-        except ValueError:  # a function of C code that has no signature
-            taken = ()  # type: ignore[assignment]
-        named = [each for each in taken if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
-        names = [each.name for each in named]
-        is_open = any(each.kind is each.VAR_KEYWORD for each in taken)
-        for name, path in parameters.items():
-            if not isinstance(path, str) or not path:
-                raise InvalidMarkerTypeError(
-                    f"WhenTrue: `{name}` must be the name of a parameter, but got {shown(path)}."
-                )
-            if name not in names and not is_open:
-                raise InvalidMarkerError(
-                    f"WhenTrue: the function has no parameter `{name}`; it has {', '.join(names) or 'none'}."
-                )
-        given = {each.name: each.name for each in named if each.default is each.empty} | parameters
-        if not given:
-            raise InvalidMarkerError("WhenTrue: the function must take the parameters that decide, but it takes none.")
-        if positional := [each.name for each in taken if each.kind is each.POSITIONAL_ONLY]:
-            raise InvalidMarkerError(
-                f"WhenTrue: the function is called with names, but `{positional[0]}` has none. Drop the `/`."
-            )
-        object.__setattr__(self, "function", function)
-        object.__setattr__(self, "parameters", given)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, WhenTrue) and same(self.function, other.function) and self.parameters == other.parameters
-        )
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.parameters.items()))
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self.parameters.values())
-
-    def holds(self, values: Mapping[str, Any]) -> bool | None:
-        if not self.names <= values.keys():
-            return None
-        given = {name: values[path] for name, path in self.parameters.items()}
-        try:
-            return bool(self.function(**given))
-        except Exception as error:
-            raise InvalidMarkerError(
-                f"The function of {self!r} raised {type(error).__name__} for {shown(given)}: {error}. It must return "
-                "True or False for all values that its parameters can have."
-            ) from error
-
-    def replaced(self, replace: Callable[[When | WhenTrue], Condition]) -> Condition:
-        return replace(self)
-
-    def naming(self, find: Callable[[str], str]) -> WhenTrue:
-        """Return a condition with the same function, of which each parameter has the path that `find` returns."""
-        return WhenTrue(self.function, **{name: find(path) for name, path in self.parameters.items()})
-
-    def in_words(self) -> str:
-        return f"{self._function_name}({', '.join(self.parameters.values())})"
-
-    @property
-    def _function_name(self) -> str:
-        name = getattr(self.function, "__name__", type(self.function).__name__)
-        return "a function" if name == "<lambda>" else name
-
-    def __repr__(self) -> str:
-        others = [f"{name}={path!r}" for name, path in self.parameters.items() if path != name]
-        name = self._function_name
-        shown_name = f"lambda {', '.join(self.parameters)}: ..." if name == "a function" else name
-        return f"WhenTrue({', '.join([shown_name, *others])})"
-
-
 @dataclass(frozen=True, repr=False)
 class Combined(Condition):
     """Base of the conditions that have several parts."""
@@ -382,7 +274,7 @@ class NotThat(Condition):
         return f"not ({self.part.in_words()})"
 
     def __repr__(self) -> str:
-        return f"~{self.part!r}" if isinstance(self.part, When | WhenTrue | NotThat) else f"~({self.part!r})"
+        return f"~{self.part!r}" if not isinstance(self.part, Combined) else f"~({self.part!r})"
 
 
 def both(one: Condition | None, other: Condition | None) -> Condition | None:

@@ -37,9 +37,10 @@ def value_at(marker: Suggestion, index: int) -> Any:
     return grid.value(index)
 
 
-def random_value(marker: Suggestion, generator: random.Random) -> Any:
-    """Return a value of a marker, drawn from its prior; by default uniformly, or uniformly in the logarithm."""
-    share = place_by_prior(marker, generator.random())
+def random_value(marker: Suggestion, generator: random.Random, *, by_prior: bool = True) -> Any:
+    """Return a value of a marker, drawn from its prior; without one uniformly, or uniformly in the logarithm."""
+    share = generator.random()
+    share = place_by_prior(marker, share) if by_prior else share
     if isinstance(marker, Category):
         return marker.choices[_part(share, len(marker.choices))]
     assert isinstance(marker, Float | Integer)

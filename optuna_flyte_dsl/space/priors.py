@@ -54,8 +54,8 @@ class Normal(Prior):
     std: float
 
     def __post_init__(self) -> None:
-        _check_finite(self, "mean", self.mean)
-        _check_above_zero(self, "std", self.std)
+        _set_number(self, "mean", self.mean)
+        _set_above_zero(self, "std", self.std)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Beta(Prior):
 
     def __post_init__(self) -> None:
         for name, shape in (("alpha", self.alpha), ("beta", self.beta)):
-            _check_above_zero(self, name, shape)
+            _set_above_zero(self, name, shape)
             if shape > _LARGEST_SHAPE:
                 raise InvalidMarkerError(
                     f"Beta: `{name}` must be at most {_LARGEST_SHAPE:g}, but got {shown(shape)}. Fix the value, if it "
@@ -149,7 +149,8 @@ def place_by_weights(weights: tuple[float, ...], share: float) -> float:
     >>> place_by_weights((1, 3), 0.2), place_by_weights((1, 3), 0.3)
     (0.25, 0.75)
     """
-    sums = list(accumulate(weights))
+    largest = max(weights)
+    sums = list(accumulate(weight / largest for weight in weights))
     index = sum(share * sums[-1] >= each for each in sums[:-1])
     return (index + 0.5) / len(weights)
 
@@ -197,17 +198,32 @@ def _beta_cdf(x: float, alpha: float, beta: float) -> float:
     return math.exp(log_front) / fraction
 
 
-def _check_finite(prior: Prior, name: str, value: Any) -> None:
-    kind = type(prior).__name__
+def _set_number(prior: Prior, name: str, value: Any) -> None:
+    """Check an argument of a prior, and set it as a plain number: numpy's numbers cannot be written to every file."""
+    object.__setattr__(prior, name, plain_number(type(prior).__name__, name, value))
+
+
+def _set_above_zero(prior: Prior, name: str, value: Any) -> None:
+    _set_number(prior, name, value)
+    if not value > 0:
+        raise InvalidMarkerError(f"{type(prior).__name__}: `{name}` must be above 0, but got {shown(value)}.")
+
+
+def plain_number(kind: str, name: str, value: Any) -> float:
+    """Return a finite number as an int or a float.
+
+    Args:
+        kind: What has the number, for errors.
+        name: The name of the argument, for errors.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidMarkerTypeError(
             f"{kind}: `{name}` must be a number, but got {shown(value)}, of type {type(value).__name__}."
         )
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise InvalidMarkerError(f"{kind}: `{name}` must be finite, but got {shown(value)}.")
-
-
-def _check_above_zero(prior: Prior, name: str, value: Any) -> None:
-    _check_finite(prior, name, value)
-    if not value > 0:
-        raise InvalidMarkerError(f"{type(prior).__name__}: `{name}` must be above 0, but got {shown(value)}.")
+    return int(value) if isinstance(value, int) else number

@@ -10,7 +10,8 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from optuna_flyte_dsl.space import domain
-from optuna_flyte_dsl.space.conditions import Combined, Condition, NotThat, When, WhenTrue
+from optuna_flyte_dsl.space.conditions import Combined, Condition, NotThat, When
+from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Suggestion
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def can_hold(condition: Condition, parameters: Mapping[str, Parameter]) -> bool:
                 unclear |= when.names
             else:
                 constants[when.parameter] += when.constants
-    if any(_count(parameters[name]) > _MOST for name in unclear):
+    if unclear and math.prod(_count(parameters[name]) for name in deciding if name in unclear) > _MOST:
         return True
     tried = _scenarios(
         [parameters[name] for name in deciding],

@@ -11,9 +11,10 @@ from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space.annotations import NO_TYPE, listed
 from optuna_flyte_dsl.space.completion import completed
-from optuna_flyte_dsl.space.conditions import Condition, When, WhenTrue
+from optuna_flyte_dsl.space.conditions import Condition, When
 from optuna_flyte_dsl.space.containers import copy_containers, items_of
 from optuna_flyte_dsl.space.declared_parameter import UNDECLARED, Bundle, DeclaredParameter, DeclaredSignature
+from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import Category, Fixed, Integer, Repeated, Suggestion, same
 from optuna_flyte_dsl.space.nodes import (
     Branches,

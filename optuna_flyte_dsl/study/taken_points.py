@@ -1,5 +1,6 @@
 """Finds points that were tried already, to reuse their values, to sample other points, or to end the search."""
 
+import functools
 import hashlib
 import math
 import random
@@ -16,6 +17,7 @@ from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, RefusedPointError
 from optuna_flyte_dsl.options import Duplicates
 from optuna_flyte_dsl.space import conversion, domain
+from optuna_flyte_dsl.space.markers import Suggestion
 from optuna_flyte_dsl.space.parameter_constraints import ParameterConstraint
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.attributes import FIXED_ARGUMENTS, SAME_AS, WARM_START
@@ -182,12 +184,8 @@ class TakenPoints:
             yield self._sampled(detached_trial(preview, trial))
         enqueued = enqueued_params(trial)
         generator = random.Random(trial.number)  # noqa: S311 - not a secret
-        for _ in range(_RANDOM_TRIES if self._constraints else 0):
-            yield self._space.draw(
-                lambda name, marker: (
-                    enqueued[name] if name in enqueued else marker.to_stored(domain.random_value(marker, generator))
-                )
-            )
+        for turn in range(_RANDOM_TRIES if self._constraints else 0):
+            yield self._space.draw(functools.partial(_drawn, enqueued, generator, by_prior=turn % 2 == 0))
 
     def _sampled(self, trial: Trial) -> dict[str, Any]:
         return self._space.draw(lambda name, _: conversion.suggest(trial, name, self._distributions[name]))
@@ -256,6 +254,19 @@ class TakenPoints:
             domain.key_of(marker, params[name]) if name in params else _INACTIVE
             for name, marker in self._markers.items()
         )
+
+
+def _drawn(
+    enqueued: Mapping[str, Any], generator: random.Random, name: str, marker: Suggestion, *, by_prior: bool
+) -> Any:
+    """Return what is stored for a parameter: what was enqueued, or a value that is drawn at random.
+
+    Args:
+        by_prior: Whether the value is drawn from the prior. The constraints may forbid what a prior expects.
+    """
+    if name in enqueued:
+        return enqueued[name]
+    return marker.to_stored(domain.random_value(marker, generator, by_prior=by_prior))
 
 
 def _digest_of_fixed_arguments(space: SearchSpace) -> str:

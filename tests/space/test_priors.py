@@ -3,8 +3,10 @@
 import math
 import random
 from collections import Counter
+from fractions import Fraction
 from typing import Annotated
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import assume, given
@@ -225,10 +227,15 @@ def test_a_wrong_prior_of_a_file_is_refused(prior, message):
         (lambda: Float(1, 0, prior=Normal(2, 1)), InvalidMarkerError, "`low < high` must hold"),
         (lambda: Category(["a", "b"], weights=[1]), InvalidMarkerError, "one number for each of the 2 choices"),
         (lambda: Category(["a", "b"], weights=[0, 0.0]), InvalidMarkerError, "one of the `weights` must be above 0"),
-        (lambda: Category(["a", "b"], weights=[1, -1]), InvalidMarkerError, "must be at least 0 and finite"),
-        (lambda: Category(["a", "b"], weights=[1, math.nan]), InvalidMarkerError, "must be at least 0 and finite"),
+        (lambda: Category(["a", "b"], weights=[1, -1]), InvalidMarkerError, "must be at least 0, but got -1"),
+        (lambda: Category(["a", "b"], weights=[1, math.nan]), InvalidMarkerError, "`weights` must be finite"),
+        (lambda: Normal(10**400, 1), InvalidMarkerError, "`mean` must be finite"),
         (lambda: Beta(1e300, 1), InvalidMarkerError, "`alpha` must be at most 10000"),
-        (lambda: Category(["a", "b"], weights=[1, "2"]), InvalidMarkerTypeError, "must be a number, but got '2'"),
+        (
+            lambda: Category(["a", "b"], weights=[1, "2"]),
+            InvalidMarkerTypeError,
+            "`weights` must be a number, but got '2'",
+        ),
         (lambda: Category(["a", "b"], weights={"a": 1}), InvalidMarkerTypeError, "`weights` must be a list"),
         (lambda: Category(["a", "b"], weights=3), InvalidMarkerTypeError, "`weights` must be a list"),
     ],
@@ -236,6 +243,32 @@ def test_a_wrong_prior_of_a_file_is_refused(prior, message):
 def test_a_wrong_prior_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_numbers_of_numpy_can_be_written():
+    def search(
+        x: Float(0, 1, prior=Normal(np.float32(0.5), np.float64(0.25))),
+        n: Integer(0, 9, prior=Beta(Fraction(1, 2), np.int64(2))),
+        kind: Category(["a", "b"], weights=np.array([3, 1])),
+    ) -> float:
+        return x
+
+    space = SearchSpace.of(search)
+    assert SearchSpace.from_yaml(space.to_yaml()) == space == SearchSpace.from_json(space.to_json())
+    assert "np." not in str(space)
+
+
+def test_very_large_weights_are_weights_too():
+    marker = Category(["a", "b", "c"], weights=[1e308] * 3)
+    assert [domain.random_value(marker, random.Random(seed)) for seed in range(20)].count("a") > 2
+
+
+def test_a_prior_that_the_constraints_contradict_costs_no_trial():
+    @optimize(n_trials=20, seed=1, progress=False, constraints=[lambda x: 0.5 - x])
+    async def search(x: Float(0, 1, prior=Normal(0.1, 0.05))) -> float:
+        return x
+
+    assert {trial.state.name for trial in search.run_sync().trials} == {"COMPLETE"}
 
 
 def test_weights_are_checked_when_the_type_has_given_the_choices():

@@ -15,9 +15,10 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from optuna_flyte_dsl import Float, Optimizer
+from optuna_flyte_dsl import Float, Integer, Optimizer
 from optuna_flyte_dsl._compat.optuna import trial_id
 from optuna_flyte_dsl.study.remembering_storage import RememberingStorage, remembering
+from optuna_flyte_dsl.study.storages import open_storage
 
 SPACE = {"x": FloatDistribution(0, 1), "n": IntDistribution(1, 9), "kind": CategoricalDistribution(["a", None, 2])}
 ENDS = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -329,6 +330,46 @@ def test_an_attribute_that_is_no_json_is_refused(databases):
     with contextlib.suppress(TypeError):
         storage.set_trial_user_attr(trial, "a", {1, 2})
     assert storage.get_trial(trial).user_attrs == {}
+
+
+def test_what_an_objective_reports_from_another_process_is_seen(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    seen = []
+
+    def objective(trial, x: Float(0, 1)) -> float:
+        other = RDBStorage(url)  # as another process opens it
+        (stored,) = (each for each in other.get_all_trials(1) if each.number == trial.number)
+        other.set_trial_intermediate_value(trial_id(stored), 1, 100.0)
+        other.set_trial_user_attr(trial_id(stored), "from", "elsewhere")
+        other.engine.dispose()
+        raise optuna.TrialPruned
+
+    search = Optimizer(
+        objective, 2, 4, storage=url, progress=False, callbacks=[lambda _, trial: seen.append(trial.user_attrs)]
+    )
+    study = search.run_sync()
+    assert [trial.value for trial in study.trials] == [100.0] * 4
+    assert seen == [{"from": "elsewhere"}] * 4
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_a_trial_that_is_ended_elsewhere_while_it_is_sampled_is_left_as_it_is(kind, tmp_path, caplog):
+    url = f"sqlite:///{tmp_path}/study.db" if kind == "sqlite" else str(tmp_path / "study.journal")
+
+    class Ending(optuna.samplers.TPESampler):
+        def sample_relative(self, study, trial, search_space):
+            if trial.number == 3:
+                optuna.load_study(study_name="s", storage=open_storage(url)).tell(3, state=TrialState.FAIL)
+            return super().sample_relative(study, trial, search_space)
+
+    async def objective(x: Float(0, 1), n: Integer(1, 9)) -> float:
+        return x
+
+    search = Optimizer(objective, 2, 8, storage=url, study_name="s", sampler=Ending(seed=1), progress=False)
+    study = search.run_sync()
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 5
+    assert "Trial 3 was ended by another process before it was run." in caplog.text
 
 
 def test_a_search_needs_few_statements(tmp_path):

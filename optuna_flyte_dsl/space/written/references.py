@@ -20,10 +20,12 @@ class References:
 
     def __init__(self) -> None:
         self._objects: dict[str, Any] = {}
+        self._conditions: set[str] = set()  # the names of those that are functions of conditions
 
     def add(self, others: References) -> None:
         """Add the objects of another space. An object that is known already keeps its name."""
         self._objects = {**others._objects, **self._objects}
+        self._conditions |= others._conditions
 
     def name_of(self, thing: Any, where: str) -> str:
         """Return the name of an object: `module:Class` for a class or a function, else the place where it stands.
@@ -42,10 +44,22 @@ class References:
             name = f"{where} #{number}"
         raise AssertionError
 
-    def has(self, name: Any) -> bool:
-        """Return whether the collected objects have a name."""
+    def name_of_condition(self, function: Any, where: str) -> str:
+        """Return the name of a function that decides a condition."""
+        name = self.name_of(function, where)
+        self._conditions.add(name)
+        return name
+
+    def condition(self, name: Any) -> Any:
+        """Return the collected function of a condition that has a name; `None` if there is none.
+
+        A search calls the function, so that a file may name no other one.
+        """
+        if name in self._conditions:
+            return self._objects[name]
         path = str(name).partition(":")[2]
-        return name in self._objects or (bool(path) and any(key.partition(":")[2] == path for key in self._objects))
+        alike = [each for each in self._conditions if path and each.partition(":")[2] == path]
+        return self._objects[alike[0]] if len(alike) == 1 else None
 
     def find(self, name: Any) -> Any:
         """Return the object that has a name.

@@ -14,8 +14,9 @@ from typing import Any
 
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError, InvalidSpaceError
-from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When, WhenTrue
+from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When
 from optuna_flyte_dsl.space.conversion import is_numpy_scalar
+from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import Category, Fixed, Float, Integer, Ordinal, Repeated, Suggestion
 from optuna_flyte_dsl.space.priors import Beta, Normal
 from optuna_flyte_dsl.space.records import fields_of
@@ -125,7 +126,7 @@ class Writer:
                     written["values"] = [self.value(value, where) for value in condition.values]
                 return written | condition.bounds
             case WhenTrue():
-                function = self.references.name_of(condition.function, f"{where}: when")
+                function = self.references.name_of_condition(condition.function, f"{where}: when")
                 return {"function": function, "parameters": dict(condition.parameters)}
         raise AssertionError(condition)
 
@@ -231,14 +232,15 @@ class Reader:
         check_keys(data, {"function", "parameters"}, where)
         parameters = mapping(data.get("parameters", {}), where, "`parameters`")
         # A file may not choose a function that is called.
-        if not self.references.has(data["function"]):
+        function = self.references.condition(data["function"])
+        if function is None:
             raise InvalidSpaceError(
                 f"The space: `{where}`: the condition's function must be one of the objective's own conditions, but "
                 f"got {shown(data['function'])}. Give the objective that has it, as in `SearchSpace.from_dict(data, "
                 "train)`."
             )
         try:
-            return WhenTrue(self.references.find(data["function"]), **parameters)
+            return WhenTrue(function, **parameters)
         except (InvalidMarkerError, InvalidMarkerTypeError) as error:
             raise InvalidSpaceError(f"The space: `{where}`: {error}") from error
 

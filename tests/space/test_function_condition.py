@@ -30,6 +30,14 @@ def is_big(depth, width):
     return depth * width > 64
 
 
+async def later(depth):
+    return depth > 3
+
+
+def relu(n):
+    return n
+
+
 def fit(
     depth: Integer(1, 8),
     width: Integer(1, 64),
@@ -130,7 +138,7 @@ def test_it_is_written_and_read_with_the_objective():
     assert SearchSpace.of(fit).to_dict()["parameters"]["dropout"]["when"]["function"].endswith(":is_big")
 
 
-@pytest.mark.parametrize("name", ["os:getenv", "tests.space.test_conditions_functions:test_it_is_combined", 3, None])
+@pytest.mark.parametrize("name", ["os:getenv", "tests.space.test_function_condition:test_it_is_combined", 3, None])
 def test_a_file_cannot_name_a_function_that_is_then_called(name):
     data = SearchSpace.of(fit).to_dict()
     data["parameters"]["dropout"]["when"] = {"function": name, "parameters": {"key": "depth"}}
@@ -138,6 +146,21 @@ def test_a_file_cannot_name_a_function_that_is_then_called(name):
         SearchSpace.from_dict(data, fit)
     with pytest.raises(InvalidSpaceError, match="must be one of the objective's own conditions"):
         SearchSpace.from_dict(data)
+
+
+def test_a_file_cannot_call_a_function_that_is_only_a_choice():
+    def search(
+        n: Integer(0, 9),
+        function: Category({"relu": relu, "big": is_big}),
+        x: Annotated[float, Float(0, 1), WhenTrue(lambda n: n > 3)] = 0.0,
+    ) -> float:
+        return x
+
+    data = SearchSpace.of(search).to_dict()
+    for called in (f"{__name__}:relu", "evil:relu"):
+        data["parameters"]["x"]["when"] = {"function": called, "parameters": {"n": "n"}}
+        with pytest.raises(InvalidSpaceError, match="must be one of the objective's own conditions"):
+            SearchSpace.from_dict(data, search)
 
 
 @given(point=strategies.params(SearchSpace.of(small)))
@@ -150,6 +173,7 @@ def test_the_json_schema_takes_all_points(point):
     [
         (lambda: WhenTrue(3), InvalidMarkerTypeError, "it takes a function, but got 3"),
         (lambda: WhenTrue(int), InvalidMarkerTypeError, "it takes a function"),
+        (lambda: WhenTrue(later), InvalidMarkerTypeError, "must return its value"),
         (lambda: WhenTrue(), InvalidMarkerTypeError, "WhenTrue: .*function"),
         (lambda: WhenTrue(lambda: True), InvalidMarkerError, "it takes none"),
         (lambda: WhenTrue(is_big, height="h"), InvalidMarkerError, "has no parameter `height`; it has depth, width"),
@@ -179,6 +203,38 @@ def test_a_condition_that_cannot_be_right_is_an_error_at_decoration(condition, e
 
     with pytest.raises(error, match=message):
         optimize(n_trials=3)(search)
+
+
+def test_many_combinations_that_are_false_do_not_hold_up_the_import():
+    calls = []
+
+    def is_huge(depth, width, batch):
+        calls.append(depth)
+        return depth * width * batch > 16_000_000
+
+    def search(
+        depth: Integer(1, 8),
+        width: Integer(1, 4096),
+        batch: Integer(1, 512),
+        x: Annotated[float, Float(0, 1), WhenTrue(is_huge)] = 0.0,
+    ) -> float:
+        return x
+
+    SearchSpace.of(search)
+    assert len(calls) < 50_000
+
+
+def test_a_function_that_is_defined_again_is_another_one():
+    """As in a notebook, where a cell is changed and run again."""
+
+    def define(body):
+        names = {"__name__": "__main__"}
+        exec(f"def decides(n): return {body}", names)
+        return names["decides"]
+
+    assert WhenTrue(define("n > 3")) == WhenTrue(define("n > 3"))
+    assert WhenTrue(define("n > 3")) != WhenTrue(define("n < 3"))
+    assert WhenTrue(define("n > 3")) != WhenTrue(define("n > 4"))
 
 
 def test_the_class_itself_is_refused():
