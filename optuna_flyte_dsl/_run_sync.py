@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from optuna_flyte_dsl._threads import in_event_loop
+
 T = TypeVar("T")
 _SIGNAL_CHECK = 0.1
 """The seconds between two checks for signals. Python runs signal handlers in the main thread only, and a signal that
@@ -24,13 +26,7 @@ def wait_for(
     Args:
         loop_factory: Makes the event loop in which the coroutine runs; by default asyncio makes it.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        has_loop = False
-    else:
-        has_loop = True
-    return _wait_in_thread(coroutine, loop_factory) if has_loop else _run(coroutine, loop_factory)
+    return _wait_in_thread(coroutine, loop_factory) if in_event_loop() else _run(coroutine, loop_factory)
 
 
 def _run(coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> T:

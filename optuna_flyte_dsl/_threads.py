@@ -177,6 +177,15 @@ class Threads:
             _names.give_back(number)
 
 
+def in_event_loop() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def in_own_thread() -> bool:
     """Return whether the caller runs in a thread of a `Threads`."""
     return getattr(_this_thread, "is_own", False)

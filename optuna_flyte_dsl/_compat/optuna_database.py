@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Connection
 
 _LARGEST_LIST = 500
 """How many ids one statement takes. An old SQLite takes 999 parameters."""
@@ -37,6 +37,11 @@ def read_trials(
     return database._get_trials(study_id, None, set(trial_ids), newer_than)
 
 
+def _without_transaction(database: RDBStorage) -> "Connection":
+    """Return a connection whose statements need no BEGIN and COMMIT, each of which is a round trip to the server."""
+    return database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
 def read_states(
     database: RDBStorage, study_id: int, trial_ids: Collection[int], newer_than: int | None
 ) -> dict[int, TrialState]:
@@ -51,7 +56,7 @@ def read_states(
     statement = statement.where(TrialModel.study_id == study_id)
     ids = sorted(trial_ids)
     states: dict[int, TrialState] = {}
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with _without_transaction(database) as connection:
         for start in range(0, max(len(ids), 1), _LARGEST_LIST):
             condition: ColumnElement[bool] = TrialModel.trial_id.in_(ids[start : start + _LARGEST_LIST])
             if newer_than is not None and not start:
@@ -67,7 +72,7 @@ def has_user_attr(database: RDBStorage, trial_id: int, key: str) -> bool:
     from optuna.storages._rdb.models import TrialUserAttributeModel as Attribute
 
     statement = sqlalchemy.select(Attribute.key).where(Attribute.trial_id == trial_id, Attribute.key == key)
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with _without_transaction(database) as connection:
         return connection.execute(statement).first() is not None
 
 

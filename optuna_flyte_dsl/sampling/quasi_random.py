@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial
 
 from optuna_flyte_dsl.sampling.sobol import ScrambledSobol
+from optuna_flyte_dsl.space.domain import part_of_range
 
 _TRIES = 64
 _APART = 1_000  # the distance between the indices of the points that are tried in turn for one trial
@@ -75,7 +76,7 @@ def value_at(share: float, distribution: BaseDistribution) -> Any:
     (0.01, 9)
     """
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[_bin(share, len(distribution.choices))]
+        return distribution.choices[part_of_range(share, len(distribution.choices))]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = distribution.low, distribution.high
     if distribution.log:
@@ -86,9 +87,5 @@ def value_at(share: float, distribution: BaseDistribution) -> Any:
     if distribution.step is None:
         return min(max(low + share * (high - low), low), high)
     steps = round((high - low) / distribution.step)  # Optuna makes `high` a multiple of the step
-    value = low + _bin(share, steps + 1) * distribution.step
+    value = low + part_of_range(share, steps + 1) * distribution.step
     return value if isinstance(distribution, IntDistribution) else min(value, high)
-
-
-def _bin(share: float, count: int) -> int:
-    return min(int(share * count), count - 1)

@@ -1,6 +1,7 @@
 """Asks for the trials of one search, samples their parameters, and tells them, by blocking calls."""
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -296,12 +297,13 @@ class AskTell:
         with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
             self._store_details(trial, outcome)
         is_kept = self.storage is not None
+        tell = functools.partial(self.study.tell, trial, outcome.values, state=outcome.state, skip_if_finished=is_kept)
         try:
-            frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=is_kept)
-        except UpdateFinishedTrialError:  # another process has just ended the trial
+            frozen = tell()
+        except UpdateFinishedTrialError:
             if not is_kept:
                 raise
-            frozen = self.study.tell(trial, outcome.values, state=outcome.state, skip_if_finished=True)
+            frozen = tell()  # another process has just ended the trial, which is seen now
         if outcome.values is not None and self.storage is not None and not outcome.lost:
             # Another search that has taken this process for dead sets LOST, and then ends the trial.
             is_lost = LOST in frozen.user_attrs

@@ -14,8 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
+from optuna_flyte_dsl.space.finite_number import plain_number
 from optuna_flyte_dsl.space.number_markers import Integer
-from optuna_flyte_dsl.space.priors import plain_number
 from optuna_flyte_dsl.space.suggestion import Suggestion, holds_marker
 
 

@@ -42,7 +42,7 @@ def random_value(marker: Suggestion, generator: random.Random, *, by_prior: bool
     share = generator.random()
     share = place_by_prior(marker, share) if by_prior else share
     if isinstance(marker, Category):
-        return marker.choices[_part(share, len(marker.choices))]
+        return marker.choices[part_of_range(share, len(marker.choices))]
     assert isinstance(marker, Float | Integer)
     if marker.log:
         start, end = _edges(marker)
@@ -51,7 +51,7 @@ def random_value(marker: Suggestion, generator: random.Random, *, by_prior: bool
     grid = grid_of(marker)
     if grid is None:
         return min(marker.low + share * (marker.high - marker.low), marker.high)
-    return grid.value(_part(share, grid.whole_steps + 1))
+    return grid.value(part_of_range(share, grid.whole_steps + 1))
 
 
 def has_prior(marker: Suggestion) -> bool:
@@ -85,7 +85,7 @@ def _edges(marker: Float | Integer) -> tuple[float, float]:
     return (math.log(low), math.log(high)) if marker.log else (low, high)
 
 
-def _part(share: float, count: int) -> int:
+def part_of_range(share: float, count: int) -> int:
     """Return in which of several equal parts of the range from 0 to 1 a share lies."""
     return min(int(share * count), count - 1)
 

@@ -12,6 +12,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
+from optuna_flyte_dsl.space.finite_number import finite_number
 from optuna_flyte_dsl.space.grid import Grid
 from optuna_flyte_dsl.space.priors import Beta, Normal, check_prior
 from optuna_flyte_dsl.space.suggestion import Suggestion
@@ -141,18 +142,8 @@ def _plain(number: float | None) -> str:
 
 
 def _float(marker: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        cure = " The third argument is `step`: write `log=True`." if name == "step" and value is True else ""
-        raise InvalidMarkerTypeError(
-            f"{marker}: `{name}` must be a number, but got {shown(value)}, of type {type(value).__name__}.{cure}"
-        )
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise InvalidMarkerError(f"{marker}: `{name}` must be finite, but got {shown(number)}.")
-    return number
+    cure = " The third argument is `step`: write `log=True`." if name == "step" and value is True else ""
+    return finite_number(marker, name, value, cure)
 
 
 def _integer(marker: str, name: str, value: Any) -> int:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from numbers import Real
 from statistics import NormalDist
 from typing import Any
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError
+from optuna_flyte_dsl.space.finite_number import plain_number
 from optuna_flyte_dsl.space.marker_calls import CheckedCall
 
 _SMALLEST = 2.0**-53  # the quantile of a normal distribution at 0 is minus infinity
@@ -199,7 +199,7 @@ def _beta_cdf(x: float, alpha: float, beta: float) -> float:
 
 
 def _set_number(prior: Prior, name: str, value: Any) -> None:
-    """Check an argument of a prior, and set it as a plain number: numpy's numbers cannot be written to every file."""
+    """Check an argument of a prior, and set it as a plain number."""
     object.__setattr__(prior, name, plain_number(type(prior).__name__, name, value))
 
 
@@ -207,23 +207,3 @@ def _set_above_zero(prior: Prior, name: str, value: Any) -> None:
     _set_number(prior, name, value)
     if not value > 0:
         raise InvalidMarkerError(f"{type(prior).__name__}: `{name}` must be above 0, but got {shown(value)}.")
-
-
-def plain_number(kind: str, name: str, value: Any) -> float:
-    """Return a finite number as an int or a float.
-
-    Args:
-        kind: What has the number, for errors.
-        name: The name of the argument, for errors.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidMarkerTypeError(
-            f"{kind}: `{name}` must be a number, but got {shown(value)}, of type {type(value).__name__}."
-        )
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise InvalidMarkerError(f"{kind}: `{name}` must be finite, but got {shown(value)}.")
-    return int(value) if isinstance(value, int) else number

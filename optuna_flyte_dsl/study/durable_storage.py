@@ -1,6 +1,5 @@
 """`DurableStorage`: a proxy of a storage that waits out outages, and names the owner of each trial."""
 
-import asyncio
 import contextlib
 import copy
 import functools
@@ -22,7 +21,7 @@ from optuna_flyte_dsl._offload import offload
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._retry import backoff, retry
-from optuna_flyte_dsl._threads import in_own_thread
+from optuna_flyte_dsl._threads import in_event_loop, in_own_thread
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, PREFIX, REQUEST
 from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys
 from optuna_flyte_dsl.study.remembering_storage import RememberingStorage, remembering
@@ -330,11 +329,7 @@ def _blocks_an_event_loop() -> bool:
 
     An event loop in one of this library's threads serves one job only, so blocking it is harmless.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return not in_own_thread()
+    return in_event_loop() and not in_own_thread()
 
 
 def _durable(name: str) -> Callable[..., Any]:

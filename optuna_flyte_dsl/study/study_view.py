@@ -1,6 +1,5 @@
 """Views of a study: objects with the study's trials, but with another storage object, sampler, or `stop` method."""
 
-import asyncio
 import contextlib
 import copy
 import threading
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl._compat.optuna import set_storage, share_cache_of_trials, with_trials
 from optuna_flyte_dsl._proxy import Proxy
+from optuna_flyte_dsl._threads import in_event_loop
 
 
 class _AnnouncingSampler(Proxy):
@@ -53,7 +53,7 @@ class _AnnouncingSampler(Proxy):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         # An async objective suggests in the event loop, which must not wait.
-        with contextlib.nullcontext() if _in_event_loop() else self._self_lock:
+        with contextlib.nullcontext() if in_event_loop() else self._self_lock:
             return self.__wrapped__.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
@@ -61,14 +61,6 @@ class _AnnouncingSampler(Proxy):
     ) -> None:
         with self._self_lock:
             self.__wrapped__.after_trial(study, trial, state, values)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def view_of(

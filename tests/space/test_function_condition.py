@@ -162,6 +162,14 @@ def test_a_file_cannot_call_a_function_that_is_only_a_choice():
             SearchSpace.from_dict(data, search)
 
 
+def test_a_function_without_a_name_is_found_by_its_own_place_only():
+    data = SearchSpace.of(small).to_dict()
+    assert SearchSpace.from_dict(data, small) == SearchSpace.of(small)
+    data["parameters"]["x"]["when"]["function"] = "other: when"
+    with pytest.raises(InvalidSpaceError, match="must be one of the objective's own conditions"):
+        SearchSpace.from_dict(data, small)
+
+
 @pytest.mark.newest
 @given(point=strategies.params(SearchSpace.of(small)))
 def test_the_json_schema_takes_all_points(point):

@@ -52,6 +52,19 @@ class Searches:
         self.owners = {}  # an unfinished trial's id -> the search that runs it; `None` while it waits
         self.gathering = set()
 
+    def run(self, storage):
+        """Return the id of a new running trial."""
+        return storage.create_new_trial(self.study, create_trial(state=TrialState.RUNNING))
+
+    def gather(self, storage):
+        """Return the id of a trial for which something was gathered. Its parameter is known from an earlier trial."""
+        storage.set_trial_param(self.run(storage), "x", 0.25, SPACE["x"])
+        trial = self.run(storage)
+        storage.gather(trial)
+        storage.set_trial_param(trial, "x", 0.5, SPACE["x"])
+        storage.set_trial_user_attr(trial, "a", 1)
+        return trial
+
     def check(self):
         written = [each for each in self.truth.get_all_trials(self.study) if trial_id(each) not in self.gathering]
         for storage in self.storages:
@@ -139,11 +152,11 @@ def test_what_is_remembered_is_what_the_database_has(data, databases):
 def test_lists_and_trials_that_were_given_out_do_not_change(databases):
     searches = Searches(databases)
     storage = searches.storages[0]
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(storage)
     (before,) = given_out = storage.get_all_trials(searches.study, deepcopy=False)
     storage.get_trial(trial).params["x"] = 3.0
     storage.set_trial_param(trial, "x", 0.5, SPACE["x"])
-    storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    searches.run(storage)
     assert before.params == {}
     assert given_out == [before]
     assert storage.get_trial(trial).params == {"x": 0.5}
@@ -152,7 +165,7 @@ def test_lists_and_trials_that_were_given_out_do_not_change(databases):
 def test_a_trial_that_was_ended_elsewhere_cannot_be_changed(databases):
     searches = Searches(databases)
     storage, other = searches.storages
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(storage)
     other.set_trial_user_attr(trial, "lost", True)
     other.set_trial_state_values(trial, TrialState.FAIL)
     for change in (
@@ -170,7 +183,7 @@ def test_a_shared_trial_is_read_anew(databases):
     """A pod may open the storage itself, and write its trial's reports there."""
     searches = Searches(databases)
     storage, pod = searches.storages
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(storage)
     storage.share(trial)
     pod.set_trial_intermediate_value(trial, 1, 0.5)
     (seen,) = storage.get_all_trials(searches.study)
@@ -192,9 +205,9 @@ def test_a_change_of_the_owner_is_seen_where_it_matters(databases):
 def test_another_distribution_of_a_parameter_is_refused(databases):
     searches = Searches(databases)
     for storage in searches.storages:
-        trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+        trial = searches.run(storage)
         storage.set_trial_param(trial, "x", 0.5, SPACE["x"])
-        again = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+        again = searches.run(storage)
         with pytest.raises(ValueError, match="distribution"):
             storage.set_trial_param(again, "x", 1, SPACE["kind"])
 
@@ -203,12 +216,7 @@ def test_a_write_is_repeated_without_harm(databases, monkeypatch):
     """The answer of a commit may be lost."""
     searches = Searches(databases)
     storage = searches.storages[0]
-    first = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
-    storage.set_trial_param(first, "x", 0.25, SPACE["x"])
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
-    storage.gather(trial)
-    storage.set_trial_param(trial, "x", 0.5, SPACE["x"])
-    storage.set_trial_user_attr(trial, "a", 1)
+    trial = searches.gather(storage)
     write = RememberingStorage._self_write
 
     def lose_the_answer(self, number, batch):
@@ -228,7 +236,7 @@ def test_a_write_is_repeated_without_harm(databases, monkeypatch):
 def test_an_attribute_that_another_search_has_just_set_is_found(databases):
     searches = Searches(databases)
     storage, other = searches.storages
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(storage)
     assert not storage.has_user_attr(trial, "lost")
     other.set_trial_user_attr(trial, "lost", True)
     storage.set_trial_state_values(trial, TrialState.COMPLETE, [1.0])
@@ -252,7 +260,7 @@ def test_no_trial_is_hidden_by_those_that_several_threads_make(databases):
 def test_an_adopted_trial_keeps_what_is_gathered_for_it(databases):
     searches = Searches(databases)
     storage, other = searches.storages
-    trial = other.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(other)
     storage.get_all_trials(searches.study)
     storage.gather(trial)
     storage.set_trial_system_attr(trial, "a", 1)
@@ -264,12 +272,7 @@ def test_what_was_gathered_can_be_read_before_it_is_written(databases):
     """A sampler reads the system attributes that it has set for the trial."""
     searches = Searches(databases)
     storage = searches.storages[0]
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
-    storage.set_trial_param(trial, "x", 0.25, SPACE["x"])
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
-    storage.gather(trial)
-    storage.set_trial_param(trial, "x", 0.5, SPACE["x"])
-    storage.set_trial_user_attr(trial, "a", 1)
+    trial = searches.gather(storage)
     storage.set_trial_system_attr(trial, "b", 2)
     assert storage.get_trial_params(trial) == {"x": 0.5}
     assert storage.get_trial_user_attrs(trial) == {"a": 1}
@@ -280,7 +283,7 @@ def test_what_was_gathered_can_be_read_before_it_is_written(databases):
 def test_a_study_that_was_deleted_is_missing(databases):
     searches = Searches(databases)
     storage = searches.storages[0]
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(storage)
     assert storage.get_trial(trial).number == 0
     searches.truth.delete_study(searches.study)
     with pytest.raises(KeyError):
@@ -295,7 +298,7 @@ def test_many_threads_write_their_trials(databases):
 
     def run(number):
         for _ in range(3):
-            trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+            trial = searches.run(storage)
             storage.gather(trial)
             storage.set_trial_param(trial, "x", number / 8, SPACE["x"])
             storage.set_trial_user_attr(trial, "by", number)
@@ -324,7 +327,7 @@ def test_other_storages_and_subclasses_are_left_as_they_are(databases):
 def test_an_attribute_that_is_no_json_is_refused(databases):
     searches = Searches(databases)
     storage = searches.storages[0]
-    trial = storage.create_new_trial(searches.study, create_trial(state=TrialState.RUNNING))
+    trial = searches.run(storage)
     with pytest.raises(TypeError, match="JSON"):
         storage.set_trial_user_attr(trial, "a", object())
     with contextlib.suppress(TypeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from optuna_flyte_dsl._text import shown
@@ -57,9 +58,14 @@ class References:
         """
         if name in self._conditions:
             return self._objects[name]
-        path = str(name).partition(":")[2]
-        alike = [each for each in self._conditions if path and each.partition(":")[2] == path]
-        return self._objects[alike[0]] if len(alike) == 1 else None
+        alike = self._alike({each: self._objects[each] for each in self._conditions}, str(name))
+        return alike[0] if len(alike) == 1 else None
+
+    @staticmethod
+    def _alike(objects: Mapping[str, Any], name: str) -> list[Any]:
+        """Return the classes and functions whose name differs in the module only."""
+        path = name.partition(":")[2]
+        return [each for key, each in objects.items() if key.partition(":")[2] == path and _is_named(each)]
 
     def find(self, name: Any) -> Any:
         """Return the object that has a name.
@@ -73,7 +79,7 @@ class References:
             if name in self._objects:
                 return self._objects[name]
             module, _, path = name.partition(":")
-            alike = [each for key, each in self._objects.items() if key.partition(":")[2] == path and _is_named(each)]
+            alike = self._alike(self._objects, name)
             found = alike[0] if len(alike) == 1 else _imported(module, path)
             if isinstance(found, _IMPORTABLE):
                 return found
