@@ -25,6 +25,7 @@ from flytekit.utils import asyn
 from flytekit.utils.asyn import loop_manager
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from optuna_flyte_dsl._compat import flytekit as flytekit_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
@@ -87,6 +88,53 @@ def test_the_checkpoint_of_a_local_call_is_where_it_was(tmp_path):
 
 
 # Optuna
+
+
+def test_a_suggestion_is_that_of_the_public_methods(study):
+    kinds = {
+        "x": optuna.distributions.FloatDistribution(0, 1),
+        "n": optuna.distributions.IntDistribution(1, 9, step=2),
+        "kind": optuna.distributions.CategoricalDistribution(("a", "b")),
+    }
+    study.sampler = optuna.samplers.RandomSampler(seed=1)
+    trial = study.ask()
+    direct = {name: optuna_names.suggest(trial, name, kind) for name, kind in kinds.items()}
+    study.sampler = optuna.samplers.RandomSampler(seed=1)
+    public = study.ask()
+    assert direct == {
+        "x": public.suggest_float("x", 0, 1),
+        "n": public.suggest_int("n", 1, 9, step=2),
+        "kind": public.suggest_categorical("kind", ["a", "b"]),
+    }
+    assert study.trials[trial.number].params == direct
+    with pytest.warns(RuntimeWarning, match="Inconsistent parameter values"):
+        optuna_names.suggest(trial, "x", optuna.distributions.FloatDistribution(0, 2))
+
+
+def test_a_trial_is_told_as_by_the_study(study):
+    trial = study.ask()
+    told = optuna_names.tell(study, trial, [1.5], TrialState.COMPLETE, skip_if_finished=False)
+    assert told == study.trials[trial.number]
+    assert (told.state, told.values) == (TrialState.COMPLETE, [1.5])
+    assert told.datetime_complete is not None
+    again = optuna_names.tell(study, trial, None, TrialState.FAIL, skip_if_finished=True)
+    assert again.state is TrialState.COMPLETE
+    with pytest.raises(ValueError, match=r"COMPLETE|finished"):
+        optuna_names.tell(study, trial, [2.0], TrialState.COMPLETE, skip_if_finished=False)
+
+
+def test_a_class_of_study_with_its_own_tell_is_told_by_it():
+    seen = []
+
+    class Study(optuna.Study):
+        def tell(self, trial, *args, **kwargs):
+            seen.append(trial.number)
+            return super().tell(trial, *args, **kwargs)
+
+    study = optuna.create_study()
+    study.__class__ = Study
+    optuna_names.tell(study, study.ask(), [1.0], TrialState.COMPLETE, skip_if_finished=False)
+    assert seen == [0]
 
 
 def test_a_trials_id_finds_it_in_its_storage(study):

@@ -1,6 +1,7 @@
 """Asks for the trials of one search, samples their parameters, and tells them, by blocking calls."""
 
 import contextlib
+import copy
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,20 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import enqueued_params, set_enqueued_params, storage_of, stored_trial, trial_id
+from optuna_flyte_dsl._compat.optuna import (
+    enqueued_params,
+    set_enqueued_params,
+    storage_of,
+    stored_trial,
+    tell,
+    trial_id,
+)
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
 from optuna_flyte_dsl.search.failure_log import FailureLog
+from optuna_flyte_dsl.search.late_values import keep_late_values
 from optuna_flyte_dsl.search.open_trials import OpenTrials
 from optuna_flyte_dsl.search.outcome import Outcome, reason_of, store_details
 from optuna_flyte_dsl.space.domain import contains
@@ -297,18 +306,18 @@ class AskTell:
         with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
             self._store_details(trial, outcome)
         is_kept = self.storage is not None
-        tell = functools.partial(self.study.tell, trial, outcome.values, state=outcome.state, skip_if_finished=is_kept)
+        tell_once = functools.partial(tell, self.study, trial, outcome.values, outcome.state, skip_if_finished=is_kept)
         try:
-            frozen = tell()
+            frozen = tell_once()
         except UpdateFinishedTrialError:
             if not is_kept:
                 raise
-            frozen = tell()  # another process has just ended the trial, which is seen now
+            frozen = tell_once()  # another process has just ended the trial, which is seen now
         if outcome.values is not None and self.storage is not None and not outcome.lost:
             # Another search that has taken this process for dead sets LOST, and then ends the trial.
             is_lost = LOST in frozen.user_attrs
             if is_lost or (self.has_quota and self.storage.has_unseen_attr(trial_id(trial), LOST)):
-                self._tell_late(frozen, outcome)
+                keep_late_values(self.study, self.objective.name, frozen, outcome, self._constraint_attributes(outcome))
         self._open.remove(number)
         return frozen
 
@@ -326,6 +335,8 @@ class AskTell:
             self.failure_log.add(number, outcome)
         if self.observer is not None:
             self.observer(self.study, frozen)
+        if self.options.callbacks:
+            frozen = copy.deepcopy(frozen)  # callbacks may change it
         for callback in self.options.callbacks or ():
             try:
                 callback(self.study, frozen)
@@ -337,33 +348,6 @@ class AskTell:
         if error is not None and not self.stopped:
             self.stopped = True
             raise error
-
-    def _tell_late(self, trial: FrozenTrial, outcome: Outcome) -> None:
-        """Keep the values of a trial that another process has taken for dead: in its retry, or in a new trial."""
-        assert self.storage is not None
-        logger.warning(
-            "Trial %d of `%s` was taken for dead, and has ended with %s: its values are kept.",
-            trial.number,
-            self.objective.name,
-            outcome.values,
-        )
-        for retrying in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            is_its_retry = retrying.user_attrs.get(RETRY_OF) == trial.number
-            if is_its_retry and self.storage.set_trial_state_values(trial_id(retrying), TrialState.RUNNING):
-                for name, distribution in trial.distributions.items():
-                    value = distribution.to_internal_repr(trial.params[name])
-                    self.storage.set_trial_param(trial_id(retrying), name, value, distribution)
-                self._store_details(retrying, outcome)
-                self.study.tell(retrying.number, outcome.values)
-                return
-        late = optuna.trial.create_trial(
-            values=outcome.values,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={LOST: True, RETRY_OF: trial.number},
-            system_attrs=self._constraint_attributes(outcome),
-        )
-        self.study.add_trial(late)
 
     def close_open(self, reason: str, *, waits: bool = True) -> None:
         """Tell the study, at the end of a search, how all trials that are still open have ended.

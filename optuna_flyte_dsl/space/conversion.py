@@ -5,8 +5,9 @@ from numbers import Real
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, Trial
 
+from optuna_flyte_dsl._compat.optuna import suggest as suggest_directly
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.markers import Category, Float, Repeated, Suggestion
@@ -50,6 +51,12 @@ def convert(marker: Suggestion, value: Any) -> Any:
 
 def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     """Return a trial's suggestion from a distribution of Optuna's three classes."""
+    is_float = isinstance(distribution, FloatDistribution)
+    if type(trial) is Trial:
+        value = suggest_directly(trial, name, distribution)
+        if isinstance(distribution, IntDistribution):
+            return int(value)
+        return to_float(float, value) if is_float else value  # Optuna returns an enqueued int as it is
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
