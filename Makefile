@@ -14,6 +14,9 @@ unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, and each 
 KILLS := 200
 # The environment of `make bench`. dev and oldest lack the peers, and have other versions of Optuna.
 BENCH := bench
+# The peers that need environments of their own, and whether `make bench` measures them.
+PEERS := optuna-distributed ray-tune syne-tune
+MEASURED_PEERS := $(if $(filter peers,$(or $(ROWS),peers)),$(PEERS))
 STRIDE := 1
 
 help: ## Show the targets
@@ -66,6 +69,10 @@ $(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt | $(VENV)/uv/.m
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
 	@touch $@
 
+$(PEERS:%=$(VENV)/%/.made): $(VENV)/%/.made: requirements/peers/%.txt | $(VENV)/uv/.made
+	$(call environment,$*,--requirement requirements/peers/$*.txt)
+	@touch $@
+
 environments: $(VENV)/dev/.made $(VENV)/oldest/.made
 
 demo: $(VENV)/demo/.made ## Run a search on real data, kill it, and resume it
@@ -102,7 +109,7 @@ next: | $(VENV)/uv/.made ## Run the tests on the newest versions of all packages
 docs: $(VENV)/dev/.made ## Build the documentation into docs/_build
 	$(VENV)/dev/bin/python -m sphinx --fail-on-warning --builder html docs docs/_build
 
-bench: $(VENV)/$(BENCH)/.made ## Measure against the ideal and the peers; ROWS=quality measures a part
+bench: $(VENV)/$(BENCH)/.made $(MEASURED_PEERS:%=$(VENV)/%/.made) ## Measure against the ideal and the peers; ROWS=quality measures a part
 	$(VENV)/$(BENCH)/bin/python -m benchmarks $(ROWS)
 
 sweeps: $(VENV)/dev/.made ## Cut a search at every single step; ONLY="journal sqlite" names the storages

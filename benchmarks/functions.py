@@ -10,6 +10,11 @@ def sleeps(x: Float(0, 1)) -> float:
     return x
 
 
+def waits(x: Float(0, 1), seconds: float) -> float:
+    time.sleep(seconds)
+    return x
+
+
 def computes(x: Float(0, 1)) -> float:
     """Use 13 ms of CPU time."""
     end = time.process_time() + 0.013
