@@ -24,9 +24,12 @@ from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, U
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
-_ARE_YOU_THERE = pickle.dumps(None)
 _PLAIN_TYPES = (bool, int, float, type(None))
 _CURE = "Open files, locks and connections cannot be sent: create them inside the objective."
+
+
+class _NotBegunError(Exception):
+    """A worker that had run other trials has died before it has read a request."""
 
 
 class _Worker:
@@ -40,6 +43,7 @@ class _Worker:
         self.process = process
         self.gpu = gpu
         self.is_loaded = False  # whether the process has the objective
+        self.has_run = False  # whether the process has run a trial
 
 
 class ProcessRunner:
@@ -68,6 +72,20 @@ class ProcessRunner:
 
     async def run(self, run: TrialRun) -> Any:
         handle = await self._threads.run(self._serve, run.trial) if self._objective.takes_trial else None
+        try:
+            result = None
+            while result is None:
+                result = await self._result_of(run, handle)
+        finally:
+            if handle is not None:
+                await finish(functools.partial(self._forget, run.trial))
+        value, raised = cloudpickle.loads(result)
+        if raised is not None:
+            raise raised
+        return value
+
+    async def _result_of(self, run: TrialRun, handle: TrialHandle | None) -> bytes | None:
+        """Run a trial in a worker. Return its pickled result; `None` if an idle worker died and has not begun it."""
         worker = await self._take_worker()
         must_kill = True
         try:
@@ -85,18 +103,16 @@ class ProcessRunner:
                     f"A worker process cannot load the arguments of a trial: {content}."
                 )
             result, must_kill = content
+            worker.has_run = True
+            return cast("bytes", result)
+        except _NotBegunError:
+            return None
         finally:
             if must_kill:
                 await finish(functools.partial(self._kill, worker))
             else:
                 self._busy.discard(worker)
                 self._idle.append(worker)
-            if handle is not None:
-                await finish(functools.partial(self._forget, run.trial))
-        value, raised = cloudpickle.loads(result)
-        if raised is not None:
-            raise raised
-        return value
 
     async def _load(self, worker: _Worker) -> None:
         kind, content = await self._answer(worker, self._payload)
@@ -107,7 +123,10 @@ class ProcessRunner:
     async def _answer(self, worker: _Worker, request: bytes) -> tuple[Answer, Any]:
         try:
             return cast("tuple[Answer, Any]", pickle.loads(await worker.process.call(request)))  # noqa: S301 - from our own process
-        except (EOFError, ConnectionError):
+        except (EOFError, ConnectionError) as error:
+            # The system tells by a ConnectionError that the process has ended and has not read the request.
+            if worker.has_run and isinstance(error, ConnectionError):
+                raise _NotBegunError from None
             cause = await self._threads.run(worker.process.cause_of_death)
             raise WorkerDiedError(f"The trial's worker process died: {cause}.") from None
 
@@ -132,14 +151,9 @@ class ProcessRunner:
         while self._idle:
             worker = self._idle.pop()
             self._busy.add(worker)
-            try:
-                await worker.process.call(_ARE_YOU_THERE)
-            except BaseException as error:
-                await finish(functools.partial(self._kill, worker))
-                if not isinstance(error, EOFError | ConnectionError):  # it died between two trials: no trial fails
-                    raise
-            else:
+            if not worker.process.has_ended:
                 return worker
+            await finish(functools.partial(self._kill, worker))  # it died between two trials: no trial fails
         starting = asyncio.ensure_future(self._start())
         try:
             return await asyncio.shield(starting)

@@ -50,9 +50,7 @@ def work(channel: socket.socket) -> None:
         while True:
             request, _ = receive_bytes(channel)
             answer = _refused_or(functools.partial(cloudpickle.loads, request))
-            if answer is None:  # a call only to see that this process is there
-                answer = (Answer.LOADED, None)
-            elif answer[0] is not Answer.REFUSED:
+            if answer[0] is not Answer.REFUSED:
                 answer = (Answer.RESULT, run_trial(*answer))
             if os.getpid() != worker:  # the objective has forked this process, which must not answer too
                 os._exit(0)

@@ -65,10 +65,14 @@ class WorkerProcess:
         loop.add_reader(self._status, self._close_channel, loop)
         try:
             await loop.sock_sendall(self._channel, LENGTH.pack(len(request)) + request)
-            (left,) = LENGTH.unpack(await self._receive(loop, LENGTH.size))
-            return await self._receive(loop, left)
+            return await self._receive(loop)
         finally:
             loop.remove_reader(self._status)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended, as far as the system tells it by now. An idle worker sends nothing."""
+        return _is_readable(0.0, self._channel.fileno(), self._status)
 
     def _close_channel(self, loop: asyncio.AbstractEventLoop) -> None:
         """Notice that the worker has ended. Processes that it has forked may keep its end of the channel open."""
@@ -76,14 +80,18 @@ class WorkerProcess:
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)  # what the worker has answered can still be read
 
-    async def _receive(self, loop: asyncio.AbstractEventLoop, left: int) -> bytes:
-        parts = []
-        while left:
-            parts.append(await loop.sock_recv(self._channel, min(left, 2**20)))
-            if not parts[-1]:
+    async def _receive(self, loop: asyncio.AbstractEventLoop) -> bytes:
+        """Receive an answer: its length, and then as many bytes. Most answers come in one piece."""
+        received, end = bytearray(), LENGTH.size
+        while len(received) < end:
+            part = await loop.sock_recv(self._channel, 2**20)  # a worker sends no other answer before the next request
+            if not part:
                 raise EOFError
-            left -= len(parts[-1])
-        return b"".join(parts)
+            if len(received) < LENGTH.size <= len(received) + len(part):
+                (length,) = LENGTH.unpack((received + part)[: LENGTH.size])
+                end += length
+            received += part
+        return bytes(received[LENGTH.size :])
 
     def cause_of_death(self) -> str:
         """Return why the process has ended, in words. The call blocks."""
@@ -96,7 +104,7 @@ class WorkerProcess:
         """Wait for the end of the process. Return its exit code, or minus the number of a signal."""
         if self._code is not None:
             return self._code
-        if _is_readable(self._status, _STATUS_PATIENCE):
+        if _is_readable(_STATUS_PATIENCE, self._status):
             text = _read_line(self._status)
             self._code = int(text) if text else None
             self._is_orphan = not text  # the pipe has ended with the server
@@ -104,7 +112,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Kill the process and what it has started, and wait for its end."""
-        kill_group(self.pid, is_alive=not _is_readable(self._status, 0.0))
+        kill_group(self.pid, is_alive=not _is_readable(0.0, self._status))
         self._wait()
         kill_group(self.pid, is_alive=False)  # what it has started while it was killed
         self._channel.close()
@@ -243,9 +251,11 @@ def _import_path() -> list[str]:
     return list(map(str, sys.path))
 
 
-def _is_readable(file: int, patience: float) -> bool:
+def _is_readable(patience: float, *files: int) -> bool:
+    """Return whether one of some files has something to read, or has ended. Wait for that, but only some seconds."""
     poll = select.poll()  # `select.select` refuses files with high numbers
-    poll.register(file, select.POLLIN)
+    for file in files:
+        poll.register(file, select.POLLIN)
     return bool(poll.poll(patience * 1000))
 
 

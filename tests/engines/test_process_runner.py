@@ -41,6 +41,20 @@ def test_the_death_of_an_idle_worker_is_no_trials_failure():
     assert len({trial.value for trial in study.trials}) == 2
 
 
+@pytest.mark.newest
+def test_a_worker_that_dies_before_it_has_read_a_request_is_no_trials_failure():
+    def stop_and_kill(study, trial):
+        if trial.number == 0:
+            worker = int(trial.value)
+            os.kill(worker, signal.SIGSTOP)  # it reads no request any more
+            threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
+
+    search = optimize(reports_its_process, executor="process", n_trials=3, callbacks=[stop_and_kill], progress=False)
+    study = search.run_sync()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert len({trial.value for trial in study.trials}) == 2
+
+
 def takes_anything(x: Float(0, 1), thing: object) -> float:
     return x
 
