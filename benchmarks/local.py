@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -174,6 +177,23 @@ def cpu() -> None:
     show(title, {name: rows[name] / rows["flytekit"]}, limit={name: 0.5})
 
 
+def imports() -> None:
+    """Measure the CPU time of an interpreter that imports the library, beside one that imports what it needs."""
+
+    def cpu_seconds(modules: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-W", "ignore", "-c", f"import {modules}"], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    rounds = [
+        [cpu_seconds(each) for each in ("flytekit, optuna", "flytekit, optuna, optuna_flyte_dsl")] for _ in "1234567"
+    ]
+    without, with_it = map(min, zip(*rounds, strict=True))
+    name = "flytekit, optuna and optuna_flyte_dsl"
+    show("CPU time of an import, as a ratio to flytekit and optuna", {name: with_it / without}, limit={name: 1.05})
+
+
 def short_trials() -> None:
     """Measure the makespan of short trials of a sync task, as a ratio to the ideal."""
     for seconds_each, concurrency, limit in ((0.01, 4, 1.15), (0.01, 16, 1.6), (0.1, 16, 1.06), (0.1, 64, 1.3)):
@@ -194,6 +214,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     start()
+    imports()
     nested_classes()
     overhead()
     cpu()

@@ -6,13 +6,14 @@ This module is separate from `_compat.optuna` because it loads grpc and protobuf
 import grpc
 from optuna.storages import BaseStorage, GrpcStorageProxy
 from optuna.storages._grpc import client as _client
-from optuna.storages._grpc import servicer as _servicer
-from optuna.storages._grpc.auto_generated import api_pb2_grpc
 
 
 def serve_storage(storage: BaseStorage, server: grpc.Server) -> None:
     """Add Optuna's gRPC storage service to a server. The server must check the token of each call itself."""
-    api_pb2_grpc.add_StorageServiceServicer_to_server(_servicer.OptunaStorageProxyService(storage), server)
+    from optuna.storages._grpc import servicer  # loaded late: few searches serve a storage
+    from optuna.storages._grpc.auto_generated import api_pb2_grpc
+
+    api_pb2_grpc.add_StorageServiceServicer_to_server(servicer.OptunaStorageProxyService(storage), server)
 
 
 class StorageProxyClient(GrpcStorageProxy):
@@ -28,6 +29,8 @@ class StorageProxyClient(GrpcStorageProxy):
         super().__init__()
 
     def _setup(self) -> None:
+        from optuna.storages._grpc.auto_generated import api_pb2_grpc  # loaded late, as above
+
         self._channel = self.channel
         self._stub = api_pb2_grpc.StorageServiceStub(self._channel)
         self._cache = _client.GrpcClientCache(self._stub)
