@@ -168,7 +168,7 @@ def job(task: tuple[str, str, int, int]) -> float:
 
 
 def note(scores: Sequence[float], base: Sequence[float]) -> str:
-    """Return how a sampler compares with Optuna's default, over the same seeds."""
+    """Return how some scores compare with those of the base, over the same seeds."""
     differences = [one - other for one, other in zip(scores, base, strict=True)]
     if not any(differences):
         return ""

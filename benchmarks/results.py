@@ -70,8 +70,9 @@ def read() -> dict[str, Any]:
 def text_of(title: str, block: Mapping[str, Any]) -> str:
     """Return some rows as text."""
     lines = [f"\n{title}"]
+    decimals = 2 if block["unit"] else 3
     for row in block["rows"]:
         asked = f"   (asked for: at most {row['limit']:.2f})" if row["limit"] is not None else ""
         note = f"   {row['note']}" if row["note"] else ""
-        lines.append(f"  {row['name']:<52}{row['value']:8.2f}{block['unit']}{note}{asked}")
+        lines.append(f"  {row['name']:<52}{row['value']:8.{decimals}f}{block['unit']}{note}{asked}")
     return "\n".join(lines)

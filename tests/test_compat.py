@@ -273,7 +273,7 @@ def test_enqueued_parameters_can_be_read_and_set(study):
     assert optuna_names.enqueued_params(trial) == {"x": 0.25}
     optuna_names.set_enqueued_params(trial, {"x": 0.75})
     assert trial.suggest_float("x", 0, 1) == 0.75
-    assert optuna_names.cached_params(trial) == {"x": 0.75}
+    assert optuna_names.cached_trial(trial).params == {"x": 0.75}
     study.ask()
     assert optuna_names.enqueued_params_of(study.trials[1]) is None
 
@@ -283,7 +283,7 @@ def test_a_detached_trial_leaves_the_first_one_as_it_is(study):
     detached = optuna_names.detached_trial(study, trial)
     detached.set_user_attr("note", 1)
     detached._cached_frozen_trial.params["y"] = 1
-    assert optuna_names.cached_params(trial) == {}
+    assert optuna_names.cached_trial(trial).params == {}
 
 
 def test_a_trial_can_be_read_anew(study):

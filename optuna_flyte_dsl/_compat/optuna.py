@@ -152,9 +152,9 @@ def set_enqueued_params(trial: Trial, params: Mapping[str, Any]) -> None:
     trial._fixed_params = dict(params)
 
 
-def cached_params(trial: Trial) -> dict[str, Any]:
-    """Return the parameters that a trial has suggested so far, without calling the storage, which may be down."""
-    return trial._cached_frozen_trial.params
+def cached_trial(trial: Trial) -> FrozenTrial:
+    """Return what a trial knows of itself, such as what it has suggested so far, without calling the storage."""
+    return trial._cached_frozen_trial
 
 
 def refresh(trial: Trial) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from optuna_flyte_dsl._compat.optuna import cached_params
+from optuna_flyte_dsl._compat.optuna import cached_trial
 from optuna_flyte_dsl.errors import StorageUnavailableError
 from optuna_flyte_dsl.search.outcome import Outcome
 
@@ -25,7 +25,7 @@ def untold_error(name: str, study: str, untold: Mapping[int, tuple[Trial, Outcom
             "state": outcome.state.name,
             "values": outcome.values,
             "reason": outcome.reason,
-            "params": cached_params(trial),
+            "params": cached_trial(trial).params,
         }
         for number, (trial, outcome) in untold.items()
     ]

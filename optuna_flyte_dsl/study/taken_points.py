@@ -8,9 +8,16 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import detached_trial, enqueued_params, known_trials, set_enqueued_params
+from optuna_flyte_dsl._compat.optuna import (
+    cached_trial,
+    detached_trial,
+    enqueued_params,
+    known_trials,
+    set_enqueued_params,
+)
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._text import shown
@@ -26,8 +33,14 @@ from optuna_flyte_dsl.study.resuming import counts
 from optuna_flyte_dsl.study.study_view import preview_of
 from optuna_flyte_dsl.study.trial_history import TrialHistory
 
-_TRIES = 30
-"""How often a sampler is asked for a new point before a point is drawn without the sampler."""
+_TRIES = 4
+"""How often a sampler is asked for a new point before a point is looked for near the sampler's point.
+
+A sampler that has found the best points suggests them again and again, and each question costs its time.
+"""
+
+_NEAR = 30
+"""How many points are then drawn with another value of one parameter, as many of two parameters, and so on."""
 
 _RANDOM_TRIES = 1_000
 """How many points are then drawn at random to find one that the constraints allow."""
@@ -152,14 +165,21 @@ class TakenPoints:
     def _new_point(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
         """Return what Optuna is to store for a trial: a point that satisfies the constraints, and is not taken."""
         taken = self._unsettled(known_trials(study), but=trial.number)
+        n_taken = self._count(taken)
+        avoids_taken = self._duplicates == "resample" and n_taken < self._size
+        if self._duplicates == "resample" and not avoids_taken:
+            self._warn_that_all_are_taken()
         allowed: dict[str, Any] | None = None
         for point in self._attempts(study, trial):
             if self._constraints and not self._is_allowed(point):
                 continue
-            if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
+            if not avoids_taken or not self._is_taken(self._key_of(point), taken):
                 return point
             allowed = allowed or point
-        if (n_taken := self._count(taken)) < self._size < math.inf:
+        for point in self._near(allowed, trial) if allowed is not None else ():
+            if not self._is_taken(self._key_of(point), taken) and self._is_allowed(point):
+                return point
+        if n_taken < self._size < math.inf:
             n_points = int(self._space.n_points)
             start = random.Random(trial.number).randrange(n_points)  # noqa: S311 - not a secret
             for offset in range(min(n_points, n_taken + n_points - int(self._size) + 1)):
@@ -168,24 +188,37 @@ class TakenPoints:
                     return chosen
         if allowed is None:
             raise RefusedPointError(f"No point that the constraints allow was found. {self._last_violation}")
-        if self._size < math.inf and not self._warned:
+        return allowed
+
+    def _warn_that_all_are_taken(self) -> None:
+        if not self._warned:
             self._warned = True
             logger.warning(
-                "`duplicates='resample'`: all %d points of the space are taken, and are run again. "
-                "`stop_when_exhausted=True` would end the search.",
+                "All %d points of the space of `%s` are taken, and are run again. `stop_when_exhausted=True` would end "
+                "the search.",
                 int(self._size),
+                self._space.name,
             )
-        return allowed
 
     def _attempts(self, study: optuna.Study, trial: Trial) -> Iterator[dict[str, Any]]:
         """Yield points that the sampler suggests; with constraints, then points that are drawn at random."""
-        preview = preview_of(study, _UnchangedStorage(trial.storage))
+        preview = preview_of(study, _UnchangedStorage(trial.storage, cached_trial(trial)))
         for _ in range(_TRIES):
             yield self._sampled(detached_trial(preview, trial))
         enqueued = enqueued_params(trial)
         generator = random.Random(trial.number)  # noqa: S311 - not a secret
         for turn in range(_RANDOM_TRIES if self._constraints else 0):
             yield self._space.draw(functools.partial(_drawn, enqueued, generator, by_prior=turn % 2 == 0))
+
+    def _near(self, point: Mapping[str, Any], trial: Trial) -> Iterator[dict[str, Any]]:
+        """Yield points that differ from a point in the value of one parameter; then in those of two, and so on."""
+        generator = random.Random(trial.number)  # noqa: S311 - not a secret
+        names = sorted(point.keys() - enqueued_params(trial).keys())
+        for n_changed in range(1, len(names) + 1):
+            for _ in range(_NEAR):
+                changed = generator.sample(names, n_changed)
+                kept = {name: value for name, value in point.items() if name not in changed}
+                yield self._space.draw(functools.partial(_drawn, kept, generator, by_prior=False))
 
     def _sampled(self, trial: Trial) -> dict[str, Any]:
         return self._space.draw(lambda name, _: conversion.suggest(trial, name, self._distributions[name]))
@@ -256,16 +289,14 @@ class TakenPoints:
         )
 
 
-def _drawn(
-    enqueued: Mapping[str, Any], generator: random.Random, name: str, marker: Suggestion, *, by_prior: bool
-) -> Any:
-    """Return what is stored for a parameter: what was enqueued, or a value that is drawn at random.
+def _drawn(kept: Mapping[str, Any], generator: random.Random, name: str, marker: Suggestion, *, by_prior: bool) -> Any:
+    """Return what is stored for a parameter: the value that is kept, or a value that is drawn at random.
 
     Args:
         by_prior: Whether the value is drawn from the prior. The constraints may forbid what a prior expects.
     """
-    if name in enqueued:
-        return enqueued[name]
+    if name in kept:
+        return kept[name]
     return marker.to_stored(domain.random_value(marker, generator, by_prior=by_prior))
 
 
@@ -287,7 +318,14 @@ def _digest_of_fixed_arguments(space: SearchSpace) -> str:
 
 
 class _UnchangedStorage(Proxy):
-    """A proxy of a storage that stores no parameter."""
+    """A proxy of a storage that stores no parameter, and remembers the trial that is sampled."""
+
+    def __init__(self, storage: BaseStorage, trial: FrozenTrial) -> None:
+        super().__init__(storage)
+        self._self_trial = trial
+
+    def get_trial(self, _trial_id: int) -> FrozenTrial:
+        return self._self_trial
 
     def set_trial_param(self, *_: Any) -> None:
         pass

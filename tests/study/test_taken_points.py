@@ -124,7 +124,7 @@ def test_resampled_points_are_new_until_none_is_left(sampler, concurrency, warne
     assert all(trial.value == small(**trial.params) for trial in study.trials)
     more = search(small, n_trials=9, duplicates="resample", seed=1, concurrency=concurrency).run_sync()
     assert len(more.trials) == 9
-    assert any("all 6 points of the space are taken" in line for line in warned())
+    assert any("All 6 points of the space of `small` are taken" in line for line in warned())
     assert len(set(keys(more))) == 6
 
 
@@ -136,6 +136,42 @@ def test_a_search_ends_when_its_space_is_exhausted_if_asked_to(duplicates):
     assert len(study.trials) < 500
     if duplicates == "resample":
         assert len(study.trials) == 6
+
+
+class Stubborn(RandomSampler):
+    """Always suggests the first value, and counts how often it is asked for a point."""
+
+    def __init__(self):
+        super().__init__(seed=1)
+        self.asked = 0
+
+    def sample_independent(self, study, trial, name, distribution):
+        self.asked += name == "a"
+        return distribution.low
+
+
+async def wide(a: Integer(0, 9), b: Integer(0, 9), c: Integer(0, 9)) -> float:
+    return a
+
+
+def test_in_place_of_a_taken_point_a_near_one_is_tried_after_few_questions():
+    sampler = Stubborn()
+    study = search(wide, n_trials=12, duplicates="resample", sampler=sampler, concurrency=1).run_sync()
+    points = [tuple(trial.params.values()) for trial in study.trials]
+    assert points[0] == (0, 0, 0)
+    assert len(set(points)) == 12
+    assert all(sum(value > 0 for value in point) == 1 for point in points[1:])
+    assert sampler.asked <= 5 * 12
+
+
+def test_where_all_points_are_taken_the_sampler_is_asked_once():
+    sampler = Stubborn()
+    search(small_in_a, n_trials=8, duplicates="resample", sampler=sampler, concurrency=1).run_sync()
+    assert sampler.asked <= 1 + 5 + 6 * 2
+
+
+async def small_in_a(a: Integer(0, 1)) -> float:
+    return a
 
 
 def test_a_space_without_end_cannot_be_exhausted():
