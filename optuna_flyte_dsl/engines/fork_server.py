@@ -13,13 +13,14 @@ import contextlib
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 LENGTH = struct.Struct("!Q")  # of a message, before it
@@ -56,9 +57,9 @@ class ForkServer:
     """Forks workers for one parent process, and ends with it.
 
     Args:
-        control: Each message is a request: the environment, the folder, the import path and the arguments of the
-            parent, as JSON; and four files: the worker's channel, the pipe in which the server writes the worker's id
-            and at last its exit status, and the worker's output and error output.
+        control: Each message is a request: the environment, the folder, the import path, the arguments, the umask,
+            the cores and the limits of the parent, as JSON; and four files: the worker's channel, the pipe in which
+            the server writes the worker's id and at last its exit status, and the worker's output and error output.
         work: What a worker does with its channel.
     """
 
@@ -141,6 +142,7 @@ class ForkServer:
             sys.path[:], sys.argv[:] = request["path"], request["arguments"]
             with contextlib.suppress(OSError):  # the folder may be gone
                 os.chdir(request["folder"])
+            _inherit(request)
             if (numpy_random := sys.modules.get("numpy.random")) is not None:
                 numpy_random.seed()  # else all workers would draw the same numbers
             self._work(socket.socket(fileno=channel))
@@ -152,6 +154,18 @@ class ForkServer:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)
+
+
+def _inherit(request: Mapping[str, Any]) -> None:
+    """Take over what a process gets from the one that starts it: the umask, the cores and the limits."""
+    if request["umask"] is not None:
+        os.umask(request["umask"])
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, request["cores"])
+    for kind, limits in request["limits"]:
+        with contextlib.suppress(OSError, ValueError):  # only a privileged process may raise a hard limit
+            if resource.getrlimit(kind) != tuple(limits):
+                resource.setrlimit(kind, limits)
 
 
 def kill_group(worker: int, *, is_alive: bool) -> None:

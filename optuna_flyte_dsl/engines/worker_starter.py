@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from optuna_flyte_dsl.engines.fork_server import LENGTH, SERVER, kill_group, send_bytes
 from optuna_flyte_dsl.errors import WorkerDiedError
@@ -162,7 +164,7 @@ class WorkerStarter:
 
     def _fork(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
         state = {"environment": environment, "folder": _folder(), "path": _import_path(), "arguments": sys.argv}
-        request = json.dumps(state).encode()
+        request = json.dumps({**state, **_inherited()}).encode()
         for _ in range(2):  # the server may have been killed
             status, its_status = os.pipe()
             try:
@@ -245,6 +247,16 @@ def _folder() -> str:
         return os.getcwd()
     except FileNotFoundError:
         return "/"
+
+
+def _inherited() -> dict[str, Any]:
+    """Return what a process gets from the one that starts it, and that may have changed since the server's start."""
+    kinds = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+    limits = {kind: resource.getrlimit(kind) for kind in kinds}
+    umask = None
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:  # to ask for it otherwise is to change it
+        umask = next((int(line.split()[1], 8) for line in status if line.startswith("Umask:")), None)
+    return {"umask": umask, "cores": sorted(os.sched_getaffinity(0)), "limits": list(limits.items())}
 
 
 def _import_path() -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +54,35 @@ def test_a_worker_that_dies_before_it_has_read_a_request_is_no_trials_failure():
     study = search.run_sync()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert len({trial.value for trial in study.trials}) == 2
+
+
+def inherited(x: Float(0, 1)) -> float:
+    mask = os.umask(0)
+    os.umask(mask)
+    soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    return float(f"{mask}.{soft if soft >= 0 else 9}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
+def test_a_worker_has_the_umask_the_limits_and_the_cores_of_its_search():
+    run = optimize(inherited, executor="process", n_trials=1, progress=False).run_sync
+    cores, (soft, hard), mask = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_CORE), os.umask(0o022)
+    try:
+        assert int(run().best_value) == 0o022  # the fork server runs from now on
+        os.umask(0o077)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+        os.sched_setaffinity(0, {min(cores)})
+        assert run().best_value == float(f"{0o077}.0")
+        search = optimize(n_cores, executor="process", n_trials=1, progress=False)
+        assert search.run_sync().best_value == 1
+    finally:
+        os.umask(mask)
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+        os.sched_setaffinity(0, cores)
+
+
+def n_cores(x: Float(0, 1)) -> float:
+    return float(len(os.sched_getaffinity(0)))
 
 
 def takes_anything(x: Float(0, 1), thing: object) -> float:

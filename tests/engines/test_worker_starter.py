@@ -112,7 +112,9 @@ def test_the_cause_of_a_death_is_named(end, said):
 def test_a_worker_that_closes_its_files_is_given_up(monkeypatch):
     monkeypatch.setattr(worker_starter, "_STATUS_PATIENCE", 0.1)
 
-    def closes(x: Float(0, 1)) -> float:
+    async def closes(
+        x: Float(0, 1),
+    ) -> float:  # in the thread of the event loop, which would see that its files are gone
         import time
 
         os.closerange(3, 1000)
