@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, and each 
 KILLS := 200
 # The environment of `make bench`. dev and oldest lack the peers, and have other versions of Optuna.
 BENCH := bench
-# The peers that need environments of their own, and whether `make bench` measures them.
+# The peers that need environments of their own. MEASURED_PEERS has them if `make bench` measures them.
 PEERS := optuna-distributed ray-tune syne-tune
 MEASURED_PEERS := $(if $(filter peers,$(or $(ROWS),peers)),$(PEERS))
 STRIDE := 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import gc
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,8 @@ from tests.support.postgres import Postgres
 
 SIZES = (100, 5_000)
 ROUNDS = 5
-FIRST, LAST = (
-    20,
-    120,
-)  # the trials of a search between whose starts the time is taken: what a search costs once is before
+# The trials of a search between whose starts the time is taken. What a search costs once is before.
+FIRST, LAST = 20, 120
 NAME = "growth"
 SPACE = {"x": IntDistribution(1, 10**6), "y": FloatDistribution(0, 1)}
 BARE = "optuna, ask and tell"
@@ -103,8 +102,9 @@ class Original:
             params = {"x": rng.randint(1, 10**6), "y": rng.random()}
             self._study.add_trial(optuna.trial.create_trial(params=params, distributions=SPACE, value=rng.random()))
 
-    def copy(self) -> optuna.Study:
-        """Return a copy of the study, in a storage of its own."""
+    @contextlib.contextmanager
+    def copied(self) -> Iterator[optuna.Study]:
+        """Yield a copy of the study, in a storage of its own, which is removed at last."""
         name = f"copy_{uuid.uuid4().hex}"
         storage = copy.deepcopy(self._storage) if self._kind == "memory" else None
         if self._kind in ("journal", "sqlite"):
@@ -112,7 +112,18 @@ class Original:
         elif self._kind == "postgresql":
             self._storage.engine.dispose()  # a database that is in use cannot be copied
             self._execute(f"CREATE DATABASE {name} TEMPLATE {self._name}")
-        return optuna.load_study(storage=storage or self._open(name), study_name=NAME, sampler=RandomSampler(seed=1))
+        storage = storage or self._open(name)
+        yield optuna.load_study(storage=storage, study_name=NAME, sampler=RandomSampler(seed=1))
+        if isinstance(storage, RDBStorage):
+            storage.engine.dispose()
+        if self._kind == "postgresql":
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+        (self._folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the study."""
+        self._admin.dispose()
+        shutil.rmtree(self._folder)
 
     def _execute(self, statement: str) -> None:
         with self._admin.connect() as connection:
@@ -132,10 +143,11 @@ def measured(measure: Callable[[optuna.Study], float], originals: Sequence[Origi
     """Return the milliseconds of a trial in a copy of each study."""
     milliseconds = []
     for original in originals:
-        study = original.copy()
-        gc.collect()
-        gc.freeze()
-        milliseconds.append(measure(study))
+        with original.copied() as study:
+            gc.collect()
+            gc.freeze()
+            milliseconds.append(measure(study))
+            gc.unfreeze()
     return milliseconds
 
 
@@ -150,6 +162,8 @@ def show_growth(kind: str, server: Postgres) -> None:
     for _ in range(ROUNDS):
         for name, measure in contestants.items():
             rounds[name].append(measured(measure, originals))
+    for original in originals:
+        original.close()
     costs = {name: [min(each) for each in zip(*of_all, strict=True)] for name, of_all in rounds.items()}
     floor = costs[BARE]
     notes = {name: ", ".join(f"{cost:.2f} ms" for cost in each) for name, each in costs.items()}

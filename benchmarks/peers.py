@@ -30,6 +30,7 @@ PEERS = {
     "Syne Tune": ("syne-tune", "syne_tune_python.py"),
 }
 """The environment and the program of each peer."""
+REQUIREMENTS = Path(__file__).parents[1] / "requirements" / "peers"
 
 
 def ours(objective: Callable[..., Any], **options: Any) -> Callable[[int, int, float], float]:
@@ -54,6 +55,7 @@ def optunas(n_trials: int, at_once: int, seconds: float) -> float:
     def objective(trial: optuna.Trial) -> float:
         return waits(trial.suggest_float("x", 0, 1), seconds)
 
+    optuna.create_study(sampler=RandomSampler()).optimize(objective, n_trials=1)  # the others have a search before, too
     study = optuna.create_study(sampler=RandomSampler())
     begun = time.perf_counter()
     study.optimize(objective, n_trials=n_trials, n_jobs=at_once)
@@ -76,6 +78,13 @@ def peers(environment: str, script: str) -> Callable[[int, int, float], float]:
     return measure
 
 
+def versions(environment: str) -> str:
+    """Return the versions in a peer's environment of what is measured."""
+    lines = (REQUIREMENTS / f"{environment}.txt").read_text().splitlines()
+    shown = ("optuna==", "optuna-distributed==", "ray==", "syne-tune==")
+    return ", ".join(line.replace("==", " ") for line in lines if line.startswith(shown))
+
+
 def main() -> None:
     """Show the makespans of all, as ratios to the ideal."""
     contestants = {
@@ -91,4 +100,5 @@ def main() -> None:
         show(
             f"Makespan beside the peers, {n_trials} trials of {seconds} s, {at_once} at once, as a ratio to the ideal",
             rows,
+            notes={name: versions(environment) for name, (environment, _) in PEERS.items()},
         )

@@ -53,15 +53,16 @@ class CheckedOptions:
     def documentation(cls) -> dict[str, str]:
         """Return the docstring of each field, by name, on one line.
 
-        The mapping is empty where Python has no source code, as in an interactive session.
+        The mapping is empty where Python has no source code, as in an interactive session, and for a class that is not
+        at the top of its module.
         """
         try:  # `inspect.getsource` of a class would take four times as long
             module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
-        except (OSError, TypeError):
+        except (KeyError, OSError, TypeError):
             return {}
         found: dict[str, str] = {}
-        body = next(each.body for each in module.body if isinstance(each, ast.ClassDef) and each.name == cls.__name__)
-        for statement, after in itertools.pairwise(body):
+        classes = (each for each in module.body if isinstance(each, ast.ClassDef) and each.name == cls.__qualname__)
+        for statement, after in itertools.pairwise(next((each.body for each in classes), [])):
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 match after:
                     case ast.Expr(value=ast.Constant(value=str(text))):

@@ -123,6 +123,20 @@ def test_a_trial_is_told_as_by_the_study(study):
         optuna_names.tell(study, trial, [2.0], TrialState.COMPLETE, skip_if_finished=False)
 
 
+def test_what_the_user_has_patched_is_called(study, monkeypatch):
+    seen = []
+    told, suggested = optuna.Study.tell, optuna.trial.Trial.suggest_float
+    assert optuna_names.suggests_as_optuna(study.ask())
+    monkeypatch.setattr(optuna.Study, "tell", lambda *args, **kwargs: (seen.append("tell"), told(*args, **kwargs))[1])
+    optuna_names.tell(study, study.ask(), [1.0], TrialState.COMPLETE, skip_if_finished=False)
+    monkeypatch.setattr(optuna.trial.Trial, "suggest_float", lambda *args: suggested(*args))
+    assert not optuna_names.suggests_as_optuna(study.ask())
+    assert seen == ["tell"]
+    vars(study)["tell"] = lambda *args, **kwargs: seen.append("own")
+    optuna_names.tell(study, study.ask(), [1.0], TrialState.COMPLETE, skip_if_finished=False)
+    assert seen == ["tell", "own"]
+
+
 def test_a_class_of_study_with_its_own_tell_is_told_by_it():
     seen = []
 

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study._tell import _tell_with_warning
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 
 def trial_id(trial: Trial | FrozenTrial) -> int:
@@ -119,8 +119,17 @@ def set_number_of_good_trials(sampler: TPESampler, number: Callable[[int], int])
     sampler._gamma = number
 
 
+_TELL = optuna.Study.tell
+_SUGGEST = (Trial.suggest_float, Trial.suggest_int, Trial.suggest_categorical)
+
+
+def suggests_as_optuna(trial: BaseTrial) -> bool:
+    """Return whether a trial suggests by Optuna's own methods: its class is Optuna's, and nobody has patched that."""
+    return type(trial) is Trial and (Trial.suggest_float, Trial.suggest_int, Trial.suggest_categorical) == _SUGGEST
+
+
 def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
-    """Return what a trial suggests from a distribution.
+    """Return what a trial that `suggests_as_optuna` suggests from a distribution.
 
     The public methods inspect their own signature, and make a distribution, in each call.
     """
@@ -136,7 +145,7 @@ def tell(
 
     `Study.tell` returns a deep copy of the trial, which takes two thirds of its time.
     """
-    if type(study).tell is not optuna.Study.tell:  # a class of the user's
+    if type(study).tell is not _TELL or "tell" in vars(study):  # the user's own
         return study.tell(trial, values, state=state, skip_if_finished=skip_if_finished)
     _tell_with_warning(study, trial, values, state, skip_if_finished)
     return study._storage.get_trial(trial._trial_id)

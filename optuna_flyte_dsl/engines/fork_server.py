@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 LENGTH = struct.Struct("!Q")  # of a message, before it
+READ = b"\x06"  # what a worker sends when it has read a request
 _LOOK = 1.0  # seconds between two looks whether the parent process is alive
 
 

@@ -19,17 +19,13 @@ from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.engines.worker_process import Answer
-from optuna_flyte_dsl.engines.worker_starter import WorkerProcess, starter_of
+from optuna_flyte_dsl.engines.worker_starter import RequestNotReadError, WorkerProcess, starter_of
 from optuna_flyte_dsl.errors import FixedArgumentError, InvalidObjectiveError, UnloadableError, WorkerDiedError
 from optuna_flyte_dsl.search.runner import TrialRun
 from optuna_flyte_dsl.space.objective import Objective
 
 _PLAIN_TYPES = (bool, int, float, type(None))
 _CURE = "Open files, locks and connections cannot be sent: create them inside the objective."
-
-
-class _NotBegunError(Exception):
-    """A worker that had run other trials has died before it has read a request."""
 
 
 class _Worker:
@@ -91,13 +87,12 @@ class ProcessRunner:
         try:
             if not worker.is_loaded:
                 await self._load(worker)
-            run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
             if handle is None and all(type(value) in _PLAIN_TYPES for value in run.arguments.values()):
                 request = self._pickle_request(run.arguments, None, token)
             else:  # it may take a while
                 request = await self._threads.run(self._pickle_request, run.arguments, handle, token)
-            kind, content = await self._answer(worker, request)
+            kind, content = await self._answer(worker, request, run.begin)
             if kind is Answer.REFUSED:
                 raise self._unsendable_argument(run.arguments) or UnloadableError(
                     f"A worker process cannot load the arguments of a trial: {content}."
@@ -105,7 +100,7 @@ class ProcessRunner:
             result, must_kill = content
             worker.has_run = True
             return cast("bytes", result)
-        except _NotBegunError:
+        except RequestNotReadError:
             return None
         finally:
             if must_kill:
@@ -120,13 +115,20 @@ class ProcessRunner:
             raise UnloadableError(f"A worker process cannot load the objective: {content}.")
         worker.is_loaded = True
 
-    async def _answer(self, worker: _Worker, request: bytes) -> tuple[Answer, Any]:
+    async def _answer(
+        self, worker: _Worker, request: bytes, on_read: Callable[[], None] = lambda: None
+    ) -> tuple[Answer, Any]:
+        """Return what a worker answers.
+
+        Raises:
+            RequestNotReadError: If the worker has run trials, and died before it has read the request.
+            WorkerDiedError: If the worker died otherwise.
+        """
         try:
-            return cast("tuple[Answer, Any]", pickle.loads(await worker.process.call(request)))  # noqa: S301 - from our own process
-        except (EOFError, ConnectionError) as error:
-            # The system tells by a ConnectionError that the process has ended and has not read the request.
-            if worker.has_run and isinstance(error, ConnectionError):
-                raise _NotBegunError from None
+            return cast("tuple[Answer, Any]", pickle.loads(await worker.process.call(request, on_read)))  # noqa: S301 - from our own process
+        except (RequestNotReadError, EOFError, ConnectionError) as error:
+            if worker.has_run and isinstance(error, RequestNotReadError):
+                raise
             cause = await self._threads.run(worker.process.cause_of_death)
             raise WorkerDiedError(f"The trial's worker process died: {cause}.") from None
 

@@ -21,7 +21,7 @@ import psutil
 
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._text import shown, text_of
-from optuna_flyte_dsl.engines.fork_server import kill_group, receive_bytes, send_bytes
+from optuna_flyte_dsl.engines.fork_server import READ, kill_group, receive_bytes, send_bytes
 from optuna_flyte_dsl.engines.functions import never_warn_of_running_threads
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.search.error_origin import keep_origin
@@ -45,10 +45,9 @@ def work(channel: socket.socket) -> None:
     _begin()
     worker = os.getpid()
     with contextlib.suppress(EOFError, ConnectionError):
-        request, _ = receive_bytes(channel)
-        send_bytes(channel, pickle.dumps(_refused_or(functools.partial(load, request))))
+        send_bytes(channel, pickle.dumps(_refused_or(functools.partial(load, _read(channel)))))
         while True:
-            request, _ = receive_bytes(channel)
+            request = _read(channel)
             answer = _refused_or(functools.partial(cloudpickle.loads, request))
             if answer[0] is not Answer.REFUSED:
                 answer = (Answer.RESULT, run_trial(*answer))
@@ -59,6 +58,13 @@ def work(channel: socket.socket) -> None:
                     stream.flush()
             send_bytes(channel, pickle.dumps(answer))
     kill_group(worker, is_alive=True)  # what a trial has started ends too
+
+
+def _read(channel: socket.socket) -> bytes:
+    """Read a request, and tell that it is read."""
+    request, _ = receive_bytes(channel)
+    channel.sendall(READ)
+    return request
 
 
 def _refused_or(read: Callable[[], Any]) -> Any:

@@ -14,10 +14,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from optuna_flyte_dsl.engines.fork_server import LENGTH, SERVER, kill_group, send_bytes
+from optuna_flyte_dsl.engines.fork_server import LENGTH, READ, SERVER, kill_group, send_bytes
 from optuna_flyte_dsl.errors import WorkerDiedError
 
 _WORK = "optuna_flyte_dsl.engines.worker_process:work"
@@ -45,6 +45,10 @@ work(socket.socket(fileno=channel))
 """
 
 
+class RequestNotReadError(Exception):
+    """A worker process has ended before it has read a request."""
+
+
 class WorkerProcess:
     """A running worker process, and the channel to it. The group of the process has the same id."""
 
@@ -56,18 +60,33 @@ class WorkerProcess:
         self._code: int | None = None
         self._is_orphan = False
 
-    async def call(self, request: bytes) -> bytes:
+    async def call(self, request: bytes, on_read: Callable[[], None] = lambda: None) -> bytes:
         """Send a request, and return its answer.
 
+        Args:
+            on_read: Called when the process has read the request.
+
         Raises:
+            RequestNotReadError: If the process ends before it has read the request.
             EOFError: If the process ends before it has answered.
             ConnectionError: So too.
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._status, self._close_channel, loop)
         try:
-            await loop.sock_sendall(self._channel, LENGTH.pack(len(request)) + request)
-            return await self._receive(loop)
+            try:
+                await loop.sock_sendall(self._channel, LENGTH.pack(len(request)) + request)
+                received = bytearray(await self._receive(loop))
+            except (EOFError, ConnectionError):
+                raise RequestNotReadError from None
+            on_read()
+            head = len(READ) + LENGTH.size
+            while len(received) < head:
+                received += await self._receive(loop)
+            (length,) = LENGTH.unpack(received[len(READ) : head])
+            while len(received) < head + length:
+                received += await self._receive(loop)
+            return bytes(memoryview(received)[head:])
         finally:
             loop.remove_reader(self._status)
 
@@ -83,17 +102,11 @@ class WorkerProcess:
             self._channel.shutdown(socket.SHUT_RDWR)  # what the worker has answered can still be read
 
     async def _receive(self, loop: asyncio.AbstractEventLoop) -> bytes:
-        """Receive an answer: its length, and then as many bytes. Most answers come in one piece."""
-        received, end = bytearray(), LENGTH.size
-        while len(received) < end:
-            part = await loop.sock_recv(self._channel, 2**20)  # a worker sends no other answer before the next request
-            if not part:
-                raise EOFError
-            if len(received) < LENGTH.size <= len(received) + len(part):
-                (length,) = LENGTH.unpack((received + part)[: LENGTH.size])
-                end += length
-            received += part
-        return bytes(received[LENGTH.size :])
+        """Receive what is there of an answer. A worker sends no other answer before the next request."""
+        part = await loop.sock_recv(self._channel, 2**20)
+        if not part:
+            raise EOFError
+        return part
 
     def cause_of_death(self) -> str:
         """Return why the process has ended, in words. The call blocks."""

@@ -31,9 +31,9 @@ def keep_late_values(
     for retrying in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         is_its_retry = retrying.user_attrs.get(RETRY_OF) == trial.number
         if is_its_retry and storage.set_trial_state_values(trial_id(retrying), TrialState.RUNNING):
-            for name, distribution in trial.distributions.items():
-                value = distribution.to_internal_repr(trial.params[name])
-                storage.set_trial_param(trial_id(retrying), name, value, distribution)
+            for parameter, distribution in trial.distributions.items():
+                value = distribution.to_internal_repr(trial.params[parameter])
+                storage.set_trial_param(trial_id(retrying), parameter, value, distribution)
             store_details(storage, trial_id(retrying), outcome, dict(constraint_attributes))
             study.tell(retrying.number, outcome.values)
             return

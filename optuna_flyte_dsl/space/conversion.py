@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import BaseTrial, Trial
 
 from optuna_flyte_dsl._compat.optuna import suggest as suggest_directly
+from optuna_flyte_dsl._compat.optuna import suggests_as_optuna
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.markers import Category, Float, Repeated, Suggestion
@@ -52,7 +53,8 @@ def convert(marker: Suggestion, value: Any) -> Any:
 def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     """Return a trial's suggestion from a distribution of Optuna's three classes."""
     is_float = isinstance(distribution, FloatDistribution)
-    if type(trial) is Trial:
+    if suggests_as_optuna(trial):
+        assert isinstance(trial, Trial)
         value = suggest_directly(trial, name, distribution)
         if isinstance(distribution, IntDistribution):
             return int(value)

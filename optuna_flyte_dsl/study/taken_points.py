@@ -17,6 +17,7 @@ from optuna_flyte_dsl._compat.optuna import (
     enqueued_params,
     known_trials,
     set_enqueued_params,
+    trial_id,
 )
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._proxy import Proxy
@@ -40,7 +41,7 @@ A sampler that has found the best points suggests them again and again, and each
 """
 
 _NEAR = 30
-"""How many points are then drawn with another value of one parameter, as many of two parameters, and so on."""
+"""How many points are then drawn that differ from the sampler's in one parameter; as many in two; as many in three."""
 
 _RANDOM_TRIES = 1_000
 """How many points are then drawn at random to find one that the constraints allow."""
@@ -110,6 +111,8 @@ class TakenPoints:
         self._history = TrialHistory()
         self._settled: set[_Key] = set()  # the points of trials that have ended
         self._settled_values: dict[_Key, EarlierTrial] = {}
+        self._judged: set[_Key] = set()  # the points of trials that were compared with the constraints
+        self._forbidden: set[_Key] = set()  # those of them that the constraints forbid
 
     def exhausted(self, study: optuna.Study) -> bool:
         """Return whether every point is taken, by a finished or a running trial."""
@@ -166,43 +169,40 @@ class TakenPoints:
         """Return what Optuna is to store for a trial: a point that satisfies the constraints, and is not taken."""
         taken = self._unsettled(known_trials(study), but=trial.number)
         n_taken = self._count(taken)
-        avoids_taken = self._duplicates == "resample" and n_taken < self._size
-        if self._duplicates == "resample" and not avoids_taken:
-            self._warn_that_all_are_taken()
         allowed: dict[str, Any] | None = None
         for point in self._attempts(study, trial):
             if self._constraints and not self._is_allowed(point):
                 continue
-            if not avoids_taken or not self._is_taken(self._key_of(point), taken):
+            if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
                 return point
             allowed = allowed or point
-        for point in self._near(allowed, trial) if allowed is not None else ():
+            if n_taken >= self._size:  # the sampler is not asked for what there is not
+                break
+        for point in self._near(allowed, trial) if allowed is not None and n_taken < self._size else ():
             if not self._is_taken(self._key_of(point), taken) and self._is_allowed(point):
                 return point
         if n_taken < self._size < math.inf:
             n_points = int(self._space.n_points)
             start = random.Random(trial.number).randrange(n_points)  # noqa: S311 - not a secret
-            for offset in range(min(n_points, n_taken + n_points - int(self._size) + 1)):
+            for offset in range(n_points):
                 chosen = {**self._point((start + offset) % n_points), **enqueued_params(trial)}
                 if not self._is_taken(self._key_of(chosen), taken) and self._is_allowed(chosen):
                     return chosen
         if allowed is None:
             raise RefusedPointError(f"No point that the constraints allow was found. {self._last_violation}")
-        return allowed
-
-    def _warn_that_all_are_taken(self) -> None:
-        if not self._warned:
+        if self._size < math.inf and not self._warned:
             self._warned = True
             logger.warning(
-                "All %d points of the space of `%s` are taken, and are run again. `stop_when_exhausted=True` would end "
-                "the search.",
-                int(self._size),
+                "`duplicates='resample'`: trial %d of `%s` runs a point again, because no other one is left. "
+                "`stop_when_exhausted=True` ends a search when all its points are taken.",
+                trial.number,
                 self._space.name,
             )
+        return allowed
 
     def _attempts(self, study: optuna.Study, trial: Trial) -> Iterator[dict[str, Any]]:
         """Yield points that the sampler suggests; with constraints, then points that are drawn at random."""
-        preview = preview_of(study, _UnchangedStorage(trial.storage, cached_trial(trial)))
+        preview = preview_of(study, _UnchangedStorage(trial.storage, cached_trial(trial), trial_id(trial)))
         for _ in range(_TRIES):
             yield self._sampled(detached_trial(preview, trial))
         enqueued = enqueued_params(trial)
@@ -211,14 +211,17 @@ class TakenPoints:
             yield self._space.draw(functools.partial(_drawn, enqueued, generator, by_prior=turn % 2 == 0))
 
     def _near(self, point: Mapping[str, Any], trial: Trial) -> Iterator[dict[str, Any]]:
-        """Yield points that differ from a point in the value of one parameter; then in those of two, and so on."""
+        """Yield points in which one parameter of a point is drawn anew; then two, then three."""
         generator = random.Random(trial.number)  # noqa: S311 - not a secret
-        names = sorted(point.keys() - enqueued_params(trial).keys())
-        for n_changed in range(1, len(names) + 1):
+        names = [name for name in sorted(point.keys() - enqueued_params(trial).keys()) if self._has_choice(name)]
+        for n_changed in range(1, min(len(names), 3) + 1):
             for _ in range(_NEAR):
                 changed = generator.sample(names, n_changed)
                 kept = {name: value for name, value in point.items() if name not in changed}
                 yield self._space.draw(functools.partial(_drawn, kept, generator, by_prior=False))
+
+    def _has_choice(self, name: str) -> bool:
+        return domain.count(self._markers[name]) > 1
 
     def _sampled(self, trial: Trial) -> dict[str, Any]:
         return self._space.draw(lambda name, _: conversion.suggest(trial, name, self._distributions[name]))
@@ -246,6 +249,10 @@ class TakenPoints:
             # The trial may have been run with another search space.
             if not takes or None in (key := self._key(trial)):
                 continue
+            if self._constraints and key not in self._judged:
+                self._judged.add(key)
+                if not self._is_allowed(trial.params):
+                    self._forbidden.add(key)
             is_complete = trial.state is TrialState.COMPLETE
             earlier = (
                 EarlierTrial(trial.number, tuple(trial.values), constraints_of(trial) or ()) if is_complete else None
@@ -262,7 +269,9 @@ class TakenPoints:
         return key in self._settled or key in unsettled
 
     def _count(self, unsettled: Mapping[_Key, EarlierTrial | None]) -> int:
-        return len(self._settled) + len(unsettled.keys() - self._settled)
+        """Return how many points are taken, without those that the constraints forbid now."""
+        others = unsettled.keys() - self._settled - self._forbidden
+        return len(self._settled) - len(self._settled & self._forbidden) + len(others)
 
     def _key(self, trial: FrozenTrial) -> _Key:
         key = self._key_of(trial.params) if trial.params.keys() <= self._markers.keys() else (None,)
@@ -320,12 +329,15 @@ def _digest_of_fixed_arguments(space: SearchSpace) -> str:
 class _UnchangedStorage(Proxy):
     """A proxy of a storage that stores no parameter, and remembers the trial that is sampled."""
 
-    def __init__(self, storage: BaseStorage, trial: FrozenTrial) -> None:
+    def __init__(self, storage: BaseStorage, trial: FrozenTrial, its_id: int) -> None:
         super().__init__(storage)
-        self._self_trial = trial
+        self._self_trial, self._self_id = trial, its_id
 
-    def get_trial(self, _trial_id: int) -> FrozenTrial:
-        return self._self_trial
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        if trial_id == self._self_id:
+            return self._self_trial
+        found: FrozenTrial = self.__wrapped__.get_trial(trial_id)
+        return found
 
     def set_trial_param(self, *_: Any) -> None:
         pass

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
 
 from optuna_flyte_dsl import FixedArgumentError, Float, optimize
+from optuna_flyte_dsl.engines.worker_starter import WorkerStarter
 from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support import wait_until
 from tests.support.marks import newest
@@ -23,7 +25,10 @@ def reports_its_process(x: Float(0, 1)) -> float:
 
 
 def is_gone(pid):
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.newest
@@ -42,16 +47,32 @@ def test_the_death_of_an_idle_worker_is_no_trials_failure():
     assert len({trial.value for trial in study.trials}) == 2
 
 
-@pytest.mark.newest
-def test_a_worker_that_dies_before_it_has_read_a_request_is_no_trials_failure():
+def leaves_a_process_that_holds_its_connection(x: Float(0, 1)) -> float:
+    if os.fork() == 0:
+        signal.pause()
+    return float(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
+@pytest.mark.parametrize("objective", [reports_its_process, leaves_a_process_that_holds_its_connection])
+def test_a_worker_that_dies_before_it_has_read_a_request_is_no_trials_failure(objective, monkeypatch):
+    start, starting = WorkerStarter.start, []
+
+    def start_slowly(self, environment):
+        if starting:  # the start of the next worker is no time of the trial
+            time.sleep(1.5)
+        starting.append(self)
+        return start(self, environment)
+
     def stop_and_kill(study, trial):
         if trial.number == 0:
             worker = int(trial.value)
             os.kill(worker, signal.SIGSTOP)  # it reads no request any more
             threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
 
-    search = optimize(reports_its_process, executor="process", n_trials=3, callbacks=[stop_and_kill], progress=False)
-    study = search.run_sync()
+    monkeypatch.setattr(WorkerStarter, "start", start_slowly)
+    options = {"callbacks": [stop_and_kill], "trial_timeout": 1, "progress": False}
+    study = optimize(objective, executor="process", n_trials=3, **options).run_sync()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert len({trial.value for trial in study.trials}) == 2
 

@@ -497,6 +497,19 @@ def test_callbacks_hear_of_each_finished_trial():
     assert heard == [(True, 0, TrialState.COMPLETE), (True, 1, TrialState.FAIL), (True, 2, TrialState.COMPLETE)]
 
 
+def test_what_a_callback_changes_in_its_trial_stays_there():
+    def callback(study, trial):
+        trial.params["x"] = trial.user_attrs["note"] = 7
+        trial.values = [7.0]
+        trial.distributions["x"].low = 7
+
+    study, _ = asyncio.run(run_search(value, n_trials=2, callbacks=[callback]))
+    for trial in study.trials:
+        assert trial.params["x"] != 7 != trial.value
+        assert "note" not in trial.user_attrs
+        assert trial.distributions["x"].low != 7
+
+
 def test_a_callback_can_pickle_and_copy_the_study():
     copies = []
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from optuna.samplers import RandomSampler, TPESampler
 
 from optuna_flyte_dsl import Category, Float, Integer, InvalidOptionError, Optimizer, optimize, suggest
+from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.study.attributes import SAME_AS
 from optuna_flyte_dsl.study.content_hash import content_hash
 from optuna_flyte_dsl.study.storages import open_storage
@@ -124,7 +125,7 @@ def test_resampled_points_are_new_until_none_is_left(sampler, concurrency, warne
     assert all(trial.value == small(**trial.params) for trial in study.trials)
     more = search(small, n_trials=9, duplicates="resample", seed=1, concurrency=concurrency).run_sync()
     assert len(more.trials) == 9
-    assert any("All 6 points of the space of `small` are taken" in line for line in warned())
+    assert any("trial 6 of `small` runs a point again, because no other one is left" in line for line in warned())
     assert len(set(keys(more))) == 6
 
 
@@ -161,13 +162,49 @@ def test_in_place_of_a_taken_point_a_near_one_is_tried_after_few_questions():
     assert points[0] == (0, 0, 0)
     assert len(set(points)) == 12
     assert all(sum(value > 0 for value in point) == 1 for point in points[1:])
-    assert sampler.asked <= 5 * 12
+    assert sampler.asked == 1 + 11 * 4  # a trial whose point is set before does not ask
 
 
 def test_where_all_points_are_taken_the_sampler_is_asked_once():
     sampler = Stubborn()
     search(small_in_a, n_trials=8, duplicates="resample", sampler=sampler, concurrency=1).run_sync()
-    assert sampler.asked <= 1 + 5 + 6 * 2
+    assert sampler.asked == 1 + 4 + 6
+
+
+def test_points_that_the_constraints_forbid_now_do_not_count_as_taken(warned):
+    study = optuna.create_study(sampler=RandomSampler(seed=1))
+    options = {"study": study, "n_trials": 5, "duplicates": "resample", "concurrency": 1}
+    search(small_in_ten, initial_points=[{"a": each} for each in range(5)], **options).run_sync()
+    search(small_in_ten, constraints=[lambda a: 5 - a], **options).run_sync()
+    assert {trial.params["a"] for trial in study.trials[5:]} == {5, 6, 7, 8, 9}
+    assert not warned()
+
+
+def test_a_partly_enqueued_point_that_is_taken_is_run_again_with_a_warning(warned):
+    study = optuna.create_study(sampler=RandomSampler(seed=1))
+    for _ in range(3):
+        study.enqueue_trial({"i": 2})
+    search(small, study=study, n_trials=3, duplicates="resample", concurrency=1).run_sync()
+    assert [trial.params["i"] for trial in study.trials] == [2] * 3
+    assert len({trial.params["kind"] for trial in study.trials}) == 2
+    assert any("trial 2 of `small` runs a point again" in line for line in warned())
+
+
+class Curious(RandomSampler):
+    """Reads the first trial from the storage."""
+
+    def sample_independent(self, study, trial, name, distribution):
+        assert storage_of(study).get_trial(trial_id(study.trials[0])).number == 0
+        return super().sample_independent(study, trial, name, distribution)
+
+
+def test_a_sampler_that_reads_other_trials_gets_them():
+    study = search(wide, n_trials=4, duplicates="resample", sampler=Curious(seed=1), concurrency=1).run_sync()
+    assert states(study) == ["COMPLETE"] * 4
+
+
+async def small_in_ten(a: Integer(0, 9)) -> float:
+    return a
 
 
 async def small_in_a(a: Integer(0, 1)) -> float:
