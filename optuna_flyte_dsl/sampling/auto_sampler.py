@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import random
 import threading
 import time
@@ -34,6 +35,7 @@ from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4
 START = "quasi-random"
 _N_START = 10  # the first trials of a study, whose points are quasi-random
 _FEWEST_RESULTS = 5  # without so many results, points are quasi-random too
+_MANY_RUNNING = 12  # with more running trials, a TPESampler takes fewer trials for good ones
 LARGEST_SHARE = 0.05
 _FIRST_COST = 2.0  # seconds that the import of torch takes
 _USUAL_COST = 0.15  # seconds of a GPSampler's first ask, for each objective
@@ -57,8 +59,8 @@ class AutoSampler(BaseSampler):
       know of running trials, it is used only where no other trial is running.
     - A GPSampler takes 0.1 s and more for a point. With a `time_share` of 0.05, it is used as often as that takes a
       twentieth of the search's time.
-    - The other points are those of a TPESampler. With one objective, it takes the best 7 % of the trials for good ones,
-      where Optuna takes 10 %.
+    - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
+      7 % of the trials for good ones, where Optuna takes 10 %.
 
     The names of the samplers that were used are in the study's attribute `optuna_flyte_dsl:samplers`.
 
@@ -115,6 +117,7 @@ class AutoSampler(BaseSampler):
         self._known_study: tuple[int, int] | None = None  # which study it is
         self._noted: set[str] = set()  # the samplers that the study's attribute names
         self._has_results = False  # whether the study has enough results for a model
+        self._many_run = False  # whether many trials ran at the last ask
         self._is_past_gp = False  # whether the study has too many results for a GPSampler
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,6 +196,7 @@ class AutoSampler(BaseSampler):
             if not self._has_results or trial.number < _N_START:
                 earlier = [each for each in known_trials(study, tuple(TrialState)) if each.number < trial.number]
                 return START, self._start.index_of(trial, [each for each in earlier if each.params])
+        self._many_run = len(known_trials(study, (TrialState.RUNNING,))) > _MANY_RUNNING
         is_gp = has_gp() and self._suits_gp(study) and self._takes_gp(study, trial)
         return (GPSampler if is_gp else TPESampler).__name__, trial.number
 
@@ -264,7 +268,7 @@ class AutoSampler(BaseSampler):
 
     def _make_tpe(self, n_objectives: int) -> BaseSampler:
         # Measured by benchmarks/quality.py: a constant liar, which takes running trials for bad ones, finds no better
-        # points; fewer good trials do, because a search with many trials at once has time for fewer steps.
+        # points. Fewer good trials do with 16 trials at once, which leave time for fewer steps, and do not with 8.
         options: dict[str, Any] = {"constant_liar": False}
         if IS_OPTUNA_4:  # as Optuna 5 does by default
             options |= {"multivariate": n_objectives == 1, "warn_independent_sampling": False}
@@ -273,8 +277,14 @@ class AutoSampler(BaseSampler):
         with without_optuna_warnings():
             sampler = TPESampler(seed=self._seed, n_startup_trials=_FEWEST_RESULTS, **options)
         if n_objectives == 1:
-            set_number_of_good_trials(sampler, _number_of_good_trials)
+            set_number_of_good_trials(sampler, self._number_of_good_trials)
         return sampler
+
+    def _number_of_good_trials(self, n_trials: int) -> int:
+        """Return how many of some trials a TPESampler is to take for good ones."""
+        if self._many_run:
+            return max(2, min(int(0.07 * n_trials + 1), 25))
+        return min(math.ceil(0.1 * n_trials), 25)  # Optuna's own
 
 
 class _Budget:
@@ -323,11 +333,6 @@ class _Budget:
 def has_gp() -> bool:
     """Return whether the packages that a GPSampler needs are installed. They are not imported."""
     return all(importlib.util.find_spec(package) is not None for package in ("torch", "scipy"))
-
-
-def _number_of_good_trials(n_trials: int) -> int:
-    """Return how many trials a TPESampler is to take for good ones: 7 % of them, where Optuna takes 10 %."""
-    return max(2, min(int(0.07 * n_trials + 1), 25))
 
 
 def _others_run(study: optuna.Study, trial: FrozenTrial) -> bool:

@@ -386,3 +386,15 @@ def test_optunas_gp_finds_what_a_tpe_does_not(at_once, monkeypatch):
             )
     assert best[AutoSampler] < best[TPESampler]
     assert best[AutoSampler] < 0.45
+
+
+def test_with_many_running_trials_a_tpe_takes_fewer_trials_for_good_ones(monkeypatch):
+    made = []
+    monkeypatch.setattr(auto_sampler, "set_number_of_good_trials", lambda _, number: made.append(number))
+    study = optuna.create_study(sampler=AutoSampler(seed=1, time_share=0.0))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=20)
+    found = []
+    for _ in range(15):
+        study.ask().suggest_float("x", 0, 1)
+        found.append(made[0](100))
+    assert found == [10] * 12 + [8] * 3
