@@ -107,6 +107,8 @@ def test_a_suggestion_is_that_of_the_public_methods(study):
         "kind": public.suggest_categorical("kind", ["a", "b"]),
     }
     assert study.trials[trial.number].params == direct
+    assert study.trials[trial.number].distributions == kinds
+    assert all(study._storage.get_trial(0).distributions[name] is not kind for name, kind in kinds.items())
     with pytest.warns(RuntimeWarning, match="Inconsistent parameter values"):
         optuna_names.suggest(trial, "x", optuna.distributions.FloatDistribution(0, 2))
 

@@ -133,8 +133,9 @@ def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
 
     The public methods inspect their own signature, and make a distribution, in each call.
     """
-    value = trial._suggest(name, distribution)
-    trial._check_distribution(name, distribution)
+    own = copy.copy(distribution)  # a sampler or a callback may change it, and other trials have it too
+    value = trial._suggest(name, own)
+    trial._check_distribution(name, own)
     return value
 
 

@@ -71,6 +71,7 @@ class ProcessRunner:
         try:
             result = None
             while result is None:
+                _raise_if_cancelled()
                 result = await self._result_of(run, handle)
         finally:
             if handle is not None:
@@ -87,12 +88,13 @@ class ProcessRunner:
         try:
             if not worker.is_loaded:
                 await self._load(worker)
+            run.begin()
             token = self._server.token_of(handle.trial) if self._server is not None and handle is not None else ""
             if handle is None and all(type(value) in _PLAIN_TYPES for value in run.arguments.values()):
                 request = self._pickle_request(run.arguments, None, token)
             else:  # it may take a while
                 request = await self._threads.run(self._pickle_request, run.arguments, handle, token)
-            kind, content = await self._answer(worker, request, run.begin)
+            kind, content = await self._answer(worker, request)
             if kind is Answer.REFUSED:
                 raise self._unsendable_argument(run.arguments) or UnloadableError(
                     f"A worker process cannot load the arguments of a trial: {content}."
@@ -115,9 +117,7 @@ class ProcessRunner:
             raise UnloadableError(f"A worker process cannot load the objective: {content}.")
         worker.is_loaded = True
 
-    async def _answer(
-        self, worker: _Worker, request: bytes, on_read: Callable[[], None] = lambda: None
-    ) -> tuple[Answer, Any]:
+    async def _answer(self, worker: _Worker, request: bytes) -> tuple[Answer, Any]:
         """Return what a worker answers.
 
         Raises:
@@ -125,7 +125,7 @@ class ProcessRunner:
             WorkerDiedError: If the worker died otherwise.
         """
         try:
-            return cast("tuple[Answer, Any]", pickle.loads(await worker.process.call(request, on_read)))  # noqa: S301 - from our own process
+            return cast("tuple[Answer, Any]", pickle.loads(await worker.process.call(request)))  # noqa: S301 - from our own process
         except (RequestNotReadError, EOFError, ConnectionError) as error:
             if worker.has_run and isinstance(error, RequestNotReadError):
                 raise
@@ -156,6 +156,7 @@ class ProcessRunner:
             if not worker.process.has_ended:
                 return worker
             await finish(functools.partial(self._kill, worker))  # it died between two trials: no trial fails
+            _raise_if_cancelled()
         starting = asyncio.ensure_future(self._start())
         try:
             return await asyncio.shield(starting)
@@ -205,6 +206,13 @@ class ProcessRunner:
         if self._server is not None:
             await self._threads.run(self._server.close)
         await self._threads.close()
+
+
+def _raise_if_cancelled() -> None:
+    """Raise CancelledError if the caller was cancelled while it waited for `finish`."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> bytes:

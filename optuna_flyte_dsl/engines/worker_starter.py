@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from optuna_flyte_dsl.engines.fork_server import LENGTH, READ, SERVER, kill_group, send_bytes
@@ -60,11 +60,8 @@ class WorkerProcess:
         self._code: int | None = None
         self._is_orphan = False
 
-    async def call(self, request: bytes, on_read: Callable[[], None] = lambda: None) -> bytes:
+    async def call(self, request: bytes) -> bytes:
         """Send a request, and return its answer.
-
-        Args:
-            on_read: Called when the process has read the request.
 
         Raises:
             RequestNotReadError: If the process ends before it has read the request.
@@ -79,7 +76,6 @@ class WorkerProcess:
                 received = bytearray(await self._receive(loop))
             except (EOFError, ConnectionError):
                 raise RequestNotReadError from None
-            on_read()
             head = len(READ) + LENGTH.size
             while len(received) < head:
                 received += await self._receive(loop)

@@ -235,7 +235,7 @@ class AskTell:
             if self.points is None:
                 return AskedTrial(number, trial, self.space.suggest(trial))
             arguments, same = self.points.suggest(self.study, trial)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             enqueued = enqueued_params(trial)
             if isinstance(error, RefusedPointError):
                 return AskedTrial(number, trial, {}, Outcome(TrialState.FAIL, reason=reason_of(error), error=error))

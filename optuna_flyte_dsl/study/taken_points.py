@@ -5,6 +5,7 @@ import hashlib
 import math
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import optuna
@@ -169,6 +170,7 @@ class TakenPoints:
         """Return what Optuna is to store for a trial: a point that satisfies the constraints, and is not taken."""
         taken = self._unsettled(known_trials(study), but=trial.number)
         n_taken = self._count(taken)
+        is_left = n_taken < self._size
         allowed: dict[str, Any] | None = None
         for point in self._attempts(study, trial):
             if self._constraints and not self._is_allowed(point):
@@ -176,17 +178,23 @@ class TakenPoints:
             if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
                 return point
             allowed = allowed or point
-            if n_taken >= self._size:  # the sampler is not asked for what there is not
+            if not is_left:  # the sampler is not asked for what there is not
                 break
-        for point in self._near(allowed, trial) if allowed is not None and n_taken < self._size else ():
-            if not self._is_taken(self._key_of(point), taken) and self._is_allowed(point):
-                return point
-        if n_taken < self._size < math.inf:
+        else:
+            near = self._near(allowed, trial) if allowed is not None else ()
+            for point in chain(near, self._random_points(trial) if self._constraints else ()):
+                if self._is_allowed(point):
+                    if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
+                        return point
+                    allowed = allowed or point
+                    if not is_left:
+                        break
+        if is_left and self._size < math.inf:
             n_points = int(self._space.n_points)
             start = random.Random(trial.number).randrange(n_points)  # noqa: S311 - not a secret
-            for offset in range(n_points):
-                chosen = {**self._point((start + offset) % n_points), **enqueued_params(trial)}
-                if not self._is_taken(self._key_of(chosen), taken) and self._is_allowed(chosen):
+            for offset in range(min(n_points, n_taken + n_points - int(self._size) + 1)):
+                chosen = self._merged(self._point((start + offset) % n_points), enqueued_params(trial))
+                if chosen and not self._is_taken(self._key_of(chosen), taken) and self._is_allowed(chosen):
                     return chosen
         if allowed is None:
             raise RefusedPointError(f"No point that the constraints allow was found. {self._last_violation}")
@@ -201,14 +209,23 @@ class TakenPoints:
         return allowed
 
     def _attempts(self, study: optuna.Study, trial: Trial) -> Iterator[dict[str, Any]]:
-        """Yield points that the sampler suggests; with constraints, then points that are drawn at random."""
+        """Yield points that the sampler suggests."""
         preview = preview_of(study, _UnchangedStorage(trial.storage, cached_trial(trial), trial_id(trial)))
         for _ in range(_TRIES):
             yield self._sampled(detached_trial(preview, trial))
+
+    def _random_points(self, trial: Trial) -> Iterator[dict[str, Any]]:
+        """Yield points that are drawn at random, half of them by the priors."""
         enqueued = enqueued_params(trial)
         generator = random.Random(trial.number)  # noqa: S311 - not a secret
-        for turn in range(_RANDOM_TRIES if self._constraints else 0):
+        for turn in range(_RANDOM_TRIES):
             yield self._space.draw(functools.partial(_drawn, enqueued, generator, by_prior=turn % 2 == 0))
+
+    def _merged(self, point: Mapping[str, Any], enqueued: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a point with the enqueued values; `None` if they make a parameter active that the point lacks."""
+        merged = {**point, **enqueued}
+        active = self._space.active_in(merged)
+        return {name: merged[name] for name in active} if active <= merged.keys() else None
 
     def _near(self, point: Mapping[str, Any], trial: Trial) -> Iterator[dict[str, Any]]:
         """Yield points in which one parameter of a point is drawn anew; then two, then three."""

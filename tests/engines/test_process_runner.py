@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import psutil
 import pytest
 
 from optuna_flyte_dsl import FixedArgumentError, Float, optimize
-from optuna_flyte_dsl.engines.worker_starter import WorkerStarter
 from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support import wait_until
 from tests.support.marks import newest
@@ -55,26 +53,27 @@ def leaves_a_process_that_holds_its_connection(x: Float(0, 1)) -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
 @pytest.mark.parametrize("objective", [reports_its_process, leaves_a_process_that_holds_its_connection])
-def test_a_worker_that_dies_before_it_has_read_a_request_is_no_trials_failure(objective, monkeypatch):
-    start, starting = WorkerStarter.start, []
-
-    def start_slowly(self, environment):
-        if starting:  # the start of the next worker is no time of the trial
-            time.sleep(1.5)
-        starting.append(self)
-        return start(self, environment)
-
+def test_a_worker_that_dies_before_it_has_read_a_request_is_no_trials_failure(objective):
     def stop_and_kill(study, trial):
         if trial.number == 0:
             worker = int(trial.value)
             os.kill(worker, signal.SIGSTOP)  # it reads no request any more
             threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
 
-    monkeypatch.setattr(WorkerStarter, "start", start_slowly)
-    options = {"callbacks": [stop_and_kill], "trial_timeout": 1, "progress": False}
-    study = optimize(objective, executor="process", n_trials=3, **options).run_sync()
+    study = optimize(objective, executor="process", n_trials=3, callbacks=[stop_and_kill], progress=False).run_sync()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert len({trial.value for trial in study.trials}) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
+def test_a_trials_timeout_holds_if_its_worker_never_reads():
+    def stop(study, trial):
+        if trial.number == 0:
+            os.kill(int(trial.value), signal.SIGSTOP)
+
+    options = {"callbacks": [stop], "trial_timeout": 1, "progress": False}
+    study = optimize(reports_its_process, executor="process", n_trials=3, **options).run_sync()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
 def inherited(x: Float(0, 1)) -> float:

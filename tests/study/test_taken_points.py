@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Annotated
 
 import flytekit as fl
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.samplers import RandomSampler, TPESampler
 
-from optuna_flyte_dsl import Category, Float, Integer, InvalidOptionError, Optimizer, optimize, suggest
+from optuna_flyte_dsl import Category, Float, Integer, InvalidOptionError, Optimizer, When, optimize, suggest
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.study.attributes import SAME_AS
 from optuna_flyte_dsl.study.content_hash import content_hash
@@ -201,6 +202,46 @@ class Curious(RandomSampler):
 def test_a_sampler_that_reads_other_trials_gets_them():
     study = search(wide, n_trials=4, duplicates="resample", sampler=Curious(seed=1), concurrency=1).run_sync()
     assert states(study) == ["COMPLETE"] * 4
+
+
+@pytest.mark.parametrize("is_constrained", [True, False])
+def test_a_spent_point_of_a_huge_space_takes_no_time(is_constrained):
+    async def huge(a: Integer(1, 10**6), b: Integer(1, 10**6)) -> float:
+        return a
+
+    study = optuna.create_study(sampler=RandomSampler(seed=1))
+    for _ in range(3):
+        study.enqueue_trial({"a": 1, "b": 1} if not is_constrained else {"a": 1})
+    options = {"constraints": [lambda a, b: a >= 1]} if is_constrained else {}
+    search(huge, study=study, n_trials=3, duplicates="resample", **options).run_sync()
+    assert states(study) == ["FAIL" if is_constrained else "COMPLETE"] * 3
+
+
+def test_with_constraints_a_near_point_is_tried_too():
+    options = {"constraints": [lambda a: a > 9], "duplicates": "resample", "concurrency": 1}
+    study = search(wide, n_trials=12, sampler=Stubborn(), **options).run_sync()
+    assert all(sum(value > 0 for value in trial.params.values()) == 1 for trial in study.trials[1:])
+
+
+def test_an_enqueued_value_that_switches_a_parameter_off_leaves_all_points_to_try():
+    async def conditional(
+        kernel: Category(["lin", "rbf"]), c: Integer(1, 30), g: Annotated[int, Integer(1, 2), When("kernel", "rbf")] = 0
+    ) -> float:
+        return c
+
+    study = optuna.create_study(sampler=RandomSampler(seed=1))
+    for _ in range(29):
+        study.enqueue_trial({"kernel": "lin"})
+    search(conditional, study=study, n_trials=29, duplicates="resample", concurrency=1).run_sync()
+    assert len(set(keys(study))) == 29
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter")
+def test_an_enqueued_infinity_fails_its_trial_only():
+    study = optuna.create_study(sampler=RandomSampler(seed=1))
+    study.enqueue_trial({"a": float("inf")})
+    search(small_in_ten, study=study, n_trials=2, concurrency=1).run_sync()
+    assert states(study) == ["FAIL", "COMPLETE"]
 
 
 async def small_in_ten(a: Integer(0, 9)) -> float:
