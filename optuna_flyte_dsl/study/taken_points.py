@@ -5,7 +5,6 @@ import hashlib
 import math
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import optuna
@@ -172,23 +171,21 @@ class TakenPoints:
         n_taken = self._count(taken)
         is_left = n_taken < self._size
         allowed: dict[str, Any] | None = None
-        for point in self._attempts(study, trial):
-            if self._constraints and not self._is_allowed(point):
-                continue
+
+        def candidates() -> Iterator[dict[str, Any]]:
+            suggested = self._attempts(study, trial)
+            yield from filter(self._is_allowed, suggested) if self._constraints else suggested
+            if allowed is not None:
+                yield from filter(self._is_allowed, self._near(allowed, trial))
+            if self._constraints:
+                yield from filter(self._is_allowed, self._random_points(trial))
+
+        for point in candidates():
             if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
                 return point
             allowed = allowed or point
-            if not is_left:  # the sampler is not asked for what there is not
+            if not is_left:  # nobody is asked for what there is not
                 break
-        else:
-            near = self._near(allowed, trial) if allowed is not None else ()
-            for point in chain(near, self._random_points(trial) if self._constraints else ()):
-                if self._is_allowed(point):
-                    if self._duplicates != "resample" or not self._is_taken(self._key_of(point), taken):
-                        return point
-                    allowed = allowed or point
-                    if not is_left:
-                        break
         if is_left and self._size < math.inf:
             n_points = int(self._space.n_points)
             start = random.Random(trial.number).randrange(n_points)  # noqa: S311 - not a secret

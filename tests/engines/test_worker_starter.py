@@ -112,9 +112,8 @@ def test_the_cause_of_a_death_is_named(end, said):
 def test_a_worker_that_closes_its_files_is_given_up(monkeypatch):
     monkeypatch.setattr(worker_starter, "_STATUS_PATIENCE", 0.1)
 
-    async def closes(
-        x: Float(0, 1),
-    ) -> float:  # in the thread of the event loop, which would see that its files are gone
+    # Async: it blocks the event loop, which in another thread would see that its files are gone.
+    async def closes(x: Float(0, 1)) -> float:
         import time
 
         os.closerange(3, 1000)
