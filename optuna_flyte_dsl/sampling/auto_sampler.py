@@ -7,8 +7,8 @@ import functools
 import importlib.util
 import math
 import random
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +29,7 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.sampling.quasi_random import QuasiRandomPoints
+from optuna_flyte_dsl.sampling.time_budget import TimeBudget
 from optuna_flyte_dsl.study.attributes import SAMPLERS
 from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4
 
@@ -36,8 +37,8 @@ START = "quasi-random"
 _N_START = 10  # the first trials of a study, whose points are quasi-random
 _FEWEST_RESULTS = 5  # without so many results, points are quasi-random too
 _MANY_RUNNING = 12  # with more running trials, a TPESampler takes fewer trials for good ones
-LARGEST_SHARE = 0.05
-_FIRST_COST = 2.0  # seconds that the import of torch takes
+LARGEST_SHARE = 0.04
+_QUICK_SEARCH = 5.0  # a search of fewer seconds imports no torch, which takes 3 s
 _USUAL_COST = 0.15  # seconds of a GPSampler's first ask, for each objective
 
 # What a GPSampler is used for.
@@ -57,8 +58,10 @@ class AutoSampler(BaseSampler):
       parameters, at most 20, with at most 20 choices together; there are at most 250 results, and at most 3
       objectives; and no more trials were pruned than were completed. On versions of Optuna whose GPSampler does not
       know of running trials, it is used only where no other trial is running.
-    - A GPSampler takes 0.1 s and more for a point. With a `time_share` of 0.05, it is used as often as that takes a
-      twentieth of the search's time.
+    - A GPSampler takes 0.1 s and more for a point. Meanwhile the slot of its trial is idle, and so are the slots of the
+      trials that end. With a `time_share` of 0.04, it is used as often as that leaves slots idle for at most 4 % of
+      their time, and takes at most a third of the search's time. Another thread imports torch for it, once a search
+      has run for five seconds.
     - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
       7 % of the trials for good ones, where Optuna takes 10 %.
 
@@ -66,8 +69,9 @@ class AutoSampler(BaseSampler):
 
     Args:
         seed: The seed of all samplers.
-        time_share: The largest share of the time, from 0 to 1, that the sampling by GPSampler may take; `None` for no
-            limit. By default 0.05, and no limit if a seed is given, because what is measured differs from run to run.
+        time_share: The largest share of the slots' time, from 0 to 1, for which slots may be idle because a GPSampler
+            samples; `None` for no limit. By default 0.04, and no limit if a seed is given, because what is measured
+            differs from run to run. A slot is what runs one trial at a time.
         constraints_func: As of Optuna's samplers: a function of a trial, of whose values at most 0 is feasible. Needed
             with Optuna 4 only.
 
@@ -92,7 +96,7 @@ class AutoSampler(BaseSampler):
         if time_share is not None and not (isinstance(time_share, int | float) and 0 <= time_share <= 1):
             raise ValueError(f"`time_share` must be None or a number from 0 to 1, but got {shown(time_share)}.")
         self.latest: str = ""
-        self._budget = _Budget(time_share)
+        self._budget = TimeBudget(time_share)
         self._seed = seed
         self._constraints_func = constraints_func
         self._start = QuasiRandomPoints(_new_seed() if seed is None else seed)
@@ -101,6 +105,7 @@ class AutoSampler(BaseSampler):
         self._tpe: BaseSampler | None = None
         self._gp: BaseSampler | None = None
         self._is_gp_broken = False
+        self._import: threading.Thread | None = None
         self._places: dict[int, dict[str, int]] = {}  # by the number of the trial: the dimension of each parameter
         self._chosen: dict[int, tuple[str, int]] = {}  # by the number of the trial: the choice, and the point's index
         self._forget()
@@ -117,12 +122,13 @@ class AutoSampler(BaseSampler):
         self._known_study: tuple[int, int] | None = None  # which study it is
         self._noted: set[str] = set()  # the samplers that the study's attribute names
         self._has_results = False  # whether the study has enough results for a model
-        self._many_run = False  # whether many trials ran at the last ask
+        self._n_running = 1  # how many trials ran at the last ask, with the one that was asked for
         self._is_past_gp = False  # whether the study has too many results for a GPSampler
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name not in ("_choosing", "_known_study")}
-        return {**state, "_budget": _Budget(self._budget.share)}  # the clock of another process is another one
+        # Another process has another clock, and other modules.
+        return {**state, "_budget": TimeBudget(self._budget.share), "_import": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
@@ -135,7 +141,8 @@ class AutoSampler(BaseSampler):
             if self._known_study != (known := study_key(study)):
                 self._forget()
                 self._known_study = known
-            self._budget.begin()
+            self._n_running = max(1, len(known_trials(study, (TrialState.RUNNING,))))
+            self._budget.begin_ask(self._n_running)
             name, index = self._choice(study, trial)
             self._chosen[trial.number] = name, index
             if name not in self._noted:
@@ -160,7 +167,7 @@ class AutoSampler(BaseSampler):
         if name != GPSampler.__name__:
             return self._sampler(name, study).sample_relative(study, trial, search_space)
         try:
-            with self._budget.spent():
+            with self._budget.spent(), _one_thread_of_torch():
                 return self._sampler(name, study).sample_relative(study, trial, search_space)
         except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
             self._give_up_gp(error)
@@ -190,30 +197,35 @@ class AutoSampler(BaseSampler):
 
     def _choice(self, study: optuna.Study, trial: FrozenTrial) -> tuple[str, int]:
         """Return the name of a trial's sampler, and the index of the trial's quasi-random point."""
-        if not self._has_results or trial.number < _N_START:
+        if not self._has_results:
             results = known_trials(study, (TrialState.COMPLETE, TrialState.PRUNED))
             self._has_results = len(results) >= _FEWEST_RESULTS
-            if not self._has_results or trial.number < _N_START:
-                earlier = [each for each in known_trials(study, tuple(TrialState)) if each.number < trial.number]
-                return START, self._start.index_of(trial, [each for each in earlier if each.params])
-        self._many_run = len(known_trials(study, (TrialState.RUNNING,))) > _MANY_RUNNING
-        is_gp = has_gp() and self._suits_gp(study) and self._takes_gp(study, trial)
-        return (GPSampler if is_gp else TPESampler).__name__, trial.number
+        takes_gp = self._has_results and has_gp() and self._suits_gp(study) and self._has_time_for_gp(study)
+        if not self._has_results or trial.number < _N_START:
+            earlier = [each for each in known_trials(study, tuple(TrialState)) if each.number < trial.number]
+            return START, self._start.index_of(trial, [each for each in earlier if each.params])
+        return (GPSampler if takes_gp and self._has_usable_gp() else TPESampler).__name__, trial.number
 
-    def _takes_gp(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Return whether a GPSampler has time for a trial, and can be made: torch may be broken."""
-        cost = _USUAL_COST * len(study.directions) if self._gp is not None else _FIRST_COST
-        if not self._budget.allows(cost):
+    def _has_time_for_gp(self, study: optuna.Study) -> bool:
+        """Return whether a GPSampler has time for a trial, and what it needs is imported."""
+        if self._budget.share is None:
+            return True
+        if not self._budget.allows(_USUAL_COST * len(study.directions)):
             return False
+        if self._import is None and ("torch" in sys.modules or self._budget.elapsed >= _QUICK_SEARCH):
+            self._import = threading.Thread(target=_import_gp, name="optuna_flyte_dsl imports torch")
+            self._import.start()
+        return self._import is not None and not self._import.is_alive()
+
+    def _has_usable_gp(self) -> bool:
+        """Return whether a GPSampler can be made, and suits the number of running trials: torch may be broken."""
         try:
-            if self._gp is None:
-                with self._budget.spent():  # it imports torch
-                    gp_knows_running_trials()
-                    self._gp = self._make_gp()
-            return gp_knows_running_trials() or not _others_run(study, trial)
+            knows_running = gp_knows_running_trials()
+            self._gp = self._gp or self._make_gp()
         except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
             self._give_up_gp(error)
             return False
+        return knows_running or self._n_running == 1
 
     def _give_up_gp(self, error: Exception) -> None:
         self._is_gp_broken = True
@@ -282,61 +294,41 @@ class AutoSampler(BaseSampler):
 
     def _number_of_good_trials(self, n_trials: int) -> int:
         """Return how many of some trials a TPESampler is to take for good ones."""
-        if self._many_run:
+        if self._n_running > _MANY_RUNNING:
             return max(2, min(int(0.07 * n_trials + 1), 25))
         return min(math.ceil(0.1 * n_trials), 25)  # Optuna's own
 
 
-class _Budget:
-    """The time that the GPSampler has taken, beside the time that it may take.
+def _import_gp() -> None:
+    """Import what a GPSampler needs. If that fails, its next use raises the error again."""
+    with contextlib.suppress(Exception):
+        for module in ("torch", "scipy.optimize", "scipy.stats"):
+            importlib.import_module(module)
+        gp_knows_running_trials()
 
-    Args:
-        share: The share of all time that it may take; `None` for no limit.
+
+@contextlib.contextmanager
+def _one_thread_of_torch() -> Iterator[None]:
+    """Let torch compute in one thread, as Optuna 5 does for parts of an ask.
+
+    The matrices of a GPSampler are small. Beside other work, more threads wait for each other.
     """
-
-    def __init__(self, share: float | None) -> None:
-        self.share: float | None = share
-        self._begun: float | None = None
-        self._taken = 0.0
-        self._last: float | None = None
-
-    def begin(self) -> None:
-        """Begin to measure, at the first call."""
-        if self._begun is None:
-            self._begun = time.perf_counter()
-
-    def allows(self, usual_cost: float) -> bool:
-        """Return whether there is time for a point.
-
-        Args:
-            usual_cost: How many seconds a point takes, if none was measured yet.
-        """
-        if self.share is None:
-            return True
-        assert self._begun is not None
-        cost = usual_cost if self._last is None else self._last
-        return self._taken + cost <= self.share * (time.perf_counter() - self._begun)
-
-    @contextlib.contextmanager
-    def spent(self) -> Iterator[None]:
-        """Note how long something takes: at first the import of torch, then one point after the other."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - begun
-            self._last = None if self._taken == 0 else seconds
-            self._taken += seconds
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache
 def has_gp() -> bool:
     """Return whether the packages that a GPSampler needs are installed. They are not imported."""
     return all(importlib.util.find_spec(package) is not None for package in ("torch", "scipy"))
-
-
-def _others_run(study: optuna.Study, trial: FrozenTrial) -> bool:
-    return any(each.number != trial.number for each in known_trials(study, (TrialState.RUNNING,)))
 
 
 def _new_seed() -> int:

@@ -1,0 +1,77 @@
+"""`TimeBudget`: whether a search has time for a slow sampler."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+
+LARGEST_LOAD = 0.33
+"""The largest share of the time of the thread that asks. With more, trials that have ended queue for their next ask."""
+
+
+class TimeBudget:
+    """The time for which slots were idle because a GPSampler sampled, beside the time for which they may be.
+
+    Args:
+        share: The share of the slots' time for which they may be idle; `None` for no limit.
+    """
+
+    def __init__(self, share: float | None) -> None:
+        self.share: float | None = share
+        self.elapsed = 0.0  # seconds from the first ask to the last one
+        self._n_asks = 0
+        self._n_running: collections.deque[int] = collections.deque([1], maxlen=100)  # at the last asks
+        self._slots = 0.0  # the slots' seconds: the elapsed time, times the number of running trials
+        self._taken = 0.0  # seconds of the asks of the GPSampler
+        self._idle = 0.0  # slots' seconds that it has taken
+        self._now: float | None = None
+        self._last: float | None = None  # seconds of its last ask
+
+    def begin_ask(self, n_running: int) -> None:
+        """Note that a trial is asked for.
+
+        Args:
+            n_running: How many trials run, with the one that is asked for.
+        """
+        now = time.perf_counter()
+        seconds = 0.0 if self._now is None else now - self._now
+        self._now = now
+        self._n_asks += 1
+        self._n_running.append(n_running)
+        self.elapsed += seconds
+        self._slots += seconds * n_running
+
+    def allows(self, usual_cost: float) -> bool:
+        """Return whether there is time for a point.
+
+        Args:
+            usual_cost: How many seconds a point takes, if none was measured yet.
+        """
+        if self.share is None:
+            return True
+        cost = usual_cost if self._last is None else self._last
+        return (
+            self._idle + self._idle_during(cost) <= self.share * self._slots
+            and self._taken + cost <= max(self.share, LARGEST_LOAD) * self.elapsed
+        )
+
+    def _idle_during(self, seconds: float) -> float:
+        """Return for how many seconds slots are idle during an ask, summed over the slots.
+
+        The slot of the trial is idle; so are those that wait for their ask already, and those of the trials that end
+        meanwhile, at any moment of it.
+        """
+        n_slots, n_running = max(self._n_running), self._n_running[-1]
+        n_ends = seconds * self._n_asks / self.elapsed * (n_running - 1) / n_running if self.elapsed else 0.0
+        return seconds * (1 + n_slots - n_running + n_ends / 2)
+
+    @contextlib.contextmanager
+    def spent(self) -> Iterator[None]:
+        """Note how long the GPSampler takes for a point."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last = time.perf_counter() - begun
+            self._taken += self._last
+            self._idle += self._idle_during(self._last)

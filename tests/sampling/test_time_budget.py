@@ -1,0 +1,91 @@
+"""For how long slots are idle because a slow sampler samples."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optuna_flyte_dsl.sampling import time_budget
+from optuna_flyte_dsl.sampling.time_budget import LARGEST_LOAD, TimeBudget
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+clock = Clock()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def clock_of_the_budget():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time_budget, "time", clock)
+        yield
+
+
+def run(budget, n_slots, seconds, cost, *, seed=0, n_trials=200):
+    """Run trials, each in the slot that is free first. One ask follows the other, and a slow ask takes `cost` seconds.
+
+    Returns:
+        The makespan; the time for which slots waited for their ask, summed over the slots; and the number of slow asks.
+    """
+    clock.now, idle, n_slow = 0.0, 0.0, 0
+    generator = random.Random(seed)
+    free = [0.0] * n_slots
+    for _ in range(n_trials):
+        free.sort()
+        since = free.pop(0)
+        clock.now = max(clock.now, since)
+        budget.begin_ask(1 + sum(each > clock.now for each in free))
+        if budget.allows(cost):
+            with budget.spent():
+                clock.now += cost
+            n_slow += 1
+        idle += clock.now - since
+        free.append(clock.now + seconds * generator.uniform(0.5, 1.5))
+    return max(free), idle, n_slow
+
+
+@given(
+    n_slots=st.integers(1, 64),
+    seconds=st.floats(0.01, 100),
+    cost=st.floats(0.02, 1),
+    seed=st.integers(0, 99),
+    share=st.floats(0, 0.1),
+)
+def test_slots_are_idle_for_their_share_of_the_time_and_no_more(n_slots, seconds, cost, seed, share):
+    makespan, idle, n_slow = run(TimeBudget(share), n_slots, seconds, cost, seed=seed)
+    assert idle <= 1.5 * share * n_slots * makespan
+    assert n_slow * cost <= LARGEST_LOAD * makespan
+
+
+@pytest.mark.parametrize(
+    ("n_slots", "seconds", "expected"),
+    [(1, 60.0, 1.0), (1, 1.0, 0.4), (1, 0.01, 0.0), (16, 10.0, 1.0), (16, 1.0, 0.2), (64, 60.0, 0.68)],
+)
+def test_the_slow_sampler_is_used_as_often_as_there_is_time(n_slots, seconds, expected):
+    """There is no time for the trials that begin at once: a third of all trials with 64 slots."""
+    _, _, n_slow = run(TimeBudget(0.04), n_slots, seconds, 0.1)
+    assert n_slow / 200 == pytest.approx(expected, abs=0.12)
+
+
+def test_without_a_limit_there_is_always_time():
+    assert run(TimeBudget(None), 16, 0.01, 1.0)[2] == 200
+
+
+def test_the_first_cost_is_assumed_and_the_next_ones_are_measured():
+    budget = TimeBudget(1.0)
+    clock.now = 0.0
+    budget.begin_ask(1)
+    clock.now = 1.0
+    budget.begin_ask(1)
+    assert budget.allows(0.9)
+    assert not budget.allows(1.1)
+    with budget.spent():
+        clock.now += 0.1
+    budget.begin_ask(1)
+    assert budget.allows(1.1)
