@@ -541,6 +541,25 @@ def test_a_study_has_a_key_a_cache_of_trials_and_attributes(study):
     assert len(optuna_names.known_trials(study)) == 2
 
 
+def test_all_trials_can_be_read_without_a_copy(study):
+    trials = optuna_names.trials_to_read(study)
+    study.add_trial(optuna.trial.create_trial(value=2.0))
+    assert [trial.value for trial in trials] == [2.0]
+    assert trials is optuna_names.trials_to_read(study, as_of_ask=True)
+
+
+def test_a_storage_of_another_kind_is_asked_for_all_trials():
+    class Storage(optuna.storages.InMemoryStorage):
+        pass
+
+    study = optuna.create_study(storage=Storage())
+    study.ask()
+    optuna_names.known_trials(study)
+    study.add_trial(optuna.trial.create_trial(value=2.0))
+    assert len(optuna_names.trials_to_read(study)) == 2
+    assert len(optuna_names.trials_to_read(study, as_of_ask=True)) == 1
+
+
 @pytest.mark.skipif(not has_gp(), reason="torch is not installed")
 def test_whether_the_gp_sampler_knows_running_trials_is_known():
     assert optuna_names.gp_knows_running_trials() is (int(optuna.__version__.split(".")[0]) >= 5)

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, TPESampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
@@ -76,6 +76,18 @@ def known_trials(study: optuna.Study, states: Sequence[TrialState] | None = None
     `study.get_trials()` would ask the storage again for each sampler.
     """
     return study._get_trials(deepcopy=False, states=None if states is None else tuple(states), use_cache=True)
+
+
+def trials_to_read(study: optuna.Study, *, as_of_ask: bool = False) -> Sequence[FrozenTrial]:
+    """Return all trials of a study, to look at some of them at once. An in-memory storage makes no copy of its list.
+
+    Args:
+        as_of_ask: Whether trials that were known at the last ask suffice.
+    """
+    if type(study._storage) is InMemoryStorage:
+        trials: list[FrozenTrial] = study._storage._studies[study._study_id].trials
+        return trials
+    return known_trials(study) if as_of_ask else study.get_trials(deepcopy=False)
 
 
 def stored_trial(study: optuna.Study, trial_id: int) -> Trial:

@@ -34,7 +34,7 @@ class TimeBudget:
             n_running: How many trials run, with the one that is asked for.
         """
         now = time.perf_counter()
-        seconds = 0.0 if self._now is None else now - self._now
+        seconds = now - (now if self._now is None else self._now)
         self._now = now
         self._n_asks += 1
         self._n_running.append(n_running)

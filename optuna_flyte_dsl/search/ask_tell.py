@@ -137,29 +137,35 @@ class AskTell:
         """
         if self.stopped:
             return None
+        # A deterministic search looks for other searches again and again.
+        reads_once = self.storage is not None and not self.options.deterministic
         try:
-            self._check_alone()
-            trial = self._next_trial()
-            if isinstance(trial, Trial):
-                self._open.add(trial)
-                self._check_alone()
-                try:
-                    asked = self._sample_and_write(trial)
-                except UpdateFinishedTrialError:
-                    if self.storage is None:
-                        raise
-                    logger.warning("Trial %d was ended by another process before it was run.", trial.number)
-                    self._open.remove(trial.number)
-                    return self.ask()
-                if self.storage is not None:  # Optuna copies all attributes at each look
-                    asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
-                return asked
-            if trial is ASK_LATER and self.options.deterministic:
-                raise self._another_search()
-            return trial
+            with self.storage.reads_once() if self.storage is not None and reads_once else contextlib.nullcontext():
+                return self._ask()
         except Exception:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
             raise
+
+    def _ask(self) -> AskedTrial | AskLater | None:
+        self._check_alone()
+        trial = self._next_trial()
+        if isinstance(trial, Trial):
+            self._open.add(trial)
+            self._check_alone()
+            try:
+                asked = self._sample_and_write(trial)
+            except UpdateFinishedTrialError:
+                if self.storage is None:
+                    raise
+                logger.warning("Trial %d was ended by another process before it was run.", trial.number)
+                self._open.remove(trial.number)
+                return self.ask()
+            if self.storage is not None:  # Optuna copies all attributes at each look
+                asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
+            return asked
+        if trial is ASK_LATER and self.options.deterministic:
+            raise self._another_search()
+        return trial
 
     def _sample_and_write(self, trial: Trial) -> AskedTrial:
         if self.storage is not None:

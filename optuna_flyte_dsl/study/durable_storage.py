@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, TypeVar
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -24,6 +24,7 @@ from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._threads import in_event_loop, in_own_thread
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, PREFIX, REQUEST
 from optuna_flyte_dsl.study.liveness import Life, Owner, owner_keys
+from optuna_flyte_dsl.study.recalled_trials import RecalledTrials
 from optuna_flyte_dsl.study.remembering_storage import RememberingStorage, remembering
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class DurableStorage(Proxy):
         self._self_next_number = -1  # the number of the next trial, if no other search makes one
         self._self_unchecked = (-1, -1)  # the study and the trial that was created last, until its number is known
         self._self_spares: list[int] = []
-        self._self_recalled = threading.local()  # in a thread that recalls trials: its waiting trials
+        self._self_recalled = RecalledTrials()
         self._self_ending = threading.Event()
         self._self_warned = False
         self._self_calls: dict[object, float] = {}  # call under way -> time at which it began
@@ -80,26 +81,27 @@ class DurableStorage(Proxy):
         """Return whether the process that runs a trial is alive, dead or unknown."""
         return self._self_durably(lambda: self._self_owner.life(trial))
 
-    @contextlib.contextmanager
-    def recall(self, trials: Iterable[FrozenTrial]) -> Iterator[None]:
-        """In the body, let this thread's reads of all waiting trials find those among trials that were just read."""
-        self._self_recalled.waiting = [trial for trial in trials if trial.state is TrialState.WAITING]
-        try:
-            yield
-        finally:
-            self._self_recalled.waiting = None
+    def reads_once(self) -> contextlib.AbstractContextManager[None]:
+        """In the body, let this thread read the trials of the study once, and again after `forget_trials`."""
+        return self._self_recalled.kept()
+
+    def forget_trials(self) -> None:
+        """In a body of `reads_once`, read the trials anew when they are wanted next."""
+        self._self_recalled.forget()
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return the trials of a study."""
-        recalled: list[FrozenTrial] | None = getattr(self._self_recalled, "waiting", None)
-        if recalled is not None and not deepcopy and states == (TrialState.WAITING,):
-            return recalled
-        found: list[FrozenTrial] = self._self_durably(
-            lambda: self.__wrapped__.get_all_trials(study_id, deepcopy=deepcopy, states=states)
-        )
-        return found
+
+        def read(states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+            trials: list[FrozenTrial] = self._self_durably(
+                lambda: self.__wrapped__.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+            )
+            return trials
+
+        recalled = None if deepcopy else self._self_recalled.find(study_id, states, read)
+        return read(states) if recalled is None else recalled
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Store a trial. A running trial and its owner are stored in one transaction.
@@ -137,6 +139,7 @@ class DurableStorage(Proxy):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial. The first read of a new trial checks that its number follows the number before."""
         trial: FrozenTrial = self._self_durably(lambda: self.__wrapped__.get_trial(trial_id))
+        self._self_recalled.note(trial)
         study_id, created = self._self_unchecked
         if created == trial_id:
             self._self_unchecked = (-1, -1)

@@ -15,9 +15,9 @@ from optuna_flyte_dsl._compat.optuna import (
     cached_trial,
     detached_trial,
     enqueued_params,
-    known_trials,
     set_enqueued_params,
     trial_id,
+    trials_to_read,
 )
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._proxy import Proxy
@@ -116,7 +116,7 @@ class TakenPoints:
 
     def exhausted(self, study: optuna.Study) -> bool:
         """Return whether every point is taken, by a finished or a running trial."""
-        return self._size != math.inf and self._count(self._unsettled(study.get_trials(deepcopy=False))) >= self._size
+        return self._size != math.inf and self._count(self._unsettled(trials_to_read(study))) >= self._size
 
     def suggest(self, study: optuna.Study, trial: Trial) -> tuple[dict[str, Any], EarlierTrial | None]:
         """Sample a trial's parameters.
@@ -135,7 +135,7 @@ class TakenPoints:
         key = self._key_of(trial.params)
         if None in key:  # a trial with a value outside of the space equals no other trial
             return arguments, None
-        unsettled = self._unsettled(known_trials(study))
+        unsettled = self._unsettled(trials_to_read(study, as_of_ask=True))
         earlier = self._settled_values.get(key) or unsettled.get(key)
         if earlier is None:
             return arguments, None
@@ -167,7 +167,7 @@ class TakenPoints:
 
     def _new_point(self, study: optuna.Study, trial: Trial) -> dict[str, Any]:
         """Return what Optuna is to store for a trial: a point that satisfies the constraints, and is not taken."""
-        taken = self._unsettled(known_trials(study), but=trial.number)
+        taken = self._unsettled(trials_to_read(study, as_of_ask=True), but=trial.number)
         n_taken = self._count(taken)
         is_left = n_taken < self._size
         allowed: dict[str, Any] | None = None

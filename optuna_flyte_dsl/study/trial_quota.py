@@ -110,8 +110,7 @@ class Quota:
             logger.warning("%s", message)
 
     def _ask(self, ask: Callable[[], Trial], before: Sequence[FrozenTrial]) -> Trial | AskLater:
-        with self.storage.recall(before):  # Optuna looks for waiting trials at each ask
-            trial = self._next_retry(before) or ask()
+        trial = self._next_retry(before) or ask()
         retried = trial.user_attrs.get(RETRY_OF)
         if retried is not None and self._close_second_retry(trial, retried):
             return ASK_LATER
@@ -166,6 +165,8 @@ class Quota:
         return None
 
     def _trials(self) -> list[FrozenTrial]:
+        """Return the trials of the study as they are now: other searches may have changed them."""
+        self.storage.forget_trials()
         return self.study.get_trials(deepcopy=False)
 
     def _look(self) -> tuple[int, list[FrozenTrial]]:
