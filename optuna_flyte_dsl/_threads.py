@@ -194,7 +194,8 @@ def in_own_thread() -> bool:
 async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     """Await `closing()` to its end, even if the caller is cancelled.
 
-    While `finish` waits, cancelling the caller has no effect. If `closing()` is itself cancelled, it is called anew.
+    While `finish` waits, cancelling the caller has no effect. If the task of `closing()` is itself cancelled, it is
+    called anew: `asyncio.run` cancels all tasks when an interrupt has ended its main task.
     """
     while True:
         task = asyncio.ensure_future(closing())
@@ -203,7 +204,7 @@ async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
                 await asyncio.wait([task])
             except asyncio.CancelledError:
                 continue
-        if not task.cancelled():
+        if not task.cancelled() or not task.cancelling():  # something that it waits for was cancelled, for good
             return task.result()  # type: ignore[no-any-return]
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from optuna_flyte_dsl._threads import Threads
+from optuna_flyte_dsl._threads import Threads, finish
 from tests.support import own_threads, wait_until
 
 
@@ -126,3 +126,17 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(monkeypatch):
         await threads.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_what_is_closed_ends_if_what_it_waits_for_was_cancelled():
+    async def main():
+        gone = asyncio.get_running_loop().create_future()
+        gone.cancel()
+
+        async def closing():
+            await gone
+
+        await finish(closing)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(asyncio.wait_for(main(), 10))

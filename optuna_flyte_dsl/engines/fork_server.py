@@ -113,14 +113,16 @@ class ForkServer:
         try:
             worker = os.fork()
         except OSError as error:
-            os.write(pipe, f"{error}\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(pipe, f"{error}\n".encode())
             for file in files:
                 os.close(file)
             return
         if worker == 0:
             self._be_worker(json.loads(request), channel, (out, err), (pipe, *own, *self._statuses.values()))
         self._statuses[worker] = pipe  # now, so that it is killed with the others if the parent is gone
-        os.write(pipe, b"%d\n" % worker)
+        with contextlib.suppress(OSError):  # the parent does not wait any more
+            os.write(pipe, b"%d\n" % worker)
         for file in (channel, out, err):
             os.close(file)
 

@@ -1,7 +1,6 @@
 """Runs trials in worker processes on this machine: for work that needs a core of its own, may crash, or may hang."""
 
 import asyncio
-import contextlib
 import functools
 import pickle
 import sys
@@ -157,18 +156,21 @@ class ProcessRunner:
                 return worker
             await finish(functools.partial(self._kill, worker))  # it died between two trials: no trial fails
             _raise_if_cancelled()
-        starting = asyncio.ensure_future(self._start())
+        given_up = threading.Event()
+        # Not a task, which `asyncio.run` would cancel after an interrupt: nobody would know of the worker then.
+        starting: asyncio.Future[_Worker] = self._threads.run(self._start, given_up)
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
+            given_up.set()
             await finish(functools.partial(self._discard, starting))
             raise
 
-    async def _start(self) -> _Worker:
+    def _start(self, given_up: threading.Event) -> _Worker:
         gpu = self._gpus.pop() if self._gpus else None
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
         try:
-            worker = _Worker(await self._threads.run(self._starter.start, environment), gpu)
+            worker = _Worker(self._starter.start(environment, given_up), gpu)
         except BaseException:
             if self._gpus is not None and gpu is not None:
                 self._gpus.append(gpu)
@@ -178,8 +180,9 @@ class ProcessRunner:
 
     async def _discard(self, starting: asyncio.Future[_Worker]) -> None:
         """Kill a worker whose trial was given up while the worker was started."""
-        with contextlib.suppress(Exception):
-            await self._kill(await starting)
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            await self._kill(starting.result())
 
     async def _kill(self, worker: _Worker) -> None:
         if worker not in self._busy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from optuna_flyte_dsl.engines.fork_server import LENGTH, READ, SERVER, kill_group, send_bytes
@@ -27,6 +28,7 @@ _SIGNALS: dict[int, str] = {
     signal.SIGKILL: "it was killed, perhaps for want of memory (SIGKILL)",
 }
 _STATUS_PATIENCE = 5.0  # seconds that the status of a worker that has ended is waited for
+_LOOK = 0.1  # seconds between two looks whether a start is given up
 _ALONE = """
 import json, os, socket, sys, threading, time
 channel, path, arguments, parent = json.loads(sys.argv[1])
@@ -47,6 +49,10 @@ work(socket.socket(fileno=channel))
 
 class RequestNotReadError(Exception):
     """A worker process has ended before it has read a request."""
+
+
+class StartGivenUpError(Exception):
+    """A worker process is not waited for any longer."""
 
 
 class WorkerProcess:
@@ -143,6 +149,7 @@ class WorkerStarter:
         self._owner = os.getpid()
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._has_served = False  # whether the server has answered, and may have workers
 
     def begin(self) -> None:
         """Start the fork server, which imports its modules while the caller goes on."""
@@ -152,26 +159,41 @@ class WorkerStarter:
             finally:
                 self._lock.release()
 
-    def start(self, environment: dict[str, str]) -> WorkerProcess:
+    def start(self, environment: dict[str, str], given_up: threading.Event) -> WorkerProcess:
         """Start a worker process. The call blocks: the fork server may still import.
 
         Args:
             environment: What the worker's environment has besides that of this process.
+            given_up: Set if the worker is not waited for any longer.
 
         Raises:
             WorkerDiedError: If no process can be started.
+            StartGivenUpError: If `given_up` is set before the worker is there.
         """
         ours, its = socket.socketpair()
         environment = {**os.environ, **environment}
         try:
-            with self._lock, its:
-                start = self._fork if _FORK_IS_SAFE else self._start_alone
-                return start(environment, ours, its)
+            with its, self._locked(given_up):
+                if _FORK_IS_SAFE:
+                    return self._fork(environment, ours, its, given_up)
+                return self._start_alone(environment, ours, its)
         except BaseException:
-            ours.close()
+            ours.close()  # a worker that is forked later finds its channel closed, and ends
             raise
 
-    def _fork(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
+    @contextlib.contextmanager
+    def _locked(self, given_up: threading.Event) -> Iterator[None]:
+        while not self._lock.acquire(timeout=_LOOK):
+            if given_up.is_set():
+                raise StartGivenUpError
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _fork(
+        self, environment: dict[str, str], ours: socket.socket, its: socket.socket, given_up: threading.Event
+    ) -> WorkerProcess:
         state = {"environment": environment, "folder": _folder(), "path": _import_path(), "arguments": sys.argv}
         request = json.dumps({**state, **_inherited()}).encode()
         for _ in range(2):  # the server may have been killed
@@ -180,6 +202,10 @@ class WorkerStarter:
                 send_bytes(self._running_server(), request, (its.fileno(), its_status, 1, 2))
                 os.close(its_status)
                 its_status = -1
+                while not _is_readable(_LOOK, status):
+                    if given_up.is_set():
+                        os.close(status)
+                        raise StartGivenUpError
                 answer = _read_line(status)
             except OSError:
                 answer = ""
@@ -187,6 +213,7 @@ class WorkerStarter:
                 if its_status >= 0:
                     os.close(its_status)
             if answer.isdecimal():
+                self._has_served = True
                 return WorkerProcess(int(answer), ours, status)
             os.close(status)
             if answer:
@@ -214,6 +241,7 @@ class WorkerStarter:
         if self._server is None or self._control is None or self._server.poll() is not None:
             self._stop()
             self._control, its = socket.socketpair()
+            self._has_served = False
             with its:
                 arguments = json.dumps([its.fileno(), _import_path(), self._preload, _WORK])
                 self._server = subprocess.Popen(  # noqa: S603 - this interpreter
@@ -232,7 +260,7 @@ class WorkerStarter:
             self._control.close()
         if self._server is not None:
             try:
-                self._server.wait(_STATUS_PATIENCE)
+                self._server.wait(_STATUS_PATIENCE if self._has_served else 0)
             except subprocess.TimeoutExpired:
                 self._server.kill()
                 self._server.wait()
@@ -241,8 +269,12 @@ class WorkerStarter:
     def close(self) -> None:
         """End the fork server and its workers."""
         if self._owner == os.getpid():
-            with self._lock:
+            has_lock = self._lock.acquire(timeout=_STATUS_PATIENCE)
+            try:
                 self._stop()
+            finally:
+                if has_lock:
+                    self._lock.release()
 
 
 def _tell_status(process: subprocess.Popen[bytes], pipe: int) -> None:
@@ -269,7 +301,26 @@ def _inherited() -> dict[str, Any]:
 
 
 def _import_path() -> list[str]:
-    return list(map(str, sys.path))
+    """Return where workers find modules: the path of this process, and the folders of modules from elsewhere.
+
+    `pyflyte run file.py` has the file's folder on the path only while it imports the file.
+    """
+    path = list(map(str, sys.path))
+    known = {os.path.abspath(folder) for folder in path}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and (folder := folder_of(name, file)) is not None and folder not in known:
+            known.add(folder)
+            path.append(folder)
+    return path
+
+
+@functools.cache
+def folder_of(module: str, file: str) -> str | None:
+    """Return the folder in which Python finds a module; `None` if the module is not found by its name."""
+    place = os.path.splitext(os.path.abspath(file))[0].removesuffix(f"{os.sep}__init__")
+    relative = os.path.join("", *module.split("."))
+    return os.path.dirname(place[: -len(relative)]) or os.sep if place.endswith(f"{os.sep}{relative}") else None
 
 
 def _is_readable(patience: float, *files: int) -> bool:

@@ -1,11 +1,15 @@
 """How worker processes start, and what they see of the process that has started them."""
 
+import concurrent.futures
 import contextlib
+import importlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 import numpy as np
 import psutil
@@ -63,6 +67,57 @@ def test_a_worker_sees_the_environment_of_now(monkeypatch, tmp_path, capfd):
         study = run(looks, n_trials=1)
         assert states(study) == ["COMPLETE"], study.trials[0].user_attrs
         assert capfd.readouterr().out.split() == [name, str(folder)]
+
+
+@both_ways
+def test_a_worker_finds_a_module_whose_folder_has_left_the_path(tmp_path, monkeypatch):
+    """`pyflyte run file.py` has the file's folder on the path while it imports the file."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "objectives.py").write_text(
+        "from optuna_flyte_dsl import Float\n"
+        "def body(x): return x\n"
+        "def objective(x: Float(0, 1)) -> float: return body(x)\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        module = importlib.import_module("package.objectives")
+    try:
+        assert states(run(module.objective)) == ["COMPLETE"] * 2
+    finally:
+        for name in ("package", "package.objectives"):
+            del sys.modules[name]
+
+
+def test_a_module_tells_its_folder_if_it_is_found_by_its_name():
+    folder_of = worker_starter.folder_of
+    assert folder_of("package.module", "/a/b/package/module.py") == "/a/b"
+    assert folder_of("package", "/a/b/package/__init__.py") == "/a/b"
+    assert folder_of("module", "/module.py") == "/"
+    assert folder_of("loaded_as", "/a/module.py") is None
+    assert folder_of("other.module", "/a/package/module.py") is None
+
+
+@pytest.mark.parametrize("objective", ["async def", "@fl.task\ndef"])
+def test_an_interrupt_while_workers_start_ends_the_search(objective):
+    """Flytekit's handler of Ctrl-C exits, so that asyncio cancels all tasks of its event loop."""
+    program = (
+        "import os, signal, time, flytekit as fl\n"
+        "from optuna_flyte_dsl import Float, optimize\n"
+        "from optuna_flyte_dsl.engines.worker_starter import WorkerStarter\n"
+        f"{objective} works(x: Float(0, 1)) -> float: return x\n"
+        "start = WorkerStarter.start\n"
+        "def interrupted(*args):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.2)\n"
+        "    return start(*args)\n"
+        "WorkerStarter.start = interrupted\n"
+        "optimize(works, n_trials=9, concurrency=2, executor='process', progress=False).run_sync()\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        (file := pathlib.Path(folder) / "program.py").write_text(program)
+        done = subprocess.run([sys.executable, file], timeout=60, check=False)
+    assert done.returncode == 1
 
 
 def test_a_script_is_not_run_again_in_a_worker():
@@ -180,6 +235,66 @@ def test_a_system_without_processes_says_so(monkeypatch):
     monkeypatch.setattr("optuna_flyte_dsl.engines.process_runner.starter_of", lambda _: starter)
     study = run(works, n_trials=1)
     assert "The process that starts worker processes has died twice" in study.trials[0].user_attrs[ERROR]
+
+
+def test_a_search_ends_though_its_server_is_stopped():
+    """The server may also import for minutes."""
+
+    def works(x: Float(0, 1)) -> float:
+        return x
+
+    run(works)
+    stopped = servers()
+    for server in stopped:
+        os.kill(server.pid, signal.SIGSTOP)
+    try:
+        study = run(works, n_trials=4, concurrency=2, timeout=0.5)
+    finally:
+        for server in stopped:
+            os.kill(server.pid, signal.SIGCONT)
+    assert set(states(study)) == {"FAIL"}
+    # It goes on: what it was asked for in vain ends at once.
+    assert states(run(works)) == ["COMPLETE"] * 2
+    assert servers() == stopped
+
+
+def test_a_worker_that_waits_for_another_start_is_given_up(monkeypatch):
+    starter = worker_starter.WorkerStarter([[]])
+    monkeypatch.setattr(worker_starter, "_LOOK", 0.01)
+    monkeypatch.setattr(worker_starter, "SERVER", "import time; time.sleep(600)  # a fork_server that imports")
+    first, second = threading.Event(), threading.Event()
+    second.set()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waits = pool.submit(starter.start, {}, first)
+        wait_until(servers)
+        with pytest.raises(worker_starter.StartGivenUpError):
+            starter.start({}, second)
+        first.set()
+        with pytest.raises(worker_starter.StartGivenUpError):
+            waits.result()
+    starter.close()
+
+
+@pytest.mark.parametrize("has_served", [False, True])
+def test_an_exit_does_not_wait_for_a_server_that_is_stopped(has_served):
+    program = (
+        "import os, signal\n"
+        "from optuna_flyte_dsl import Float, optimize\n"
+        "from optuna_flyte_dsl.engines import worker_starter\n"
+        "def works(x: Float(0, 1)) -> float: return x\n"
+        "search = optimize(works, n_trials=1, timeout=1, executor='process', progress=False)\n"
+        f"if {has_served}: search.run_sync()\n"
+        "begin = worker_starter.WorkerStarter._running_server\n"
+        "def begin_and_stop(starter):\n"
+        "    control = begin(starter)\n"
+        "    os.kill(starter._server.pid, signal.SIGSTOP)\n"
+        "    return control\n"
+        "worker_starter.WorkerStarter._running_server = begin_and_stop\n"
+        "print(search.run_sync().trials[0].state.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60, text=True)
+    assert done.stdout.split() == ["FAIL"]
+    assert done.returncode == 0
 
 
 def test_an_exit_does_not_wait_for_a_forked_child():
