@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+import inspect
 import linecache
 import os
 import pathlib
 import re
+import signal
 import sysconfig
 import traceback
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +103,29 @@ def _place_in(message: str) -> str:
         if not re.search(r"site-packages|dist-packages|/lib/python3", frame["file"]):
             place = _place(frame["file"], int(frame["line"]), frame["function"], frame["code"] or "")
     return place
+
+
+def is_from_signal(error: BaseException) -> bool:
+    """Return whether the handler of a signal has raised an error, such as flytekit's, which ends Python at Ctrl-C.
+
+    Python calls the handlers in the main thread, wherever that is: perhaps in the code of an objective.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    if isinstance(error, Exception):  # a handler may stop a trial that lasts for too long
+        return False
+    codes = {_code_of(handler) for handler in map(signal.getsignal, signal.valid_signals()) if callable(handler)}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code_of(handler: Any) -> types.CodeType | None:
+    """Return the code of a function, a method, a `functools.partial` or an object that can be called."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    handler = inspect.unwrap(handler)
+    if not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    return getattr(handler, "__code__", None)
 
 
 def attribute_of(error: BaseException, name: str) -> Any:

@@ -23,7 +23,7 @@ from optuna_flyte_dsl.errors import (
     TrialTimeoutError,
     WorkerDiedError,
 )
-from optuna_flyte_dsl.search.error_origin import attribute_of, traceback_of
+from optuna_flyte_dsl.search.error_origin import attribute_of, is_from_signal, traceback_of
 from optuna_flyte_dsl.space.objective import read_values
 from optuna_flyte_dsl.study.attributes import ERROR, LOST, TRACEBACK
 
@@ -43,7 +43,7 @@ class Outcome:
     reason: str | None = None
     error: BaseException | None = None
     fatal: BaseException | None = None
-    lost: bool = False  # whether the trial failed only because the search, or its process, ended
+    lost: bool = False  # whether the trial has no result only because the search, or its process, has ended
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Judge:
         try:
             values = read_values(self.name, returned, self.n_objectives, len(self.constraints))
         except ObjectiveValueError as wrong:
-            return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong)
+            return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong, lost=True)
         if any(map(math.isnan, values)):
             return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {shown(returned)}")
         if not self.constraints:
@@ -78,10 +78,15 @@ class Judge:
             error.__cause__ = cause
         if isinstance(error, PythonExitError):
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
+        if is_from_signal(error):
+            return Outcome(TrialState.FAIL, reason="The search was interrupted.", fatal=error, lost=True)
         if self.n_objectives > 1 and is_report_of_several_objectives(error):
             error = self._report_of_several_objectives(error)
-        # The next trial would meet one of the first three errors too, so they end the search.
-        elif not isinstance(error, ClusterError | ObjectiveValueError | FixedArgumentError) and self._is_caught(error):
+        if isinstance(error, ClusterError | ObjectiveValueError | FixedArgumentError | InvalidObjectiveError):
+            # The next trial would meet the error too, so it ends the search. No objective has failed: with `resume`,
+            # the trial does not count.
+            return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
+        if self._is_caught(error):
             logger.debug("A trial of `%s` failed.", self.name, exc_info=error)
             return Outcome(TrialState.FAIL, reason=reason_of(error), error=error)
         return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)

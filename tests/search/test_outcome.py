@@ -1,7 +1,10 @@
 """How a trial's run is judged: attempts, errors that end the search, and reports that Optuna refuses."""
 
 import asyncio
+import functools
 import pathlib
+import signal
+import sys
 
 import flytekit as fl
 import optuna
@@ -14,13 +17,65 @@ from optuna_flyte_dsl import (
     InvalidOptionError,
     Maximize,
     Minimize,
+    ObjectiveValueError,
     Optimizer,
     optimize,
     suggest,
 )
+from optuna_flyte_dsl.search.outcome import Judge
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR
 from tests.support.marks import newest
 from tests.support.small_searches import search, states
+
+
+def exit_of(raise_it):
+    with pytest.raises(SystemExit) as caught:
+        raise_it()
+    return caught.value
+
+
+def test_the_exit_of_a_signals_handler_is_no_failure_of_the_objective(monkeypatch):
+    """As flytekit's handler of Ctrl-C exits, in the middle of an async objective."""
+
+    class Handler:
+        def __call__(self, *_):
+            sys.exit(3)
+
+        def method(self, *_):
+            sys.exit(3)
+
+    def function(*_):
+        sys.exit(3)
+
+    judge = Judge("train", 1, (Exception,))
+    for handler in (function, Handler().method, functools.partial(function, 1), Handler()):
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            outcome = judge.raised(exit_of(lambda: signal.raise_signal(signal.SIGUSR1)))
+            own = judge.raised(exit_of(lambda: sys.exit(3)))
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert outcome.lost
+        assert isinstance(outcome.fatal, SystemExit)
+        assert not own.lost
+    assert judge.raised(KeyboardInterrupt()).lost
+
+
+@pytest.mark.parametrize("wrong", [None, "text", (1.0, 2.0)])
+def test_an_objective_that_is_mended_gets_all_its_trials(wrong, tmp_path):
+    results = [1.0, wrong]
+    options = {"storage": str(tmp_path / "study.journal"), "study_name": "mended", "resume": True}
+
+    async def objective(x: Float(0, 1)) -> float:
+        return results.pop(0) if results else x
+
+    with pytest.raises(ObjectiveValueError):
+        optimize(objective, n_trials=4, concurrency=1, **options).run_sync()
+    study = optimize(objective, n_trials=4, concurrency=1, **options).run_sync()
+    assert sorted(states(study)) == ["COMPLETE"] * 4 + ["FAIL"]
+    failed, retry = (trial for trial in study.trials if trial.number in (1, 2))
+    assert failed.state is TrialState.FAIL
+    assert retry.params == failed.params
 
 
 def test_pruning_with_several_objectives_is_refused_before_the_first_trial():
