@@ -39,6 +39,16 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
             test()
 
 
+@pytest.mark.parametrize(
+    "page",
+    [each for each in PAGES if "__main__" in "".join(BLOCK.findall(each.read_text()))],
+    ids=lambda page: page.name,
+)
+def test_the_code_of_a_page_runs_as_a_script(page, tmp_path):
+    (tmp_path / "page.py").write_text("\n\n".join(BLOCK.findall(page.read_text())))
+    subprocess.run([sys.executable, "page.py"], cwd=tmp_path, check=True)
+
+
 def test_the_code_of_the_pages_is_no_wider_than_a_page():
     """At 1280 pixels, a page of the documentation shows lines of 88 characters."""
     for page in PAGES[1:]:

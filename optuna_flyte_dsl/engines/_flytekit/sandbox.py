@@ -1,12 +1,14 @@
 """The working directory and the checkpoint of a local call, which are made when the task asks for them.
 
-For each local call, flytekit makes a directory with a checkpoint in it, and never removes it.
+For each local call, flytekit makes a directory with a checkpoint in it, and never removes it. In a search, what a task
+has written into its directory is kept: it may be a model. The checkpoint, and a directory without a file, are removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import pathlib
 import shutil
 import tempfile
@@ -21,7 +23,10 @@ from optuna_flyte_dsl._compat.flytekit import CHECKPOINT_FOLDER
 
 
 class Sandboxes:
-    """The directories of one attempt of a trial. They are removed when the attempt and all its calls have ended."""
+    """The directories of one attempt of a trial.
+
+    When the attempt and all its calls have ended, the checkpoints are removed, and the directories that are empty then.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +45,9 @@ class Sandboxes:
                 self._users -= 1
                 over, self._directories = ([], self._directories) if self._users else (self._directories, [])
             for directory in over:
-                shutil.rmtree(directory, ignore_errors=True)
+                shutil.rmtree(os.path.join(directory, CHECKPOINT_FOLDER), ignore_errors=True)
+                with contextlib.suppress(OSError):  # the task has written something
+                    os.rmdir(directory)
 
     def make(self, prefix: str) -> str:
         """Make a directory."""
@@ -55,7 +62,7 @@ _current: contextvars.ContextVar[Sandboxes] = contextvars.ContextVar("sandboxes 
 
 @contextlib.contextmanager
 def sandboxes_of_attempt() -> Iterator[None]:
-    """Collect the directories of the calls that are made meanwhile, and remove them at last."""
+    """Collect the directories of the calls that are made meanwhile, and remove the empty ones at last."""
     sandboxes = Sandboxes()
     _current.set(sandboxes)  # an attempt has a context of its own
     with sandboxes.used():

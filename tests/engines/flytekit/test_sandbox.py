@@ -1,4 +1,4 @@
-"""The directories of local calls: made when they are asked for, gone when the trial is over."""
+"""The directories of local calls: made when they are asked for, gone when the trial is over if they are empty."""
 
 import concurrent.futures
 import tempfile
@@ -98,12 +98,29 @@ def test_a_task_that_asks_for_nothing_gets_no_directory(objective, root):
 
 
 @pytest.mark.parametrize("objective", [asks, asks_in_a_thread, workflow], ids=["task", "thread", "eager"])
-def test_a_directory_is_removed_when_its_trial_is_over(objective, root):
+def test_an_empty_directory_is_removed_when_its_trial_is_over(objective, root):
     study = optimize(objective, n_trials=8, concurrency=4).run_sync()
     assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
     assert len(set(ASKED)) == (16 if objective is workflow else 8)
     assert {directory.parent for directory in ASKED} == {root}
     assert left_in(root) == []
+
+
+@fl.task
+def saves_a_model(x: Float(0, 1)) -> Minimize:
+    directory = Path(fl.current_context().working_directory)
+    (directory / "model").write_text(str(x))
+    fl.current_context().checkpoint.write(b"1")
+    ASKED.append(directory)
+    return x
+
+
+def test_what_a_task_has_written_is_kept(root):
+    study = optimize(saves_a_model, n_trials=8, concurrency=4).run_sync()
+    assert sorted((directory / "model").read_text() for directory in ASKED) == sorted(
+        str(trial.params["x"]) for trial in study.trials
+    )
+    assert all([each.name for each in directory.iterdir()] == ["model"] for directory in ASKED)
 
 
 def test_a_call_that_outlives_its_trial_keeps_its_directory_until_it_ends(root):
