@@ -62,6 +62,11 @@ _PASSING_STORE_ERRORS = re.compile(
 """The classes and texts of their errors that may pass."""
 
 
+def is_no_database(error: BaseException) -> bool:
+    """Return whether SQLite has refused a file that is not a database."""
+    return type(error).__name__ == "DatabaseError" and "file is not a database" in str(error)
+
+
 def is_storage_outage(error: BaseException) -> bool:
     """Return whether a storage's error may pass by itself: a lock, a full disk, a server that does not answer."""
     grpc = sys.modules.get("grpc")  # the package takes long to import; without it, no error is one of gRPC's

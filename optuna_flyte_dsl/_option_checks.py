@@ -19,7 +19,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from optuna_flyte_dsl._text import is_storable_name, shown
+from optuna_flyte_dsl._text import is_storable_name, nearest, shown
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 Check = Callable[[str, Any], Any]
@@ -57,7 +57,13 @@ def _or_empty(check: Check) -> Check:
 
 def one_of(shown: str, *choices: str) -> Check:
     """Return a check for one of several strings, which the message lists as `shown`."""
-    return must(f"be {shown}", lambda value: isinstance(value, str) and value in choices)
+
+    def check(name: str, value: Any) -> Any:
+        near = nearest(value, choices) if isinstance(value, str) else None
+        cure = f"Did you mean {near!r}?" if near is not None else ""
+        return must(f"be {shown}", lambda value: isinstance(value, str) and value in choices, cure=cure)(name, value)
+
+    return check
 
 
 def maker_of(kind: type, example: str) -> Check:

@@ -1,8 +1,7 @@
 """`PendingSearch`: a search that was called and waits to be awaited."""
 
-import inspect
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import optuna
@@ -11,14 +10,26 @@ from optuna_flyte_dsl.errors import NotAwaitedError
 
 
 class PendingSearch(Coroutine[Any, Any, optuna.Study]):
-    """A coroutine that raises `NotAwaitedError` if it is used as the study before it is awaited."""
+    """A coroutine that raises `NotAwaitedError` if it is used as the study before it is awaited.
 
-    __slots__ = ("_coroutine", "_is_awaited", "_name")
+    Args:
+        begin: Makes the coroutine of the search. It is made when the search is awaited: Python would warn of one that
+            was never awaited, and would name no cure.
+        name: The name of the objective.
+    """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, optuna.Study], name: str) -> None:
-        self._coroutine = coroutine
+    __slots__ = ("_begin", "_made", "_name")
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, optuna.Study]], name: str) -> None:
+        self._begin = begin
+        self._made: Coroutine[Any, Any, optuna.Study] | None = None
         self._name = name
-        self._is_awaited = False
+
+    @property
+    def _coroutine(self) -> Coroutine[Any, Any, optuna.Study]:
+        if self._made is None:
+            self._made = self._begin()
+        return self._made
 
     def send(self, value: Any) -> Any:
         """Go on until the next pause; see `collections.abc.Coroutine`."""
@@ -33,12 +44,16 @@ class PendingSearch(Coroutine[Any, Any, optuna.Study]):
         self._coroutine.close()
 
     def __await__(self) -> Any:
-        self._is_awaited = True
+        if self._made is not None:
+            raise RuntimeError(
+                f"This call of `{self._name}(...)` was awaited already: a call is one search. Keep the study that it "
+                f"has returned, or call `{self._name}(...)` again."
+            )
         return self._coroutine.__await__()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("cr_", "__")):  # attributes that asyncio and debuggers read from a coroutine
-            return getattr(self._coroutine, name)
+            return getattr(self._begin if self._made is None else self._made, name)
         raise NotAwaitedError(
             f"`{self._name}(...)` is a search that has not run yet, so it has no `{name}`. Write "
             f"`study = await {self._name}(...)`; or, where nothing can be awaited, "
@@ -46,9 +61,7 @@ class PendingSearch(Coroutine[Any, Any, optuna.Study]):
         )
 
     def __del__(self) -> None:
-        coroutine: Any = self._coroutine
-        if not self._is_awaited and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-            coroutine.close()  # instead of Python's own warning, which names no cure
+        if self._made is None:
             warnings.warn(
                 f"`{self._name}(...)` was never awaited, so no search has run. Write `await {self._name}(...)`; or, "
                 f"where nothing can be awaited, `{self._name}.run_sync(...)`.",

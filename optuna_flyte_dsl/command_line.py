@@ -57,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("file", help="a Python file")
         each.add_argument("name", help="the name of the decorated objective, or of the Optimizer, in the file")
         each.add_argument(
-            "values", nargs="*", metavar="name=value", help="arguments and options, written as in YAML: 'x=0.5'"
+            "values",
+            nargs="*",
+            default=[],
+            metavar="name=value",
+            help="arguments and options, written as in YAML: 'x=0.5'",
         )
         each.add_argument("--space", help="a file of a search space, in place of the signature's")
     plan.add_argument("--strict", action="store_true", help="exit with 1 if something looks wrong")

@@ -12,6 +12,7 @@ import optuna
 
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._proxy import Proxy
+from optuna_flyte_dsl._text import did_you_mean
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import engine_of, host_engine, read_objective
 from optuna_flyte_dsl.errors import InvalidOptionError
@@ -193,9 +194,10 @@ class Optimized(SessionAttributes, Proxy, Generic[Q, R]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name.startswith("_") or hasattr(type(self), name) or hasattr(self.__wrapped__, name)):
+            objective, options = self._session.objective.name, Options.__dataclass_fields__
+            cure = f" Write `{objective}.with_options({name}=...)`." if name in options else did_you_mean(name, options)
             raise InvalidOptionError(
-                f"`{name}` cannot be assigned to `{self._session.objective.name}`: only `n_trials`, `concurrency` "
-                f"and `delay` can. Write `{self._session.objective.name}.with_options({name}=...)`."
+                f"`{name}` cannot be assigned to `{objective}`: only `n_trials`, `concurrency` and `delay` can.{cure}"
             )
         super().__setattr__(name, value)
 

@@ -114,7 +114,7 @@ class Session:
             on_begin()
             return await self._search(source, call)
 
-        return PendingSearch(search(), self.objective.name)
+        return PendingSearch(search, self.objective.name)
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """Check the arguments of a call, and return what the call searches.

@@ -565,5 +565,23 @@ def test_whether_the_gp_sampler_knows_running_trials_is_known():
     assert optuna_names.gp_knows_running_trials() is (int(optuna.__version__.split(".")[0]) >= 5)
 
 
+def test_the_function_of_which_a_task_is_made_is_found(monkeypatch):
+    found = []
+    get_type = type(TypeEngine.get_transformer(float)).get_literal_type
+
+    def spy(self, kind=None):
+        found.append(flytekit_names.function_that_becomes_a_task())
+        return get_type(self, kind)
+
+    monkeypatch.setattr(type(TypeEngine.get_transformer(float)), "get_literal_type", spy)
+
+    def function(x: float) -> float:
+        return x
+
+    task(function)
+    assert set(found) == {function}
+    assert flytekit_names.function_that_becomes_a_task() is None
+
+
 def test_the_size_of_a_grid_is_known():
     assert optuna_names.grid_size(optuna.samplers.GridSampler({"x": [1, 2, 3], "y": [0, 1]})) == 6

@@ -2,6 +2,7 @@ import asyncio
 import copy
 import dataclasses
 import functools
+import gc
 import inspect
 import pickle
 import subprocess
@@ -255,7 +256,9 @@ def test_the_wrong_order_of_decorators_is_named_with_its_cure():
 
 
 def test_a_class_in_the_place_of_a_marker_is_named_with_its_cure():
-    with pytest.raises(InvalidMarkerTypeError, match=r"An annotation is the class Float. Call it, with its bounds"):
+    with pytest.raises(
+        InvalidMarkerTypeError, match=r"`forgetful`: the annotation of `x` is the class Float. Call it, "
+    ):
 
         @fl.task
         def forgetful(x: Float) -> float:
@@ -604,6 +607,56 @@ def test_a_call_that_is_used_before_it_was_awaited_says_what_to_write():
     assert len(asyncio.run(search).trials) == 2
     with pytest.warns(RuntimeWarning, match=r"`train\(\.\.\.\)` was never awaited.* Write `await train"):
         train()
+
+
+def test_a_call_that_was_never_awaited_warns_once_however_it_is_freed():
+    @optimize(n_trials=2, progress=False)
+    async def train(x: Float(0, 1)) -> float:
+        return x
+
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.itself, holder.search = holder, train()
+    del holder
+    with pytest.warns(RuntimeWarning) as warned:
+        gc.collect()
+    assert [str(each.message).partition(" was")[0] for each in warned] == ["`train(...)`"]
+
+
+def test_a_call_that_is_awaited_twice_says_what_to_write():
+    @optimize(n_trials=2, progress=False)
+    async def train(x: Float(0, 1)) -> float:
+        return x
+
+    async def twice():
+        search = train()
+        await search
+        await search
+
+    with pytest.raises(RuntimeError, match=r"`train\(\.\.\.\)` was awaited already.*call `train\(\.\.\.\)` again"):
+        asyncio.run(twice())
+
+
+def test_an_option_that_cannot_be_assigned_is_given_otherwise():
+    @optimize
+    def train(x: Float(0, 1)) -> float:
+        return x
+
+    with pytest.raises(InvalidOptionError, match=r"only .* can\. Write `train\.with_options\(seed=\.\.\.\)`"):
+        train.seed = 1
+    with pytest.raises(InvalidOptionError, match=r"only .* can\. Did you mean `n_trials`\?$"):
+        train.ntrials = 1
+
+
+def test_an_annotation_of_a_task_is_named_in_its_error():
+    with pytest.raises(InvalidAnnotationError, match="`train`: the annotation of `depth` says int"):
+
+        @optimize
+        @fl.task
+        def train(x: Float(0, 1), depth: typing.Annotated[int, Float(1, 4)]) -> float:
+            return x
 
 
 def test_a_marker_as_a_default_is_refused():

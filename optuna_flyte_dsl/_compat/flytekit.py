@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import traceback
+import types
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from flytekit.clients.grpc_utils.wrap_exception_interceptor import RetryExceptionWrapperInterceptor
 from flytekit.core import local_cache
 from flytekit.core.context_manager import FlyteContextManager
+from flytekit.core.python_function_task import PythonFunctionTask
 from flytekit.core.type_engine import TypeEngine
 from flytekit.tools import script_mode
 from flytekit.utils.asyn import _TaskRunner, loop_manager
@@ -93,6 +95,17 @@ def find_transformer_first(find: Callable[[Any], Any]) -> None:
 # Contexts.
 
 CHECKPOINT_FOLDER = "__cp"  # the folder of a local call's checkpoint in the call's working directory
+
+
+def function_that_becomes_a_task() -> Callable[..., Any] | None:
+    """Return the function of which flytekit makes a task in this thread, to name it in an error; else `None`."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is PythonFunctionTask.__init__.__code__:
+            function: Callable[..., Any] | None = frame.f_locals.get("task_function")
+            return function
+        frame = frame.f_back
+    return None
 
 
 def find_stack_frames_fast() -> None:

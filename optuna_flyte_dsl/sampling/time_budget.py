@@ -18,13 +18,13 @@ class TimeBudget:
 
     def __init__(self, share: float | None) -> None:
         self.share: float | None = share
-        self.elapsed = 0.0  # seconds from the first ask to the last one
+        self.elapsed: float = 0.0  # seconds from the first ask to the last one
         self._n_asks = 0
         self._n_running: collections.deque[int] = collections.deque([1], maxlen=100)  # at the last asks
         self._slots = 0.0  # the slots' seconds: the elapsed time, times the number of running trials
         self._taken = 0.0  # seconds of the asks of the GPSampler
         self._idle = 0.0  # slots' seconds that it has taken
-        self._now: float | None = None
+        self._now: float = 0.0
         self._last: float | None = None  # seconds of its last ask
 
     def begin_ask(self, n_running: int) -> None:
@@ -34,7 +34,7 @@ class TimeBudget:
             n_running: How many trials run, with the one that is asked for.
         """
         now = time.perf_counter()
-        seconds = now - (now if self._now is None else self._now)
+        seconds = now - self._now if self._n_asks else 0.0
         self._now = now
         self._n_asks += 1
         self._n_running.append(n_running)

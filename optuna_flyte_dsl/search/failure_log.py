@@ -1,15 +1,22 @@
 """`FailureLog`: logs the failed trials of a search: the first of each kind in full, and how many others are like it."""
 
+import re
 from dataclasses import dataclass, field
 
 from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl.errors import RefusedPointError
 from optuna_flyte_dsl.search.error_origin import place_of
 from optuna_flyte_dsl.search.outcome import Outcome, one_line
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?|\bnan\b|-?\binf\b")
 
 
 @dataclass
 class _Kind:
-    """Failures that were raised at the same place, or that have the same reason if no place is known."""
+    """Failures that were raised at the same place; if no place is known, those with the same reason but for numbers.
+
+    All points that are refused are of one kind.
+    """
 
     first: int  # the number of the first such trial
     reason: str
@@ -27,7 +34,8 @@ class FailureLog:
     def add(self, number: int, outcome: Outcome) -> None:
         """Log a failed trial, or count it if an earlier one has failed in the same way."""
         reason, place = one_line(outcome.reason), place_of(outcome.error)
-        key = (type(outcome.error).__name__, place or reason)
+        kind_of_reason = "" if isinstance(outcome.error, RefusedPointError) else _NUMBER.sub("#", reason)
+        key = (type(outcome.error).__name__, place or kind_of_reason)
         kind = self._kinds.setdefault(key, _Kind(number, reason))
         kind.failures += 1
         if kind.failures == 1:

@@ -61,8 +61,10 @@ class Judge:
             values = read_values(self.name, returned, self.n_objectives, len(self.constraints))
         except ObjectiveValueError as wrong:
             return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong, lost=True)
-        if any(map(math.isnan, values)):
-            return Outcome(TrialState.FAIL, reason=f"The objective returned NaN: {shown(returned)}")
+        if (nan := next((index for index, value in enumerate(values) if math.isnan(value)), None)) is not None:
+            where = f" as value {nan + 1} of {len(values)}" if len(values) > 1 else ""
+            said = shown(returned if len(values) == 1 else values)
+            return Outcome(TrialState.FAIL, reason=f"The objective returned NaN{where}: {said}")
         if not self.constraints:
             return Outcome(TrialState.COMPLETE, values)
         objectives = tuple(value for index, value in enumerate(values) if index not in self.constraints)

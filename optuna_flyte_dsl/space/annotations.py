@@ -115,7 +115,11 @@ def _read_annotated(where: str, annotation: Any) -> ReadAnnotation:
     if found is not None:
         found = completed(where, found, base, others)
     if found is not None and (clash := type_clash(found, base)):
-        raise InvalidAnnotationError(f"{where} {clash}. Let the two agree.")
+        kinds = conversion.value_types(found)
+        meant = " | ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+        raise InvalidAnnotationError(
+            f"{where} {clash}. Let the two agree: write `{meant}` as the type, or another marker."
+        )
     condition = functools.reduce(both, [extra for extra in extras if isinstance(extra, Condition)], condition)
     return ReadAnnotation(found, base, optional, (*metadata, *others), condition)
 

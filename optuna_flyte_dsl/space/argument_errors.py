@@ -87,8 +87,9 @@ def out_of_range(objective: str, name: str, marker: Suggestion, base: Any, value
         cure = f"To search other values, give a suggestion, `{name}=suggest.category([...])`"
     elif is_of_type(base, value):
         cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
+    kind = f", of type {type(value).__name__}" if not is_of_type(base, value) else ""
     return OutOfRangeError(
-        f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}."
+        f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}{kind}."
         f"{_choice_meant(marker, value)} {cure}."
     )
 

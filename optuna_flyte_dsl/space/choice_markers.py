@@ -101,7 +101,8 @@ class Category(Suggestion):
                 f"{len(self.weights)}."
             )
         if repeated := _repetition(self.choices):
-            cure = "Drop one." if self.names is not None else "Drop one, or write them as strings."
+            is_same = self.names is not None or all(isinstance(each, str) for each in repeated)
+            cure = "Drop one." if is_same else "Drop one, or write them as strings."
             raise InvalidMarkerError(
                 f"{name}: each of the `choices` must stand once, but got both {shown(repeated[0])} and "
                 f"{shown(repeated[1])}, which are equal in Python. {cure}"

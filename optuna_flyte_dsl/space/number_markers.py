@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from dataclasses import dataclass, field
@@ -76,8 +77,8 @@ class Float(Number):
                 object.__setattr__(self, name, _float("Float", name, given))
         _check_bool("Float", "log", self.log)
         if self.is_complete:
-            _check_range("Float", self.low, self.high, self.step)
             _check_log("Float", self)
+            _check_range("Float", self.low, self.high, self.step)
         check_prior("Float", self.prior, self.low, self.high, log=self.log)
 
     def to_distribution(self) -> FloatDistribution:
@@ -121,8 +122,8 @@ class Integer(Number):
                 _check_fits_float(name, getattr(self, name))
         _check_bool("Integer", "log", self.log)
         if self.is_complete:
-            _check_range("Integer", self.low, self.high, self.step)
             _check_log("Integer", self)
+            _check_range("Integer", self.low, self.high, self.step)
         check_prior("Integer", self.prior, self.low, self.high, log=self.log)
         if self.is_complete and float(self.low) == float(self.high):
             raise InvalidMarkerError(
@@ -142,13 +143,29 @@ def _plain(number: float | None) -> str:
 
 
 def _float(marker: str, name: str, value: Any) -> float:
-    cure = " The third argument is `step`: write `log=True`." if name == "step" and value is True else ""
+    cure = ""
+    if name == "step" and value is True:
+        cure = " The third argument is `step`: write `log=True`."
+    elif isinstance(value, str):
+        cure = _cure_for_text(name, value)
     return finite_number(marker, name, value, cure)
+
+
+def _cure_for_text(name: str, text: str) -> str:
+    """Return a sentence for a text where a number is needed, after a blank."""
+    with contextlib.suppress(ValueError):
+        float(text)
+        return " Write it without quotes."
+    if name == "low":
+        return " The name of the parameter is not given: the first argument is `low`."
+    return " Write a number."
 
 
 def _integer(marker: str, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         cure = "Write it without a fraction, or use Float." if isinstance(value, Real) else "Write an int."
+        if isinstance(value, str):
+            cure = _cure_for_text(name, value).strip()
         raise InvalidMarkerTypeError(
             f"{marker}: `{name}` must be an integer, but got {shown(value)}, of type {type(value).__name__}. {cure}"
         )

@@ -1,5 +1,6 @@
 """Chooses the best trial of a study, of one objective or of several."""
 
+import collections
 import contextlib
 import math
 from collections.abc import Mapping
@@ -55,12 +56,13 @@ def best_trial_of(
         )
     front = _front(study)
     if not front:
-        failures = [trial.user_attrs.get(ERROR) for trial in study.get_trials(deepcopy=False)]
-        reason = next((text for text in failures if text), None)
-        raise NoBestTrialError(
-            f"No trial of the study {study.study_name!r} is complete and feasible"
-            f"{f'; the first that failed: {reason}' if reason else '. Run a search first'}."
-        )
+        trials = study.get_trials(deepcopy=False)
+        reason = next((text for trial in trials if (text := trial.user_attrs.get(ERROR))), None)
+        said = f"; the first that failed: {reason}" if reason else ". Run a search first"
+        if trials and not reason:
+            states = collections.Counter(trial.state.name for trial in trials)
+            said = f": {', '.join(f'{number} are {name}' for name, number in states.items())}"
+        raise NoBestTrialError(f"No trial of the study {study.study_name!r} is complete and feasible{said}.")
     signs = {name: _sign(direction) for name, direction in zip(names, study.directions, strict=True)}
     allowed = [trial for trial in front if _is_within(trial, names, signs, within or {})]
     if not allowed:

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._compat.optuna import create_missing_indexes
 from optuna_flyte_dsl._compat.optuna_journal import GatheringJournalStorage
-from optuna_flyte_dsl._foreign_errors import is_race_for_tables, is_wrong_url
+from optuna_flyte_dsl._foreign_errors import is_no_database, is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl._text import nearest, shown
 from optuna_flyte_dsl.errors import InvalidOptionError, OptunaFlyteError
@@ -82,6 +82,10 @@ def open_storage(storage: StorageOption) -> BaseStorage:
         try:
             return retry(lambda: _open_database(storage), waits, may_pass=is_race_for_tables)
         except Exception as error:
+            if is_no_database(error):
+                raise InvalidOptionError(
+                    f"`storage`: the file of {storage!r} exists, and is no SQLite database. Give the URL of a new file."
+                ) from error
             if is_wrong_url(error):
                 scheme = storage.partition("://")[0].partition("+")[0]
                 near = nearest(scheme, _DATABASES)

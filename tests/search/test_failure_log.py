@@ -2,7 +2,7 @@
 
 import pytest
 
-from optuna_flyte_dsl import Float, optimize
+from optuna_flyte_dsl import Category, Float, Maximize, Minimize, optimize
 
 
 def test_failures_at_one_place_are_counted_and_others_are_shown(warned):
@@ -31,6 +31,26 @@ def test_a_kind_that_came_once_is_told_once(warned):
 
     objective.run_sync()
     assert warned() == ["Trial 0 of `objective` failed: The objective returned NaN: nan"]
+
+
+def test_values_that_are_nan_are_of_one_kind(warned):
+    @optimize(n_trials=9, concurrency=1, progress=False, max_consecutive_failures=None)
+    def objective(trial, x: Float(0, 1)) -> tuple[Minimize, Maximize]:
+        return x, float("nan") if trial.number < 8 else 1e-3 * x
+
+    objective.run_sync()
+    first, count = warned()
+    assert first.startswith("Trial 0 of `objective` failed: The objective returned NaN as value 2 of 2: (0.")
+    assert count.startswith("8 trials of `objective` have failed in the same way, trial 0 first: ")
+
+
+def test_points_that_are_refused_are_of_one_kind(warned):
+    @optimize(n_trials=4, concurrency=1, progress=False, constraints=[lambda x, kind: 1.0])
+    def objective(x: Float(0, 1), kind: Category(["a", "b"])) -> float:
+        return x
+
+    objective.run_sync()
+    assert len([line for line in warned() if line.startswith("Trial")]) == 1
 
 
 def test_failures_that_end_the_search_are_counted_too(warned):

@@ -121,6 +121,10 @@ def test_a_study_without_a_complete_trial_says_why():
 
     with pytest.raises(NoBestTrialError, match="is complete and feasible; the first that failed: ValueError: a bug"):
         breaks.best(breaks.run_sync())
+    pruned = optuna.create_study()
+    pruned.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
+    with pytest.raises(NoBestTrialError, match="is complete and feasible: 1 are PRUNED"):
+        breaks.best(pruned)
     with pytest.raises(NoBestTrialError, match="Run a search first"):
         breaks.best(optuna.create_study())
 

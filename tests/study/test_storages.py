@@ -81,6 +81,14 @@ def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path, conten
     assert path.read_bytes() == content
 
 
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "notes"
+    path.write_bytes(b"my only notes" * 100)
+    with pytest.raises(InvalidOptionError, match=r"^`storage`: the file of 'sqlite:///.*notes' exists, and is no SQL"):
+        objective(storage=f"sqlite:///{path}").run_sync()
+    assert path.read_bytes() == b"my only notes" * 100
+
+
 def test_a_url_that_is_misspelt_is_not_shown():
     for url in ("postgresql+psycopg:/joe:s3cr3t@host/db", "joe:s3cr3t@host/db"):
         with pytest.raises(InvalidOptionError, match="looks like a URL") as error:

@@ -11,7 +11,7 @@ import types
 import typing
 import weakref
 from collections.abc import Mapping
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import optuna
 from flytekit.core.context_manager import FlyteContext
@@ -20,7 +20,7 @@ from flytekit.models.literals import Literal
 from flytekit.models.types import LiteralType
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
-from optuna_flyte_dsl._compat.flytekit import find_transformer_first, interface_inputs
+from optuna_flyte_dsl._compat.flytekit import find_transformer_first, function_that_becomes_a_task, interface_inputs
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines._flytekit.bundle_types import bundle_transformer
 from optuna_flyte_dsl.engines._flytekit.study_type import StudyTransformer
@@ -32,6 +32,7 @@ from optuna_flyte_dsl.space.domain import is_composite
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Repeated, Suggestion
 from optuna_flyte_dsl.space.search_space import SearchSpace
 
+_NO_PLACE = "An annotation"
 _NATIVE_TYPES = (type(None), bool, int, float, str)
 
 
@@ -43,13 +44,13 @@ def native_type(annotation: Any) -> Any:
     marker = _marker_in(annotation)
     if isinstance(marker, type):
         raise InvalidMarkerTypeError(
-            f"An annotation is the class {marker.__name__}. Call it, with its bounds, as in `x: Float(0, 1)` or "
+            f"{_where(annotation)} is the class {marker.__name__}. Call it, with its bounds, as in `x: Float(0, 1)` or "
             '`x: Category(["a", "b"])`.'
         )
     if not marker.is_complete:
         raise InvalidMarkerTypeError(
-            f"An annotation is `{marker!r}`, without a type beside it. Write `x: Float(0, 1)`, or a type that has the "
-            'bounds or the choices, as in `x: Annotated[Literal["a", "b"], Category()]`.'
+            f"{_where(annotation)} is `{marker!r}`, without a type beside it. Write `x: Float(0, 1)`, or a type that "
+            'has the bounds or the choices, as in `x: Annotated[Literal["a", "b"], Category()]`.'
         )
     if isinstance(marker, Repeated):
         item = native_type(marker.item)
@@ -92,6 +93,10 @@ def spell_out_types(task: Any) -> None:
     itself. A bare marker has none. One task with such an annotation would break `pyflyte run` for its whole file.
     """
     inputs = interface_inputs(task)
+
+    def where(name: str) -> str:
+        return f"`{task.name.rpartition('.')[2]}`: the annotation of `{name}`"
+
     for name, (annotation, default) in inputs.items():
         plain = _without_enum_markers(annotation)
         if plain is not annotation:
@@ -99,7 +104,7 @@ def spell_out_types(task: Any) -> None:
             inputs[name] = (plain, default)
         elif isinstance(annotation, Category) and get_args(native := native_type(annotation)):
             inputs[name] = (Annotated[native, annotation], default)
-        elif _is_branching(marker := _marker_in(annotation)) and default is not None:
+        elif _is_branching(marker := _marker_in(annotation, where(name))) and default is not None:
             inputs[name] = (annotation, _to_text(marker, default))  # click would make another text of the default
         elif callable(default) and is_carried_by_name(marker, str):
             inputs[name] = (annotation, marker.names[marker.index(default)])  # click would call the default
@@ -165,9 +170,19 @@ class MarkerTransformer(AsyncTypeTransformer[Any]):
         return _from_text(marker, str(value)) if is_carried_by_name(marker, native) else value
 
 
-def _marker_in(annotation: Any) -> Any:
+def _marker_in(annotation: Any, where: str = _NO_PLACE) -> Any:
     """Return the marker of an annotation, which is the marker or an `Annotated` with it."""
-    return read_annotation("An annotation", annotation).marker if get_origin(annotation) is Annotated else annotation
+    return read_annotation(where, annotation).marker if get_origin(annotation) is Annotated else annotation
+
+
+def _where(annotation: Any) -> str:
+    """Return which annotation of which function flytekit reads, for an error."""
+    function: Any = function_that_becomes_a_task()
+    with contextlib.suppress(Exception):  # an annotation may name what is not there
+        for name, each in get_type_hints(function, include_extras=True).items():
+            if each is annotation or each == annotation:
+                return f"`{function.__name__}`: the annotation of `{name}`"
+    return _NO_PLACE
 
 
 def _is_branching(marker: Any) -> bool:
