@@ -59,9 +59,10 @@ def one_of(shown: str, *choices: str) -> Check:
     """Return a check for one of several strings, which the message lists as `shown`."""
 
     def check(name: str, value: Any) -> Any:
+        if isinstance(value, str) and value in choices:
+            return value
         near = nearest(value, choices) if isinstance(value, str) else None
-        cure = f"Did you mean {near!r}?" if near is not None else ""
-        return must(f"be {shown}", lambda value: isinstance(value, str) and value in choices, cure=cure)(name, value)
+        return must(f"be {shown}", lambda _: False, cure=f"Did you mean {near!r}?" if near else "")(name, value)
 
     return check
 

@@ -41,6 +41,8 @@ class _Names:
             heapq.heappush(self._free, number)
 
 
+_END = 0.0005  # seconds for which the end of a thread is waited for before other tasks of the event loop run
+
 _names = _Names()
 _this_thread = threading.local()
 
@@ -140,9 +142,12 @@ class Threads:
             threads = set(self._threads)
             for _ in threads:
                 self._jobs.put(None)
-        # Poll for the thread's end, because a thread cannot signal anything after its very last step.
-        while any(thread.is_alive() and thread not in self._busy for thread in threads):  # noqa: ASYNC110
-            await asyncio.sleep(0.0005)
+        for thread in threads:
+            # A thread cannot signal anything after its very last step. An idle one ends within some microseconds.
+            while thread.is_alive() and thread not in self._busy:
+                thread.join(_END)
+                if thread.is_alive():
+                    await asyncio.sleep(_END)
 
     def _start_thread(self) -> None:
         number = _names.take()
