@@ -14,6 +14,7 @@ from optuna_flyte_dsl import Float, Minimize, optimize
 from tests.support import wait_until
 
 ASKED = []
+DIRECTORY_OF = {}
 go_on = threading.Event()
 
 
@@ -73,14 +74,15 @@ def asks_in_a_thread(x: Float(0, 1)) -> Minimize:
 
 @fl.task
 async def nested(y: float) -> float:
-    ASKED.append(Path(fl.current_context().working_directory))
+    DIRECTORY_OF[y] = Path(fl.current_context().working_directory)
+    ASKED.append(DIRECTORY_OF[y])
     return y
 
 
 @fl.eager
 async def workflow(x: Float(0, 1)) -> Minimize:
     first = await nested(y=x)
-    assert ASKED[-1].is_dir()  # the directories of a trial stay until the trial is over
+    assert DIRECTORY_OF[x].is_dir()  # the directories of a trial stay until the trial is over
     return first + await nested(y=x)
 
 
