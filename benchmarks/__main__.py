@@ -15,7 +15,7 @@ import optuna
 
 from benchmarks.results import machine
 
-ROWS = ("local", "processes", "growth", "storages", "kept", "quality", "duplicates", "cluster", "peers")
+ROWS = ("local", "processes", "growth", "storages", "kept", "quality", "slots", "duplicates", "cluster", "peers")
 """The parts, each a module of this folder."""
 
 
