@@ -28,23 +28,23 @@ READ = b"\x06"  # what a worker sends when it has read a request
 _LOOK = 1.0  # seconds between two looks whether the parent process is alive
 
 
-def send_bytes(channel: socket.socket, data: bytes, files: Sequence[int] = ()) -> None:
-    """Send a message, and open files with it."""
-    socket.send_fds(channel, [LENGTH.pack(len(data))], files)
-    channel.sendall(data)
+def send_bytes(channel: socket.socket, data: bytes) -> None:
+    """Send a message."""
+    channel.sendall(LENGTH.pack(len(data)) + data)
 
 
-def receive_bytes(channel: socket.socket, n_files: int = 0) -> tuple[bytes, list[int]]:
-    """Receive a message with its files. Raise EOFError if the other side is gone."""
-    head, files, _, _ = socket.recv_fds(channel, LENGTH.size, n_files)
-    while len(head) < LENGTH.size:
-        head += _received(channel, LENGTH.size - len(head))
-    (left,) = LENGTH.unpack(head)
+def receive_bytes(channel: socket.socket) -> bytes:
+    """Receive a message. Raise EOFError if the other side is gone."""
+    (length,) = LENGTH.unpack(_received_all(channel, LENGTH.size))
+    return _received_all(channel, length)
+
+
+def _received_all(channel: socket.socket, left: int) -> bytes:
     parts = []
     while left:
         parts.append(_received(channel, left))
         left -= len(parts[-1])
-    return b"".join(parts), files
+    return b"".join(parts)
 
 
 def _received(channel: socket.socket, most: int) -> bytes:
@@ -58,9 +58,10 @@ class ForkServer:
     """Forks workers for one parent process, and ends with it.
 
     Args:
-        control: Each message is a request: the environment, the folder, the import path, the arguments, the umask,
-            the cores and the limits of the parent, as JSON; and four files: the worker's channel, the pipe in which
-            the server writes the worker's id and at last its exit status, and the worker's output and error output.
+        control: Each byte is a request, with five files: the request itself, the worker's channel, the pipe in which
+            the server writes the worker's id and at last its exit status, and the worker's output and error output. The
+            request is the environment, the folder, the import path, the arguments, the umask, the cores and the limits
+            of the parent, as JSON.
         work: What a worker does with its channel.
     """
 
@@ -88,7 +89,10 @@ class ForkServer:
                         os.read(wakeup, 4096)
                 self._reap()
                 if control in ready:
-                    self._fork(*receive_bytes(self._control, 4), wakeup, signalled)
+                    byte, files, _, _ = socket.recv_fds(self._control, 1, 5)
+                    if not byte:
+                        break
+                    self._fork(files, wakeup, signalled)
         for worker in self._statuses:
             kill_group(worker, is_alive=True)
         os._exit(0)
@@ -102,11 +106,15 @@ class ForkServer:
                     os.write(pipe, b"%d\n" % os.waitstatus_to_exitcode(status))
                 os.close(pipe)
 
-    def _fork(self, request: bytes, files: Sequence[int], *own: int) -> None:
-        if len(files) < 4:  # this process has too many open files
+    def _fork(self, files: Sequence[int], *own: int) -> None:
+        if len(files) < 5:  # this process has too many open files
             for file in files:
                 os.close(file)
             return
+        with open(files[0], "rb") as file_of_request:
+            file_of_request.seek(0)
+            request = file_of_request.read()
+        files = files[1:]
         channel, pipe, out, err = files
         for file in (channel, pipe):  # what a worker starts must not keep them open
             os.set_inheritable(file, False)

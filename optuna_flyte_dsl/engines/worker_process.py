@@ -62,7 +62,7 @@ def work(channel: socket.socket) -> None:
 
 def _read(channel: socket.socket) -> bytes:
     """Read a request, and tell that it is read."""
-    request, _ = receive_bytes(channel)
+    request = receive_bytes(channel)
     channel.sendall(READ)
     return request
 

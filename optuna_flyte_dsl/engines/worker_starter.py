@@ -15,10 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from optuna_flyte_dsl.engines.fork_server import LENGTH, READ, SERVER, kill_group, send_bytes
+from optuna_flyte_dsl.engines.fork_server import LENGTH, READ, SERVER, kill_group
 from optuna_flyte_dsl.errors import WorkerDiedError
 
 _WORK = "optuna_flyte_dsl.engines.worker_process:work"
@@ -123,6 +124,8 @@ class WorkerProcess:
             return self._code
         if _is_readable(_STATUS_PATIENCE, self._status):
             text = _read_line(self._status)
+            while os.read(self._status, 1):  # the other side has closed the pipe when this ends
+                pass
             self._code = int(text) if text else None
             self._is_orphan = not text  # the pipe has ended with the server
         return self._code
@@ -199,7 +202,11 @@ class WorkerStarter:
         for _ in range(2):  # the server may have been killed
             status, its_status = os.pipe()
             try:
-                send_bytes(self._running_server(), request, (its.fileno(), its_status, 1, 2))
+                # The request is a file, because a server that imports reads nothing yet: many bytes would wait for it.
+                with open(os.memfd_create("request"), "w+b", buffering=0) as file:
+                    file.write(request)
+                    files = (file.fileno(), its.fileno(), its_status, 1, 2)
+                    socket.send_fds(self._running_server(), [b"\0"], files)
                 os.close(its_status)
                 its_status = -1
                 while not _is_readable(_LOOK, status):
@@ -308,7 +315,9 @@ def _import_path() -> list[str]:
     path = list(map(str, sys.path))
     known = {os.path.abspath(folder) for folder in path}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
+        if not isinstance(module, types.ModuleType) or name in ("__main__", "__mp_main__"):
+            continue
+        file = object.__getattribute__(module, "__dict__").get("__file__")  # a lazy module would be loaded
         if isinstance(file, str) and (folder := folder_of(name, file)) is not None and folder not in known:
             known.add(folder)
             path.append(folder)

@@ -48,6 +48,9 @@ _MOST_CHOICES = 20  # of all categorical parameters together
 _MOST_OBJECTIVES = 3
 
 
+_torch = threading.RLock()
+
+
 class AutoSampler(BaseSampler):
     """Chooses the sampler of each trial: quasi-random points first, then Optuna's GPSampler or TPESampler.
 
@@ -123,6 +126,7 @@ class AutoSampler(BaseSampler):
         self._noted: set[str] = set()  # the samplers that the study's attribute names
         self._has_results = False  # whether the study has enough results for a model
         self._n_running = 1  # how many trials ran at the last ask, with the one that was asked for
+        self._n_own = 0  # how many of this sampler's trials run now
         self._is_past_gp = False  # whether the study has too many results for a GPSampler
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,9 +145,13 @@ class AutoSampler(BaseSampler):
             if self._known_study != (known := study_key(study)):
                 self._forget()
                 self._known_study = known
-            self._n_running = max(1, len(known_trials(study, (TrialState.RUNNING,))))
-            self._budget.begin_ask(self._n_running)
+            running = {each.number for each in known_trials(study, (TrialState.RUNNING,))}
+            self._n_running = len(running | {trial.number})
+            # Trials of other processes run in slots of their own.
+            self._n_own = len(running & self._chosen.keys())
+            self._budget.begin_ask(self._n_own)
             name, index = self._choice(study, trial)
+            self._n_own += 1
             self._chosen[trial.number] = name, index
             if name not in self._noted:
                 self._noted.add(name)
@@ -191,6 +199,8 @@ class AutoSampler(BaseSampler):
     ) -> None:
         """Note how a trial has ended. Optuna calls this."""
         with self._choosing:
+            self._budget.pass_time(self._n_own)
+            self._n_own = max(0, self._n_own - 1)
             self._chosen.pop(trial.number, None)
             self._places.pop(trial.number, None)
         self._sampler(TPESampler.__name__, study).after_trial(study, trial, state, values)
@@ -214,7 +224,10 @@ class AutoSampler(BaseSampler):
             return False
         if self._import is None and ("torch" in sys.modules or self._budget.elapsed >= _QUICK_SEARCH):
             self._import = threading.Thread(target=_import_gp, name="optuna_flyte_dsl imports torch")
-            self._import.start()
+            try:
+                self._import.start()
+            except RuntimeError:  # the system starts no thread now
+                self._import = None
         return self._import is not None and not self._import.is_alive()
 
     def _has_usable_gp(self) -> bool:
@@ -311,18 +324,20 @@ def _import_gp() -> None:
 def _one_thread_of_torch() -> Iterator[None]:
     """Let torch compute in one thread, as Optuna 5 does for parts of an ask.
 
-    The matrices of a GPSampler are small. Beside other work, more threads wait for each other.
+    The matrices of a GPSampler are small. Beside other work, more threads wait for each other. A thread of the process
+    that uses torch for the first time meanwhile keeps to one thread too.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None:
         yield
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with _torch:  # two samplers at once would take each other's limit for torch's own
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @functools.cache

@@ -18,28 +18,36 @@ class TimeBudget:
 
     def __init__(self, share: float | None) -> None:
         self.share: float | None = share
-        self.elapsed: float = 0.0  # seconds from the first ask to the last one
+        self.elapsed: float = 0.0  # seconds in which trials were running
         self._n_asks = 0
         self._n_running: collections.deque[int] = collections.deque([1], maxlen=100)  # at the last asks
-        self._slots = 0.0  # the slots' seconds: the elapsed time, times the number of running trials
+        self._slots = 0.0  # the slots' seconds: those of all running trials together
         self._taken = 0.0  # seconds of the asks of the GPSampler
         self._idle = 0.0  # slots' seconds that it has taken
         self._now: float = 0.0
         self._last: float | None = None  # seconds of its last ask
 
+    def pass_time(self, n_running: int) -> None:
+        """Note the time since the last call.
+
+        Args:
+            n_running: How many trials were running meanwhile.
+        """
+        now = time.perf_counter()
+        if n_running:
+            self.elapsed += now - self._now
+            self._slots += (now - self._now) * n_running
+        self._now = now
+
     def begin_ask(self, n_running: int) -> None:
         """Note that a trial is asked for.
 
         Args:
-            n_running: How many trials run, with the one that is asked for.
+            n_running: How many other trials are running.
         """
-        now = time.perf_counter()
-        seconds = now - self._now if self._n_asks else 0.0
-        self._now = now
+        self.pass_time(n_running)
         self._n_asks += 1
-        self._n_running.append(n_running)
-        self.elapsed += seconds
-        self._slots += seconds * n_running
+        self._n_running.append(n_running + 1)
 
     def allows(self, usual_cost: float) -> bool:
         """Return whether there is time for a point.

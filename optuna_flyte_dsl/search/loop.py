@@ -263,7 +263,7 @@ class SearchLoop:
             # GeneratorExit raised again would close this coroutine's caller.
             if GeneratorExit in (type(error), type(error.__cause__)):
                 error = InvalidObjectiveError(f"`{self.objective.name}` raised GeneratorExit, which ends the search.")
-                return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error)
+                return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
             return self._judge.raised(error)
 
     def _timed_out_outcome(self) -> Outcome:

@@ -80,8 +80,9 @@ class Judge:
             error.__cause__ = cause
         if isinstance(error, PythonExitError):
             return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
-        if is_from_signal(error):
-            return Outcome(TrialState.FAIL, reason="The search was interrupted.", fatal=error, lost=True)
+        if is_from_signal(error) and not isinstance(error, self.caught):
+            reason = f"The search was interrupted: {reason_of(error)}"
+            return Outcome(TrialState.FAIL, reason=reason, fatal=error, lost=True)
         if self.n_objectives > 1 and is_report_of_several_objectives(error):
             error = self._report_of_several_objectives(error)
         if isinstance(error, ClusterError | ObjectiveValueError | FixedArgumentError | InvalidObjectiveError):

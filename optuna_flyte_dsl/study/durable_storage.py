@@ -152,6 +152,7 @@ class DurableStorage(Proxy):
 
     def _self_create_template(self, study_id: int, template: FrozenTrial) -> int:
         """Store a given trial, such as an enqueued trial, exactly once: the trial carries an id of the request."""
+        self.forget_trials()
         storage, mark = self.__wrapped__, uuid.uuid4().hex
         marked = copy.deepcopy(template)
         marked.system_attrs = {**template.system_attrs, REQUEST: mark}
@@ -241,6 +242,7 @@ class DurableStorage(Proxy):
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         """Set a trial's state. Before a trial becomes RUNNING, its owner is stored."""
+        self.forget_trials()
         storage, owner = self.__wrapped__, self._self_owner
         if state is TrialState.RUNNING:
             self._self_durably(lambda: storage.set_trial_system_attr(trial_id, owner.key, owner.evidence))

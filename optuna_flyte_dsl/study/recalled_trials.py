@@ -63,9 +63,10 @@ class RecalledTrials(threading.local):
         if trials is None:
             return
         # A new list, because the sampler may hold the old one.
-        if trial.number == len(trials):
+        has_all = not trials or trials[-1].number == len(trials) - 1  # else a trial is not visible yet
+        if has_all and trial.number == len(trials):
             self._trials = [*trials, trial]
-        elif trial.number < len(trials) and trial_id(trials[trial.number]) == trial_id(trial):
+        elif has_all and trial.number < len(trials) and trial_id(trials[trial.number]) == trial_id(trial):
             self._trials = [*trials[: trial.number], trial, *trials[trial.number + 1 :]]
         else:  # another search has made trials meanwhile
             self.forget()

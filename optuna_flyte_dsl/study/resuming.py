@@ -125,6 +125,7 @@ def release(
             logger.warning("Trial %d is closed: %s, which ran it, has died.", trial.number, describe_owner(trial))
             close_lost(study, trial)
     if lives[Life.DEAD]:
+        storage.forget_trials()  # meanwhile, another search may have enqueued the retries
         retry_lost(study)
     return adopted, lives
 

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import contextlib
-import importlib
+import importlib.util
 import os
 import pathlib
 import signal
@@ -37,6 +37,16 @@ def fork(request, monkeypatch):
 
 def run(objective, n_trials=2, concurrency=1, **options):
     return search(objective, n_trials=n_trials, concurrency=concurrency, executor="process", **options).run_sync()
+
+
+def processes_with(mark):
+    """Return the processes whose environment holds a text as the variable MARK."""
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if each.environ().get("MARK") == mark and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found
 
 
 def servers():
@@ -98,6 +108,37 @@ def test_a_module_tells_its_folder_if_it_is_found_by_its_name():
     assert folder_of("other.module", "/a/package/module.py") is None
 
 
+def test_modules_that_are_loaded_when_they_are_used_are_not_loaded(tmp_path, monkeypatch):
+    (tmp_path / "broken_when_loaded.py").write_text("raise RuntimeError('loaded')")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = importlib.util.find_spec("broken_when_loaded")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+
+    def works(x: Float(0, 1)) -> float:
+        return x
+
+    assert states(run(works)) == ["COMPLETE"] * 2
+    with pytest.raises(RuntimeError, match="loaded"):
+        _ = module.anything
+
+
+def test_a_start_with_a_large_environment_can_be_given_up(monkeypatch):
+    monkeypatch.setattr(worker_starter, "SERVER", "import time; time.sleep(600)  # a fork_server that imports")
+    for index in range(4):
+        monkeypatch.setenv(f"LARGE_{index}", "x" * 100_000)
+    starter, given_up = worker_starter.WorkerStarter([[]]), threading.Event()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waits = pool.submit(starter.start, {}, given_up)
+        wait_until(servers)
+        given_up.set()
+        with pytest.raises(worker_starter.StartGivenUpError):
+            waits.result(30)
+    starter.close()
+
+
 @pytest.mark.parametrize("objective", ["async def", "@fl.task\ndef"])
 def test_an_interrupt_while_workers_start_ends_the_search(objective):
     """Flytekit's handler of Ctrl-C exits, so that asyncio cancels all tasks of its event loop."""
@@ -116,8 +157,9 @@ def test_an_interrupt_while_workers_start_ends_the_search(objective):
     )
     with tempfile.TemporaryDirectory() as folder:
         (file := pathlib.Path(folder) / "program.py").write_text(program)
-        done = subprocess.run([sys.executable, file], timeout=60, check=False)
+        done = subprocess.run([sys.executable, file], timeout=60, check=False, env={**os.environ, "MARK": folder})
     assert done.returncode == 1
+    wait_until(lambda: not processes_with(folder))
 
 
 def test_a_script_is_not_run_again_in_a_worker():

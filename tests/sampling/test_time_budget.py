@@ -36,17 +36,25 @@ def run(budget, n_slots, seconds, cost, *, seed=0, n_trials=200):
     clock.now, idle, n_slow = 0.0, 0.0, 0
     generator = random.Random(seed)
     free = [0.0] * n_slots
+    running: list[float] = []
     for _ in range(n_trials):
         free.sort()
         since = free.pop(0)
-        clock.now = max(clock.now, since)
-        budget.begin_ask(1 + sum(each > clock.now for each in free))
+        asked = max(clock.now, since)
+        for end in sorted(running):
+            if end <= asked:
+                clock.now = max(clock.now, end)
+                budget.pass_time(len(running))
+                running.remove(end)
+        clock.now = asked
+        budget.begin_ask(len(running))
         if budget.allows(cost):
             with budget.spent():
                 clock.now += cost
             n_slow += 1
         idle += clock.now - since
         free.append(clock.now + seconds * generator.uniform(0.5, 1.5))
+        running.append(free[-1])
     return max(free), idle, n_slow
 
 
@@ -80,12 +88,25 @@ def test_without_a_limit_there_is_always_time():
 def test_the_first_cost_is_assumed_and_the_next_ones_are_measured():
     budget = TimeBudget(1.0)
     clock.now = 0.0
-    budget.begin_ask(1)
+    budget.begin_ask(0)
     clock.now = 1.0
-    budget.begin_ask(1)
+    budget.pass_time(1)
+    budget.begin_ask(0)
     assert budget.allows(0.9)
     assert not budget.allows(1.1)
     with budget.spent():
         clock.now += 0.1
-    budget.begin_ask(1)
+    budget.begin_ask(0)
     assert budget.allows(1.1)
+
+
+def test_time_in_which_no_trial_runs_is_no_time_of_slots():
+    budget = TimeBudget(1.0)
+    clock.now = 0.0
+    budget.begin_ask(0)
+    clock.now += 1.0
+    budget.pass_time(1)
+    clock.now += 3600.0  # until the next search with the same sampler
+    budget.begin_ask(0)
+    assert budget.elapsed == 1.0
+    assert not budget.allows(1.1)

@@ -59,6 +59,7 @@ def test_the_exit_of_a_signals_handler_is_no_failure_of_the_objective(monkeypatc
         assert isinstance(outcome.fatal, SystemExit)
         assert not own.lost
     assert judge.raised(KeyboardInterrupt()).lost
+    assert not Judge("train", 1, (Exception, KeyboardInterrupt)).raised(KeyboardInterrupt()).lost
 
 
 @pytest.mark.parametrize("wrong", [None, "text", (1.0, 2.0)])

@@ -77,6 +77,24 @@ def test_a_trial_that_is_read_by_itself_is_known(study):
         assert len(calls) == 2
 
 
+def test_a_list_with_a_gap_is_read_again():
+    """The number of the second trial is given, but another search has not stored it yet."""
+    trials = [optuna.trial.create_trial(state=TrialState.WAITING) for _ in range(3)]
+    for trial, number in zip(trials, (0, 2, 2), strict=True):
+        trial.number = number
+    recalled, calls = RecalledTrials(), []
+
+    def read():
+        calls.append(None)
+        return trials[:2]
+
+    with recalled.kept():
+        recalled.find(0, None, read)
+        recalled.note(trials[2])
+        recalled.find(0, None, read)
+    assert len(calls) == 2
+
+
 def test_another_thread_recalls_nothing(study):
     read, _ = reads_of(study)
     recalled, found = RecalledTrials(), []

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from optuna_flyte_dsl._compat.optuna import storage_of
 from optuna_flyte_dsl.study.attributes import LOST, RETRY_OF
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
-from optuna_flyte_dsl.study.liveness import Owner
+from optuna_flyte_dsl.study.liveness import Life, Owner
 from optuna_flyte_dsl.study.storages import open_storage
 from optuna_flyte_dsl.study.study_view import view_of
 from optuna_flyte_dsl.study.trial_quota import ASK_LATER, Quota
@@ -61,6 +61,30 @@ def test_only_one_of_two_searches_continues_a_trial(storage, name):
         adopted = [one.ask(study.ask), two.ask(study.ask), one.ask(study.ask), two.ask(study.ask)]
         numbers = [each.number for each in adopted if each is not ASK_LATER]
         assert sorted(numbers) == [0, 1]
+
+
+@on("journal", "sqlite", "postgresql")
+def test_a_retry_that_another_search_has_enqueued_is_not_enqueued_again(storage, name, monkeypatch):
+    """A search looks at the study, asks whether a process is alive, which takes a while, and enqueues the retry."""
+    with search(storage, name, 1, lambda _: False) as (one, study), search(storage, name, 1, lambda _: False) as two:
+        with search(storage, name, 1, lambda _: False) as (theirs, their_study):
+            begun = theirs.ask(their_study.ask)
+            begun.suggest_float("x", 0, 1)
+        answer = one.storage.life
+
+        def life(trial):
+            quota, same_study = two
+            retry = quota.ask(same_study.ask)
+            assert retry.user_attrs[RETRY_OF] == begun.number
+            same_study.tell(retry, 1.0)
+            return answer(trial)
+
+        monkeypatch.setattr(
+            type(one.storage), "life", lambda self, trial: life(trial) if self is one.storage else Life.DEAD
+        )
+        with one.storage.reads_once():
+            assert one.ask(study.ask) is None
+        assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
 
 
 @on(*ALL)

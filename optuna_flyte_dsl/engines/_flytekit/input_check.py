@@ -42,7 +42,7 @@ def refused_argument(
                 return None
             return FixedArgumentError(
                 f"`{name}`: Flyte cannot convert the argument `{argument}` to {getattr(kind, '__name__', kind)}: it is "
-                f"{shown(value)}, of type {type(value).__name__}. Pass a value of the annotated type. Flyte says: "
+                f"{shown(value, 80)}, of type {type(value).__name__}. Pass a value of the annotated type. Flyte says: "
                 f"{shown(refusal)}"
             )
     return None
