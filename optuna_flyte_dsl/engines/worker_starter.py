@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import importlib.machinery
 import json
 import os
 import resource
@@ -320,7 +321,9 @@ def _import_path() -> list[str]:
         file = object.__getattribute__(module, "__dict__").get("__file__")  # a lazy module would be loaded
         if isinstance(file, str) and (folder := folder_of(name, file)) is not None and folder not in known:
             known.add(folder)
-            path.append(folder)
+            # If another module of the name is found first, the folder was at the front when the module was imported.
+            is_hidden = importlib.machinery.PathFinder.find_spec(name.partition(".")[0], path) is not None
+            path.insert(0 if is_hidden else len(path), folder)
     return path
 
 

@@ -25,6 +25,7 @@ from optuna_flyte_dsl._compat.optuna import (
     set_number_of_good_trials,
     study_key,
 )
+from optuna_flyte_dsl._fork_guard import no_forks
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._text import shown
@@ -64,7 +65,7 @@ class AutoSampler(BaseSampler):
     - A GPSampler takes 0.1 s and more for a point. Meanwhile the slot of its trial is idle, and so are the slots of the
       trials that end. With a `time_share` of 0.04, it is used as often as that leaves slots idle for at most 4 % of
       their time, and takes at most a third of the search's time. Another thread imports torch for it, once a search
-      has run for five seconds.
+      has run for five seconds; meanwhile, forks of the process wait.
     - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
       7 % of the trials for good ones, where Optuna takes 10 %.
 
@@ -233,7 +234,8 @@ class AutoSampler(BaseSampler):
     def _has_usable_gp(self) -> bool:
         """Return whether a GPSampler can be made, and suits the number of running trials: torch may be broken."""
         try:
-            knows_running = gp_knows_running_trials()
+            with no_forks():
+                knows_running = gp_knows_running_trials()
             self._gp = self._gp or self._make_gp()
         except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
             self._give_up_gp(error)
@@ -314,7 +316,7 @@ class AutoSampler(BaseSampler):
 
 def _import_gp() -> None:
     """Import what a GPSampler needs. If that fails, its next use raises the error again."""
-    with contextlib.suppress(Exception):
+    with no_forks(), contextlib.suppress(Exception):
         for module in ("torch", "scipy.optimize", "scipy.stats"):
             importlib.import_module(module)
         gp_knows_running_trials()

@@ -99,6 +99,24 @@ def test_a_worker_finds_a_module_whose_folder_has_left_the_path(tmp_path, monkey
             del sys.modules[name]
 
 
+def test_a_worker_finds_the_users_module_that_has_the_name_of_pythons_own(tmp_path, monkeypatch):
+    (tmp_path / "pyclbr.py").write_text("value = 1.0")
+    (tmp_path / "beside_pyclbr.py").write_text(
+        "import pyclbr\n"
+        "from optuna_flyte_dsl import Float\n"
+        "def objective(x: Float(0, 1)) -> float: return x * pyclbr.value\n"
+    )
+    monkeypatch.delitem(sys.modules, "pyclbr", raising=False)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        module = importlib.import_module("beside_pyclbr")
+    try:
+        assert states(run(module.objective)) == ["COMPLETE"] * 2
+    finally:
+        for name in ("pyclbr", "beside_pyclbr"):
+            del sys.modules[name]
+
+
 def test_a_module_tells_its_folder_if_it_is_found_by_its_name():
     folder_of = worker_starter.folder_of
     assert folder_of("package.module", "/a/b/package/module.py") == "/a/b"
