@@ -316,7 +316,8 @@ def _import_path() -> list[str]:
     path = list(map(str, sys.path))
     known = {os.path.abspath(folder) for folder in path}
     for name, module in list(sys.modules.items()):
-        if not isinstance(module, types.ModuleType) or name in ("__main__", "__mp_main__"):
+        # `isinstance` would believe an object that claims to be a module, as those of cffi do.
+        if not issubclass(type(module), types.ModuleType) or name in ("__main__", "__mp_main__"):
             continue
         file = object.__getattribute__(module, "__dict__").get("__file__")  # a lazy module would be loaded
         if isinstance(file, str) and (folder := folder_of(name, file)) is not None and folder not in known:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import types
 
 import numpy as np
 import psutil
@@ -141,6 +142,19 @@ def test_modules_that_are_loaded_when_they_are_used_are_not_loaded(tmp_path, mon
     assert states(run(works)) == ["COMPLETE"] * 2
     with pytest.raises(RuntimeError, match="loaded"):
         _ = module.anything
+
+
+def test_what_only_claims_to_be_a_module_does_no_harm(monkeypatch):
+    class Claims:
+        __slots__ = ()
+        __class__ = types.ModuleType
+
+    monkeypatch.setitem(sys.modules, "claims_to_be_a_module", Claims())
+
+    def works(x: Float(0, 1)) -> float:
+        return x
+
+    assert states(run(works)) == ["COMPLETE"] * 2
 
 
 def test_a_start_with_a_large_environment_can_be_given_up(monkeypatch):
