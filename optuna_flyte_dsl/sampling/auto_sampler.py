@@ -38,9 +38,11 @@ START = "quasi-random"
 _N_START = 10  # the first trials of a study, whose points are quasi-random
 _FEWEST_RESULTS = 5  # without so many results, points are quasi-random too
 _MANY_RUNNING = 12  # with more running trials, a TPESampler takes fewer trials for good ones
-LARGEST_SHARE = 0.04
+LARGEST_SHARE = 0.03
 _QUICK_SEARCH = 5.0  # a search of fewer seconds imports no torch, which takes 3 s
-_USUAL_COST = 0.15  # seconds of a GPSampler's first ask, for each objective
+_IMPORT = 0.5  # seconds of the import in which no other thread runs
+_FEW_POINTS = 0.1  # torch is not imported for a smaller share of the points
+_USUAL_COST = 0.3  # seconds of a GPSampler's first ask, for each objective
 
 # What a GPSampler is used for.
 _MOST_RESULTS = 250  # its cost grows with their third power
@@ -63,9 +65,9 @@ class AutoSampler(BaseSampler):
       objectives; and no more trials were pruned than were completed. On versions of Optuna whose GPSampler does not
       know of running trials, it is used only where no other trial is running.
     - A GPSampler takes 0.1 s and more for a point. Meanwhile the slot of its trial is idle, and so are the slots of the
-      trials that end. With a `time_share` of 0.04, it is used as often as that leaves slots idle for at most 4 % of
+      trials that end. With a `time_share` of 0.03, it is used as often as that leaves slots idle for at most 3 % of
       their time, and takes at most a third of the search's time. Another thread imports torch for it, once a search
-      has run for five seconds; meanwhile, forks of the process wait.
+      has run for five seconds, if that is for a tenth of the points and more; meanwhile, forks of the process wait.
     - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
       7 % of the trials for good ones, where Optuna takes 10 %.
 
@@ -74,7 +76,7 @@ class AutoSampler(BaseSampler):
     Args:
         seed: The seed of all samplers.
         time_share: The largest share of the slots' time, from 0 to 1, for which slots may be idle because a GPSampler
-            samples; `None` for no limit. By default 0.04, and no limit if a seed is given, because what is measured
+            samples; `None` for no limit. By default 0.03, and no limit if a seed is given, because what is measured
             differs from run to run. A slot is what runs one trial at a time.
         constraints_func: As of Optuna's samplers: a function of a trial, of whose values at most 0 is feasible. Needed
             with Optuna 4 only.
@@ -223,13 +225,20 @@ class AutoSampler(BaseSampler):
             return True
         if not self._budget.allows(_USUAL_COST * len(study.directions)):
             return False
-        if self._import is None and ("torch" in sys.modules or self._budget.elapsed >= _QUICK_SEARCH):
+        if self._import is None and ("torch" in sys.modules or self._is_worth_an_import(study)):
             self._import = threading.Thread(target=_import_gp, name="optuna_flyte_dsl imports torch")
             try:
                 self._import.start()
             except RuntimeError:  # the system starts no thread now
                 self._import = None
         return self._import is not None and not self._import.is_alive()
+
+    def _is_worth_an_import(self, study: optuna.Study) -> bool:
+        share = self._budget.affordable(_USUAL_COST * len(study.directions))
+        is_worth = self._budget.elapsed >= _QUICK_SEARCH and share >= _FEW_POINTS
+        if is_worth:
+            self._budget.spend(_IMPORT)
+        return is_worth
 
     def _has_usable_gp(self) -> bool:
         """Return whether a GPSampler can be made, and suits the number of running trials: torch may be broken."""

@@ -63,6 +63,12 @@ class TimeBudget:
             and self._taken + cost <= max(self.share, LARGEST_LOAD) * self.elapsed
         )
 
+    def affordable(self, cost: float) -> float:
+        """Return for which share of the points there is time, if each takes `cost` seconds; more than 1 for all."""
+        if self.share is None or not self._n_asks:
+            return 1.0
+        return self.share * self._slots / self._n_asks / self._idle_during(cost)
+
     def _idle_during(self, seconds: float) -> float:
         """Return for how many seconds slots are idle during an ask, summed over the slots.
 
@@ -81,5 +87,9 @@ class TimeBudget:
             yield
         finally:
             self._last = time.perf_counter() - begun
-            self._taken += self._last
-            self._idle += self._idle_during(self._last)
+            self.spend(self._last)
+
+    def spend(self, seconds: float) -> None:
+        """Note that no trial could be asked for meanwhile."""
+        self._taken += seconds
+        self._idle += self._idle_during(seconds)

@@ -81,6 +81,21 @@ def test_the_slow_sampler_is_used_as_often_as_there_is_time(n_slots, seconds, ex
     assert n_slow / 200 == pytest.approx(expected, abs=0.12)
 
 
+@pytest.mark.parametrize(
+    ("n_slots", "seconds", "expected"), [(1, 60.0, 6.0), (1, 1.0, 0.1), (16, 4.0, 0.25), (16, 1.0, 0.03)]
+)
+def test_the_share_of_points_for_which_there_is_time_is_known(n_slots, seconds, expected):
+    budget = TimeBudget(0.03)
+    assert budget.affordable(0.3) == 1.0
+    clock.now = 0.0
+    for _ in range(400):  # no ask takes time
+        budget.begin_ask(n_slots - 1)
+        clock.now += seconds / n_slots
+        budget.pass_time(n_slots)
+    assert budget.affordable(0.3) == pytest.approx(expected, rel=0.1)
+    assert TimeBudget(None).affordable(0.3) == 1.0
+
+
 def test_without_a_limit_there_is_always_time():
     assert run(TimeBudget(None), 16, 0.01, 1.0)[2] == 200
 
