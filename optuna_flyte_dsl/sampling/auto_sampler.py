@@ -234,6 +234,8 @@ class AutoSampler(BaseSampler):
         return self._import is not None and not self._import.is_alive()
 
     def _is_worth_an_import(self, study: optuna.Study) -> bool:
+        if IS_OPTUNA_4 and self._n_running > 1:  # its GPSampler does not know of running trials
+            return False
         share = self._budget.affordable(_USUAL_COST * len(study.directions))
         is_worth = self._budget.elapsed >= _QUICK_SEARCH and share >= _FEW_POINTS
         if is_worth:
