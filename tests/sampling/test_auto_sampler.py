@@ -220,10 +220,8 @@ def test_a_quick_search_does_not_import_torch(monkeypatch):
         assert len(ThreadsThatRunAtOnce.started) == n_imports
 
 
-@pytest.mark.parametrize("is_optuna_4", [False, True])
-def test_optuna_4_imports_torch_for_one_trial_at_a_time_only(is_optuna_4, monkeypatch):
+def test_optuna_4_imports_torch_for_one_trial_at_a_time_only(monkeypatch):
     monkeypatch.setattr(auto_sampler, "sys", types.SimpleNamespace(modules={}))
-    monkeypatch.setattr(auto_sampler, "IS_OPTUNA_4", is_optuna_4)
     ThreadsThatRunAtOnce.started.clear()
     study = optuna.create_study(sampler=AutoSampler())
     running = [study.ask()]
@@ -234,7 +232,7 @@ def test_optuna_4_imports_torch_for_one_trial_at_a_time_only(is_optuna_4, monkey
         trial.suggest_float("x", 0, 1)
         running[0].suggest_float("x", 0, 1)
         study.tell(running.pop(0), 0.5)
-    assert len(ThreadsThatRunAtOnce.started) == (0 if is_optuna_4 else 1)
+    assert len(ThreadsThatRunAtOnce.started) == (0 if auto_sampler.IS_OPTUNA_4 else 1)
 
 
 def test_a_search_that_suits_no_gp_does_not_import_torch():
