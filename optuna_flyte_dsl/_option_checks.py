@@ -27,7 +27,11 @@ _DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 
 
 def must(
-    rule: str, accepts: Callable[[Any], bool], *, convert: Callable[[Any], Any] = lambda value: value, cure: str = ""
+    rule: str,
+    accepts: Callable[[Any], bool],
+    *,
+    convert: Callable[[Any], Any] = lambda value: value,
+    cure: str | Callable[[Any], str] = "",
 ) -> Check:
     """Return a check that refuses values which break a rule.
 
@@ -35,12 +39,13 @@ def must(
         rule: The rule in the message, after "must", such as "be an integer".
         accepts: Tells whether a value keeps the rule.
         convert: Converts an accepted value to the value that the check returns.
-        cure: A sentence of the message that says what to write instead.
+        cure: A sentence of the message that says what to write instead, or a function of the value that returns one.
     """
 
     def check(name: str, value: Any) -> Any:
         if not accepts(value):
-            raise InvalidOptionError(f"`{name}` must {rule}, but got {shown(value)}.{cure and ' '}{cure}")
+            said = cure if isinstance(cure, str) else cure(value)
+            raise InvalidOptionError(f"`{name}` must {rule}, but got {shown(value)}.{said and ' '}{said}")
         return convert(value)
 
     return check
@@ -58,13 +63,11 @@ def _or_empty(check: Check) -> Check:
 def one_of(shown: str, *choices: str) -> Check:
     """Return a check for one of several strings, which the message lists as `shown`."""
 
-    def check(name: str, value: Any) -> Any:
-        if isinstance(value, str) and value in choices:
-            return value
+    def cure(value: Any) -> str:
         near = nearest(value, choices) if isinstance(value, str) else None
-        return must(f"be {shown}", lambda _: False, cure=f"Did you mean {near!r}?" if near else "")(name, value)
+        return f"Did you mean {near!r}?" if near is not None else ""
 
-    return check
+    return must(f"be {shown}", lambda value: isinstance(value, str) and value in choices, cure=cure)
 
 
 def maker_of(kind: type, example: str) -> Check:

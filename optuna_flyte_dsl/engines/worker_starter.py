@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import functools
 import importlib.machinery
 import json
 import os
@@ -316,11 +315,12 @@ def _import_path() -> list[str]:
     path = list(map(str, sys.path))
     known = {os.path.abspath(folder) for folder in path}
     for name, module in list(sys.modules.items()):
-        # `isinstance` would believe an object that claims to be a module, as those of cffi do.
-        if not issubclass(type(module), types.ModuleType) or name in ("__main__", "__mp_main__"):
-            continue
-        file = object.__getattribute__(module, "__dict__").get("__file__")  # a lazy module would be loaded
-        if isinstance(file, str) and (folder := folder_of(name, file)) is not None and folder not in known:
+        # Each start of a worker looks at all modules, of which there are thousands.
+        looked = _folders.get(name)
+        if looked is None or looked[0] != id(module):
+            looked = _folders[name] = (id(module), _folder_of_loaded(name, module))
+        folder = looked[1]
+        if folder is not None and folder not in known:
             known.add(folder)
             # If another module of the name is found first, the folder was at the front when the module was imported.
             is_hidden = importlib.machinery.PathFinder.find_spec(name.partition(".")[0], path) is not None
@@ -328,7 +328,17 @@ def _import_path() -> list[str]:
     return path
 
 
-@functools.cache
+_folders: dict[str, tuple[int, str | None]] = {}  # by the name of a module: its id, and its folder
+
+
+def _folder_of_loaded(name: str, module: Any) -> str | None:
+    # `isinstance` would believe an object that claims to be a module, as those of cffi do.
+    if not issubclass(type(module), types.ModuleType) or name in ("__main__", "__mp_main__"):
+        return None
+    file = object.__getattribute__(module, "__dict__").get("__file__")  # a lazy module would be loaded
+    return folder_of(name, file) if isinstance(file, str) else None
+
+
 def folder_of(module: str, file: str) -> str | None:
     """Return the folder in which Python finds a module; `None` if the module is not found by its name."""
     place = os.path.splitext(os.path.abspath(file))[0].removesuffix(f"{os.sep}__init__")

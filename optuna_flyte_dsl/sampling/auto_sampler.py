@@ -226,21 +226,22 @@ class AutoSampler(BaseSampler):
         if not self._budget.allows(_USUAL_COST * len(study.directions)):
             return False
         if self._import is None and ("torch" in sys.modules or self._is_worth_an_import(study)):
-            self._import = threading.Thread(target=_import_gp, name="optuna_flyte_dsl imports torch")
-            try:
-                self._import.start()
-            except RuntimeError:  # the system starts no thread now
-                self._import = None
+            self._begin_import()
         return self._import is not None and not self._import.is_alive()
 
     def _is_worth_an_import(self, study: optuna.Study) -> bool:
         if IS_OPTUNA_4 and self._n_running > 1:  # its GPSampler does not know of running trials
             return False
         share = self._budget.affordable(_USUAL_COST * len(study.directions))
-        is_worth = self._budget.elapsed >= _QUICK_SEARCH and share >= _FEW_POINTS
-        if is_worth:
+        return self._budget.elapsed >= _QUICK_SEARCH and share >= _FEW_POINTS
+
+    def _begin_import(self) -> None:
+        if "torch" not in sys.modules:
             self._budget.spend(_IMPORT)
-        return is_worth
+        importing = threading.Thread(target=_import_gp, name="optuna_flyte_dsl imports torch")
+        with contextlib.suppress(RuntimeError):  # the system starts no thread now
+            importing.start()
+            self._import = importing
 
     def _has_usable_gp(self) -> bool:
         """Return whether a GPSampler can be made, and suits the number of running trials: torch may be broken."""

@@ -138,9 +138,9 @@ class AskTell:
         if self.stopped:
             return None
         # A deterministic search looks for other searches again and again.
-        reads_once = self.storage is not None and not self.options.deterministic
+        storage = None if self.options.deterministic else self.storage
         try:
-            with self.storage.reads_once() if self.storage is not None and reads_once else contextlib.nullcontext():
+            with storage.reads_once() if storage is not None else contextlib.nullcontext():
                 return self._ask()
         except Exception:
             self.stopped = True  # no other trial is asked for while the error travels to the loop

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import linecache
 import os
 import pathlib
@@ -10,11 +9,11 @@ import re
 import signal
 import sysconfig
 import traceback
-import types
 from collections.abc import Iterator
 from typing import Any
 
 from optuna_flyte_dsl._text import printable
+from optuna_flyte_dsl.space.signatures import plain_function
 
 _TRACEBACK_LIMIT = 4_000  # characters of a stored traceback
 _CODE_LIMIT = 100  # characters of a line of code
@@ -114,18 +113,9 @@ def is_from_signal(error: BaseException) -> bool:
         return True
     if isinstance(error, Exception):  # a handler may stop a trial that lasts for too long
         return False
-    codes = {_code_of(handler) for handler in map(signal.getsignal, signal.valid_signals()) if callable(handler)}
+    handlers = filter(callable, map(signal.getsignal, signal.valid_signals()))
+    codes = {getattr(plain_function(handler), "__code__", None) for handler in handlers}
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _code_of(handler: Any) -> types.CodeType | None:
-    """Return the code of a function, a method, a `functools.partial` or an object that can be called."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    handler = inspect.unwrap(handler)
-    if not hasattr(handler, "__code__"):
-        handler = type(handler).__call__
-    return getattr(handler, "__code__", None)
 
 
 def attribute_of(error: BaseException, name: str) -> Any:

@@ -42,6 +42,11 @@ class ReadAnnotation(NamedTuple):
     condition: Condition | None = None  # when the parameter is active; `None` if it always is
 
 
+def place_of_annotation(objective: str, path: str) -> str:
+    """Return which annotation is meant, as the beginning of an error's message."""
+    return f"`{objective}`: the annotation of `{path}`"
+
+
 def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
     """Return the marker of an annotation, the type beside the marker, and whether `None` is accepted."""
     if isinstance(annotation, type) and issubclass(annotation, Suggestion):

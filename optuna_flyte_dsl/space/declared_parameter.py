@@ -17,6 +17,7 @@ from optuna_flyte_dsl.space.annotations import (
     NO_TYPE,
     check_default,
     listed,
+    place_of_annotation,
     positional_only,
     read_annotation,
     type_clash,
@@ -161,7 +162,7 @@ class DeclaredSignature:
             InvalidAnnotationError: If the annotation has no marker.
         """
         before = self.paths[path]
-        where = f"`{self.objective}`: the annotation of `{path}`"
+        where = place_of_annotation(self.objective, path)
         marker, _, _, _, condition = read_annotation(where, annotation)
         if marker is None:
             raise InvalidAnnotationError(f"{where} must hold a marker, but got {shown(annotation)}.")
@@ -228,7 +229,7 @@ def declare(
         InvalidMarkerError: If the default lies outside the marker.
     """
     path = f"{inside}{parameter.name}"
-    where = f"`{objective}`: the annotation of `{path}`"
+    where = place_of_annotation(objective, path)
     marker, base, optional, metadata, condition = read_annotation(where, parameter.annotation)
     check_default(f"`{objective}`", parameter)
     bundles = {} if marker is not None else _bundles_in(objective, path, base, strict=strict, above=above)
@@ -333,7 +334,7 @@ def _bundles_in(objective: str, path: str, base: Any, *, strict: bool, above: tu
     dicts = [name for name, bundle in bundles.items() if issubclass(bundle.type.kind, dict)]
     if len(dicts) > 1:
         raise InvalidAnnotationError(
-            f"`{objective}`: the annotation of `{path}` is a choice between the TypedDicts {listed(dicts)}, whose "
+            f"{place_of_annotation(objective, path)} is a choice between the TypedDicts {listed(dicts)}, whose "
             "objects are dicts that do not tell which one they are. Make them dataclasses."
         )
     tuples = [name for name, bundle in bundles.items() if issubclass(bundle.type.kind, tuple)]
@@ -345,7 +346,7 @@ def _bundles_in(objective: str, path: str, base: Any, *, strict: bool, above: tu
     if len(found) < len(members):
         other = next(each for each in members if all(each is not kind for kind, _ in found))
         raise InvalidAnnotationError(
-            f"`{objective}`: the annotation of `{path}` is a choice between {listed(bundles)} and {shown(other)}, "
+            f"{place_of_annotation(objective, path)} is a choice between {listed(bundles)} and {shown(other)}, "
             "which has no fields. Make each member of the union a dataclass, or search them by the parameter's marker."
         )
     return bundles

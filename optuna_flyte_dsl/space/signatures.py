@@ -19,7 +19,7 @@ def read_signature(function: Callable[..., Any]) -> inspect.Signature:
     function's globals, in its closure, and in the local variables of the enclosing functions that are still running.
     """
     signature = inspect.signature(function)
-    annotated = _annotated(function)
+    annotated = plain_function(function)
     name = f"`{getattr(function, '__qualname__', None) or repr(function)}`"
     hints = read_hints(annotated, name, local_names(annotated))
     parameters = [
@@ -43,8 +43,8 @@ def read_hints(annotated: Any, name: str, local_names: Mapping[str, Any] | None 
         raise UnresolvedAnnotationError(f"An annotation of {name} cannot be read: {error}. Correct it.") from error
 
 
-def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the plain function whose annotations `inspect.signature` shows for a callable."""
+def plain_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the plain function behind a callable, whose annotations `inspect.signature` shows."""
     function = inspect.unwrap(function)
     while isinstance(function, functools.partial):
         function = inspect.unwrap(function.func)

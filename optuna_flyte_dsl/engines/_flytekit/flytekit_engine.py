@@ -41,7 +41,7 @@ def describe(task: Any) -> TaskDescription:
 def prepare(task: Any) -> None:
     """Spell out the types of markers in a task's interface for `pyflyte run`, and wrap the task in a workflow."""
     if entities.is_task(task):
-        spell_out_types(task)
+        spell_out_types(task, entities.entity_name(task))
         if not isinstance(task, EagerAsyncPythonFunctionTask):  # flytekit itself makes the workflow of an eager task
             workflow_around(task)
 

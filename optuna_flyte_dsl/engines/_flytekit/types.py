@@ -26,7 +26,7 @@ from optuna_flyte_dsl.engines._flytekit.bundle_types import bundle_transformer
 from optuna_flyte_dsl.engines._flytekit.study_type import StudyTransformer
 from optuna_flyte_dsl.engines._flytekit.trial_types import TrialTransformer
 from optuna_flyte_dsl.errors import InvalidMarkerTypeError
-from optuna_flyte_dsl.space.annotations import read_annotation
+from optuna_flyte_dsl.space.annotations import place_of_annotation, read_annotation
 from optuna_flyte_dsl.space.conversion import to_float, value_types
 from optuna_flyte_dsl.space.domain import is_composite
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal, Repeated, Suggestion
@@ -86,16 +86,13 @@ def _check_choices(marker: Category) -> None:
         )
 
 
-def spell_out_types(task: Any) -> None:
+def spell_out_types(task: Any, task_name: str) -> None:
     """Replace annotations in a task's interface that `pyflyte run` cannot read.
 
     `pyflyte run` reads the members of a union from the annotation's arguments, and those of an Enum from the annotation
     itself. A bare marker has none. One task with such an annotation would break `pyflyte run` for its whole file.
     """
     inputs = interface_inputs(task)
-
-    def where(name: str) -> str:
-        return f"`{task.name.rpartition('.')[2]}`: the annotation of `{name}`"
 
     for name, (annotation, default) in inputs.items():
         plain = _without_enum_markers(annotation)
@@ -104,7 +101,10 @@ def spell_out_types(task: Any) -> None:
             inputs[name] = (plain, default)
         elif isinstance(annotation, Category) and get_args(native := native_type(annotation)):
             inputs[name] = (Annotated[native, annotation], default)
-        elif _is_branching(marker := _marker_in(annotation, where(name))) and default is not None:
+        elif (
+            _is_branching(marker := _marker_in(annotation, place_of_annotation(task_name, name)))
+            and default is not None
+        ):
             inputs[name] = (annotation, _to_text(marker, default))  # click would make another text of the default
         elif callable(default) and is_carried_by_name(marker, str):
             inputs[name] = (annotation, marker.names[marker.index(default)])  # click would call the default
@@ -181,7 +181,7 @@ def _where(annotation: Any) -> str:
     with contextlib.suppress(Exception):  # an annotation may name what is not there
         for name, each in get_type_hints(function, include_extras=True).items():
             if each is annotation or each == annotation:
-                return f"`{function.__name__}`: the annotation of `{name}`"
+                return place_of_annotation(function.__name__, name)
     return _NO_PLACE
 
 
