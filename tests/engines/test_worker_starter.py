@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import importlib.util
 import os
 import pathlib
@@ -19,7 +20,7 @@ import pytest
 from optuna_flyte_dsl import Float
 from optuna_flyte_dsl.engines import process_runner, worker_starter
 from optuna_flyte_dsl.study.attributes import ERROR
-from tests.support import wait_until, worker_processes
+from tests.support import in_new_process, wait_until, worker_processes
 from tests.support.small_searches import search, states
 
 pytestmark = pytest.mark.newest
@@ -274,20 +275,34 @@ def test_a_server_that_dies_is_replaced():
     assert states(run(works)) == ["COMPLETE"] * 2
 
 
+def works_well(x: Float(0, 1)) -> float:
+    return x
+
+
+def left_after_many_trials(fork, folder):
+    """Return what the process has open after a first search, and after two more; and their temporary files."""
+
+    def opened():
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), len(psutil.Process().children(recursive=True))
+
+    worker_starter._FORK_IS_SAFE = fork
+    tempfile.tempdir = str(folder)
+    n_trials = 40 if fork else 4  # a new interpreter imports for a second
+    seen = []
+    for _ in range(3):
+        study = run(works_well, n_trials=n_trials, concurrency=n_trials // 4)
+        assert states(study) == ["COMPLETE"] * n_trials
+        wait_until(lambda: not worker_processes())
+        seen.append(opened())
+    return seen, os.listdir(folder)
+
+
 @both_ways
-def test_nothing_is_left_after_many_trials(fork, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-    def works(x: Float(0, 1)) -> float:
-        return x
-
-    run(works)
-    before = len(os.listdir("/proc/self/fd")), len(psutil.Process().children(recursive=True))
-    for _ in range(2):
-        n_trials = 40 if fork else 4  # a new interpreter imports for a second
-        assert states(run(works, n_trials=n_trials, concurrency=n_trials // 4)) == ["COMPLETE"] * n_trials
-    assert (len(os.listdir("/proc/self/fd")), len(psutil.Process().children(recursive=True))) == before
-    assert os.listdir(tmp_path) == []
+def test_nothing_is_left_after_many_trials(fork, tmp_path):
+    seen, files = in_new_process(left_after_many_trials, fork, tmp_path)
+    assert len(set(seen)) == 1
+    assert files == []
 
 
 def test_servers_are_kept_for_the_next_search():

@@ -1,7 +1,9 @@
 """What several test files use: waiting for conditions, a movable clock, a stand-in cluster, a PostgreSQL server."""
 
 import asyncio
+import concurrent.futures
 import contextlib
+import multiprocessing
 import socket
 import threading
 import time
@@ -26,6 +28,12 @@ def wait_until_listening(port, process):
             return client.connect_ex(("127.0.0.1", port)) == 0
 
     wait_until(listens, patience=120.0)
+
+
+def in_new_process(function, *arguments):
+    """Return what a function returns in a process where no other test has left anything behind, or ends it yet."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 class MovableTime(asyncio.SelectorEventLoop):

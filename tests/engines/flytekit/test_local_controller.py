@@ -36,7 +36,7 @@ from optuna_flyte_dsl import (
 )
 from optuna_flyte_dsl._compat.flytekit import wrap_literal_cache
 from optuna_flyte_dsl.engines._flytekit.literal_cache import LockedLiteralCache
-from tests.support import own_threads, wait_until
+from tests.support import in_new_process, own_threads, wait_until
 from tests.support._compat import count_of_event_loops
 
 
@@ -395,23 +395,26 @@ def test_a_task_of_another_type_is_an_objective(tmp_path):
     assert all(trial.value == pytest.approx(trial.params["x"]) for trial in study.trials)
 
 
-def open_files():
-    return len(os.listdir("/proc/self/fd"))
+def left_after_a_thousand_trials():
+    """Return the threads, event loops and open files of the process after a few trials, and after a thousand more."""
+
+    def run(optimized, n_trials):
+        Optimizer(optimized, concurrency=8, n_trials=n_trials, sampler=optuna.samplers.RandomSampler).run_sync()
+
+    seen = []
+    for n_trials in (8, 500):
+        run(async_task, n_trials)
+        run(sync_callback, n_trials)
+        gc.collect()
+        seen.append((threading.active_count(), count_of_event_loops(), len(os.listdir("/proc/self/fd"))))
+    return seen, own_threads()
 
 
 @pytest.mark.newest
 def test_nothing_stays_behind_after_a_thousand_trials():
-    def run():
-        Optimizer(async_task, concurrency=8, n_trials=500, sampler=optuna.samplers.RandomSampler).run_sync()
-        Optimizer(sync_callback, concurrency=8, n_trials=500, sampler=optuna.samplers.RandomSampler).run_sync()
-        gc.collect()
-
-    Optimizer(sync_callback, concurrency=8, n_trials=8).run_sync()  # flytekit's own first-time things
-    gc.collect()
-    threads, loops, files = threading.active_count(), count_of_event_loops(), open_files()
-    run()
-    assert own_threads() == set()
-    assert (threading.active_count(), count_of_event_loops(), open_files()) == (threads, loops, files)
+    (before, after), threads = in_new_process(left_after_a_thousand_trials)
+    assert before == after
+    assert threads == set()
 
 
 def test_a_trial_that_hangs_does_not_hold_up_the_end_of_its_search():
