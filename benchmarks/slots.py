@@ -26,10 +26,11 @@ class CountingSampler(AutoSampler):
         super().__init__()
         self.points: collections.Counter[str] = collections.Counter()
 
-    def before_trial(self, study: Any, trial: Any) -> None:
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
         """Count the point of a trial; Optuna calls this."""
-        super().before_trial(study, trial)
+        params = super().sample_relative(study, trial, search_space)
         self.points[self.latest] += 1
+        return params
 
 
 def durations(seconds: float, n_trials: int) -> list[float]:

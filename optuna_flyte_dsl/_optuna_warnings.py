@@ -15,5 +15,6 @@ def without_optuna_warnings() -> Iterator[None]:
     """Ignore Optuna's warnings meanwhile."""
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="optuna_flyte_dsl")
+        # The version of Python decides whether such a warning is said to come from Optuna's modules or from ours.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"optuna(_flyte_dsl)?(\.|$)")
         yield

@@ -22,6 +22,10 @@ class Pauses:
     loop_check: float = 1.0  # between two looks whether the loop is blocked
     loop_block: float = 1.0  # how late such a look must be for a warning
 
+    # The process in which a GPSampler samples.
+    sampler_idle: float = 60.0  # how long the process is kept without a request
+    sampler_patience: float = 600.0  # how long a point is waited for in a search that repeats exactly
+
     # How often other processes are checked.
     lock_check: float = 1.0  # between two checks of the connection that holds a database lock
     lock_patience: float = 15.0  # a lock that was free at each check for this long proves that its owner is dead

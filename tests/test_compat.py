@@ -31,7 +31,6 @@ from optuna_flyte_dsl._compat import flytekit as flytekit_names
 from optuna_flyte_dsl._compat import optuna as optuna_names
 from optuna_flyte_dsl._compat import optuna_database, optuna_grpc, optuna_journal
 from optuna_flyte_dsl.engines.remote_trial.client import _TokenSender
-from optuna_flyte_dsl.sampling.auto_sampler import has_gp
 from tests.support.flyteadmin import FlyteAdmin
 
 
@@ -560,9 +559,20 @@ def test_a_storage_of_another_kind_is_asked_for_all_trials():
     assert len(optuna_names.trials_to_read(study, as_of_ask=True)) == 1
 
 
-@pytest.mark.skipif(not has_gp(), reason="torch is not installed")
 def test_whether_the_gp_sampler_knows_running_trials_is_known():
     assert optuna_names.gp_knows_running_trials() is (int(optuna.__version__.split(".")[0]) >= 5)
+
+
+def test_a_sampled_point_is_known_before_it_is_suggested():
+    study = optuna.create_study()
+    told, asked = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}), study.ask()
+    study.tell(told, 0.0)
+    optuna_names.store_point(study, optuna_names.cached_trial(asked), {"x": 0.5, "y": "a" * 5000})
+    optuna_names.store_point(study, optuna_names.cached_trial(asked), {"x": object()})  # JSON has no form for it
+    done, running = study.get_trials()
+    assert optuna_names.point_of(done) == done.params
+    expected = {"x": 0.5, "y": "a" * 5000} if optuna_names.gp_knows_running_trials() else {}
+    assert optuna_names.point_of(running) == expected
 
 
 def test_the_function_of_which_a_task_is_made_is_found(monkeypatch):

@@ -1,7 +1,8 @@
 """Private names of Optuna."""
 
+import contextlib
 import copy
-import functools
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, TPESampler
+from optuna.samplers._gp import sampler as gp_sampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
@@ -115,12 +117,26 @@ def add_to_study_attribute(study: optuna.Study, name: str, value: Any) -> None:
         storage.set_study_user_attr(study_id, name, [*values, value])
 
 
-@functools.cache
 def gp_knows_running_trials() -> bool:
-    """Return whether this Optuna's GPSampler takes running trials into account. The call imports torch."""
-    from optuna._gp import acqf
+    """Return whether this Optuna's GPSampler takes running trials into account."""
+    return hasattr(gp_sampler, "_get_params")
 
-    return hasattr(acqf, "qLogEI")
+
+def point_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters of a trial: those of a running trial may be sampled, and not be suggested yet."""
+    params: dict[str, Any] = gp_sampler._get_params(trial) if gp_knows_running_trials() else trial.params
+    return params
+
+
+def store_point(study: optuna.Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:
+    """Store the sampled parameters of a trial before they are suggested, as a GPSampler does, for other samplers."""
+    if not gp_knows_running_trials():
+        return
+    with contextlib.suppress(TypeError, ValueError):  # a choice may be what JSON has no form for
+        text, most = json.dumps(params), gp_sampler._SYSTEM_ATTR_MAX_LENGTH
+        for place in range(0, len(text), most):
+            name = f"{gp_sampler._RELATIVE_PARAMS_KEY}:{place // most}"
+            study._storage.set_trial_system_attr(trial._trial_id, name, text[place : place + most])
 
 
 def set_number_of_good_trials(sampler: TPESampler, number: Callable[[int], int]) -> None:

@@ -1,4 +1,4 @@
-"""`TimeBudget`: whether a search has time for a slow sampler."""
+"""`TimeBudget`: whether a search has time to wait for the points of a slow sampler."""
 
 import collections
 import contextlib
@@ -10,7 +10,7 @@ LARGEST_LOAD = 0.33
 
 
 class TimeBudget:
-    """The time for which slots were idle because a GPSampler sampled, beside the time for which they may be.
+    """The time for which slots were idle because a point was waited for, beside the time for which they may be.
 
     Args:
         share: The share of the slots' time for which they may be idle; `None` for no limit.
@@ -22,10 +22,9 @@ class TimeBudget:
         self._n_asks = 0
         self._n_running: collections.deque[int] = collections.deque([1], maxlen=100)  # at the last asks
         self._slots = 0.0  # the slots' seconds: those of all running trials together
-        self._taken = 0.0  # seconds of the asks of the GPSampler
+        self._taken = 0.0  # seconds in which a point was waited for
         self._idle = 0.0  # slots' seconds that it has taken
-        self._now: float = 0.0
-        self._last: float | None = None  # seconds of its last ask
+        self._now: float | None = None  # the time of the last call
 
     def pass_time(self, n_running: int) -> None:
         """Note the time since the last call.
@@ -34,7 +33,7 @@ class TimeBudget:
             n_running: How many trials were running meanwhile.
         """
         now = time.perf_counter()
-        if n_running:
+        if n_running and self._now is not None:
             self.elapsed += now - self._now
             self._slots += (now - self._now) * n_running
         self._now = now
@@ -49,25 +48,25 @@ class TimeBudget:
         self._n_asks += 1
         self._n_running.append(n_running + 1)
 
-    def allows(self, usual_cost: float) -> bool:
-        """Return whether there is time for a point.
-
-        Args:
-            usual_cost: How many seconds a point takes, if none was measured yet.
-        """
+    def allows(self, cost: float) -> bool:
+        """Return whether there is time to wait for a point that takes `cost` seconds."""
         if self.share is None:
             return True
-        cost = usual_cost if self._last is None else self._last
         return (
             self._idle + self._idle_during(cost) <= self.share * self._slots
             and self._taken + cost <= max(self.share, LARGEST_LOAD) * self.elapsed
         )
 
     def affordable(self, cost: float) -> float:
-        """Return for which share of the points there is time, if each takes `cost` seconds; more than 1 for all."""
+        """Return for which share of the points there is time to wait, if each takes `cost` seconds; above 1 for all."""
         if self.share is None or not self._n_asks:
             return 1.0
         return self.share * self._slots / self._n_asks / self._idle_during(cost)
+
+    @property
+    def seconds_per_ask(self) -> float:
+        """How many seconds there are for a point, if points are sampled one by one while trials run."""
+        return self.elapsed / self._n_asks if self.share and self._n_asks else 0.0
 
     def _idle_during(self, seconds: float) -> float:
         """Return for how many seconds slots are idle during an ask, summed over the slots.
@@ -81,15 +80,11 @@ class TimeBudget:
 
     @contextlib.contextmanager
     def spent(self) -> Iterator[None]:
-        """Note how long the GPSampler takes for a point."""
+        """Note how long a point is waited for."""
         begun = time.perf_counter()
         try:
             yield
         finally:
-            self._last = time.perf_counter() - begun
-            self.spend(self._last)
-
-    def spend(self, seconds: float) -> None:
-        """Note that no trial could be asked for meanwhile."""
-        self._taken += seconds
-        self._idle += self._idle_during(seconds)
+            seconds = time.perf_counter() - begun
+            self._taken += seconds
+            self._idle += self._idle_during(seconds)

@@ -1,15 +1,13 @@
 """Which sampler an `AutoSampler` takes, and what it keeps."""
 
+import concurrent.futures
 import copy
+import functools
 import itertools
 import logging
 import math
 import pickle
-import sys
-import threading
-import types
 import warnings
-from typing import ClassVar
 
 import optuna
 import pytest
@@ -19,33 +17,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from optuna_flyte_dsl import AutoSampler, Float, Minimize, optimize
-from optuna_flyte_dsl.sampling import auto_sampler, time_budget
+from optuna_flyte_dsl.sampling import auto_sampler, gp_points, time_budget
 from optuna_flyte_dsl.sampling.auto_sampler import START, has_gp
+from optuna_flyte_dsl.sampling.sampler_process import SampledPoint, SamplerProcessError, sample
 from optuna_flyte_dsl.study.attributes import SAMPLERS
 
 needs_torch = pytest.mark.skipif(not has_gp(), reason="torch is not installed")
-
-
-class GPSampler(RandomSampler):
-    """Stands for Optuna's GPSampler, where torch is not installed."""
-
-    asks = 0
-    duration = 0.0
-    error = None
-
-    def __init__(self, *, seed=None, n_startup_trials, constraints_func=None, warn_independent_sampling):
-        super().__init__(seed=seed)
-        self.space = optuna.search_space.IntersectionSearchSpace()
-
-    def infer_relative_search_space(self, study, trial):
-        return self.space.calculate(study)
-
-    def sample_relative(self, study, trial, search_space):
-        GPSampler.asks += 1
-        clock.now += self.duration
-        if self.error is not None:
-            raise self.error
-        return {name: self.sample_independent(study, trial, name, each) for name, each in search_space.items()}
 
 
 class Clock:
@@ -58,36 +35,40 @@ class Clock:
 clock = Clock()
 
 
-class ThreadsThatRunAtOnce:
-    """Stands for the module `threading`. A thread ends before `start` returns."""
+class SamplesHere:
+    """Stands for a `SamplerProcess`: random points, at once, in this process."""
 
-    RLock = threading.RLock
-    started: ClassVar[list[str]] = []
+    is_busy = False
+    is_ready = True
 
-    class Thread:
-        def __init__(self, *, target, name):
-            self.target, self.name = target, name
+    def __init__(self):
+        self.requests = []
+        self.seconds = 0.0
+        self.error = None
 
-        def start(self):
-            ThreadsThatRunAtOnce.started.append(self.name)
-            self.target()
-
-        def is_alive(self):
-            return False
+    def submit(self, request):
+        self.requests.append(request)
+        clock.now += self.seconds
+        answer = concurrent.futures.Future()
+        if self.error is not None:
+            answer.set_exception(self.error)
+        else:
+            random_points = request._replace(make_sampler=functools.partial(RandomSampler, seed=request.id))
+            answer.set_result(SampledPoint(sample(random_points, {}), self.seconds))
+        return answer
 
 
 @pytest.fixture(autouse=True)
 def gp(monkeypatch):
-    """Put a stand-in in the place of the GPSampler, and a clock that only it and the tests move."""
-    GPSampler.asks = 0
+    """Put a stand-in in the place of the process that samples, and a clock that only it and the tests move."""
+    process = SamplesHere()
     monkeypatch.setattr(auto_sampler, "has_gp", lambda: True)
-    monkeypatch.setattr(auto_sampler, "threading", ThreadsThatRunAtOnce)
     monkeypatch.setattr(auto_sampler, "gp_knows_running_trials", lambda: True)
-    monkeypatch.setattr(auto_sampler, "GPSampler", GPSampler)
+    monkeypatch.setattr(gp_points, "gp_knows_running_trials", lambda: True)
+    monkeypatch.setattr(gp_points, "sampler_process", lambda **_: process)
+    monkeypatch.setattr(gp_points, "_ids", itertools.count())
     monkeypatch.setattr(time_budget, "time", clock)
-    monkeypatch.setattr(GPSampler, "duration", 0.0)
-    monkeypatch.setattr(GPSampler, "error", None)
-    return GPSampler
+    return process
 
 
 def samplers_of(study, n_trials, objective=lambda trial: trial.suggest_float("x", 0, 1), seconds=1.0):
@@ -162,11 +143,15 @@ def many_choices(trial):
     return trial.suggest_categorical("c", list(range(21)))
 
 
-@pytest.mark.parametrize("objective", [conditional, wide, many_choices])
-def test_a_space_that_does_not_suit_a_gp_gets_a_tpe(objective):
+def without_choice(trial):
+    return trial.suggest_float("x", 1, 1)
+
+
+@pytest.mark.parametrize("objective", [conditional, wide, many_choices, without_choice])
+def test_a_space_that_does_not_suit_a_gp_gets_a_tpe(objective, gp):
     study = optuna.create_study(sampler=AutoSampler(seed=1))
     assert samplers_of(study, 30, objective)[12:] == ["TPESampler"] * 18
-    assert GPSampler.asks == 0
+    assert gp.requests == []
 
 
 def test_after_many_results_a_tpe_follows(monkeypatch):
@@ -211,68 +196,44 @@ def test_where_the_gp_does_not_know_of_running_trials_it_is_taken_for_one_at_a_t
     assert study.sampler.latest == "TPESampler"
 
 
-def test_a_quick_search_does_not_import_torch(monkeypatch):
-    monkeypatch.setattr(auto_sampler, "sys", types.SimpleNamespace(modules={}))
-    for seconds, n_imports in ((0.02, 0), (0.5, 0), (2.0, 1)):  # 4 s in all; time for few points; 400 s
-        ThreadsThatRunAtOnce.started.clear()
+def test_a_quick_search_starts_no_process(gp):
+    for seconds, is_started in ((0.01, False), (0.02, False), (2.0, True)):  # 2 s in all; time for few points; 400 s
+        gp.requests.clear()
         clock.now = 0.0
         samplers_of(optuna.create_study(sampler=AutoSampler()), 200, seconds=seconds)
-        assert len(ThreadsThatRunAtOnce.started) == n_imports
+        assert bool(gp.requests) is is_started
 
 
-def test_optuna_4_imports_torch_for_one_trial_at_a_time_only(monkeypatch):
-    monkeypatch.setattr(auto_sampler, "sys", types.SimpleNamespace(modules={}))
-    ThreadsThatRunAtOnce.started.clear()
-    study = optuna.create_study(sampler=AutoSampler())
-    running = [study.ask()]
-    for _ in range(30):
-        clock.now += 60.0
-        trial = study.ask()
-        running.append(trial)
-        trial.suggest_float("x", 0, 1)
-        running[0].suggest_float("x", 0, 1)
-        study.tell(running.pop(0), 0.5)
-    assert len(ThreadsThatRunAtOnce.started) == (0 if auto_sampler.IS_OPTUNA_4 else 1)
+@pytest.mark.parametrize("knows_running", [True, False])
+def test_a_gp_that_does_not_know_of_running_trials_starts_a_process_for_one_trial_at_a_time(
+    knows_running, gp, monkeypatch
+):
+    for module in (auto_sampler, gp_points):
+        monkeypatch.setattr(module, "gp_knows_running_trials", lambda: knows_running)
+    for n_at_once, is_started in ((1, True), (2, knows_running)):
+        gp.requests.clear()
+        study = optuna.create_study(sampler=AutoSampler())
+        running = []
+        for _ in range(30):
+            trial = study.ask()
+            trial.suggest_float("x", 0, 1)
+            running.append(trial)
+            clock.now += 60.0
+            if len(running) == n_at_once:
+                study.tell(running.pop(0), 0.5)
+        assert bool(gp.requests) is is_started
 
 
-def test_a_search_that_suits_no_gp_does_not_import_torch():
-    ThreadsThatRunAtOnce.started.clear()
-
+def test_a_search_that_suits_no_gp_starts_no_process(gp):
     def conditional(trial):
         return trial.suggest_float("x" if trial.number % 2 else "y", 0, 1)
 
     samplers_of(optuna.create_study(sampler=AutoSampler()), 30, conditional, seconds=60)
-    assert ThreadsThatRunAtOnce.started == []
+    assert gp.requests == []
 
 
-def test_trials_are_asked_for_while_torch_is_imported(monkeypatch):
-    imported = threading.Event()
-    monkeypatch.setattr(auto_sampler, "threading", threading)
-    monkeypatch.setattr(auto_sampler, "_import_gp", imported.wait)
-    study = optuna.create_study(sampler=AutoSampler())
-    assert samplers_of(study, 20, seconds=60)[10:] == ["TPESampler"] * 10
-    imported.set()
-    study.sampler._import.join()
-    assert samplers_of(study, 5, seconds=60) == ["GPSampler"] * 5
-
-
-@pytest.mark.parametrize("error", [None, RuntimeError("singular")])
-def test_torch_computes_in_one_thread_during_an_ask(error, monkeypatch):
-    threads, seen = [8], []
-    torch = types.SimpleNamespace(get_num_threads=lambda: threads[-1], set_num_threads=threads.append)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    sample = GPSampler.sample_relative
-    monkeypatch.setattr(
-        GPSampler, "sample_relative", lambda self, *args: seen.append(threads[-1]) or sample(self, *args)
-    )
-    monkeypatch.setattr(GPSampler, "error", error)
-    samplers_of(optuna.create_study(sampler=AutoSampler(seed=1)), 11)
-    assert seen == [1]
-    assert threads == [8, 1, 8]
-
-
-def test_a_share_can_be_given(monkeypatch):
-    monkeypatch.setattr(GPSampler, "duration", 0.5)
+def test_a_share_can_be_given(gp):
+    gp.seconds = 0.5
     for share, model in ((0.0, "TPESampler"), (1.0, "GPSampler"), (None, "GPSampler")):
         study = optuna.create_study(sampler=AutoSampler(seed=1, time_share=share))
         assert samplers_of(study, 12, seconds=1.0)[-1] == model
@@ -281,30 +242,41 @@ def test_a_share_can_be_given(monkeypatch):
             AutoSampler(time_share=wrong)
 
 
-def test_a_gp_that_fails_is_replaced(monkeypatch, caplog):
-    monkeypatch.setattr(GPSampler, "error", RuntimeError("singular"))
+def test_a_gp_that_fails_is_replaced(gp, caplog):
+    gp.error = SamplerProcessError("RuntimeError('singular')")
     study = optuna.create_study(sampler=AutoSampler(seed=1))
     with caplog.at_level(logging.WARNING):
         samplers_of(study, 15)
-    assert GPSampler.asks == 1
+    assert len(gp.requests) == 1
+    assert study.sampler.latest == "TPESampler"
+    assert study.user_attrs[SAMPLERS] == [START, "GPSampler", "TPESampler"]
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 15
-    assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: RuntimeError('singular')"]
+    assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: RuntimeError('singular')."]
 
 
-def test_a_seed_repeats_a_study():
+def test_a_seed_repeats_a_study(gp, monkeypatch):
     def points(seed):
+        monkeypatch.setattr(gp_points, "_ids", itertools.count())
         study = optuna.create_study(sampler=AutoSampler(seed=seed))
         samplers_of(study, 20)
         return [trial.params for trial in study.trials]
 
+    def gp_seeds(seed):
+        gp.requests.clear()
+        points(seed)
+        return [request.make_sampler.args for request in gp.requests]
+
     assert points(1) == points(1) != points(2)
+    assert gp_seeds(1) == gp_seeds(1) != gp_seeds(2)
+    assert len(set(gp_seeds(1))) == 10
     assert points(None) != points(None)
 
 
-def test_it_can_be_copied_and_pickled():
+def test_it_can_be_copied_and_pickled(monkeypatch):
     study = optuna.create_study(sampler=AutoSampler(seed=1))
     samplers_of(study, 15)
     nexts = []
+    monkeypatch.setattr(gp_points, "_ids", itertools.repeat(1))
     for sampler in (copy.deepcopy(study.sampler), pickle.loads(pickle.dumps(study.sampler)), study.sampler):
         again = optuna.create_study(sampler=sampler)
         again.add_trials(study.trials)
@@ -332,17 +304,6 @@ def test_threads_of_optuna_get_spread_points(monkeypatch):
     study = optuna.create_study(sampler=AutoSampler(seed=1))
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=8, n_jobs=4)
     assert sorted(int(8 * trial.params["x"]) for trial in study.trials) == list(range(8))
-
-
-def test_a_torch_that_cannot_be_imported_is_replaced(monkeypatch, caplog):
-    def broken():
-        raise OSError("libcudart.so.12")
-
-    monkeypatch.setattr(auto_sampler, "gp_knows_running_trials", broken)
-    study = optuna.create_study(sampler=AutoSampler(seed=1))
-    with caplog.at_level(logging.WARNING):
-        assert samplers_of(study, 14)[10:] == ["TPESampler"] * 4
-    assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: OSError('libcudart.so.12')"]
 
 
 def test_trials_with_a_sampler_each_share_the_first_points():
@@ -406,7 +367,7 @@ def test_a_search_that_repeats_exactly_measures_no_time(options, limit, monkeypa
     assert given == [limit]
 
 
-def test_both_models_are_told_of_constraints(monkeypatch):
+def test_both_models_are_told_of_constraints(gp, monkeypatch):
     given = []
 
     class Spy(TPESampler):
@@ -417,17 +378,14 @@ def test_both_models_are_told_of_constraints(monkeypatch):
 
     Spy.__name__ = "TPESampler"
     monkeypatch.setattr(auto_sampler, "TPESampler", Spy)
-    make = GPSampler.__init__
-    monkeypatch.setattr(
-        GPSampler, "__init__", lambda self, **each: given.append(each["constraints_func"]) or make(self, **each)
-    )
 
     def constraints(trial):
         return (trial.params["x"] - 0.5,)
 
     study = optuna.create_study(sampler=AutoSampler(seed=1, constraints_func=constraints))
     samplers_of(study, 12)
-    assert given == [constraints] * 2
+    assert given == [constraints]
+    assert gp.requests[0].make_sampler.keywords == {"has_constraints": True}
 
 
 # With Optuna's own samplers.
@@ -442,6 +400,8 @@ def branin(trial):
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_optunas_gp_finds_what_a_tpe_does_not(at_once, monkeypatch):
     monkeypatch.undo()
+    if at_once > 1 and not auto_sampler.gp_knows_running_trials():
+        pytest.skip("this Optuna's GPSampler does not know of running trials")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         best = {}

@@ -100,19 +100,16 @@ def test_without_a_limit_there_is_always_time():
     assert run(TimeBudget(None), 16, 0.01, 1.0)[2] == 200
 
 
-def test_the_first_cost_is_assumed_and_the_next_ones_are_measured():
-    budget = TimeBudget(1.0)
+@pytest.mark.parametrize(("n_slots", "seconds", "expected"), [(1, 60.0, 60.0), (1, 0.1, 0.1), (16, 1.0, 0.0625)])
+def test_the_time_between_two_asks_is_known(n_slots, seconds, expected):
+    budget = TimeBudget(0.03)
+    assert budget.seconds_per_ask == 0
     clock.now = 0.0
-    budget.begin_ask(0)
-    clock.now = 1.0
-    budget.pass_time(1)
-    budget.begin_ask(0)
-    assert budget.allows(0.9)
-    assert not budget.allows(1.1)
-    with budget.spent():
-        clock.now += 0.1
-    budget.begin_ask(0)
-    assert budget.allows(1.1)
+    for _ in range(400):
+        budget.begin_ask(n_slots - 1)
+        clock.now += seconds / n_slots
+        budget.pass_time(n_slots)
+    assert budget.seconds_per_ask == pytest.approx(expected, rel=0.1)
 
 
 def test_time_in_which_no_trial_runs_is_no_time_of_slots():
@@ -125,3 +122,10 @@ def test_time_in_which_no_trial_runs_is_no_time_of_slots():
     budget.begin_ask(0)
     assert budget.elapsed == 1.0
     assert not budget.allows(1.1)
+
+
+def test_time_before_the_first_ask_is_no_time_of_slots():
+    budget = TimeBudget(1.0)
+    clock.now = 1e6  # the clock does not begin with the process
+    budget.begin_ask(3)  # trials of an earlier process
+    assert budget.elapsed == 0

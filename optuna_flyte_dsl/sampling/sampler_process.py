@@ -1,0 +1,329 @@
+"""`SamplerProcess`: a process beside this one, in which a GPSampler samples.
+
+What a GPSampler imports takes seconds, in which other threads of its process would find half-made modules; its
+computations would hold up the threads of running trials.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import contextlib
+import functools
+import importlib
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_flyte_dsl._compat.optuna import with_trials
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._text import shown
+
+_PROGRAM = """
+import json, sys
+sys.path[:], parent, is_background = json.loads(sys.argv[1])
+from optuna_flyte_dsl.sampling.sampler_process import work
+work(parent, is_background)
+"""
+_IMPORTS = ("torch", "scipy.optimize", "scipy.stats")
+_NICENESS = 10
+_N_KEPT = 1000  # points of earlier requests
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the matrices are small
+
+
+class SamplerProcessError(Exception):
+    """The process that samples has ended, or its sampler has raised an error."""
+
+
+class Row(NamedTuple):
+    """What a sampler learns from a trial."""
+
+    state: TrialState
+    values: list[float] | None
+    point: tuple[float, ...]  # in Optuna's internal representation, in the order of the space
+    constraints: dict[str, Any]  # the system attributes of the trial's constraints
+
+
+class SamplingRequest(NamedTuple):
+    """What is sent to the process. All of it can be pickled: indices stand in the place of choices."""
+
+    id: int
+    make_sampler: Callable[[], BaseSampler]
+    directions: list[StudyDirection]
+    space: dict[str, BaseDistribution]
+    rows: list[Row]
+    earlier: list[int]  # the ids of earlier requests: the sampler learns that trials will run at their points
+
+
+class SampledPoint(NamedTuple):
+    """A point in Optuna's internal representation, in the order of the space."""
+
+    point: tuple[float, ...]
+    seconds: float  # how long the sampler has taken
+
+
+def space_of_indices(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Return a space with an index in the place of each choice, which may be any object."""
+    return {
+        name: CategoricalDistribution(range(len(kind.choices))) if isinstance(kind, CategoricalDistribution) else kind
+        for name, kind in space.items()
+    }
+
+
+def sample(request: SamplingRequest, answered: Mapping[int, tuple[float, ...]]) -> tuple[float, ...]:
+    """Sample a point, in the process that samples.
+
+    Args:
+        answered: The points of earlier requests, by their ids.
+    """
+    earlier = [answered[each] for each in request.earlier if each in answered]
+    rows = [*request.rows, *(Row(TrialState.RUNNING, None, point, {}) for point in earlier)]
+    trials = [
+        FrozenTrial(
+            number=number,
+            trial_id=number,
+            state=row.state,
+            value=None,
+            values=row.values,
+            datetime_start=None,
+            datetime_complete=None,
+            params={
+                name: kind.to_external_repr(each)
+                for (name, kind), each in zip(request.space.items(), row.point, strict=True)
+            },
+            distributions=request.space,
+            user_attrs={},
+            system_attrs=row.constraints,
+            intermediate_values={},
+        )
+        for number, row in enumerate(rows)
+    ]
+    study = optuna.create_study(directions=request.directions, sampler=request.make_sampler())
+    study.__class__ = with_trials(type(study), trials)
+    params = study.ask(dict(request.space)).params
+    return tuple(kind.to_internal_repr(params[name]) for name, kind in request.space.items())
+
+
+class SamplerProcess:
+    """Samples in another process, one point after the other. The process starts at the first request.
+
+    It ends some time after the last request, and with this process. A process that was killed is replaced at the next
+    request.
+
+    Args:
+        is_background: Whether the process leaves the processor to other processes.
+        imports: The modules that it imports when it starts.
+    """
+
+    def __init__(self, *, is_background: bool, imports: Sequence[str]) -> None:
+        self._is_background = is_background
+        self._imports = tuple(imports)
+        self._requests: queue.SimpleQueue[tuple[SamplingRequest, concurrent.futures.Future[SampledPoint]]] = (
+            queue.SimpleQueue()
+        )
+        self._lock = threading.Lock()
+        self._n_open = 0  # requests without an answer
+        self._has_thread = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
+        self._is_closed = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request has no answer yet."""
+        return self._n_open > 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process is running, and has imported its modules."""
+        return self._is_ready
+
+    def submit(self, request: SamplingRequest) -> concurrent.futures.Future[SampledPoint]:
+        """Ask for a point. The call does not wait.
+
+        The future's errors are those of `pickle` for a request, and SamplerProcessError.
+        """
+        future: concurrent.futures.Future[SampledPoint] = concurrent.futures.Future()
+        with self._lock:
+            self._n_open += 1
+            self._requests.put((request, future))
+            if not self._has_thread:
+                threading.Thread(target=self._serve, name="optuna_flyte_dsl samples", daemon=True).start()
+                self._has_thread = True
+        return future
+
+    def close(self) -> None:
+        """End the process. Requests without an answer get an error."""
+        self._is_closed = True
+        self._stop()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                request, future = self._requests.get(timeout=pauses.sampler_idle)
+            except queue.Empty:
+                with self._lock:
+                    if self._n_open:
+                        continue
+                    self._stop()
+                    self._has_thread = False
+                    return
+            try:
+                answer: SampledPoint | BaseException = self._answer(pickle.dumps(request))
+            except BaseException as error:  # noqa: BLE001 - who waits gets it
+                answer = error
+            with self._lock:
+                self._n_open -= 1
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    def _answer(self, request: bytes) -> SampledPoint:
+        code = None
+        for _ in range(2):  # the process may have been killed
+            try:
+                process = self._process or self._start()
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(request)
+                process.stdin.flush()
+                answer = pickle.load(process.stdout)  # noqa: S301 - from our own process
+            except (EOFError, OSError, pickle.UnpicklingError):
+                code = self._stop()
+                if self._is_closed:
+                    break
+                continue
+            if isinstance(answer, SampledPoint):
+                return answer
+            raise SamplerProcessError(answer)
+        raise SamplerProcessError(f"its process has ended (exit code {code})")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        arguments = json.dumps([list(map(str, sys.path)), os.getpid(), self._is_background])
+        process = subprocess.Popen(  # noqa: S603 - this interpreter
+            [sys.executable, "-P", "-c", _PROGRAM, arguments],
+            env={**os.environ, **_ONE_THREAD},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the searching process
+        )
+        self._process = process
+        if self._is_closed:
+            self._stop()
+            raise EOFError
+        assert process.stdin is not None
+        assert process.stdout is not None
+        pickle.dump(self._imports, process.stdin)
+        process.stdin.flush()
+        if error := pickle.load(process.stdout):  # noqa: S301 - from our own process
+            self._stop()
+            raise SamplerProcessError(error)
+        self._is_ready = True
+        return process
+
+    def _stop(self) -> int | None:
+        """Kill the process. Return its exit code."""
+        process, self._process = self._process, None
+        self._is_ready = False
+        if process is None:
+            return None
+        process.kill()
+        code = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError, ValueError):  # what was not sent; another thread may be reading
+                assert pipe is not None
+                pipe.close()
+        return code
+
+
+@functools.cache
+def sampler_process(*, is_background: bool) -> SamplerProcess:
+    """Return the process for GPSamplers. All samplers of this process share it, for its start takes seconds."""
+    _register()
+    process = SamplerProcess(is_background=is_background, imports=_IMPORTS)
+    _processes.append(process)
+    return process
+
+
+_processes: list[SamplerProcess] = []
+
+
+@functools.cache
+def _register() -> None:
+    atexit.register(_close_all, os.getpid())
+    # A forked child has no thread that serves.
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    _processes.clear()
+    sampler_process.cache_clear()
+
+
+def _close_all(owner: int) -> None:
+    if os.getpid() == owner:
+        for process in _processes:
+            process.close()
+
+
+def work(parent: int, is_background: bool) -> None:
+    """Answer requests until the process has ended that sends them. Tell first whether the imports have failed."""
+    requests: IO[bytes] = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed is no answer
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if is_background:
+        os.nice(_NICENESS)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        answer: SampledPoint | str = _error_of_imports(pickle.load(requests))  # noqa: S301 - from our own process
+        answered: dict[int, tuple[float, ...]] = {}
+        while True:
+            answers.write(pickle.dumps(answer))
+            answers.flush()
+            request: SamplingRequest = pickle.load(requests)  # noqa: S301 - so is this
+            answer = _answer_to(request, answered)
+            if isinstance(answer, SampledPoint):
+                answered[request.id] = answer.point
+                answered.pop(request.id - _N_KEPT, None)
+    os._exit(0)
+
+
+def _error_of_imports(names: Sequence[str]) -> str:
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - a package may be broken in any way
+        return shown(error)
+    return ""
+
+
+def _answer_to(request: SamplingRequest, answered: Mapping[int, tuple[float, ...]]) -> SampledPoint | str:
+    begun = time.perf_counter()
+    try:
+        point = sample(request, answered)
+    except Exception as error:  # noqa: BLE001 - the search goes on without the sampler
+        return shown(error)
+    return SampledPoint(point, time.perf_counter() - begun)
+
+
+def _watch(parent: int) -> None:
+    """End this process with the one that has started it. Forked children of that one may keep its pipes open."""
+    while os.getppid() == parent:
+        time.sleep(pauses.parent_check)
+    os._exit(0)

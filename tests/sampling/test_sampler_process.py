@@ -1,0 +1,246 @@
+"""The process that samples: what its sampler sees, and how it starts, fails and ends."""
+
+import functools
+import gc
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import optuna
+import psutil
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
+
+from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl.sampling import sampler_process as module
+from optuna_flyte_dsl.sampling.sampler_process import (
+    Row,
+    SamplerProcess,
+    SamplerProcessError,
+    SamplingRequest,
+    sample,
+    space_of_indices,
+)
+from tests.support import in_new_process, wait_until
+
+SPACE = {"x": FloatDistribution(0.0, 10.0), "n": IntDistribution(1, 4), "c": CategoricalDistribution((0, 1))}
+MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+
+
+class Noting(RandomSampler):
+    """Notes the trials that it sees."""
+
+    seen: list
+
+    def sample_relative(self, study, trial, search_space):
+        Noting.seen = study.get_trials(), study.directions
+        return {}
+
+
+class Counting(RandomSampler):
+    """Its points are the numbers of trials that it sees."""
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return len(study.get_trials(deepcopy=False))
+
+
+class Misbehaving(RandomSampler):
+    """Runs some code where it should sample."""
+
+    def __init__(self, code):
+        super().__init__(seed=1)
+        self.code = code
+
+    def sample_independent(self, *arguments):
+        exec(self.code)
+        return super().sample_independent(*arguments)
+
+
+def request(make=RandomSampler, rows=(), *, number=0, earlier=(), space=SPACE):
+    return SamplingRequest(number, make, [MINIMIZE], space, list(rows), list(earlier))
+
+
+def test_the_sampler_sees_the_trials():
+    rows = [
+        Row(TrialState.COMPLETE, [1.0, 2.0], (0.5, 3.0, 1.0), {"constraints:a": 1.0}),
+        Row(TrialState.RUNNING, None, (1.5, 4.0, 0.0), {}),
+    ]
+    asked = request(Noting, rows, earlier=[7, 8])._replace(directions=[MINIMIZE, MAXIMIZE])
+    x, n, c = sample(asked, {8: (2.5, 1.0, 1.0)})
+    assert 0 <= x <= 10
+    assert n in (1, 2, 3, 4)
+    assert c in (0, 1)
+    trials, directions = Noting.seen
+    assert directions == [MINIMIZE, MAXIMIZE]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
+    assert [trial.params for trial in trials] == [
+        {"x": 0.5, "n": 3, "c": 1},
+        {"x": 1.5, "n": 4, "c": 0},
+        {"x": 2.5, "n": 1, "c": 1},
+    ]
+    assert trials[0].values == [1.0, 2.0]
+    assert trials[0].system_attrs == {"constraints:a": 1.0}
+    assert trials[0].distributions == SPACE
+
+
+def test_choices_are_replaced_by_their_indices():
+    with pytest.warns(UserWarning, match="choices"):
+        space = {**SPACE, "c": CategoricalDistribution((None, lambda: None, "a"))}  # it cannot be pickled
+    sent = space_of_indices(space)
+    assert sent == {**SPACE, "c": CategoricalDistribution((0, 1, 2))}
+    pickle.dumps(request(space=sent))
+
+
+@pytest.fixture
+def process():
+    process = SamplerProcess(is_background=True, imports=())
+    yield process
+    process.close()
+
+
+def pid_of(process):
+    return process._process.pid
+
+
+@pytest.mark.newest
+def test_requests_are_answered_in_their_order(process):
+    assert not process.is_busy
+    space = {"x": SPACE["x"]}
+    requests = [request(Counting, number=number, earlier=range(number), space=space) for number in range(1, 6)]
+    futures = [process.submit(each) for each in requests]
+    assert process.is_busy
+    assert [future.result(60).point for future in futures] == [(0,), (1,), (2,), (3,), (4,)]
+    assert not process.is_busy
+    assert process.is_ready
+    assert 0 < futures[0].result().seconds < 60
+    assert os.getpriority(os.PRIO_PROCESS, pid_of(process)) == 10
+
+
+@pytest.mark.newest
+def test_errors_and_output_of_a_sampler_do_no_harm(process):
+    fails = functools.partial(Misbehaving, "raise ZeroDivisionError('by design')")
+    prints = functools.partial(Misbehaving, "print('x' * 10**6, flush=True); import os; os.write(1, b'y')")
+    with pytest.raises(SamplerProcessError, match=r"^ZeroDivisionError\('by design'\)$"):
+        process.submit(request(fails)).result(60)
+    assert process.submit(request(prints)).result(60)
+    assert process.submit(request()).result(60)
+
+
+@pytest.mark.newest
+def test_a_request_that_cannot_be_sent_is_an_error(process):
+    with pytest.raises(Exception, match="lambda"):
+        process.submit(request(lambda: None)).result(60)
+    assert process.submit(request()).result(60)
+
+
+@pytest.mark.newest
+def test_a_process_that_was_killed_is_replaced(process):
+    process.submit(request()).result(60)
+    first = pid_of(process)
+    os.kill(first, signal.SIGKILL)
+    assert process.submit(request()).result(60)
+    assert pid_of(process) != first
+
+
+@pytest.mark.newest
+def test_a_process_that_dies_again_and_again_is_an_error(process):
+    dies = functools.partial(Misbehaving, "import os; os._exit(3)")
+    with pytest.raises(SamplerProcessError, match=r"^its process has ended \(exit code 3\)$"):
+        process.submit(request(dies)).result(60)
+    assert process.submit(request()).result(60)
+
+
+@pytest.mark.newest
+def test_a_failed_import_is_an_error():
+    process = SamplerProcess(is_background=False, imports=("no_such_module",))
+    with pytest.raises(SamplerProcessError, match="No module named 'no_such_module'"):
+        process.submit(request()).result(60)
+    process.close()
+
+
+@pytest.mark.newest
+def test_without_requests_it_ends_and_it_starts_again(process, monkeypatch):
+    monkeypatch.setattr(pauses, "sampler_idle", 0.01)
+    begun = process.submit(request())
+    wait_until(lambda: process._process is not None)
+    pid = pid_of(process)
+    begun.result(60)
+    wait_until(lambda: not process._has_thread)
+    assert not process.is_ready
+    assert not psutil.pid_exists(pid)
+    assert process.submit(request()).result(60)
+
+
+@pytest.mark.newest
+def test_the_close_of_a_process_ends_what_is_waited_for(process):
+    process.submit(request()).result(60)
+    begun = process.submit(request(functools.partial(Misbehaving, "import time; time.sleep(600)")))
+    process.close()
+    with pytest.raises(SamplerProcessError, match="its process has ended"):
+        begun.result(60)
+    with pytest.raises(SamplerProcessError, match="its process has ended"):
+        process.submit(request()).result(60)
+
+
+def open_after_searches():
+    """Return what this process has open after some samplers' processes have ended."""
+    seen = []
+    for _ in range(3):
+        process = SamplerProcess(is_background=True, imports=())
+        process.submit(request()).result(60)
+        process.close()
+        del process
+        gc.collect()
+        wait_until(lambda: not psutil.Process().children())
+        seen.append(len(os.listdir("/proc/self/fd")))
+    return seen
+
+
+@pytest.mark.newest
+def test_nothing_is_left_of_a_process():
+    assert len(set(in_new_process(open_after_searches))) == 1
+
+
+PARENT = """
+import json, os, sys, time
+from optuna_flyte_dsl.sampling import sampler_process as module
+from tests.sampling.test_sampler_process import request
+module._IMPORTS = ()
+process = module.sampler_process(is_background=True)
+process.submit(request()).result(60)
+if os.fork() == 0:  # it has a copy of the pipes, and outlives its parent
+    has_another = module.sampler_process(is_background=True) is not process
+    os.write(1, json.dumps([process._process.pid, os.getpid(), has_another]).encode() + b"\\n")
+    time.sleep(600)
+if sys.argv[1] == "waits":
+    time.sleep(600)
+"""
+
+
+@pytest.mark.newest
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, None], ids=["killed", "interrupted", "at its end"])
+def test_it_ends_with_the_process_that_has_started_it(end):
+    command = [sys.executable, "-c", PARENT, "ends" if end is None else "waits"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        pid, forked, has_another = json.loads(parent.stdout.readline())
+        try:
+            assert has_another
+            if end is not None:
+                parent.send_signal(end)
+            parent.wait(60)
+            wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        finally:
+            os.kill(forked, signal.SIGKILL)
+
+
+def test_samplers_share_a_process(monkeypatch):
+    monkeypatch.setattr(module, "_processes", [])
+    module.sampler_process.cache_clear()
+    first, other, again = (module.sampler_process(is_background=each) for each in (True, False, True))
+    assert first is again is not other
+    module.sampler_process.cache_clear()
