@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 from flytekit.core.checkpointer import SyncCheckpoint
@@ -23,9 +23,10 @@ from optuna_flyte_dsl._compat.flytekit import CHECKPOINT_FOLDER
 
 
 class Sandboxes:
-    """The directories of one attempt of a trial.
+    """The directories of one attempt of a trial. A `with` statement keeps them meanwhile.
 
     When the attempt and all its calls have ended, the checkpoints are removed, and the directories that are empty then.
+    A call that was given up may run for longer than its trial.
     """
 
     def __init__(self) -> None:
@@ -33,21 +34,18 @@ class Sandboxes:
         self._users = 0
         self._directories: list[str] = []
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Keep the directories meanwhile. A call that was given up may run for longer than its trial."""
+    def __enter__(self) -> None:
         with self._lock:
             self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                over, self._directories = ([], self._directories) if self._users else (self._directories, [])
-            for directory in over:
-                shutil.rmtree(os.path.join(directory, CHECKPOINT_FOLDER), ignore_errors=True)
-                with contextlib.suppress(OSError):  # the task has written something
-                    os.rmdir(directory)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            over, self._directories = ([], self._directories) if self._users else (self._directories, [])
+        for directory in over:
+            shutil.rmtree(os.path.join(directory, CHECKPOINT_FOLDER), ignore_errors=True)
+            with contextlib.suppress(OSError):  # the task has written something
+                os.rmdir(directory)
 
     def make(self, prefix: str) -> str:
         """Make a directory."""
@@ -60,13 +58,11 @@ class Sandboxes:
 _current: contextvars.ContextVar[Sandboxes] = contextvars.ContextVar("sandboxes of an attempt")
 
 
-@contextlib.contextmanager
-def sandboxes_of_attempt() -> Iterator[None]:
-    """Collect the directories of the calls that are made meanwhile, and remove the empty ones at last."""
+def sandboxes_of_attempt() -> Sandboxes:
+    """Collect the directories of the calls that are made in this context. They are kept in a `with` statement."""
     sandboxes = Sandboxes()
     _current.set(sandboxes)  # an attempt has a context of its own
-    with sandboxes.used():
-        yield
+    return sandboxes
 
 
 def current_sandboxes() -> Sandboxes:

@@ -69,7 +69,7 @@ class EntityCall:
             try:
                 if seconds:
                     return self._run_in_time(task, run, float(seconds))
-                with current_sandboxes().used():
+                with current_sandboxes():
                     return run(self)
             except (FlyteRecoverableException, TrialTimeoutError) as error:
                 if is_plain:
@@ -87,7 +87,7 @@ class EntityCall:
         def job() -> T:
             use_own_loop()
             flyte_context_Var.set(list(flyte_context_Var.get()))
-            with current_sandboxes().used():
+            with current_sandboxes():
                 return run(attempt)
 
         try:
