@@ -187,9 +187,12 @@ class AutoSampler(BaseSampler):
                 self._name(study, TPESampler.__name__)
                 search_space = tpe.infer_relative_search_space(study, trial)
             params = tpe.sample_relative(study, trial, search_space)
-        if chosen.gp_space:
-            with self._choosing:
-                self._gp.ask_ahead(study, trial, chosen.gp_space, params)
+        if chosen.gp_space and not self._is_gp_broken:
+            try:
+                with self._choosing:
+                    self._gp.ask_ahead(study, trial, chosen.gp_space, params)
+            except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
+                self._give_up_gp(error)
         return params
 
     def _sample_gp(self, study: optuna.Study, trial: FrozenTrial, chosen: _Choice) -> dict[str, Any] | None:

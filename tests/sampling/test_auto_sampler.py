@@ -254,6 +254,18 @@ def test_a_gp_that_fails_is_replaced(gp, caplog):
     assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: RuntimeError('singular')."]
 
 
+def test_a_gp_that_fails_while_it_samples_ahead_is_replaced(gp, caplog, monkeypatch):
+    def fails(*_):
+        raise ValueError("by design")
+
+    monkeypatch.setattr(gp_points.GPPoints, "ask_ahead", fails)
+    study = optuna.create_study(sampler=AutoSampler())
+    with caplog.at_level(logging.WARNING):
+        samplers_of(study, 15)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 15
+    assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: ValueError('by design')."]
+
+
 def test_a_seed_repeats_a_study(gp, monkeypatch):
     def points(seed):
         monkeypatch.setattr(gp_points, "_ids", itertools.count())
