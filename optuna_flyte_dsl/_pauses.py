@@ -23,7 +23,7 @@ class Pauses:
     loop_block: float = 1.0  # how late such a look must be for a warning
 
     # The process in which a GPSampler samples.
-    sampler_idle: float = 60.0  # how long the process is kept without a request
+    sampler_idle: float = 120.0  # how long the process is kept without a request: its start takes 2.5 % of that
     sampler_patience: float = 600.0  # how long a point is waited for in a search that repeats exactly
 
     # How often other processes are checked.

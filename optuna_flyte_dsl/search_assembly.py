@@ -261,7 +261,7 @@ class Assembly:
         """Return the sampler of one trial."""
         made = make_sampler(self.options, number + 1, is_constrained=bool(self.objective.returns.constraints))
         if isinstance(made, AutoSampler) and isinstance(study.sampler, AutoSampler):
-            made.use_start_of(study.sampler)
+            made.join(study.sampler)
         return made
 
     def _make_runner(self, remote: RemoteSearch | None) -> Runner:

@@ -1,6 +1,5 @@
 """Private names of Optuna."""
 
-import contextlib
 import copy
 import json
 import threading
@@ -9,7 +8,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import GridSampler, TPESampler
+from optuna.samplers import GPSampler, GridSampler, TPESampler
 from optuna.samplers._gp import sampler as gp_sampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study._tell import _tell_with_warning
@@ -118,8 +117,8 @@ def add_to_study_attribute(study: optuna.Study, name: str, value: Any) -> None:
 
 
 def gp_knows_running_trials() -> bool:
-    """Return whether this Optuna's GPSampler takes running trials into account."""
-    return hasattr(gp_sampler, "_get_params")
+    """Return whether this Optuna's GPSampler integrates over what running trials may return. Optuna 4 cannot."""
+    return "_n_qmc_samples_qei" in GPSampler.__init__.__code__.co_names
 
 
 def point_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -132,11 +131,14 @@ def store_point(study: optuna.Study, trial: FrozenTrial, params: Mapping[str, An
     """Store the sampled parameters of a trial before they are suggested, as a GPSampler does, for other samplers."""
     if not gp_knows_running_trials():
         return
-    with contextlib.suppress(TypeError, ValueError):  # a choice may be what JSON has no form for
-        text, most = json.dumps(params), gp_sampler._SYSTEM_ATTR_MAX_LENGTH
-        for place in range(0, len(text), most):
-            name = f"{gp_sampler._RELATIVE_PARAMS_KEY}:{place // most}"
-            study._storage.set_trial_system_attr(trial._trial_id, name, text[place : place + most])
+    try:
+        text = json.dumps(params)
+    except (TypeError, ValueError):  # JSON has no form for a choice
+        return
+    most = gp_sampler._SYSTEM_ATTR_MAX_LENGTH
+    for place in range(0, len(text), most):
+        name = f"{gp_sampler._RELATIVE_PARAMS_KEY}:{place // most}"
+        study._storage.set_trial_system_attr(trial._trial_id, name, text[place : place + most])
 
 
 def set_number_of_good_trials(sampler: TPESampler, number: Callable[[int], int]) -> None:

@@ -35,7 +35,6 @@ from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4
 
 START = "quasi-random"
 _N_START = 10  # the first trials of a study, whose points are quasi-random
-_FEWEST_RESULTS = FEWEST_RESULTS  # without so many results, points are quasi-random too
 _MANY_RUNNING = 12  # with more running trials, a TPESampler takes fewer trials for good ones
 LARGEST_SHARE = 0.03
 
@@ -66,9 +65,9 @@ class AutoSampler(BaseSampler):
       know of running trials, it is used only where no other trial is running.
     - A GPSampler takes 0.1 s and more for a point. It samples in a process of its own, which starts once a search has
       run for three seconds, if it has time for a tenth of the points and more. While trials run, it samples a point
-      ahead for the next trial. If that point lacks too many results, the next trial waits for another one, as long as
-      waiting leaves slots idle for at most a `time_share` of their time: 3 % with 0.03. Without time for either, the
-      next point is a TPESampler's.
+      ahead for the next trial. If that point lacks the results of several trials, the next trial waits for another one,
+      as long as waiting leaves slots idle for at most a `time_share` of their time: 3 % with 0.03. Without time for
+      that, the trial takes it as it is. If there is none, the next point is a TPESampler's.
     - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
       7 % of the trials for good ones, where Optuna takes 10 %.
 
@@ -157,14 +156,18 @@ class AutoSampler(BaseSampler):
             self._budget.begin_ask(self._n_own)
             chosen = self._chosen[trial.number] = self._choice(study, trial)
             self._n_own += 1
-            self._name(study, chosen.sampler)
+            if chosen.sampler == GPSampler.__name__:  # it has still to send the point
+                self.latest = chosen.sampler
+            else:
+                self._note_sampler(study, chosen.sampler)
 
-    def _name(self, study: optuna.Study, sampler: str) -> None:
+    def _note_sampler(self, study: optuna.Study, name: str) -> None:
         """Note the name of the sampler of the latest trial."""
-        self.latest = sampler
-        if sampler not in self._noted:
-            self._noted.add(sampler)
-            add_to_study_attribute(study, SAMPLERS, sampler)
+        with self._choosing:
+            self.latest = name
+            if name not in self._noted:
+                add_to_study_attribute(study, SAMPLERS, name)
+                self._noted.add(name)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that are sampled together. Optuna calls this."""
@@ -184,9 +187,11 @@ class AutoSampler(BaseSampler):
         if params is None:
             tpe = self._tpe_for(study)
             if chosen.sampler == GPSampler.__name__:  # the point has come too late
-                self._name(study, TPESampler.__name__)
+                self._note_sampler(study, TPESampler.__name__)
                 search_space = tpe.infer_relative_search_space(study, trial)
             params = tpe.sample_relative(study, trial, search_space)
+        else:
+            self._note_sampler(study, GPSampler.__name__)
         if chosen.gp_space and not self._is_gp_broken:
             try:
                 with self._choosing:
@@ -226,12 +231,13 @@ class AutoSampler(BaseSampler):
             self._n_own = max(0, self._n_own - 1)
             self._chosen.pop(trial.number, None)
             self._places.pop(trial.number, None)
+            self._gp.give_back(trial.number)
         self._tpe_for(study).after_trial(study, trial, state, values)
 
     def _choice(self, study: optuna.Study, trial: FrozenTrial) -> _Choice:
         if not self._has_results:
             results = known_trials(study, (TrialState.COMPLETE, TrialState.PRUNED))
-            self._has_results = len(results) >= _FEWEST_RESULTS
+            self._has_results = len(results) >= FEWEST_RESULTS
         if not self._has_results or trial.number < _N_START:
             earlier = [each for each in known_trials(study, tuple(TrialState)) if each.number < trial.number]
             return _Choice(START, self._start.index_of(trial, [each for each in earlier if each.params]), {})
@@ -261,9 +267,18 @@ class AutoSampler(BaseSampler):
         """
         self._start.priors = dict(priors)
 
-    def use_start_of(self, other: AutoSampler) -> None:
-        """Use the quasi-random points of another sampler: one sequence for the trials of a study."""
-        self._start = other._start
+    def join(self, other: AutoSampler) -> None:
+        """Be a sampler of the same search as another one: for some of its trials."""
+        self._start = other._start  # one sequence of quasi-random points
+        self._gp.patience = other._gp.patience
+
+    def begin_search(self) -> None:
+        """Wait for points of the GPSampler."""
+        self._gp.patience.renew()
+
+    def hurry(self) -> None:
+        """Wait for no point of the GPSampler any longer, for the search ends. Any thread may call this."""
+        self._gp.patience.end()
 
     def _space_for_gp(self, study: optuna.Study) -> dict[str, BaseDistribution]:
         """Return what a GPSampler samples; nothing if it does not suit the search."""
@@ -274,7 +289,7 @@ class AutoSampler(BaseSampler):
         complete = known_trials(study, (TrialState.COMPLETE,))
         self._is_past_gp = len(complete) > _MOST_RESULTS
         n_pruned = len(known_trials(study, (TrialState.PRUNED,)))
-        if self._is_past_gp or len(complete) < _FEWEST_RESULTS or n_pruned > len(complete):
+        if self._is_past_gp or len(complete) < FEWEST_RESULTS or n_pruned > len(complete):
             return {}
         space = self._space.calculate(study)
         choices = [len(each.choices) for each in space.values() if isinstance(each, CategoricalDistribution)]
@@ -299,7 +314,7 @@ class AutoSampler(BaseSampler):
         if self._constraints_func is not None:
             options["constraints_func"] = self._constraints_func
         with without_optuna_warnings():
-            sampler = TPESampler(seed=self._seed, n_startup_trials=_FEWEST_RESULTS, **options)
+            sampler = TPESampler(seed=self._seed, n_startup_trials=FEWEST_RESULTS, **options)
         if n_objectives == 1:
             set_number_of_good_trials(sampler, self._number_of_good_trials)
         return sampler
@@ -314,7 +329,10 @@ class AutoSampler(BaseSampler):
 @functools.cache
 def has_gp() -> bool:
     """Return whether the packages that a GPSampler needs are installed. They are not imported."""
-    return all(importlib.util.find_spec(package) is not None for package in ("torch", "scipy"))
+    try:
+        return all(importlib.util.find_spec(package) is not None for package in ("torch", "scipy"))
+    except ValueError:  # a test has put something else in the place of a package
+        return False
 
 
 def _new_seed() -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import itertools
+import math
 import random
-from collections.abc import Sequence
+import threading
+import time
 from typing import Any, NamedTuple, NoReturn
 
 import optuna
@@ -28,14 +31,15 @@ from optuna_flyte_dsl.sampling.sampler_process import (
     space_of_indices,
 )
 from optuna_flyte_dsl.sampling.time_budget import TimeBudget
+from optuna_flyte_dsl.study.feasibility import stored_constraints
 
 _QUICK_SEARCH = 3.0  # a search of fewer seconds starts no process, which takes 3 s
 _FEW_POINTS = 0.1  # nor does one that has time for a smaller share of its points
 _USUAL_COST = 0.3  # seconds of the first point, for each objective
-_START = 3.0  # seconds of the start of the process
+_START_SECONDS = 3.0  # seconds of the start of the process
 _PATIENCE = 3.0  # a point is not waited for longer than this many times its usual cost
-_FRESH = 8  # a point may lack one result for each so many running trials
-_RARE = 4.0  # if trials are asked for so many times less often than points can be sampled, one point ahead suffices
+_RUNNING_PER_RESULT = 8  # for every 8 running trials, a point may lack one result
+_SLOW_ASKS = 4.0  # if asks come 4 times slower than points, one point is sampled ahead
 _ids = itertools.count()
 FEWEST_RESULTS = 5
 """The number of results that a GPSampler needs."""
@@ -48,13 +52,45 @@ class _Coming(NamedTuple):
     future: concurrent.futures.Future[SampledPoint]
     key: tuple[Any, ...]  # the study and the space
     n_results: int  # which the point knows
+    since: float  # the time at which it was asked for
+
+
+class Patience:
+    """Whether points are waited for. A search that ends is not to wait for one."""
+
+    def __init__(self) -> None:
+        self._end: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def end(self) -> None:
+        """Wait for no point from now on. Any thread may call this."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it has ended already
+            self._end.set_result(None)
+
+    def renew(self) -> None:
+        """Wait for points again."""
+        if self._end.done():
+            self._end = concurrent.futures.Future()
+
+    def wait(self, future: concurrent.futures.Future[SampledPoint], seconds: float) -> bool:
+        """Wait for a point, at most some seconds. Return whether it is there."""
+        both: list[concurrent.futures.Future[Any]] = [future, self._end]
+        concurrent.futures.wait(both, seconds, concurrent.futures.FIRST_COMPLETED)
+        return future.done()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._end.done()
+
+    def __reduce__(self) -> tuple[type[Patience], tuple[()]]:
+        return Patience, ()  # a copy serves another search
 
 
 class GPPoints:
     """Points that a GPSampler samples in another process.
 
     Where the budget allows it, a trial waits for its point, which knows all results. After each trial that was asked
-    for, a point is sampled ahead. The next trial gets it if it is fresh enough, or if there is no time to wait.
+    for, a point is sampled ahead. The next trial gets it if it lacks few results, or if there is no time to wait.
 
     Args:
         seed: The seed; `None` for new random numbers.
@@ -64,12 +100,15 @@ class GPPoints:
 
     def __init__(self, seed: int | None, budget: TimeBudget, *, has_constraints: bool) -> None:
         self.budget = budget
+        self.patience: Patience = Patience()
         self._seed = random.SystemRandom().randrange(2**31) if seed is None else seed
         self._has_constraints = has_constraints
-        self._is_begun = False
+        self._has_sent_request = False
         self._last_cost: float | None = None
         self._ahead: collections.deque[_Coming] = collections.deque()  # for the next trials
         self._coming: dict[int, _Coming] = {}  # by the number of the trial that takes it
+        self._search = next(_ids)
+        self._lock = threading.RLock()
 
     @property
     def _process(self) -> SamplerProcess:
@@ -79,41 +118,53 @@ class GPPoints:
         """Return whether a trial can get a point, at once or while it waits for `take`."""
         if self.budget.share is None:
             return True
-        has_time = self._has_time_to_wait(study)
-        while self._ahead:
-            if not self._ahead[0].future.done() and not has_time:
-                return False
-            ahead = self._ahead.popleft()
-            n_new = len(known_trials(study, (TrialState.COMPLETE,))) - ahead.n_results
-            is_fresh = n_new <= len(known_trials(study, (TrialState.RUNNING,))) // _FRESH
-            if ahead.key == _key(study, space) and (is_fresh or not has_time):
-                self._coming[trial.number] = ahead
+        with self._lock:
+            has_time = self._has_time_to_wait(study) and not self._process.is_busy
+            n_running = len(known_trials(study, (TrialState.RUNNING,)))
+            while self._ahead and self._n_lacking(self._ahead[0], study, space) > n_running:
+                self._ahead.popleft().future.cancel()
+            if not self._ahead:
+                return has_time and self._is_worth_it(study)
+            first = self._ahead[0]
+            if not first.future.done():
+                if time.monotonic() > first.since + pauses.sampler_patience:
+                    self._give_up_process()
+                if not self._has_time_to_wait(study):
+                    return False
+            elif has_time and self._n_lacking(first, study, space) > n_running // _RUNNING_PER_RESULT:
+                self._drop_ahead()  # the trial waits for a point that knows more
                 return True
-        return has_time and self._is_worth_it(study) and not self._process.is_busy
+            self._coming[trial.number] = self._ahead.popleft()
+            return True
 
     def take(
         self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]
     ) -> dict[str, Any] | None:
         """Return the parameters of a trial for which `has_point` was true. `None` if they were waited for in vain."""
-        coming = self._coming.get(trial.number)
-        if coming is None:
-            coming = self._coming[trial.number] = self._submit(study, trial.number, space, _rows(study, space))
+        with self._lock:
+            coming = self._coming.get(trial.number)
+            if coming is None:
+                rows = _rows(study, space, besides=trial)
+                coming = self._coming[trial.number] = self._submit(study, trial.number, space, rows)
         has_limit = self.budget.share is not None
-        patience = _PATIENCE * self._wait_for_cost(study) if has_limit else pauses.sampler_patience
-        try:
-            with self.budget.spent():
-                sampled = coming.future.result(patience)
-        except TimeoutError:
-            if not has_limit:
-                raise SamplerProcessError(f"it has sent no point for {patience:g} s") from None
-            self._ahead.append(coming)
-            return None
-        finally:
-            self._coming.pop(trial.number, None)
-        self._last_cost = sampled.seconds
+        seconds = _PATIENCE * self._expected_wait(study) if has_limit else pauses.sampler_patience
+        with self.budget.spent():
+            has_come = self.patience.wait(coming.future, seconds)
+        with self._lock:
+            if not has_come:
+                del self._coming[trial.number]
+                if has_limit:
+                    self._ahead.appendleft(coming)
+                elif not self.patience.has_ended:
+                    self._give_up_process()
+                return None
+            sampled = coming.future.result()
+            self._last_cost = sampled.seconds
         pairs = zip(space.items(), sampled.point, strict=True)
         params = {name: kind.to_external_repr(each) for (name, kind), each in pairs}
         store_point(study, trial, params)
+        with self._lock:
+            del self._coming[trial.number]  # its point is known from the study now
         return params
 
     def ask_ahead(
@@ -127,64 +178,89 @@ class GPPoints:
         """
         if self.budget.share is None or not gp_knows_running_trials() or not self._is_worth_it(study):
             return
-        if len(self._ahead) < self._most_ahead(study):
-            rows = _rows(study, space)
-            if space.keys() <= params.keys():
-                rows.append(Row(TrialState.RUNNING, None, _point(params, space), {}))
-            self._ahead.append(self._submit(study, trial.number + 1 + len(self._ahead), space, rows))
+        with self._lock:
+            if len(self._ahead) < self._most_ahead(study):
+                rows = _rows(study, space, besides=trial)
+                if space.keys() <= params.keys():
+                    rows.append(Row(TrialState.RUNNING, None, _point(params, space), {}))
+                self._ahead.append(self._submit(study, trial.number + 1 + len(self._ahead), space, rows))
+
+    def give_back(self, number: int) -> None:
+        """Note that a trial has ended. If it has not taken its point, as with enqueued parameters, the next one may."""
+        with self._lock:
+            coming = self._coming.pop(number, None)
+            if coming is not None:
+                self._ahead.appendleft(coming)
+
+    def _n_lacking(self, coming: _Coming, study: optuna.Study, space: dict[str, BaseDistribution]) -> float:
+        """Return how many results a point does not know."""
+        if coming.key != _key(study, space):
+            return math.inf
+        return len(known_trials(study, (TrialState.COMPLETE,))) - coming.n_results
 
     def _most_ahead(self, study: optuna.Study) -> int:
         """Return how many points are sampled ahead at most."""
-        n_lacking = len(known_trials(study, (TrialState.RUNNING,))) // _FRESH
+        n_lacking = len(known_trials(study, (TrialState.RUNNING,))) // _RUNNING_PER_RESULT
         if n_lacking == 0 and self._has_time_to_wait(study):
             return 0  # the next trial will wait for a point that knows the result of this one
-        return 1 if self.budget.seconds_per_ask >= _RARE * self._cost(study) else 1 + n_lacking
+        return 1 if self.budget.seconds_per_ask >= _SLOW_ASKS * self._cost(study) else 1 + n_lacking
+
+    def _drop_ahead(self) -> None:
+        while self._ahead:
+            self._ahead.popleft().future.cancel()
+
+    def _give_up_process(self) -> NoReturn:
+        self._process.close()
+        raise SamplerProcessError(f"it has sent no point for {pauses.sampler_patience:g} s")
 
     def forget(self) -> None:
         """Forget the points that no trial has got yet."""
-        self._ahead.clear()
-        self._coming.clear()
+        with self._lock:
+            self._drop_ahead()
+            self._coming.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process has another clock, and no point that was asked for here.
-        return {
-            **vars(self),
-            "budget": TimeBudget(self.budget.share),
-            "_is_begun": False,
-            "_ahead": collections.deque(),
-            "_coming": {},
-        }
+        return {"seed": self._seed, "share": self.budget.share, "has_constraints": self._has_constraints}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["seed"], TimeBudget(state["share"]), has_constraints=state["has_constraints"])  # type: ignore[misc]
 
     def _submit(self, study: optuna.Study, number: int, space: dict[str, BaseDistribution], rows: list[Row]) -> _Coming:
-        self._is_begun = True
+        self._has_sent_request = True
         key = _key(study, space)
-        open_ids = [each.id for each in (*self._ahead, *list(self._coming.values())) if each.key == key]
-        make = functools.partial(make_gp, (self._seed + number) % 2**32, has_constraints=self._has_constraints)
-        request = SamplingRequest(next(_ids), make, study.directions, space_of_indices(space), rows, open_ids)
-        future = self._process.submit(request)
-        return _Coming(request.id, future, key, sum(row.state is TrialState.COMPLETE for row in rows))
+        request = SamplingRequest(
+            next(_ids),
+            functools.partial(make_gp, (self._seed + number) % 2**32, has_constraints=self._has_constraints),
+            # What a kept sampler knows depends on when the process has started: a search that repeats exactly has none.
+            None if self.budget.share is None else self._search,
+            study.directions,
+            space_of_indices(space),
+            rows,
+            [each.id for each in (*self._ahead, *self._coming.values()) if each.key == key],
+        )
+        n_results = sum(row.state is TrialState.COMPLETE for row in rows)
+        return _Coming(request.id, self._process.submit(request), key, n_results, time.monotonic())
 
     def _cost(self, study: optuna.Study) -> float:
         """Return how many seconds a point takes."""
         return _USUAL_COST * len(study.directions) if self._last_cost is None else self._last_cost
 
-    def _wait_for_cost(self, study: optuna.Study) -> float:
-        return self._cost(study) if self._process.is_ready else self._cost(study) + _START
+    def _expected_wait(self, study: optuna.Study) -> float:
+        return self._cost(study) if self._process.is_ready else self._cost(study) + _START_SECONDS
 
     def _has_time_to_wait(self, study: optuna.Study) -> bool:
         # If trials are asked for faster than points are sampled, waiting brings no more points.
-        return self.budget.seconds_per_ask >= self._cost(study) and self.budget.allows(self._wait_for_cost(study))
+        return self.budget.seconds_per_ask >= self._cost(study) and self.budget.allows(self._expected_wait(study))
 
     def _is_worth_it(self, study: optuna.Study) -> bool:
         """Return whether the process is worth its start."""
-        if self._is_begun:
+        if self._has_sent_request:
             return True
         cost = _USUAL_COST * len(study.directions)
         share = self.budget.affordable(cost)
         if gp_knows_running_trials():
             share = max(share, self.budget.seconds_per_ask / cost)
-        elif len(known_trials(study, (TrialState.RUNNING,))) > 1:
-            return False
         return self.budget.elapsed >= _QUICK_SEARCH and share >= _FEW_POINTS
 
 
@@ -212,13 +288,15 @@ def _point(params: dict[str, Any], space: dict[str, BaseDistribution]) -> tuple[
     return tuple(kind.to_internal_repr(params[name]) for name, kind in space.items())
 
 
-def _rows(study: optuna.Study, space: dict[str, BaseDistribution]) -> list[Row]:
-    """Return what a GPSampler learns from."""
+def _rows(study: optuna.Study, space: dict[str, BaseDistribution], *, besides: FrozenTrial) -> list[Row]:
+    """Return what a GPSampler learns from the other trials."""
     rows = []
     for trial in known_trials(study, (TrialState.COMPLETE, TrialState.RUNNING)):
         params = point_of(trial)
-        if space.keys() <= params.keys():
-            constraints = {name: value for name, value in trial.system_attrs.items() if name.startswith("constraints")}
-            values: Sequence[float] | None = trial.values
-            rows.append(Row(trial.state, None if values is None else list(values), _point(params, space), constraints))
+        if space.keys() <= params.keys() and trial.number != besides.number:
+            values: list[float] | None = trial.values
+            # JSON may have changed a choice of a running trial that is not suggested yet.
+            with contextlib.suppress(ValueError) if trial.state is TrialState.RUNNING else contextlib.nullcontext():
+                point = _point(params, space)
+                rows.append(Row(trial.state, values and list(values), point, stored_constraints(trial)))
     return rows

@@ -17,6 +17,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,10 @@ from typing import IO, Any, NamedTuple
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import with_trials
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._text import shown
 
@@ -40,7 +41,10 @@ work(parent, is_background)
 """
 _IMPORTS = ("torch", "scipy.optimize", "scipy.stats")
 _NICENESS = 10
-_N_KEPT = 1000  # points of earlier requests
+_STATUS_PATIENCE = 1.0  # seconds that the exit code of a process that has ended is waited for
+_SHOWN_OUTPUT = 1000  # characters
+_N_POINTS = 1000  # that the process keeps
+_N_SAMPLERS = 8  # that the process keeps
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the matrices are small
 
 
@@ -62,6 +66,7 @@ class SamplingRequest(NamedTuple):
 
     id: int
     make_sampler: Callable[[], BaseSampler]
+    search: int | None  # the sampler is kept under this number for the next request; `None` for a new sampler each time
     directions: list[StudyDirection]
     space: dict[str, BaseDistribution]
     rows: list[Row]
@@ -83,16 +88,39 @@ def space_of_indices(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDis
     }
 
 
-def sample(request: SamplingRequest, answered: Mapping[int, tuple[float, ...]]) -> tuple[float, ...]:
-    """Sample a point, in the process that samples.
+class Memory:
+    """What the process keeps between two requests: the latest points, and samplers, which have fitted models."""
 
-    Args:
-        answered: The points of earlier requests, by their ids.
-    """
-    earlier = [answered[each] for each in request.earlier if each in answered]
+    def __init__(self) -> None:
+        self.points: dict[int, tuple[float, ...]] = {}  # by the id of the request
+        self._samplers: dict[int, BaseSampler] = {}  # by the number of the search
+
+    def note(self, request: SamplingRequest, point: tuple[float, ...]) -> None:
+        """Keep a point."""
+        self.points[request.id] = point
+        if len(self.points) > _N_POINTS:
+            del self.points[next(iter(self.points))]
+
+    def sampler(self, request: SamplingRequest) -> BaseSampler:
+        """Return the sampler of a request."""
+        if request.search is None:
+            return request.make_sampler()
+        sampler = self._samplers.pop(request.search, None) or request.make_sampler()
+        self._samplers[request.search] = sampler  # as the latest one
+        if len(self._samplers) > _N_SAMPLERS:
+            del self._samplers[next(iter(self._samplers))]
+        return sampler
+
+
+def sample(request: SamplingRequest, memory: Memory) -> tuple[float, ...]:
+    """Sample a point, in the process that samples."""
+    earlier = [memory.points[each] for each in request.earlier if each in memory.points]
     rows = [*request.rows, *(Row(TrialState.RUNNING, None, point, {}) for point in earlier)]
-    trials = [
-        FrozenTrial(
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage, directions=request.directions, sampler=memory.sampler(request))
+    study_id = storage.get_study_id_from_name(study.study_name)
+    for number, row in enumerate(rows):
+        trial = FrozenTrial(
             number=number,
             trial_id=number,
             state=row.state,
@@ -109,19 +137,18 @@ def sample(request: SamplingRequest, answered: Mapping[int, tuple[float, ...]]) 
             system_attrs=row.constraints,
             intermediate_values={},
         )
-        for number, row in enumerate(rows)
-    ]
-    study = optuna.create_study(directions=request.directions, sampler=request.make_sampler())
-    study.__class__ = with_trials(type(study), trials)
+        storage.create_new_trial(study_id, trial)
     params = study.ask(dict(request.space)).params
-    return tuple(kind.to_internal_repr(params[name]) for name, kind in request.space.items())
+    point = tuple(kind.to_internal_repr(params[name]) for name, kind in request.space.items())
+    memory.note(request, point)
+    return point
 
 
 class SamplerProcess:
     """Samples in another process, one point after the other. The process starts at the first request.
 
-    It ends some time after the last request, and with this process. A process that was killed is replaced at the next
-    request.
+    It ends some time after the last request, and with this process. A process that was killed is replaced, and gets the
+    request again.
 
     Args:
         is_background: Whether the process leaves the processor to other processes.
@@ -138,6 +165,7 @@ class SamplerProcess:
         self._n_open = 0  # requests without an answer
         self._has_thread = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._printed: IO[bytes] | None = None  # the error output of the process
         self._is_ready = False
         self._is_closed = False
 
@@ -158,15 +186,20 @@ class SamplerProcess:
         """
         future: concurrent.futures.Future[SampledPoint] = concurrent.futures.Future()
         with self._lock:
-            self._n_open += 1
-            self._requests.put((request, future))
             if not self._has_thread:
                 threading.Thread(target=self._serve, name="optuna_flyte_dsl samples", daemon=True).start()
                 self._has_thread = True
+            self._n_open += 1
+            self._requests.put((request, future))
         return future
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
     def close(self) -> None:
-        """End the process. Requests without an answer get an error."""
+        """End the process. Requests without an answer get an error, and so do later ones."""
         self._is_closed = True
         self._stop()
 
@@ -181,9 +214,13 @@ class SamplerProcess:
                     self._stop()
                     self._has_thread = False
                     return
+            if not future.set_running_or_notify_cancel():
+                with self._lock:
+                    self._n_open -= 1
+                continue
             try:
                 answer: SampledPoint | BaseException = self._answer(pickle.dumps(request))
-            except BaseException as error:  # noqa: BLE001 - who waits gets it
+            except BaseException as error:  # noqa: BLE001 - the future raises it
                 answer = error
             with self._lock:
                 self._n_open -= 1
@@ -193,7 +230,7 @@ class SamplerProcess:
                 future.set_result(answer)
 
     def _answer(self, request: bytes) -> SampledPoint:
-        code = None
+        reason = ""
         for _ in range(2):  # the process may have been killed
             try:
                 process = self._process or self._start()
@@ -202,26 +239,33 @@ class SamplerProcess:
                 process.stdin.write(request)
                 process.stdin.flush()
                 answer = pickle.load(process.stdout)  # noqa: S301 - from our own process
-            except (EOFError, OSError, pickle.UnpicklingError):
-                code = self._stop()
+            except (EOFError, OSError, pickle.UnpicklingError) as error:
+                reason = self._cause_of_death() or f"its process does not start: {shown(error)}"
                 if self._is_closed:
+                    reason = "its process was ended"
                     break
                 continue
             if isinstance(answer, SampledPoint):
                 return answer
             raise SamplerProcessError(answer)
-        raise SamplerProcessError(f"its process has ended (exit code {code})")
+        raise SamplerProcessError(reason)
 
     def _start(self) -> subprocess.Popen[bytes]:
+        if self._is_closed:
+            raise EOFError
         arguments = json.dumps([list(map(str, sys.path)), os.getpid(), self._is_background])
-        process = subprocess.Popen(  # noqa: S603 - this interpreter
-            [sys.executable, "-P", "-c", _PROGRAM, arguments],
-            env={**os.environ, **_ONE_THREAD},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the searching process
-        )
+        with contextlib.ExitStack() as files:
+            printed = files.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(  # noqa: S603 - this interpreter
+                [sys.executable, "-P", "-c", _PROGRAM, arguments],
+                env={**os.environ, **_ONE_THREAD},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=printed,
+                start_new_session=True,  # Ctrl-C is for the searching process
+            )
+            self._printed = printed
+            files.pop_all()  # the file is closed with the process
         self._process = process
         if self._is_closed:
             self._stop()
@@ -236,71 +280,83 @@ class SamplerProcess:
         self._is_ready = True
         return process
 
-    def _stop(self) -> int | None:
-        """Kill the process. Return its exit code."""
+    def _cause_of_death(self) -> str:
+        """Return why the process has ended, in words; nothing if none was started."""
+        process, printed = self._process, self._printed
+        if process is None or printed is None:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STATUS_PATIENCE)
+        printed.seek(max(0, printed.seek(0, os.SEEK_END) - _SHOWN_OUTPUT))
+        lines = printed.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        self._stop()
+        return f"its process has ended (exit code {process.returncode}){last and f': {last}'}"
+
+    def _stop(self) -> None:
+        """Kill the process."""
         process, self._process = self._process, None
         self._is_ready = False
         if process is None:
-            return None
+            return
         process.kill()
-        code = process.wait()
-        for pipe in (process.stdin, process.stdout):
+        process.wait()
+        for file in (process.stdin, process.stdout, self._printed):
             with contextlib.suppress(OSError, ValueError):  # what was not sent; another thread may be reading
-                assert pipe is not None
-                pipe.close()
-        return code
+                assert file is not None
+                file.close()
 
 
-@functools.cache
 def sampler_process(*, is_background: bool) -> SamplerProcess:
     """Return the process for GPSamplers. All samplers of this process share it, for its start takes seconds."""
     _register()
-    process = SamplerProcess(is_background=is_background, imports=_IMPORTS)
-    _processes.append(process)
-    return process
+    with _making:
+        process = _processes.get(is_background)
+        if process is None or process.is_closed:
+            process = _processes[is_background] = SamplerProcess(is_background=is_background, imports=_IMPORTS)
+        return process
 
 
-_processes: list[SamplerProcess] = []
+_processes: dict[bool, SamplerProcess] = {}  # by whether they are in the background
+_making = threading.Lock()
 
 
 @functools.cache
 def _register() -> None:
     atexit.register(_close_all, os.getpid())
-    # A forked child has no thread that serves.
     os.register_at_fork(after_in_child=_forget)
 
 
 def _forget() -> None:
+    """Forget the processes of the parent: a forked child has none of the threads that serve."""
+    global _making
+    _making = threading.Lock()
     _processes.clear()
-    sampler_process.cache_clear()
 
 
 def _close_all(owner: int) -> None:
     if os.getpid() == owner:
-        for process in _processes:
+        for process in _processes.values():
             process.close()
 
 
 def work(parent: int, is_background: bool) -> None:
     """Answer requests until the process has ended that sends them. Tell first whether the imports have failed."""
-    requests: IO[bytes] = sys.stdin.buffer
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed is no answer
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a sampler that reads its input must not read a request
+    os.dup2(2, 1)  # what a sampler prints must not mix with the answers
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if is_background:
         os.nice(_NICENESS)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with contextlib.suppress(EOFError, BrokenPipeError):
         answer: SampledPoint | str = _error_of_imports(pickle.load(requests))  # noqa: S301 - from our own process
-        answered: dict[int, tuple[float, ...]] = {}
+        memory = Memory()
         while True:
             answers.write(pickle.dumps(answer))
             answers.flush()
-            request: SamplingRequest = pickle.load(requests)  # noqa: S301 - so is this
-            answer = _answer_to(request, answered)
-            if isinstance(answer, SampledPoint):
-                answered[request.id] = answer.point
-                answered.pop(request.id - _N_KEPT, None)
+            answer = _answer_to(pickle.load(requests), memory)  # noqa: S301 - so is this
     os._exit(0)
 
 
@@ -313,10 +369,10 @@ def _error_of_imports(names: Sequence[str]) -> str:
     return ""
 
 
-def _answer_to(request: SamplingRequest, answered: Mapping[int, tuple[float, ...]]) -> SampledPoint | str:
+def _answer_to(request: SamplingRequest, memory: Memory) -> SampledPoint | str:
     begun = time.perf_counter()
     try:
-        point = sample(request, answered)
+        point = sample(request, memory)
     except Exception as error:  # noqa: BLE001 - the search goes on without the sampler
         return shown(error)
     return SampledPoint(point, time.perf_counter() - begun)

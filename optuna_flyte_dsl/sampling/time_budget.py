@@ -66,7 +66,7 @@ class TimeBudget:
     @property
     def seconds_per_ask(self) -> float:
         """How many seconds there are for a point, if points are sampled one by one while trials run."""
-        return self.elapsed / self._n_asks if self.share and self._n_asks else 0.0
+        return self.elapsed / self._n_asks if self._n_asks else 0.0
 
     def _idle_during(self, seconds: float) -> float:
         """Return for how many seconds slots are idle during an ask, summed over the slots.

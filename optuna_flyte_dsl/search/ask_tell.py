@@ -27,6 +27,7 @@ from optuna_flyte_dsl._compat.optuna import (
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
+from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.search.failure_limit import FailureLimit
 from optuna_flyte_dsl.search.failure_log import FailureLog
 from optuna_flyte_dsl.search.late_values import keep_late_values
@@ -111,12 +112,16 @@ class AskTell:
         return self.storage.silence if self.storage is not None else 0.0
 
     def hurry(self) -> None:
-        """From now on, wait out outages of the storage only for a moment. Any thread may call this."""
+        """From now on, wait for no sampler, and only for a moment for the storage. Any thread may call this."""
+        if isinstance(self._sampler, AutoSampler):
+            self._sampler.hurry()
         if self.storage is not None:
             self.storage.hurry()
 
     def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Enqueue the parameters of the first trials. A point that the study already has is left out."""
+        """Begin: enqueue the parameters of the first trials. A point that the study already has is left out."""
+        if isinstance(self._sampler, AutoSampler):
+            self._sampler.begin_search()
         if self.storage is not None:
             self._open.study_name = self.study.study_name  # read now, while the storage answers
         if not points:

@@ -24,6 +24,12 @@ def constraint_attributes(names: Sequence[str], values: Sequence[float]) -> dict
     return {f"{_KEY}:{name}": value for name, value in zip(names, values, strict=True)}
 
 
+def stored_constraints(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the system attributes of a trial's constraints."""
+    attributes = trial.system_attrs.items()
+    return {name: value for name, value in attributes if name == _KEY or name.startswith(f"{_KEY}:")}
+
+
 def constraints_of(trial: FrozenTrial) -> tuple[float, ...] | None:
     """Return the values of a trial's constraints; `None` if it has none."""
     listed = trial.system_attrs.get(_KEY)

@@ -7,6 +7,8 @@ import itertools
 import logging
 import math
 import pickle
+import sys
+import types
 import warnings
 
 import optuna
@@ -19,7 +21,7 @@ from optuna.trial import TrialState
 from optuna_flyte_dsl import AutoSampler, Float, Minimize, optimize
 from optuna_flyte_dsl.sampling import auto_sampler, gp_points, time_budget
 from optuna_flyte_dsl.sampling.auto_sampler import START, has_gp
-from optuna_flyte_dsl.sampling.sampler_process import SampledPoint, SamplerProcessError, sample
+from optuna_flyte_dsl.sampling.sampler_process import Memory, SampledPoint, SamplerProcessError, sample
 from optuna_flyte_dsl.study.attributes import SAMPLERS
 
 needs_torch = pytest.mark.skipif(not has_gp(), reason="torch is not installed")
@@ -43,6 +45,7 @@ class SamplesHere:
 
     def __init__(self):
         self.requests = []
+        self.is_late = False
         self.seconds = 0.0
         self.error = None
 
@@ -50,11 +53,15 @@ class SamplesHere:
         self.requests.append(request)
         clock.now += self.seconds
         answer = concurrent.futures.Future()
+        if self.is_late:
+            return answer
         if self.error is not None:
             answer.set_exception(self.error)
         else:
-            random_points = request._replace(make_sampler=functools.partial(RandomSampler, seed=request.id))
-            answer.set_result(SampledPoint(sample(random_points, {}), self.seconds))
+            # As if the sampler were made anew for each point, from the same seed.
+            seed = request.make_sampler.args[0]
+            random_points = request._replace(make_sampler=functools.partial(RandomSampler, seed=seed), search=None)
+            answer.set_result(SampledPoint(sample(random_points, Memory()), self.seconds))
         return answer
 
 
@@ -66,7 +73,6 @@ def gp(monkeypatch):
     monkeypatch.setattr(auto_sampler, "gp_knows_running_trials", lambda: True)
     monkeypatch.setattr(gp_points, "gp_knows_running_trials", lambda: True)
     monkeypatch.setattr(gp_points, "sampler_process", lambda **_: process)
-    monkeypatch.setattr(gp_points, "_ids", itertools.count())
     monkeypatch.setattr(time_budget, "time", clock)
     return process
 
@@ -249,9 +255,64 @@ def test_a_gp_that_fails_is_replaced(gp, caplog):
         samplers_of(study, 15)
     assert len(gp.requests) == 1
     assert study.sampler.latest == "TPESampler"
-    assert study.user_attrs[SAMPLERS] == [START, "GPSampler", "TPESampler"]
+    assert study.user_attrs[SAMPLERS] == [START, "TPESampler"]
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 15
     assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: RuntimeError('singular')."]
+
+
+def test_points_are_sampled_ahead_and_known_to_the_study(gp, monkeypatch):
+    stored = []
+    monkeypatch.setattr(gp_points, "store_point", lambda _, trial, params: stored.append((trial.number, params)))
+    study = optuna.create_study(sampler=AutoSampler())
+    names = samplers_of(study, 40, seconds=0.5)
+    with_gp = [number for number, name in enumerate(names) if name == "GPSampler"]
+    assert len(with_gp) > 20
+    assert [number for number, _ in stored] == with_gp
+    assert [params["x"] for _, params in stored] == [study.trials[number].params["x"] for number in with_gp]
+    ahead = [request for request in gp.requests if request.rows[-1].state is TrialState.RUNNING]
+    assert ahead != []
+    for request in ahead:
+        number = sum(row.state is TrialState.COMPLETE for row in request.rows)
+        assert request.rows[-1].point == (study.trials[number].params["x"],)
+
+
+def test_the_points_of_another_study_are_not_taken(gp):
+    sampler = AutoSampler()
+    for _ in range(2):
+        study = optuna.create_study(sampler=sampler)
+        samplers_of(study, 40, seconds=0.5)
+        known = {request.id: request.rows for request in gp.requests}
+        for request in gp.requests:
+            assert all(len(known[each]) <= len(request.rows) for each in request.earlier)
+        gp.requests.clear()
+
+
+def test_a_point_that_comes_too_late_is_a_tpes(gp, monkeypatch):
+    monkeypatch.setattr(gp_points.Patience, "wait", lambda _, future, __: future.done())
+    gp.is_late = True
+    study = optuna.create_study(sampler=AutoSampler(time_share=1.0))
+    assert samplers_of(study, 20, seconds=60.0)[10:] == ["TPESampler"] * 10
+    assert study.user_attrs[SAMPLERS] == [START, "TPESampler"]
+    tpe = study.sampler._tpe
+    assert [trial.params["x"] for trial in study.trials[10:]] != [tpe._rng.rng.rand() for _ in range(10)]
+
+
+def test_a_trial_that_takes_no_point_gives_it_back(gp):
+    study = optuna.create_study(sampler=AutoSampler())
+    samplers_of(study, 30, seconds=0.5)
+    for _ in range(20):
+        study.enqueue_trial({"x": 0.5})
+    samplers_of(study, 60, seconds=0.5)
+    assert study.sampler._gp._coming == {}
+    assert all(len(request.earlier) <= 2 for request in gp.requests)
+
+
+def test_without_specs_of_its_packages_there_is_no_gp(monkeypatch):
+    monkeypatch.undo()
+    has_gp.cache_clear()
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))  # as tests of users do
+    assert not has_gp()
+    has_gp.cache_clear()
 
 
 def test_a_gp_that_fails_while_it_samples_ahead_is_replaced(gp, caplog, monkeypatch):
@@ -266,9 +327,8 @@ def test_a_gp_that_fails_while_it_samples_ahead_is_replaced(gp, caplog, monkeypa
     assert caplog.messages == ["The GPSampler fails, and a TPESampler replaces it: ValueError('by design')."]
 
 
-def test_a_seed_repeats_a_study(gp, monkeypatch):
+def test_a_seed_repeats_a_study(gp):
     def points(seed):
-        monkeypatch.setattr(gp_points, "_ids", itertools.count())
         study = optuna.create_study(sampler=AutoSampler(seed=seed))
         samplers_of(study, 20)
         return [trial.params for trial in study.trials]
@@ -284,11 +344,10 @@ def test_a_seed_repeats_a_study(gp, monkeypatch):
     assert points(None) != points(None)
 
 
-def test_it_can_be_copied_and_pickled(monkeypatch):
+def test_it_can_be_copied_and_pickled():
     study = optuna.create_study(sampler=AutoSampler(seed=1))
     samplers_of(study, 15)
     nexts = []
-    monkeypatch.setattr(gp_points, "_ids", itertools.repeat(1))
     for sampler in (copy.deepcopy(study.sampler), pickle.loads(pickle.dumps(study.sampler)), study.sampler):
         again = optuna.create_study(sampler=sampler)
         again.add_trials(study.trials)

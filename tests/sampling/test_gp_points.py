@@ -1,5 +1,6 @@
 """Which points of a GPSampler a trial gets, and what they are sampled from."""
 
+import asyncio
 import concurrent.futures
 import itertools
 import pickle
@@ -9,10 +10,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from optuna_flyte_dsl import Float, optimize
 from optuna_flyte_dsl._compat.optuna import cached_trial
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl.sampling import gp_points, time_budget
-from optuna_flyte_dsl.sampling.gp_points import GPPoints, make_gp
+from optuna_flyte_dsl.sampling import auto_sampler, gp_points, time_budget
+from optuna_flyte_dsl.sampling.gp_points import GPPoints, Patience, make_gp
 from optuna_flyte_dsl.sampling.sampler_process import Row, SampledPoint, SamplerProcessError
 from optuna_flyte_dsl.sampling.time_budget import TimeBudget
 from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4
@@ -30,14 +32,13 @@ class Clock:
 clock = Clock()
 
 
-class Answer(concurrent.futures.Future):
-    """An answer for which a test need not wait."""
+class PatienceOfTheClock(Patience):
+    """Does not really wait."""
 
-    def result(self, timeout=None):
-        if not self.done():
-            clock.now += timeout
-            raise TimeoutError
-        return super().result()
+    def wait(self, future, seconds):
+        if not future.done():
+            clock.now += seconds
+        return super().wait(future, 0)
 
 
 class Process:
@@ -45,6 +46,7 @@ class Process:
 
     is_ready = True
     is_busy = False
+    is_closed = False
 
     def __init__(self):
         self.requests = []
@@ -53,10 +55,13 @@ class Process:
 
     def submit(self, request):
         self.requests.append(request)
-        self.answers.append(Answer())
+        self.answers.append(concurrent.futures.Future())
         if self.is_quick:
             self.answer(len(self.answers) - 1)
         return self.answers[-1]
+
+    def close(self):
+        self.is_closed = True
 
     def answer(self, index, seconds=0.2):
         """Answer a request. The points are 0.001, 0.002 and so on."""
@@ -83,6 +88,7 @@ class Search:
     def __init__(self, n_running, seconds, *, share=0.03):
         self.study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
         self.points = GPPoints(1, TimeBudget(share), has_constraints=False)
+        self.points.patience = PatienceOfTheClock()
         self.n_running, self.seconds = n_running, seconds
         self.running = []
 
@@ -129,6 +135,55 @@ def test_a_point_that_never_comes_is_an_error_where_there_is_no_limit(process, m
     process.is_quick = False
     with pytest.raises(SamplerProcessError, match=r"^it has sent no point for 7 s$"):
         Search(1, 1.0, share=None).ask()
+    assert process.is_closed
+
+
+def test_a_point_sampled_ahead_that_never_comes_is_an_error(process, monkeypatch):
+    process.is_quick = False
+    search = Search(16, 1.0)
+    search.run(100)
+    assert not process.is_closed
+    monkeypatch.setattr(pauses, "sampler_patience", 0.0)
+    search.tell()
+    with pytest.raises(SamplerProcessError, match="it has sent no point for 0 s"):
+        search.ask()
+    assert process.is_closed
+
+
+def test_a_search_that_ends_waits_for_no_point(process, monkeypatch):
+    process.is_quick = False
+    monkeypatch.setattr(auto_sampler, "has_gp", lambda: True)
+    monkeypatch.setattr(auto_sampler, "gp_knows_running_trials", lambda: True)
+
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    study = optimize(objective, n_trials=50, concurrency=1, seed=1, timeout=0.5).run_sync()
+    assert len(process.requests) == 1
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 10 + [TrialState.FAIL]
+
+    async def interrupted():
+        running = asyncio.ensure_future(optimize(objective, n_trials=50, concurrency=2, seed=1, deterministic=True)())
+        while len(process.requests) == 1:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(interrupted())
+
+
+def test_patience_ends_and_is_renewed():
+    patience, never = Patience(), concurrent.futures.Future()
+    assert not patience.wait(never, 0.01)
+    patience.end()
+    patience.end()
+    assert not patience.wait(never, 600)
+    assert not pickle.loads(pickle.dumps(patience)).has_ended
+    patience.renew()
+    assert not patience.has_ended
+    never.set_result(SampledPoint((), 0.0))
+    assert patience.wait(never, 600)
 
 
 def test_long_trials_get_points_that_know_nearly_all_results(process):
@@ -164,8 +219,11 @@ def test_points_that_are_sampled_know_of_each_other(process):
     process.is_quick = False
     search = Search(16, 1.0)
     search.run(100)
-    assert [request.earlier for request in process.requests] == [[], [0], [0, 1]]
-    assert len({request.make_sampler.args[0] for request in process.requests}) == 3
+    waiting = [each for each, answer in zip(process.requests, process.answers, strict=True) if not answer.cancelled()]
+    first, second, third = waiting
+    assert first.id in second.earlier
+    assert {first.id, second.id} <= set(third.earlier)
+    assert len({request.make_sampler.args[0] for request in waiting}) == 3
 
 
 def test_a_point_that_does_not_come_in_time_is_for_a_later_trial(process):
@@ -183,6 +241,46 @@ def test_a_point_that_does_not_come_in_time_is_for_a_later_trial(process):
     assert search.ask() == round(0.001 * len(process.answers), 3)  # a new one: the other lacks a result
 
 
+def test_old_points_are_sampled_anew(process):
+    process.is_quick = False
+    search = Search(16, 1.0)
+    search.run(50)
+    old = [index for index, answer in enumerate(process.answers) if not answer.done()]
+    for index in old:
+        process.answer(index)
+    known = [sum(row.state is TrialState.COMPLETE for row in process.requests[index].rows) for index in old]
+    search.tell(16)
+    process.is_quick = True
+    assert all(n < len(search.study.trials) - 16 for n in known)
+    point = search.ask()
+    assert point not in [round(0.001 * (index + 1), 3) for index in old]
+
+
+def test_a_point_that_is_there_is_taken_while_the_process_is_busy_for_others(process):
+    search = Search(16, 160.0)
+    search.run(100)
+    search.tell(5)  # it lacks several results
+    n_requests = len(process.requests)
+    process.is_busy = True
+    assert search.ask() == round(0.001 * n_requests, 3)
+    search.tell(5)
+    process.is_busy = False
+    assert search.ask() == round(0.001 * (n_requests + 2), 3)  # the trial has waited for a new one
+
+
+def test_rare_asks_get_points_that_lack_few_results(process):
+    """More than one point ahead would be old before it is taken."""
+    for seconds, most in ((160.0, 0), (1.0, 2)):
+        process.is_quick = True
+        search = Search(16, seconds)
+        search.run(80)
+        process.requests.clear()
+        process.answers.clear()
+        process.is_quick = False
+        search.run(20)
+        assert max(len(request.earlier) for request in process.requests) == most
+
+
 def test_a_point_of_another_space_is_not_taken(process):
     search = Search(16, 1.0)
     search.run(100)
@@ -196,7 +294,7 @@ def test_an_error_is_raised_where_the_point_is_taken(process):
     process.is_quick = False
     search = Search(16, 1.0)
     search.run(100)
-    process.answers[0].set_exception(SamplerProcessError("by design"))
+    next(each for each in process.answers if not each.done()).set_exception(SamplerProcessError("by design"))
     search.tell()
     with pytest.raises(SamplerProcessError, match="by design"):
         search.ask()
@@ -229,10 +327,11 @@ def test_a_copy_has_no_points_that_were_asked_for(process):
     process.is_quick = False
     search = Search(16, 1.0)
     search.run(100)
+    n_requests = len(process.requests)
     search.points = pickle.loads(pickle.dumps(search.points))
     search.tell()
     assert search.ask() is None
-    assert len(process.requests) == 3  # its clock has just begun
+    assert len(process.requests) == n_requests  # its clock has just begun
 
 
 def test_the_sampler_of_a_request_is_optunas():

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.sampling import sampler_process as module
 from optuna_flyte_dsl.sampling.sampler_process import (
+    Memory,
     Row,
     SamplerProcess,
     SamplerProcessError,
@@ -38,7 +39,12 @@ class Noting(RandomSampler):
     seen: list
 
     def sample_relative(self, study, trial, search_space):
-        Noting.seen = study.get_trials(), study.directions
+        trials = [each for each in study.get_trials() if each.number != trial.number]
+        Noting.seen = (
+            trials,
+            study.directions,
+            [study._storage.get_trial_system_attrs(each._trial_id) for each in trials],
+        )
         return {}
 
 
@@ -46,7 +52,7 @@ class Counting(RandomSampler):
     """Its points are the numbers of trials that it sees."""
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        return len(study.get_trials(deepcopy=False))
+        return len(study.get_trials(deepcopy=False)) - 1  # without the trial itself
 
 
 class Misbehaving(RandomSampler):
@@ -61,8 +67,8 @@ class Misbehaving(RandomSampler):
         return super().sample_independent(*arguments)
 
 
-def request(make=RandomSampler, rows=(), *, number=0, earlier=(), space=SPACE):
-    return SamplingRequest(number, make, [MINIMIZE], space, list(rows), list(earlier))
+def request(make=RandomSampler, rows=(), *, number=0, earlier=(), space=SPACE, search=None):
+    return SamplingRequest(number, make, search, [MINIMIZE], space, list(rows), list(earlier))
 
 
 def test_the_sampler_sees_the_trials():
@@ -71,11 +77,14 @@ def test_the_sampler_sees_the_trials():
         Row(TrialState.RUNNING, None, (1.5, 4.0, 0.0), {}),
     ]
     asked = request(Noting, rows, earlier=[7, 8])._replace(directions=[MINIMIZE, MAXIMIZE])
-    x, n, c = sample(asked, {8: (2.5, 1.0, 1.0)})
+    memory = Memory()
+    memory.note(request(number=8), (2.5, 1.0, 1.0))
+    x, n, c = sample(asked, memory)
     assert 0 <= x <= 10
     assert n in (1, 2, 3, 4)
     assert c in (0, 1)
-    trials, directions = Noting.seen
+    trials, directions, attributes = Noting.seen
+    assert attributes[0] == {"constraints:a": 1.0}  # Optuna 4 asks the storage for them
     assert directions == [MINIMIZE, MAXIMIZE]
     assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
     assert [trial.params for trial in trials] == [
@@ -84,8 +93,21 @@ def test_the_sampler_sees_the_trials():
         {"x": 2.5, "n": 1, "c": 1},
     ]
     assert trials[0].values == [1.0, 2.0]
-    assert trials[0].system_attrs == {"constraints:a": 1.0}
     assert trials[0].distributions == SPACE
+
+
+def test_only_the_latest_points_and_samplers_are_kept():
+    memory = Memory()
+    for number in range(0, 4000, 2):
+        memory.note(request(number=number), (float(number),))
+    assert list(memory.points) == list(range(2000, 4000, 2))
+    first, second = (memory.sampler(request(search=number)) for number in (1, 2))
+    assert memory.sampler(request(search=1)) is first
+    assert memory.sampler(request()) is not memory.sampler(request())
+    for number in range(3, 10):
+        memory.sampler(request(search=number))
+    assert memory.sampler(request(search=1)) is first
+    assert memory.sampler(request(search=2)) is not second
 
 
 def test_choices_are_replaced_by_their_indices():
@@ -118,7 +140,7 @@ def test_requests_are_answered_in_their_order(process):
     assert not process.is_busy
     assert process.is_ready
     assert 0 < futures[0].result().seconds < 60
-    assert os.getpriority(os.PRIO_PROCESS, pid_of(process)) == 10
+    assert os.getpriority(os.PRIO_PROCESS, pid_of(process)) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
 
 
 @pytest.mark.newest
@@ -149,10 +171,25 @@ def test_a_process_that_was_killed_is_replaced(process):
 
 @pytest.mark.newest
 def test_a_process_that_dies_again_and_again_is_an_error(process):
-    dies = functools.partial(Misbehaving, "import os; os._exit(3)")
-    with pytest.raises(SamplerProcessError, match=r"^its process has ended \(exit code 3\)$"):
+    dies = functools.partial(Misbehaving, "import os; os.write(2, b'by design\\n\\n'); os._exit(3)")
+    with pytest.raises(SamplerProcessError, match=r"^its process has ended \(exit code 3\): by design$"):
         process.submit(request(dies)).result(60)
     assert process.submit(request()).result(60)
+
+
+@pytest.mark.newest
+def test_a_process_that_does_not_start_is_an_error(process, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(SamplerProcessError, match=r"^its process does not start: FileNotFoundError"):
+        process.submit(request()).result(60)
+
+
+@pytest.mark.newest
+def test_a_sampler_that_reads_the_input_reads_no_request(process):
+    reads = functools.partial(Misbehaving, "import sys; assert sys.stdin.read() == ''")
+    first, second = process.submit(request(reads)), process.submit(request())
+    assert first.result(60)
+    assert second.result(60)
 
 
 @pytest.mark.newest
@@ -165,11 +202,12 @@ def test_a_failed_import_is_an_error():
 
 @pytest.mark.newest
 def test_without_requests_it_ends_and_it_starts_again(process, monkeypatch):
-    monkeypatch.setattr(pauses, "sampler_idle", 0.01)
     begun = process.submit(request())
     wait_until(lambda: process._process is not None)
-    pid = pid_of(process)
+    pid = process._process.pid
     begun.result(60)
+    monkeypatch.setattr(pauses, "sampler_idle", 0.01)
+    process.submit(request()).result(60)
     wait_until(lambda: not process._has_thread)
     assert not process.is_ready
     assert not psutil.pid_exists(pid)
@@ -177,13 +215,26 @@ def test_without_requests_it_ends_and_it_starts_again(process, monkeypatch):
 
 
 @pytest.mark.newest
+def test_a_request_that_was_cancelled_is_left_out(process):
+    first = process.submit(request(functools.partial(Misbehaving, "import time; time.sleep(0.5)")))
+    second, third = (
+        process.submit(request(number=5)),
+        process.submit(request(Counting, earlier=[5], space={"x": SPACE["x"]})),
+    )
+    assert second.cancel()
+    assert first.result(60)
+    assert third.result(60).point == (0,)
+    assert not process.is_busy
+
+
+@pytest.mark.newest
 def test_the_close_of_a_process_ends_what_is_waited_for(process):
     process.submit(request()).result(60)
     begun = process.submit(request(functools.partial(Misbehaving, "import time; time.sleep(600)")))
     process.close()
-    with pytest.raises(SamplerProcessError, match="its process has ended"):
+    with pytest.raises(SamplerProcessError, match="its process was ended"):
         begun.result(60)
-    with pytest.raises(SamplerProcessError, match="its process has ended"):
+    with pytest.raises(SamplerProcessError, match="its process was ended"):
         process.submit(request()).result(60)
 
 
@@ -239,8 +290,8 @@ def test_it_ends_with_the_process_that_has_started_it(end):
 
 
 def test_samplers_share_a_process(monkeypatch):
-    monkeypatch.setattr(module, "_processes", [])
-    module.sampler_process.cache_clear()
+    monkeypatch.setattr(module, "_processes", {})
     first, other, again = (module.sampler_process(is_background=each) for each in (True, False, True))
     assert first is again is not other
-    module.sampler_process.cache_clear()
+    first.close()
+    assert module.sampler_process(is_background=True) is not first
