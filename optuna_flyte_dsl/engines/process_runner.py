@@ -13,6 +13,7 @@ import cloudpickle
 from optuna.trial import Trial
 
 from optuna_flyte_dsl._compat.optuna import refresh
+from optuna_flyte_dsl._pickling import dumps
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
@@ -133,14 +134,14 @@ class ProcessRunner:
 
     def _pickle_request(self, arguments: Mapping[str, Any], handle: TrialHandle | None, token: str) -> bytes:
         try:
-            return bytes(cloudpickle.dumps((dict(arguments), handle, token)))
+            return dumps((dict(arguments), handle, token))
         except Exception as error:  # noqa: BLE001 - a user's class may raise anything
             raise self._unsendable_argument(arguments) or error from None
 
     def _unsendable_argument(self, arguments: Mapping[str, Any]) -> FixedArgumentError | None:
         for name, value in arguments.items():
             try:
-                cloudpickle.loads(cloudpickle.dumps(value))
+                cloudpickle.loads(dumps(value))
             except Exception as refusal:  # noqa: BLE001 - a user's class may raise anything
                 return FixedArgumentError(
                     f'`executor="process"`: `{self._objective.name}` cannot get its argument `{name}` in another '
@@ -220,7 +221,7 @@ def _raise_if_cancelled() -> None:
 
 def _pickle(objective: Objective, make_runner: Callable[[Objective], Any]) -> bytes:
     try:
-        return bytes(cloudpickle.dumps((objective, make_runner)))
+        return dumps((objective, make_runner))
     except Exception as error:
         raise InvalidObjectiveError(
             f'`executor="process"`: `{objective.name}` cannot be sent to another process: {shown(error)}. {_CURE}'

@@ -20,6 +20,7 @@ import optuna
 import psutil
 
 from optuna_flyte_dsl._pauses import pauses
+from optuna_flyte_dsl._pickling import dumps
 from optuna_flyte_dsl._text import shown, text_of
 from optuna_flyte_dsl.engines.fork_server import READ, kill_group, receive_bytes, send_bytes
 from optuna_flyte_dsl.engines.functions import never_warn_of_running_threads
@@ -127,16 +128,16 @@ def _pickle_result(value: Any, raised: BaseException | None) -> bytes:
     if raised is not None:
         keep_origin(raised)
     with contextlib.suppress(Exception):
-        data = bytes(cloudpickle.dumps((value, raised)))
+        data = dumps((value, raised))
         cloudpickle.loads(data)  # some errors can be pickled, but not unpickled
         return data
     if raised is None:
-        return bytes(cloudpickle.dumps((None, RuntimeError(f"It returned {shown(value)}, which cannot be sent."))))
+        return dumps((None, RuntimeError(f"It returned {shown(value)}, which cannot be sent.")))
     names = tuple(map(_qualified_name, type(raised).__mro__))
     substitute = SubstituteError(f"{type(raised).__name__}: {text_of(raised)}", names)
     mark_retries_used(substitute, used=retries_are_used(raised))
     keep_origin(substitute, raised)
-    return bytes(cloudpickle.dumps((None, substitute)))
+    return dumps((None, substitute))
 
 
 def _qualified_name(kind: type) -> str:
