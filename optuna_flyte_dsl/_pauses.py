@@ -19,7 +19,7 @@ class Pauses:
     at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
 
     # The event loop of a search over an async function.
-    loop_check: float = 1.0  # between two looks whether the loop is blocked
+    loop_check: float = 0.1  # between two looks whether the loop is blocked
     loop_block: float = 1.0  # how late such a look must be for a warning
 
     # The process in which a GPSampler samples.

@@ -20,7 +20,7 @@ from optuna_flyte_dsl._compat.optuna import grid_size
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import RefusedPointError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.sampling.auto_sampler import START, AutoSampler, has_gp
+from optuna_flyte_dsl.sampling.auto_sampler import START, AutoSampler, has_gp, suits_gp
 from optuna_flyte_dsl.space import domain
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.markers import Category, Float, Integer, Ordinal
@@ -144,7 +144,7 @@ def make_plan(
     directions = objective.directions_with(_given_directions(options)) or (optuna.study.StudyDirection.MINIMIZE,)
     names = objective.returns.names or [""] * len(directions)
     words = [direction_names([each]) for each in directions]
-    sampler = _sampler_name(options)
+    sampler = _sampler_name(options, objective, space, len(directions))
     return Plan(
         objective=objective.name,
         n_trials=options.n_trials,
@@ -187,12 +187,15 @@ def _class_name(given: Any, usual: str) -> str:
     return given.__name__ if isinstance(given, type) else f"what {shown(given)} makes"
 
 
-def _sampler_name(options: Options) -> str:
+def _sampler_name(options: Options, objective: Objective, space: SearchSpace, n_objectives: int) -> str:
     if isinstance(options.study, optuna.Study):
         return type(options.study.sampler).__name__
     if options.sampler is not None:
         return _class_name(options.sampler, AutoSampler.__name__)
-    model = f"{GPSampler.__name__} where it suits, else {TPESampler.__name__}" if has_gp() else TPESampler.__name__
+    distributions = {name: marker.stored.to_distribution() for name, marker in space.items()}
+    may_suit = objective.suggests_itself or (not space.conditions and suits_gp(distributions, n_objectives))
+    gp = f"{GPSampler.__name__} where it suits, else " if may_suit and has_gp() else ""
+    model = f"{gp}{TPESampler.__name__}"
     return f"{AutoSampler.__name__}: {START} points, then {model}"
 
 

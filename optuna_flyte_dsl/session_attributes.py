@@ -11,7 +11,7 @@ import optuna
 
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._run_sync import wait_for
-from optuna_flyte_dsl._text import did_you_mean, nearest
+from optuna_flyte_dsl._text import did_you_mean, nearest, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search_plan import Plan
@@ -158,9 +158,18 @@ class SessionAttributes:
                 f"`{objective.name}` samples by `trial`, so its arguments do not have the best values. Run it with "
                 "`optuna.trial.FixedTrial(study.best_params)`."
             )
-        bound = self._session.declared_space(space).bind(**(fixed or {}))
-        bound.check_complete()
+        if fixed is not None and not isinstance(fixed, Mapping):
+            raise ArgumentError(
+                f"`fixed` must be a dict of what the search got, as in `fixed={{'dataset': 'digits'}}`, but got "
+                f"{shown(fixed)}."
+            )
         params = best_trial_of(study, weights, within).params
+        bound = self._session.declared_space(space).bind(**(fixed or {}))
+        if bound.missing:
+            raise ArgumentError(
+                f"`{objective.name}`: `best` does not know {listed(bound.missing)}, which the search got by the call. "
+                f"Give what the search got, as in `fixed={{{bound.missing[0].split('.')[0]!r}: ...}}`."
+            )
         active = bound.active_in(params)
         if missing := [name for name in bound if name in active and name not in params]:
             raise ArgumentError(

@@ -43,6 +43,24 @@ def train(lr: Annotated[float, Float(1e-3, 1e-1, log=True)], data: str = "wine")
     return lr
 
 
+def test_a_plan_promises_no_gp_sampler_where_none_suits(monkeypatch):
+    monkeypatch.setattr("optuna_flyte_dsl.search_plan.has_gp", lambda: True)
+
+    def conditional(kernel: Category(["a", "b"]), gamma: Annotated[float, Float(0, 1), When("kernel", "a")] = 0.0):
+        return gamma
+
+    def many_choices(x: Category(list("abcdefghijklmnopqrstuvwxyz"))):
+        return len(x)
+
+    def samples(trial):
+        return trial.suggest_float("x", 0, 1)
+
+    tpe, gp = "TPESampler", "GPSampler where it suits, else TPESampler"
+    for objective, model in ((conditional, tpe), (many_choices, tpe), (samples, gp), (train.task, gp)):
+        plan = Optimizer(objective, 1, 5).plan()
+        assert plan.sampler == f"AutoSampler: quasi-random points, then {model}"
+
+
 def test_a_plan_says_what_would_run_and_runs_nothing():
     plan = train.plan(data="digits", timeout=60, retries=2, trial_timeout=5, concurrency=4, delay=0.5)
     assert str(plan) == (

@@ -282,7 +282,7 @@ class AutoSampler(BaseSampler):
 
     def _space_for_gp(self, study: optuna.Study) -> dict[str, BaseDistribution]:
         """Return what a GPSampler samples; nothing if it does not suit the search."""
-        if self._is_past_gp or self._is_gp_broken or len(study.directions) > _MOST_OBJECTIVES or not has_gp():
+        if self._is_past_gp or self._is_gp_broken or not has_gp():
             return {}
         if self._budget.share == 0 or not (gp_knows_running_trials() or self._n_running == 1):
             return {}
@@ -292,13 +292,9 @@ class AutoSampler(BaseSampler):
         if self._is_past_gp or len(complete) < FEWEST_RESULTS or n_pruned > len(complete):
             return {}
         space = self._space.calculate(study)
-        choices = [len(each.choices) for each in space.values() if isinstance(each, CategoricalDistribution)]
-        suits = (
-            len(space) <= _MOST_PARAMETERS
-            and sum(choices) <= _MOST_CHOICES
-            and all(len(each.params) == len(space) for each in complete)
-        )
-        return {name: kind for name, kind in space.items() if not kind.single()} if suits else {}
+        if not suits_gp(space, len(study.directions)) or any(len(each.params) != len(space) for each in complete):
+            return {}
+        return {name: kind for name, kind in space.items() if not kind.single()}
 
     def _tpe_for(self, study: optuna.Study) -> BaseSampler:
         with self._choosing:
@@ -324,6 +320,13 @@ class AutoSampler(BaseSampler):
         if self._n_running > _MANY_RUNNING:
             return max(2, min(int(0.07 * n_trials + 1), 25))
         return min(math.ceil(0.1 * n_trials), 25)  # Optuna's own
+
+
+def suits_gp(space: Mapping[str, BaseDistribution], n_objectives: int) -> bool:
+    """Return whether a space that all trials have is small enough for a GPSampler."""
+    choices = [len(each.choices) for each in space.values() if isinstance(each, CategoricalDistribution)]
+    is_small = len(space) <= _MOST_PARAMETERS and sum(choices) <= _MOST_CHOICES
+    return is_small and n_objectives <= _MOST_OBJECTIVES
 
 
 @functools.cache

@@ -35,6 +35,10 @@ def best_trial_of(
         )
     names = objective_names(study)
     for option, given in (("weights", weights), ("within", within)):
+        if given is not None and not isinstance(given, Mapping):
+            raise InvalidOptionError(
+                f"`{option}` must be a dict by objective, as in `{option}={{{names[0]!r}: 1}}`, but got {shown(given)}."
+            )
         for name, number in (given or {}).items():
             if name not in names:
                 raise InvalidOptionError(

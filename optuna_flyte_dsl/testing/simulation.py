@@ -8,6 +8,7 @@ import datetime
 import heapq
 import inspect
 import math
+import numbers
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast, get_args
@@ -116,6 +117,18 @@ def simulate(
     return Simulation(timed, schedule, session.options.concurrency, makespan)
 
 
+def _seconds(given: object) -> float:
+    """Return a duration in seconds."""
+    seconds = math.nan
+    if isinstance(given, datetime.timedelta):
+        seconds = given.total_seconds()
+    elif isinstance(given, numbers.Real) and not isinstance(given, bool):
+        seconds = float(given)
+    if not 0 <= seconds < math.inf:
+        raise InvalidOptionError(f"`durations` must give seconds of 0 or more, or a timedelta, but got {shown(given)}.")
+    return seconds
+
+
 class _Broken(BaseException):
     """Ends a simulation: what the user has made up raises an error, which is none of a trial."""
 
@@ -181,6 +194,8 @@ class _MadeUp:
         for name, function in (("durations", durations), ("outcomes", outcomes)):
             if callable(function):
                 _check_names(name, function, self.objective)
+        if not callable(durations):
+            _seconds(durations)
         if isinstance(faults, Mapping):
             for number, fault in faults.items():
                 if not isinstance(number, int):
@@ -271,9 +286,7 @@ class _SimulatedRunner:
     def _duration(self, given: Mapping[str, Any], fault: Fault | None) -> float:
         seconds, faults = self._made_up.durations, self._made_up.faults
         seconds = _call(seconds, given) if callable(seconds) else seconds
-        duration = seconds.total_seconds() if isinstance(seconds, datetime.timedelta) else float(seconds)
-        if not 0 <= duration < math.inf:
-            raise InvalidOptionError(f"`durations` must give seconds of 0 or more, but gave {shown(seconds)}.")
+        duration = _seconds(seconds)
         if fault != "straggler":
             return duration
         return duration * (faults.slowdown if isinstance(faults, Faults) else Faults().slowdown)

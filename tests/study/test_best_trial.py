@@ -55,6 +55,21 @@ def test_what_the_search_got_is_given_again():
         train.best(study)
     with pytest.raises(ArgumentError, match="has no parameter `datset`"):
         train.best(study, {"datset": "digits"})
+    with pytest.raises(ArgumentError, match=r"^`fixed` must be a dict of what the search got, .*but got \[1\]"):
+        train.best(study, [1])
+
+
+def test_what_only_the_search_got_is_asked_for():
+    @optimize(n_trials=2, progress=False)
+    def scaled(x: Float(0, 1), n: int) -> float:
+        return x * n
+
+    study = scaled.run_sync(n=5)
+    with pytest.raises(ArgumentError, match=r"`best` does not know `n`, which the search got.*`fixed=\{'n': \.\.\.\}`"):
+        scaled.best(study)
+    with pytest.raises(InvalidOptionError, match="`best` takes a study"):
+        scaled.best(study.best_trial)
+    assert scaled.best(study, {"n": 5}) == {"x": study.best_params["x"], "n": 5}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +104,11 @@ def test_a_bound_leaves_trials_out():
     [
         ({}, r"has 2 objectives, so `weights` must say how much each counts, as in `weights=\{'accuracy': 1\}`"),
         ({"weights": {"accuracy": 0}}, "`weights` must say how much each counts"),
+        (
+            {"weights": [1, 0]},
+            r"`weights` must be a dict by objective, as in `weights=\{'accuracy': 1\}`, but got \[1, 0\]",
+        ),
+        ({"within": "accuracy"}, "`within` must be a dict by objective, .* but got 'accuracy'"),
         (
             {"weights": {"acuracy": 1}},
             r"names the objective 'acuracy', but the study has 'accuracy', 'seconds'. Did you",
