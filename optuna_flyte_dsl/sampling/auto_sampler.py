@@ -105,7 +105,7 @@ class AutoSampler(BaseSampler):
         self.latest: str = ""
         self._seed = seed
         self._budget = TimeBudget(time_share)
-        self._gp = GPPoints(seed, self._budget, has_constraints=constraints_func is not None)
+        self._points = GPPoints(seed, self._budget, has_constraints=constraints_func is not None)
         self._constraints_func = constraints_func
         self._start = QuasiRandomPoints(_new_seed() if seed is None else seed)
         self._space = IntersectionSearchSpace()
@@ -130,7 +130,7 @@ class AutoSampler(BaseSampler):
         self._n_running = 1  # how many trials ran at the last ask, with the one that was asked for
         self._n_own = 0  # how many of this sampler's trials run now
         self._is_past_gp = False  # whether the study has too many results for a GPSampler
-        self._gp.forget()
+        self._points.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -139,7 +139,7 @@ class AutoSampler(BaseSampler):
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
-        self._budget = self._gp.budget
+        self._budget = self._points.budget
         self._choosing = threading.RLock()
         self._forget()
 
@@ -195,14 +195,14 @@ class AutoSampler(BaseSampler):
         if chosen.gp_space and not self._is_gp_broken:
             try:
                 with self._choosing:
-                    self._gp.ask_ahead(study, trial, chosen.gp_space, params)
+                    self._points.ask_ahead(study, trial, chosen.gp_space, params)
             except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
                 self._give_up_gp(error)
         return params
 
     def _sample_gp(self, study: optuna.Study, trial: FrozenTrial, chosen: _Choice) -> dict[str, Any] | None:
         try:
-            return self._gp.take(study, trial, chosen.gp_space)
+            return self._points.take(study, trial, chosen.gp_space)
         except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
             self._give_up_gp(error)
             return None
@@ -231,7 +231,7 @@ class AutoSampler(BaseSampler):
             self._n_own = max(0, self._n_own - 1)
             self._chosen.pop(trial.number, None)
             self._places.pop(trial.number, None)
-            self._gp.give_back(trial.number)
+            self._points.give_back(trial.number)
         self._tpe_for(study).after_trial(study, trial, state, values)
 
     def _choice(self, study: optuna.Study, trial: FrozenTrial) -> _Choice:
@@ -247,7 +247,7 @@ class AutoSampler(BaseSampler):
 
     def _has_gp_point(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> bool:
         try:
-            return self._gp.has_point(study, trial, space)
+            return self._points.has_point(study, trial, space)
         except Exception as error:  # noqa: BLE001 - a search goes on without the better sampler
             self._give_up_gp(error)
             return False
@@ -270,15 +270,15 @@ class AutoSampler(BaseSampler):
     def join(self, other: AutoSampler) -> None:
         """Be a sampler of the same search as another one: for some of its trials."""
         self._start = other._start  # one sequence of quasi-random points
-        self._gp.patience = other._gp.patience
+        self._points.patience = other._points.patience
 
     def begin_search(self) -> None:
         """Wait for points of the GPSampler."""
-        self._gp.patience.renew()
+        self._points.patience.renew()
 
     def hurry(self) -> None:
         """Wait for no point of the GPSampler any longer, for the search ends. Any thread may call this."""
-        self._gp.patience.end()
+        self._points.patience.end()
 
     def _space_for_gp(self, study: optuna.Study) -> dict[str, BaseDistribution]:
         """Return what a GPSampler samples; nothing if it does not suit the search."""

@@ -16,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.sampling import sampler_process as module
 from optuna_flyte_dsl.sampling.sampler_process import (
@@ -43,7 +44,7 @@ class Noting(RandomSampler):
         Noting.seen = (
             trials,
             study.directions,
-            [study._storage.get_trial_system_attrs(each._trial_id) for each in trials],
+            [storage_of(study).get_trial_system_attrs(trial_id(each)) for each in trials],
         )
         return {}
 
