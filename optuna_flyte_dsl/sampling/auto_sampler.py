@@ -272,13 +272,13 @@ class AutoSampler(BaseSampler):
         self._start = other._start  # one sequence of quasi-random points
         self._points.patience = other._points.patience
 
-    def begin_search(self) -> None:
-        """Wait for points of the GPSampler."""
-        self._points.patience.renew()
-
     def hurry(self) -> None:
         """Wait for no point of the GPSampler any longer, for the search ends. Any thread may call this."""
         self._points.patience.end()
+
+    def end_search(self) -> None:
+        """Wait for points again, in another search."""
+        self._points.patience.renew()
 
     def _space_for_gp(self, study: optuna.Study) -> dict[str, BaseDistribution]:
         """Return what a GPSampler samples; nothing if it does not suit the search."""

@@ -152,7 +152,7 @@ class GPPoints:
             has_come = self.patience.wait(coming.future, seconds)
         with self._lock:
             if not has_come:
-                del self._coming[trial.number]
+                self._coming.pop(trial.number, None)
                 if has_limit:
                     self._ahead.appendleft(coming)
                 elif not self.patience.has_ended:
@@ -164,7 +164,7 @@ class GPPoints:
         params = {name: kind.to_external_repr(each) for (name, kind), each in pairs}
         store_point(study, trial, params)
         with self._lock:
-            del self._coming[trial.number]  # its point is known from the study now
+            self._coming.pop(trial.number, None)  # its point is known from the study now
         return params
 
     def ask_ahead(

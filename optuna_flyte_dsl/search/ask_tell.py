@@ -118,10 +118,13 @@ class AskTell:
         if self.storage is not None:
             self.storage.hurry()
 
-    def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Begin: enqueue the parameters of the first trials. A point that the study already has is left out."""
+    def close(self) -> None:
+        """End: the sampler may serve another search."""
         if isinstance(self._sampler, AutoSampler):
-            self._sampler.begin_search()
+            self._sampler.end_search()
+
+    def enqueue(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Enqueue the parameters of the first trials. A point that the study already has is left out."""
         if self.storage is not None:
             self._open.study_name = self.study.study_name  # read now, while the storage answers
         if not points:

@@ -103,6 +103,7 @@ class SearchLoop:
                     alarm.cancel()
                 watch.stop()
                 self._close_in_this_thread()
+                self.trials.close()
 
     def stop(self) -> None:
         """Start no other trial. Running trials go on. Any thread may call this."""

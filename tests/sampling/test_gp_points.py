@@ -161,6 +161,7 @@ def test_a_search_that_ends_waits_for_no_point(process, monkeypatch):
     study = optimize(objective, n_trials=50, concurrency=1, seed=1, timeout=0.5).run_sync()
     assert len(process.requests) == 1
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 10 + [TrialState.FAIL]
+    assert not study.sampler._points.patience.has_ended  # it waits in the next search
 
     async def interrupted():
         running = asyncio.ensure_future(optimize(objective, n_trials=50, concurrency=2, seed=1, deterministic=True)())
@@ -288,6 +289,18 @@ def test_a_point_of_another_space_is_not_taken(process):
     search.tell()
     assert search.ask({"x": FloatDistribution(0.0, 2.0)}) is None
     assert process.requests[n_requests].earlier == []
+
+
+def test_a_sampler_that_goes_on_to_another_study_meanwhile_loses_no_point(process):
+    search = Search(16, 1.0, share=None)
+    wait = search.points.patience.wait
+
+    def forgets(*arguments):
+        search.points.forget()
+        return wait(*arguments)
+
+    search.points.patience.wait = forgets
+    assert [search.ask(), search.ask()] == [0.001, 0.002]
 
 
 def test_an_error_is_raised_where_the_point_is_taken(process):
