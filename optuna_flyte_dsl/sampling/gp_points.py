@@ -119,19 +119,20 @@ class GPPoints:
         if self.budget.share is None:
             return True
         with self._lock:
-            has_time = self._has_time_to_wait(study) and not self._process.is_busy
+            has_time = self._has_time_to_wait(study)
+            can_ask_anew = has_time and not self._process.is_busy
             n_running = len(known_trials(study, (TrialState.RUNNING,)))
             while self._ahead and self._n_lacking(self._ahead[0], study, space) > n_running:
                 self._ahead.popleft().future.cancel()
             if not self._ahead:
-                return has_time and self._is_worth_it(study)
+                return can_ask_anew and self._is_worth_it(study)
             first = self._ahead[0]
             if not first.future.done():
                 if time.monotonic() > first.since + pauses.sampler_patience:
                     self._give_up_process()
-                if not self._has_time_to_wait(study):
+                if not has_time:
                     return False
-            elif has_time and self._n_lacking(first, study, space) > n_running // _RUNNING_PER_RESULT:
+            elif can_ask_anew and self._n_lacking(first, study, space) > n_running // _RUNNING_PER_RESULT:
                 self._drop_ahead()  # the trial waits for a point that knows more
                 return True
             self._coming[trial.number] = self._ahead.popleft()
