@@ -36,8 +36,10 @@ def counted(number: int, noun: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return what a misspelt word may have meant: the most similar of the known words, if one is similar."""
-    folded = {each.casefold(): each for each in known}
-    return next((folded[each] for each in difflib.get_close_matches(word.casefold(), folded, 1)), None)
+    word, folded = word.casefold(), {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(word, folded)
+    near.sort(key=lambda each: sorted(each) != sorted(word))  # "lgo" is as similar to "low" as to "log"
+    return folded[near[0]] if near else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -28,22 +29,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = _parser().parse_args(arguments)
     try:
-        values = _values(given.values)
-        search = load_search(given.file, given.name)
-        if given.command == "space":
-            space = search.space if given.space is None else SearchSpace.load(given.space, search.space)
-            sys.stdout.write(_written(space.bind(**values), given.form))
-            return 0
-        if given.space is not None:
-            if search.space.declares("space"):
-                raise ArgumentError(f"`{search.space.name}` has a parameter `space`, so `--space` cannot be given.")
-            values["space"] = given.space
-        plan = search.plan(**values)
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the output
+            text, n_warnings = _shown(given)
     except OptunaFlyteError as error:
         sys.stderr.write(f"{type(error).__name__}: {printable(str(error))}\n")
         return 2
-    sys.stdout.write(f"{plan}\n")
-    return int(given.strict and bool(plan.warnings))
+    sys.stdout.write(text)
+    return int(given.command == "plan" and given.strict and n_warnings > 0)
+
+
+def _shown(given: argparse.Namespace) -> tuple[str, int]:
+    """Return what the command shows, and how many things look wrong."""
+    values = _values(given.values)
+    search = load_search(given.file, given.name)
+    if given.command == "space":
+        space = search.space if given.space is None else SearchSpace.load(given.space, search.space)
+        return _written(space.bind(**values), given.form), 0
+    if given.space is not None:
+        if search.space.declares("space"):
+            raise ArgumentError(f"`{search.space.name}` has a parameter `space`, so `--space` cannot be given.")
+        values["space"] = given.space
+    plan = search.plan(**values)
+    return f"{plan}\n", len(plan.warnings)
 
 
 def _parser() -> argparse.ArgumentParser:

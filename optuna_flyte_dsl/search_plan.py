@@ -56,6 +56,7 @@ class Plan:
             `duplicates="resample"`, only as many as there are too few points.
         constraints: The constraints on the parameters.
         directions: "minimize" or "maximize" for each objective; with an objective's name in front, if it has one.
+        result_constraints: The names of the constraints that the objective returns.
         sampler: The name of the sampler's class; for "auto", the samplers that it chooses from.
         pruner: The name of the pruner's class; `None` if the objective cannot report.
         storage: Where the study is kept, without passwords.
@@ -73,6 +74,7 @@ class Plan:
     expected_duplicates: float
     constraints: tuple[str, ...]
     directions: tuple[str, ...]
+    result_constraints: tuple[str, ...]
     sampler: str
     pruner: str | None
     storage: str
@@ -88,6 +90,7 @@ class Plan:
             Branch(f"duplicates: {self._duplicates_text()}"),
             *([Branch(f"constraints: {', '.join(self.constraints)}")] if self.constraints else []),
             Branch(f"directions: {', '.join(self.directions)}"),
+            *([Branch(f"at most 0: {', '.join(self.result_constraints)}")] if self.result_constraints else []),
             Branch(f"sampler: {self.sampler}"),
             Branch(f"pruner: {self.pruner or 'none, because the objective cannot report'}"),
             Branch(f"storage: {self.storage}"),
@@ -154,6 +157,7 @@ def make_plan(
         expected_duplicates=_repeated(options, n_points, sampler),
         constraints=tuple(each.name for each in options.constraints_of(objective)),
         directions=tuple(f"{name}: {word}" if name else word for name, word in zip(names, words, strict=True)),
+        result_constraints=tuple(objective.returns.constraints.values()),
         sampler=sampler,
         pruner=_pruner_name(options, objective),
         storage=_storage_text(options, objective, is_kept),

@@ -165,16 +165,13 @@ class SessionAttributes:
             )
         params = best_trial_of(study, weights, within).params
         bound = self._session.declared_space(space).bind(**(fixed or {}))
-        if bound.missing:
+        # Without a missing argument, the conditions of the others cannot be told.
+        active = bound.active_in(params) if not bound.missing else frozenset()
+        unknown = bound.missing or tuple(name for name in bound if name in active and name not in params)
+        if unknown:
             raise ArgumentError(
-                f"`{objective.name}`: `best` does not know {listed(bound.missing)}, which the search got by the call. "
-                f"Give what the search got, as in `fixed={{{bound.missing[0].split('.')[0]!r}: ...}}`."
-            )
-        active = bound.active_in(params)
-        if missing := [name for name in bound if name in active and name not in params]:
-            raise ArgumentError(
-                f"`{objective.name}`: the best trial has no value for {listed(missing)}: its search got it by the "
-                f"call. Give what the search got, as in `fixed={{{missing[0].split('.')[0]!r}: ...}}`."
+                f"`{objective.name}`: `best` does not know {listed(unknown)}, which the search got by the call. "
+                f"Give what the search got, as in `fixed={{{unknown[0].split('.')[0]!r}: ...}}`."
             )
         return bound.fill(params)
 

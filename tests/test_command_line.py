@@ -1,6 +1,7 @@
 """The command `optuna-flyte-dsl`."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -45,6 +46,15 @@ def test_the_plan_is_shown(file, capsys):
     assert "depth = 4 (fixed)" in shown
     assert main(["plan", file, "search", "center=0.5"]) == 0
     assert capsys.readouterr().out.startswith("own: 10 trials, 2 at once")
+
+
+def test_what_a_file_prints_is_no_part_of_the_output(file, capsys):
+    path = pathlib.Path(file)
+    path.write_text(f"{FILE}\nprint('a file prints')\n")
+    assert main(["space", file, "train"]) == 0
+    printed = capsys.readouterr()
+    assert "a file prints" not in printed.out
+    assert "a file prints" in printed.err
 
 
 def test_a_space_needs_no_value_for_each_argument(file, capsys):

@@ -122,6 +122,8 @@ def test_a_plan_names_directions_and_storages():
 
     plan = two.plan()
     assert plan.directions == ("minimize", "maximize")
+    assert plan.result_constraints == ("constraint 2",)
+    assert "├── at most 0: constraint 2\n" in str(plan)
     assert plan.storage == "the study `two` in postgresql://host/db; `n_trials` is its total"
     assert plan.engine == "in worker processes of this machine"
     study = optuna.create_study(study_name="mine", sampler=optuna.samplers.RandomSampler(), direction="maximize")

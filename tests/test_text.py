@@ -3,7 +3,14 @@
 import pytest
 
 from optuna_flyte_dsl import Float, InvalidMarkerTypeError, ObjectiveValueError, optimize
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import nearest, shown
+
+
+def test_two_swapped_letters_are_the_nearest_of_equally_similar_words():
+    assert nearest("lgo", ["low", "high", "log", "step"]) == "log"
+    assert nearest("Lwo", ["low", "high", "log", "step"]) == "low"
+    assert nearest("stp", ["low", "high", "log", "step"]) == "step"
+    assert nearest("zzz", ["low", "high"]) is None
 
 
 class Unshowable:

@@ -51,7 +51,9 @@ def test_what_the_search_got_is_given_again():
     study = train.run_sync(dataset="digits", width=32)
     fixed = {"dataset": "digits", "width": 32}
     assert train.task(**train.best(study, fixed)) == study.best_value
-    with pytest.raises(ArgumentError, match=r"no value for `width`.*Give what the search got, as in `fixed=\{'width'"):
+    with pytest.raises(
+        ArgumentError, match=r"`best` does not know `width`, which.*Give what the search got, as in `fixed=\{'width'"
+    ):
         train.best(study)
     with pytest.raises(ArgumentError, match="has no parameter `datset`"):
         train.best(study, {"datset": "digits"})
