@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import subprocess
 import sys
@@ -179,10 +180,12 @@ def cpu() -> None:
 
 def imports() -> None:
     """Measure the CPU time of an interpreter that imports the library, beside one that imports what it needs."""
+    # Without this variable, Python keeps the compiled modules of an editable package, as pip does for a wheel.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def cpu_seconds(modules: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-W", "ignore", "-c", f"import {modules}"], check=True)
+        subprocess.run([sys.executable, "-W", "ignore", "-c", f"import {modules}"], check=True, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
