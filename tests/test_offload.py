@@ -223,6 +223,22 @@ def test_an_async_function_reports_to_a_storage_that_blocks(slow, objective, gon
         assert trial.user_attrs.get("note") == (None if trial.state.name == "PRUNED" else 2)
 
 
+class PrunesOutsideOfTheLoop(optuna.pruners.BasePruner):
+    """Prunes in a thread where no event loop runs. A pruner that compares many trials holds up its thread."""
+
+    def prune(self, study, trial):
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return trial.number % 2 == 1
+
+
+def test_an_async_function_asks_its_pruner_in_a_thread(slow):
+    search = Optimizer(reports, 2, 4, storage=slow, pruner=PrunesOutsideOfTheLoop(), progress=False)
+    study = search.run_sync()
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"] * 2
+    assert type(study.pruner) is PrunesOutsideOfTheLoop
+
+
 @optimize(n_trials=4, concurrency=2, progress=False)
 @fl.task
 async def task_that_reports(trial: optuna.Trial, x: Float(0, 1)) -> float:

@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl._compat.optuna import set_storage, share_cache_of_trials, with_trials
+from optuna_flyte_dsl._offload import offload
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._threads import in_event_loop
 
@@ -63,6 +64,14 @@ class _AnnouncingSampler(Proxy):
             self.__wrapped__.after_trial(study, trial, state, values)
 
 
+class _OffloadingPruner(Proxy):
+    """A wrapper of a pruner that an async objective asks in a thread: some pruners read and compare all trials."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether a trial is to be pruned. `trial.should_prune` calls this."""
+        return offload(lambda: bool(self.__wrapped__.prune(study, trial)))
+
+
 def view_of(
     study: optuna.Study,
     *,
@@ -95,8 +104,8 @@ def view_of(
     share_cache_of_trials(view)
     if storage is not None:
         set_storage(view, storage)
-    if pruner is not None:
-        vars(view)["pruner"] = pruner
+    if pruner is not None or storage is not None:
+        vars(view)["pruner"] = _OffloadingPruner(pruner or study.pruner)
     # A RandomSampler cannot fail, and each attribute access through a proxy takes time.
     if announce is not None and type(study.sampler) is not RandomSampler:
         vars(view)["sampler"] = _AnnouncingSampler(study.sampler, announce)
