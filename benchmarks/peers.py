@@ -73,7 +73,7 @@ def peers(environment: str, script: str) -> Callable[[int, int, float], float]:
             command = [python, "-W", "ignore", SCRIPTS / script, *map(str, work)]
             home = {**os.environ, "HOME": folder}  # Ray and Syne Tune leave files there
             done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, env=home)
-        return float(done.stdout.rsplit("SECONDS", 1)[1])
+        return float(done.stdout.rsplit("SECONDS", 1)[1].split()[0])  # Ray prints warnings behind it
 
     return measure
 
