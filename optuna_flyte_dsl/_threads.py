@@ -167,6 +167,8 @@ class Threads:
                 with self._lock:
                     self._busy.add(thread)
                 deliver = job()
+                if self.is_forked:  # the function has forked, and this is the child, in which nobody waits
+                    os._exit(0)
                 del job
                 with self._lock:
                     self._busy.discard(thread)
@@ -216,10 +218,12 @@ async def finish(closing: Callable[[], Coroutine[Any, Any, Any]]) -> None:
 def _settable(error: BaseException) -> BaseException:
     """Return the error itself, or a RuntimeError in its place if an asyncio future would refuse the error.
 
-    A future refuses StopIteration, and GeneratorExit would close the coroutine that awaits the future.
+    A future refuses StopIteration, and an error whose `__class__` raises. GeneratorExit would close the coroutine that
+    awaits the future.
     """
-    if not isinstance(error, StopIteration | GeneratorExit):
-        return error
+    with contextlib.suppress(Exception):
+        if not isinstance(error, StopIteration | GeneratorExit):
+            return error
     substitute = RuntimeError(f"The function raised {shown(error)}.")
     substitute.__cause__ = error
     return substitute

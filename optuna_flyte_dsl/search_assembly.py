@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -93,9 +93,13 @@ class Assembly:
         finally:
             given_up.set()
 
+    def _opener(self, remote: RemoteSearch | None) -> Callable[..., Awaitable[Any]]:
+        """Return `_open_in_time`; for a study in memory, which is there at once, a plain call in the study's thread."""
+        return self._open_in_time if remote is not None or self.source.is_given else self.thread.run
+
     async def run_here(self) -> optuna.Study:
         """Search with the trials on this machine."""
-        study: optuna.Study = await self._open_in_time(self.source.get)
+        study: optuna.Study = await self._opener(None)(self.source.get)
         await self._resume_and_run(study, None)
         return study
 
@@ -113,7 +117,7 @@ class Assembly:
         is_checkpointed = remote is not None and remote.is_checkpointed
         if not self.objective.suggests_itself and not is_checkpointed:
             check = functools.partial(resuming.check_space, resumes=options.resume)
-            await self._open_in_time(check, study, self.call.space)
+            await self._opener(remote)(check, study, self.call.space)
         self._use_priors(study.sampler)
         storage = storage_of(study)
         if not is_kept(storage):

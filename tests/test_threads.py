@@ -1,5 +1,6 @@
 import asyncio
 import contextvars
+import os
 import threading
 
 import pytest
@@ -90,6 +91,38 @@ def test_an_error_reaches_the_caller(error):
 
     raised = asyncio.run(asyncio.wait_for(main(), 30)) if error is not KeyboardInterrupt else error("mine")
     assert "mine" in str(raised)
+
+
+def test_an_error_whose_class_cannot_be_read_reaches_the_caller():
+    class Odd(Exception):
+        @property
+        def __class__(self):
+            raise RuntimeError("no class")
+
+    async def main():
+        threads = Threads()
+
+        def job():
+            raise Odd
+
+        try:
+            await asyncio.wait_for(threads.run(job), 30)
+        finally:
+            await threads.close()
+
+    with pytest.raises(RuntimeError, match=r"The function raised .*Odd\(\)"):
+        asyncio.run(main())
+
+
+def test_a_child_that_a_job_has_forked_ends_with_the_job():
+    async def main():
+        threads = Threads()
+        child = await threads.run(os.fork)
+        await threads.close()
+        return child
+
+    child = asyncio.run(main())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_closing_waits_for_no_job_that_hangs():

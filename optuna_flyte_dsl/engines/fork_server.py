@@ -63,12 +63,13 @@ class ForkServer:
             request is the environment, the folder, the import path, the arguments, the umask, the cores and the limits
             of the parent, as JSON.
         work: What a worker does with its channel.
+        parent: The id of the parent process, which may have died before this process could ask for it.
     """
 
-    def __init__(self, control: socket.socket, work: Callable[[socket.socket], None]) -> None:
+    def __init__(self, control: socket.socket, work: Callable[[socket.socket], None], parent: int) -> None:
         self._control = control
         self._work = work
-        self._parent = os.getppid()
+        self._parent = parent
         self._statuses: dict[int, int] = {}  # the id of each worker -> its pipe
 
     def serve(self) -> NoReturn:
@@ -193,17 +194,17 @@ def kill_group(worker: int, *, is_alive: bool) -> None:
 
 SERVER = """
 import json, sys
-control, path, preload, work = json.loads(sys.argv[1])
+control, path, preload, work, parent = json.loads(sys.argv[1])
 sys.path[:], sys.argv[:] = path, [""]
 from optuna_flyte_dsl.engines.fork_server import main
-main(control, preload, work)
+main(control, preload, work, parent)
 """
 """The program of a fork server."""
 
 _NEVER_FORKED = {"jax", "jaxlib", "polars", "pyspark", "ray", "tensorflow"}  # they must not be imported before a fork
 
 
-def main(control: int, preload: Sequence[Sequence[str]], work: str) -> NoReturn:
+def main(control: int, preload: Sequence[Sequence[str]], work: str, parent: int) -> NoReturn:
     """Import modules, and serve. The imports that fail are left to the workers, whose errors name the cause.
 
     If a module imports a library that must not be imported before a fork, the server starts anew without the last group
@@ -213,14 +214,15 @@ def main(control: int, preload: Sequence[Sequence[str]], work: str) -> NoReturn:
         control: The file of the socket to the parent process.
         preload: The names of the modules, in groups.
         work: What a worker does with its channel, as "module:function".
+        parent: The id of the parent process.
     """
     for name in [name for group in preload for name in group]:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     if preload and _NEVER_FORKED & sys.modules.keys():
         os.set_inheritable(control, True)
-        arguments = json.dumps([control, sys.path, preload[:-1], work])
+        arguments = json.dumps([control, sys.path, preload[:-1], work, parent])
         os.execv(sys.executable, [sys.executable, "-P", "-c", SERVER, arguments])  # noqa: S606 - this interpreter
     module, _, function = work.partition(":")
-    server = ForkServer(socket.socket(fileno=control), getattr(importlib.import_module(module), function))
-    server.serve()
+    work_in = getattr(importlib.import_module(module), function)
+    ForkServer(socket.socket(fileno=control), work_in, parent).serve()

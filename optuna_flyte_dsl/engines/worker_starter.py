@@ -29,6 +29,7 @@ _SIGNALS: dict[int, str] = {
     signal.SIGKILL: "it was killed, perhaps for want of memory (SIGKILL)",
 }
 _STATUS_PATIENCE = 5.0  # seconds that the status of a worker that has ended is waited for
+_END_PATIENCE = 1.0  # seconds that the end of a fork server is waited for, when it has closed a pipe
 _LOOK = 0.1  # seconds between two looks whether a start is given up
 _ALONE = """
 import json, os, socket, sys, threading, time
@@ -173,16 +174,17 @@ class WorkerStarter:
             WorkerDiedError: If no process can be started.
             StartGivenUpError: If `given_up` is set before the worker is there.
         """
-        ours, its = socket.socketpair()
-        environment = {**os.environ, **environment}
         try:
-            with its, self._locked(given_up):
-                if _FORK_IS_SAFE:
-                    return self._fork(environment, ours, its, given_up)
-                return self._start_alone(environment, ours, its)
-        except BaseException:
-            ours.close()  # a worker that is forked later finds its channel closed, and ends
-            raise
+            ours, its = socket.socketpair()
+            try:
+                with its, self._locked(given_up):
+                    start = self._fork if _FORK_IS_SAFE else self._start_alone
+                    return start({**os.environ, **environment}, ours, its, given_up)
+            except BaseException:
+                ours.close()  # a worker that is forked later finds its channel closed, and ends
+                raise
+        except OSError as error:  # too many open files, for example
+            raise WorkerDiedError(f"The system starts no worker process: {error}.") from error
 
     @contextlib.contextmanager
     def _locked(self, given_up: threading.Event) -> Iterator[None]:
@@ -202,33 +204,51 @@ class WorkerStarter:
         for _ in range(2):  # the server may have been killed
             status, its_status = os.pipe()
             try:
-                # The request is a file, because a server that imports reads nothing yet: many bytes would wait for it.
-                with open(os.memfd_create("request"), "w+b", buffering=0) as file:
-                    file.write(request)
-                    files = (file.fileno(), its.fileno(), its_status, 1, 2)
-                    socket.send_fds(self._running_server(), [b"\0"], files)
-                os.close(its_status)
-                its_status = -1
-                while not _is_readable(_LOOK, status):
-                    if given_up.is_set():
-                        os.close(status)
-                        raise StartGivenUpError
-                answer = _read_line(status)
-            except OSError:
+                answer = self._ask_server(request, its, its_status, status, given_up)
+            except ConnectionError:
                 answer = ""
-            finally:
-                if its_status >= 0:
-                    os.close(its_status)
+            except BaseException:
+                os.close(status)
+                raise
             if answer.isdecimal():
                 self._has_served = True
                 return WorkerProcess(int(answer), ours, status)
             os.close(status)
+            if not answer and self._server_runs():  # other workers run, which would end with their server
+                answer = "the fork server has too many open files"
             if answer:
                 raise WorkerDiedError(f"The system starts no worker process: {answer}.")
             self._stop()
         raise WorkerDiedError("The process that starts worker processes has died twice. See what it has printed.")
 
-    def _start_alone(self, environment: dict[str, str], ours: socket.socket, its: socket.socket) -> WorkerProcess:
+    def _ask_server(
+        self, request: bytes, its: socket.socket, its_status: int, status: int, given_up: threading.Event
+    ) -> str:
+        """Ask the fork server for a worker. Return its answer: the worker's id, an error, or nothing."""
+        try:
+            # The request is a file, because a server that imports reads nothing yet: many bytes would wait for it.
+            with open(os.memfd_create("request"), "w+b", buffering=0) as file:
+                file.write(request)
+                socket.send_fds(self._running_server(), [b"\0"], (file.fileno(), its.fileno(), its_status, 1, 2))
+        finally:
+            os.close(its_status)
+        while not _is_readable(_LOOK, status):
+            if given_up.is_set():
+                raise StartGivenUpError
+        return _read_line(status)
+
+    def _server_runs(self) -> bool:
+        """Return whether the fork server runs. One that was killed ends at once."""
+        assert self._server is not None
+        try:
+            self._server.wait(_END_PATIENCE)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def _start_alone(
+        self, environment: dict[str, str], ours: socket.socket, its: socket.socket, _given_up: threading.Event
+    ) -> WorkerProcess:
         arguments = json.dumps([its.fileno(), _import_path(), sys.argv, os.getpid()])
         process = subprocess.Popen(  # noqa: S603 - this interpreter
             [sys.executable, "-P", "-c", _ALONE, arguments],
@@ -250,7 +270,7 @@ class WorkerStarter:
             self._control, its = socket.socketpair()
             self._has_served = False
             with its:
-                arguments = json.dumps([its.fileno(), _import_path(), self._preload, _WORK])
+                arguments = json.dumps([its.fileno(), _import_path(), self._preload, _WORK, os.getpid()])
                 self._server = subprocess.Popen(  # noqa: S603 - this interpreter
                     [sys.executable, "-P", "-c", SERVER, arguments],
                     pass_fds=[its.fileno()],

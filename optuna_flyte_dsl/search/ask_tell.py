@@ -150,7 +150,7 @@ class AskTell:
         try:
             with storage.reads_once() if storage is not None else contextlib.nullcontext():
                 return self._ask()
-        except Exception:
+        except BaseException:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
             raise
 
@@ -202,7 +202,7 @@ class AskTell:
             if self._quota is not None:  # another process may die while it runs one of the last points
                 return self._quota.ask(self.study.ask, is_exhausted=is_exhausted)
             return None if is_exhausted else self.study.ask()
-        except Exception as error:
+        except BaseException as error:  # a sampler may raise anything
             if self._stored is not None:
                 with contextlib.suppress(Exception):  # the state is worth more than the reason
                     stored = next(each for each in self.study.trials if each.number == self._stored)

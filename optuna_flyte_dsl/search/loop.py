@@ -243,11 +243,11 @@ class SearchLoop:
         scope: asyncio.Timeout | None = None
         try:
             if clock is NO_TIME_LIMIT:
-                return self._judge.returned(await self.runner.run(run))
+                return self._judge.returned(await self._returned(run))
             async with asyncio.timeout_at(clock.until) as scope:
                 if clock.seconds is not None:
                     run = dataclasses.replace(run, on_begin=functools.partial(clock.begin, scope))
-                returned = await self.runner.run(run)
+                returned = await self._returned(run)
             return self._judge.returned(returned)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
@@ -266,6 +266,13 @@ class SearchLoop:
                 error = InvalidObjectiveError(f"`{self.objective.name}` raised GeneratorExit, which ends the search.")
                 return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
             return self._judge.raised(error)
+
+    async def _returned(self, run: TrialRun) -> Any:
+        returned = await self.runner.run(run)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # the objective has cancelled its task, and has not awaited since
+            await asyncio.sleep(0)  # asyncio raises the CancelledError here, where it is the trial's
+        return returned
 
     def _timed_out_outcome(self) -> Outcome:
         if self._is_late():

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
-from optuna_flyte_dsl._text import counted
+from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.search.outcome import one_line
 from optuna_flyte_dsl.study.attributes import ERROR
@@ -99,9 +99,21 @@ class Reporter:
     def __init__(self, tally: Tally, *, enabled: bool) -> None:
         self._tally = tally
         self._before = tally.finished  # the trials of earlier runs
-        self._display = _choose(tally) if enabled else None
-        if self._display is not None:
-            self._display.begin(tally)
+        self._display: Bar | Lines | None = None
+        if enabled:
+            self._try(lambda: self._begin(tally))
+
+    def _begin(self, tally: Tally) -> None:
+        self._display = _choose(tally)
+        self._display.begin(tally)
+
+    def _try(self, show: Callable[[], None]) -> None:
+        """Show something. If that fails, show no more: the terminal, or the reader of a pipe, may be gone."""
+        try:
+            show()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - rich raises SystemExit if no one reads its output
+            self._display = None
+            logger.debug("The progress is not shown any longer: %s", shown(error))
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +131,8 @@ class Reporter:
         elif tally.failed == tally.finished > 1:
             reason = one_line(tally.first_reason)
             logger.warning("All %d trials of `%s` failed; the first: %s", tally.failed, tally.name, reason)
-        if self._display is not None:
-            self._display.close(self._tally, ran=tally.finished > self._before)
+        if (display := self._display) is not None:
+            self._try(lambda: display.close(self._tally, ran=tally.finished > self._before))
 
     def count_again(self, finished: Iterable[FrozenTrial]) -> None:
         """Count all finished trials of the study anew: other processes may have run some of them."""
@@ -134,8 +146,8 @@ class Reporter:
         """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""
         self._tally.add(trial)
         self._tally.sampler = study.sampler.latest if isinstance(study.sampler, AutoSampler) else ""
-        if self._display is not None:
-            self._display.show(self._tally)
+        if (display := self._display) is not None:
+            self._try(lambda: display.show(self._tally))
 
 
 class Bar:
@@ -179,9 +191,11 @@ class Bar:
 
     def close(self, tally: Tally, *, ran: bool = True) -> None:  # noqa: ARG002 - the bar is full from its beginning
         """Show the last tally and free the terminal."""
-        self.show(tally)
-        self._progress.stop()
-        Bar._taken.release()
+        try:
+            self.show(tally)
+            self._progress.stop()
+        finally:
+            Bar._taken.release()
 
 
 class Lines:
@@ -235,6 +249,8 @@ def _choose(tally: Tally) -> Bar | Lines:
     if console.is_terminal and not console.is_dumb_terminal and Bar._taken.acquire(blocking=False):
         try:
             return Bar(console, tally)
-        except LiveError:  # another display of rich's uses the terminal
+        except BaseException as error:
             Bar._taken.release()
+            if not isinstance(error, LiveError):  # another display of rich's uses the terminal
+                raise
     return Lines()

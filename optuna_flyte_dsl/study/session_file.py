@@ -73,7 +73,8 @@ class SessionFiles:
             except KeyError:  # another thread has released the last file
                 return
             if is_clean:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the folder cannot be written any more
+                    path.unlink(missing_ok=True)
             locked_files.discard(file)
             os.close(file)
             with contextlib.suppress(OSError):  # the folder is not empty, or is gone

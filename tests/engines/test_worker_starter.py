@@ -1,16 +1,21 @@
 """How worker processes start, and what they see of the process that has started them."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import gc
 import importlib.util
+import json
 import os
 import pathlib
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 
 import numpy as np
@@ -324,6 +329,76 @@ def test_a_system_without_processes_says_so(monkeypatch):
     monkeypatch.setattr("optuna_flyte_dsl.engines.process_runner.starter_of", lambda _: starter)
     study = run(works, n_trials=1)
     assert "The process that starts worker processes has died twice" in study.trials[0].user_attrs[ERROR]
+
+
+def too_many_files(n_free, go):
+    """Return how the trials of a search ended beside which another one could start no worker, and that one's error."""
+
+    def works(x: Float(0, 1)) -> float:
+        while not go.exists():
+            time.sleep(0.01)
+        return x
+
+    def asks(x: Float(0, 1)) -> float:
+        return x
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        other = pool.submit(run, works, n_trials=2, concurrency=2)
+        wait_until(lambda: len(worker_processes()) == 2)
+        optimizer = search(asks, n_trials=1, executor="process")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+        async def main():
+            running = asyncio.ensure_future(optimizer())
+            taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, hard))
+            for file in taken[-n_free:]:
+                os.close(file)
+            try:
+                return await running
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        study = asyncio.run(main())
+        go.touch()
+        return states(other.result()), [trial.user_attrs.get(ERROR) for trial in study.trials]
+
+
+@pytest.mark.parametrize("n_free", [1, 2, 4])
+def test_a_start_without_a_free_file_ends_no_other_worker(n_free, tmp_path):
+    others, (error,) = in_new_process(too_many_files, n_free, tmp_path / "go")
+    assert others == ["COMPLETE"] * 2
+    assert "The system starts no worker process: [Errno 24] Too many open files" in error
+
+
+def test_a_server_that_cannot_take_a_request_is_kept(monkeypatch):
+    """The server itself may have too many open files."""
+
+    def works(x: Float(0, 1)) -> float:
+        return x
+
+    run(works)
+    before = {each.pid for each in servers()}
+    sent = socket.send_fds
+    monkeypatch.setattr(socket, "send_fds", lambda control, parts, files: sent(control, parts, files[:3]))
+    monkeypatch.setattr(worker_starter, "_END_PATIENCE", 0.1)
+    study = run(works, n_trials=1)
+    assert "the fork server has too many open files" in study.trials[0].user_attrs[ERROR]
+    monkeypatch.undo()
+    assert states(run(works)) == ["COMPLETE"] * 2
+    assert {each.pid for each in servers()} == before != set()
+
+
+def test_a_server_whose_parent_has_died_while_it_imported_ends():
+    parent = subprocess.Popen([sys.executable, "-c", "pass"])
+    parent.wait()
+    ours, its = socket.socketpair()
+    with ours, its:  # a forked child of the parent may keep the connection
+        arguments = json.dumps([its.fileno(), sys.path, [], "builtins:print", parent.pid])
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-c", worker_starter.SERVER, arguments], pass_fds=[its.fileno()]
+        )
+        assert server.wait(60) == 0
 
 
 def test_a_search_ends_though_its_server_is_stopped():

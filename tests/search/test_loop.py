@@ -345,14 +345,14 @@ def test_a_second_cancellation_while_it_closes_changes_nothing():
     assert states(asyncio.run(main())) == {"FAIL": 1}
 
 
-@pytest.mark.parametrize("how", ["raises", "cancels its task"])
+@pytest.mark.parametrize("how", ["raises", "cancels its task", "cancels its task and returns"])
 def test_a_trial_that_cancels_itself_has_failed(how):
     async def objective(trial, x):
         if trial.number == 0 and how == "raises":
             raise asyncio.CancelledError("mine")
         if trial.number == 0:
             asyncio.current_task().cancel()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0) if how == "cancels its task" else None
         return x
 
     study, _ = asyncio.run(run_search(objective, n_trials=3))
@@ -609,14 +609,19 @@ def test_a_sampler_that_raises_ends_the_search_and_leaves_no_trial_running():
     assert len(study.trials) == 3
 
 
-def test_an_ask_that_raises_when_its_trial_is_stored_already_leaves_none_running():
+class Panic(BaseException):
+    """As of a sampler that is written in Rust."""
+
+
+@pytest.mark.parametrize("error", [ArithmeticError, Panic])
+def test_an_ask_that_raises_when_its_trial_is_stored_already_leaves_none_running(error):
     class Broken(optuna.samplers.RandomSampler):
         def before_trial(self, study, trial):
             if trial.number == 2:
-                raise ArithmeticError("sampler")
+                raise error("sampler")
 
     study = optuna.create_study(sampler=Broken())
-    with pytest.raises(ArithmeticError, match="sampler"):
+    with pytest.raises(error, match="sampler"):
         asyncio.run(run_search(value, study=study, concurrency=2))
     assert states(study)["RUNNING"] == 0
     assert study.trials[2].state is TrialState.FAIL

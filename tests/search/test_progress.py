@@ -119,6 +119,29 @@ def test_elsewhere_a_line_is_logged_now_and_then(caplog, monkeypatch, capfd, pau
     assert capfd.readouterr().out == ""
 
 
+class Gone(io.StringIO):
+    """Standard error whose reader is gone: `python search.py 2>&1 | head -1`."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+class GoneTerminal(Gone):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stderr", [None, Gone(), GoneTerminal()], ids=["none", "pipe", "terminal"])
+def test_a_search_goes_on_though_nothing_can_be_shown(stderr, monkeypatch, pauses):
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    pauses.progress_line = 0.0
+    for _ in range(2):
+        assert len(search().trials) == 20
+    assert progress.Bar._taken.acquire(blocking=False)
+    progress.Bar._taken.release()
+
+
 @pytest.mark.parametrize(("verbosity", "shown"), [(optuna.logging.INFO, True), (optuna.logging.WARNING, False)])
 def test_lines_that_no_log_shows_are_on_standard_error_unless_optuna_is_quiet(capfd, pauses, verbosity, shown):
     optuna.logging.set_verbosity(verbosity)

@@ -107,6 +107,10 @@ def test_a_path_without_permission_is_an_error_at_once(tmp_path):
         objective(storage=storage).run_sync()
 
 
+def test_a_search_in_memory_ends_at_any_timeout():
+    assert states(objective(timeout=1e-9).run_sync()) == {}
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_timeout_of_a_search_holds_while_its_storage_is_opened(resume):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:  # it accepts, and never answers

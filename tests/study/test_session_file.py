@@ -1,6 +1,7 @@
 """The locked files that show that a search is alive."""
 
 import os
+import pathlib
 import signal
 import tempfile
 import threading
@@ -108,6 +109,18 @@ def test_a_search_leaves_no_session_file(tmp_path, name):
     search.run_sync()
     assert len(seen[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.journal", "study.journal.claims"]
+
+
+def test_a_search_whose_session_file_cannot_be_removed_returns_its_study(tmp_path, name, monkeypatch):
+    def refuses(path, *, missing_ok):
+        if path.suffix == ".alive":
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok=missing_ok)
+
+    unlink = pathlib.Path.unlink
+    monkeypatch.setattr(pathlib.Path, "unlink", refuses)
+    search = objective(storage=tmp_path / "study.journal", study_name=name, resume=True, n_trials=3)
+    assert states(search.run_sync()) == {"COMPLETE": 3}
 
 
 def test_the_files_of_searches_killed_long_ago_are_removed_once_in_a_process(tmp_path):
