@@ -240,11 +240,9 @@ class WorkerStarter:
     def _server_runs(self) -> bool:
         """Return whether the fork server runs. One that was killed ends at once."""
         assert self._server is not None
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._server.wait(_END_PATIENCE)
-        except subprocess.TimeoutExpired:
-            return True
-        return False
+        return self._server.returncode is None
 
     def _start_alone(
         self, environment: dict[str, str], ours: socket.socket, its: socket.socket, _given_up: threading.Event
@@ -383,13 +381,13 @@ def _read_line(pipe: int) -> str:
 
 
 _starters: dict[tuple[tuple[str, ...], ...], WorkerStarter] = {}
-_making = threading.Lock()
+# A forked child begins anew: another thread of its parent may have held the lock of a starter.
+os.register_at_fork(after_in_child=_starters.clear)
 
 
 def starter_of(preload: Sequence[Sequence[str]]) -> WorkerStarter:
     """Return the starter of workers with these modules. All searches of this process share it."""
-    with _making:
-        return _starters.setdefault(tuple(map(tuple, preload)), WorkerStarter(preload))
+    return _starters.setdefault(tuple(map(tuple, preload)), WorkerStarter(preload))
 
 
 @atexit.register

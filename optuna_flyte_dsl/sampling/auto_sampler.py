@@ -108,7 +108,7 @@ class AutoSampler(BaseSampler):
         self._points = GPPoints(seed, self._budget, has_constraints=constraints_func is not None)
         self._constraints_func = constraints_func
         self._start = QuasiRandomPoints(_new_seed() if seed is None else seed)
-        self._space = IntersectionSearchSpace()
+        self._n_earlier_studies = 0
         self._choosing = threading.RLock()
         self._tpe: BaseSampler | None = None
         self._is_gp_broken = False
@@ -125,6 +125,7 @@ class AutoSampler(BaseSampler):
     def _forget(self) -> None:
         """Forget what is known of a study: the sampler may be given to another one."""
         self._known_study: tuple[int, int] | None = None  # which study it is
+        self._space = IntersectionSearchSpace()
         self._noted: set[str] = set()  # the samplers that the study's attribute names
         self._has_results = False  # whether the study has enough results for a model
         self._n_running = 1  # how many trials ran at the last ask, with the one that was asked for
@@ -147,6 +148,9 @@ class AutoSampler(BaseSampler):
         """Choose the sampler of a trial. Optuna calls this before it samples."""
         with self._choosing:
             if self._known_study != (known := study_key(study)):
+                if self._known_study is not None:  # a TPESampler is for one study
+                    self._tpe = None
+                    self._n_earlier_studies += 1
                 self._forget()
                 self._known_study = known
             running = {each.number for each in known_trials(study, (TrialState.RUNNING,))}
@@ -310,7 +314,9 @@ class AutoSampler(BaseSampler):
         if self._constraints_func is not None:
             options["constraints_func"] = self._constraints_func
         with without_optuna_warnings():
-            sampler = TPESampler(seed=self._seed, n_startup_trials=FEWEST_RESULTS, **options)
+            # Two studies that take turns would get the same random numbers again and again.
+            seed = None if self._seed is None else (self._seed + self._n_earlier_studies) % 2**32
+            sampler = TPESampler(seed=seed, n_startup_trials=FEWEST_RESULTS, **options)
         if n_objectives == 1:
             set_number_of_good_trials(sampler, self._number_of_good_trials)
         return sampler

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -44,6 +44,8 @@ from optuna_flyte_dsl.study.study_view import snapshot_of, view_of
 from optuna_flyte_dsl.study.taken_points import TakenPoints
 from optuna_flyte_dsl.study.trial_history import TrialHistory
 from optuna_flyte_dsl.study.trial_quota import ASK_LATER, AskLater, Quota
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -234,7 +236,8 @@ class AskTell:
             # In memory, a change of thread takes as long as an ask or a tell. Exact types are compared, because a
             # subclass may block.
             in_memory = type(trial.storage) is InMemoryStorage
-            self.is_quick = in_memory and type(self._sampler) is RandomSampler and not self.options.callbacks
+            is_free = type(self._sampler) is RandomSampler and self.points is None and not self.options.callbacks
+            self.is_quick = in_memory and is_free
         if self.sampler_of_trial is not None:
             # What running trials have suggested so far depends on time, so the sampler does not see them.
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
@@ -288,24 +291,21 @@ class AskTell:
                 self._note_told(told, outcome)
 
     def promise(
-        self, call: Callable[..., None], asked: AskedTrial, outcome: Outcome | None = None
-    ) -> Callable[[], None]:
-        """Return a call of `store` or `tell`, for another thread. The search's end waits until it was made.
+        self, run: Callable[..., T], call: Callable[..., None], asked: AskedTrial, outcome: Outcome | None = None
+    ) -> T:
+        """Have `store` or `tell` called in another thread. The search's end waits until the call was made.
 
         Args:
+            run: Starts a function in a thread.
             outcome: For `tell`: how the trial ended. It is kept from now on.
+
+        Returns:
+            What `run` has returned.
         """
-        if outcome is not None:
-            self._open.keep(asked.number, outcome)
-        self._open.begin_call()
-
-        def promised() -> None:
-            try:
-                call(asked) if outcome is None else call(asked, outcome)
-            finally:
-                self._open.end_call()
-
-        return promised
+        if outcome is None:
+            return self._open.promise(run, lambda: call(asked))
+        self._open.keep(asked.number, outcome)
+        return self._open.promise(run, lambda: call(asked, outcome))
 
     def _tell(self, trial: Trial, outcome: Outcome) -> FrozenTrial | None:
         """Tell the study how a trial ended. Return the trial; `None` if another search runs it."""

@@ -180,7 +180,7 @@ class SearchLoop:
             if self.trials.is_quick:
                 self.trials.tell(asked, outcome)
             else:
-                await self._writers.run(self.trials.promise(self.trials.tell, asked, outcome))
+                await self.trials.promise(self._writers.run, self.trials.tell, asked, outcome)
             self._found_none = False
             if self._order is not None:
                 self._order.told()
@@ -205,7 +205,7 @@ class SearchLoop:
             )
             if asked is not ASK_LATER:
                 if asked is not None and self.trials.stores_apart:
-                    await self._writers.run(self.trials.promise(self.trials.store, asked))
+                    await self.trials.promise(self._writers.run, self.trials.store, asked)
                 return asked
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None

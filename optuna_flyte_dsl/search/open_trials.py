@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -16,6 +17,8 @@ from optuna_flyte_dsl.errors import StorageUnavailableError
 from optuna_flyte_dsl.search.outcome import Outcome
 from optuna_flyte_dsl.search.untold_outcomes import untold_error
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
+
+T = TypeVar("T")
 
 _NOT_CONTINUED = "The search ended before it continued this trial, which an earlier process had begun."
 
@@ -59,15 +62,32 @@ class OpenTrials:
         self._trials.pop(number, None)  # the event loop's thread may have removed the trial
         self._untold.pop(number, None)
 
-    def begin_call(self) -> None:
-        """Note that a call which stores or tells a trial is about to be made: `close` waits for its end."""
-        with self._call_ended:
-            self._n_calls += 1
+    def promise(self, run: Callable[..., T], call: Callable[[], None]) -> T:
+        """Have a call that stores or tells a trial made in another thread: `close` waits for its end.
 
-    def end_call(self) -> None:
-        """Note that the call has ended."""
+        Args:
+            run: Starts a function in a thread.
+
+        Returns:
+            What `run` has returned.
+        """
+
+        def promised() -> None:
+            try:
+                call()
+            finally:
+                self._count_calls(-1)
+
+        self._count_calls(1)
+        try:
+            return run(promised)
+        except BaseException:  # the system starts no thread
+            self._count_calls(-1)
+            raise
+
+    def _count_calls(self, more: int) -> None:
         with self._call_ended:
-            self._n_calls -= 1
+            self._n_calls += more
             self._call_ended.notify_all()
 
     def close(self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool) -> None:

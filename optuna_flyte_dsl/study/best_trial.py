@@ -43,7 +43,7 @@ def best_trial_of(
             if name not in names:
                 raise InvalidOptionError(
                     f"`{option}` names the objective {name!r}, but the study has "
-                    f"{', '.join(map(repr, names))}.{did_you_mean(name, names)}"
+                    f"{', '.join(map(repr, names))}.{did_you_mean(str(name), names)}"
                 )
             if isinstance(number, bool) or not isinstance(number, int | float) or math.isnan(number):
                 raise InvalidOptionError(f"`{option}[{name!r}]` must be a number, but got {shown(number)}.")

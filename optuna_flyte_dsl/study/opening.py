@@ -218,7 +218,19 @@ def _seed_argument(factory: Callable[..., Any], given: int | None, seed: int | N
 
 
 def _name_metrics(study: optuna.Study, names: tuple[str, ...] | None) -> None:
-    """Name the study's metrics after the fields of the objective's NamedTuple, unless they have names."""
-    if names is not None and study.metric_names is None:
+    """Name the study's metrics after the fields of the objective's NamedTuple, unless they have names.
+
+    Raises:
+        DirectionError: If the study has the same names in another order: values go by their places.
+    """
+    if names is None:
+        return
+    known = study.metric_names
+    if known is None:
         with without_optuna_warnings():
             study.set_metric_names(list(names))
+    elif list(names) != known and sorted(names) == sorted(known):
+        raise DirectionError(
+            f"The objectives are {shown(list(names))} now, but the study has {shown(known)}: its values would be mixed "
+            "up. Put the fields of the return annotation into the order of the study, or give another `study_name`."
+        )

@@ -361,6 +361,43 @@ def test_it_can_be_given_to_another_study():
     assert second.user_attrs[SAMPLERS] == [START, "GPSampler"]
 
 
+def points_of(study, space, n_trials):
+    """Run trials of a space of floats; return their points."""
+    for _ in range(n_trials):
+        trial = study.ask()
+        study.tell(trial, sum(trial.suggest_float(name, 0, 1) for name in space))
+    return [trial.params for trial in study.trials]
+
+
+def test_it_can_be_given_to_studies_of_one_storage(monkeypatch):
+    """A search space of several parameters that all trials of a study have is kept for that study alone."""
+    monkeypatch.setattr(auto_sampler, "has_gp", lambda: False)
+    storage, sampler = optuna.storages.InMemoryStorage(), AutoSampler(seed=1)
+    first, second = (optuna.create_study(storage=storage, sampler=sampler) for _ in range(2))
+    points_of(first, "uv", 20)
+    assert len(points_of(second, "x", 20)) == 20
+    # They take turns: a point must not be drawn again and again.
+    for _ in range(5):
+        points_of(first, "uv", 1)
+        points_of(second, "x", 1)
+    for study in (first, second):
+        assert len({str(trial.params) for trial in study.trials}) == 25
+
+
+def test_the_joint_space_of_an_earlier_study_is_forgotten(monkeypatch):
+    monkeypatch.setattr(auto_sampler, "has_gp", lambda: False)
+    sampler, seen = AutoSampler(seed=1), []
+    points_of(optuna.create_study(sampler=sampler), "uv", 40)
+    monkeypatch.setattr(
+        TPESampler,
+        "sample_relative",
+        lambda self, study, trial, space: seen.append(set(space)) or {},
+    )
+    points_of(optuna.create_study(sampler=sampler), "xyz", 20)
+    assert seen
+    assert all(space <= set("xyz") for space in seen)
+
+
 def test_threads_of_optuna_share_it(monkeypatch):
     monkeypatch.setattr(auto_sampler, "has_gp", lambda: False)
     study = optuna.create_study(sampler=AutoSampler(seed=1))

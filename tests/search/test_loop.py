@@ -40,6 +40,7 @@ from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.study.attributes import ERROR
+from optuna_flyte_dsl.study.taken_points import TakenPoints
 from tests.support._compat import cached_trials
 
 
@@ -210,7 +211,7 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     (line,) = warned()  # those that fail in the same way are counted
     assert re.fullmatch(
         r"Trial [135] of `declared` failed: RuntimeError: boom and more "
-        r"\(test_loop.py:204, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
+        r"\(test_loop.py:205, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
         line,
     )
 
@@ -607,6 +608,23 @@ def test_a_sampler_that_raises_ends_the_search_and_leaves_no_trial_running():
         asyncio.run(run_search(value, study=study, concurrency=2))
     assert states(study)["RUNNING"] == 0
     assert len(study.trials) == 3
+
+
+@pytest.mark.parametrize("options", [{"constraints": [lambda x: x - 0.5]}, {"duplicates": "resample"}])
+def test_points_are_looked_for_outside_of_the_event_loop(options, monkeypatch):
+    def suggest(*args):
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return suggested(*args)
+
+    suggested = TakenPoints.suggest
+    monkeypatch.setattr(TakenPoints, "suggest", suggest)
+
+    def objective(x: Float(0, 1)) -> float:
+        return x
+
+    search = optimize(objective, n_trials=5, sampler=optuna.samplers.RandomSampler, progress=False, **options)
+    assert states(search.run_sync()) == {"COMPLETE": 5}
 
 
 class Panic(BaseException):

@@ -23,11 +23,30 @@ def asking():
     return AskTell(optuna.create_study(), described, described.space, Options(1, 3))
 
 
+def queued(call):
+    """Return a call that is made later."""
+    return call
+
+
+def test_a_call_for_which_no_thread_starts_is_not_waited_for():
+    def no_thread(call):
+        raise RuntimeError("can't start new thread")
+
+    trials = asking()
+    asked = trials.ask()
+    with pytest.raises(RuntimeError, match="new thread"):
+        trials.promise(no_thread, trials.tell, asked, Outcome(COMPLETE, (0.5,)))
+    closing = threading.Thread(target=trials.close_open, args=("The search ended.",), daemon=True)
+    closing.start()
+    closing.join(30)
+    assert trials.study.trials[0].value == 0.5
+
+
 def test_the_end_of_a_search_waits_for_each_tell_that_was_promised():
     told = []
     trials = asking()
     trials.observer = lambda _, trial: told.append(trial.number)
-    promised = trials.promise(trials.tell, trials.ask(), Outcome(COMPLETE, (0.5,)))
+    promised = trials.promise(queued, trials.tell, trials.ask(), Outcome(COMPLETE, (0.5,)))
     closing = threading.Thread(target=trials.close_open, args=("The search ended.",))
     closing.start()  # the promised call may be queued for a busy thread
     assert trials.study.trials[0].state is optuna.trial.TrialState.RUNNING
@@ -39,7 +58,7 @@ def test_the_end_of_a_search_waits_for_each_tell_that_was_promised():
 
 def test_an_interrupted_end_tells_the_outcome_that_was_promised_to_be_told():
     trials = asking()
-    promised = trials.promise(trials.tell, trials.ask(), Outcome(COMPLETE, (0.5,)))
+    promised = trials.promise(queued, trials.tell, trials.ask(), Outcome(COMPLETE, (0.5,)))
     trials.close_open("The search was interrupted.", waits=False)
     assert trials.study.trials[0].value == 0.5
     with pytest.raises(ValueError, match="COMPLETE"):
@@ -50,7 +69,7 @@ def test_an_interrupted_end_tells_the_outcome_that_was_promised_to_be_told():
 def test_an_outcome_that_was_promised_to_be_told_is_saved_when_the_storage_is_given_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trials = asking()
-    trials.promise(trials.tell, trials.ask(), Outcome(COMPLETE, (0.5,)))
+    trials.promise(queued, trials.tell, trials.ask(), Outcome(COMPLETE, (0.5,)))
     error = trials.give_up()
     assert isinstance(error, StorageUnavailableError)
     (saved,) = tmp_path.glob("optuna-flyte-untold-*.jsonl")

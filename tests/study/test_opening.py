@@ -5,12 +5,21 @@ import pathlib
 import socket
 import subprocess
 import sys
+from typing import NamedTuple
 
 import optuna
 import pytest
 import sqlalchemy.exc
 
-from optuna_flyte_dsl import Float, InvalidOptionError, Minimize, StorageUnavailableError, optimize
+from optuna_flyte_dsl import (
+    DirectionError,
+    Float,
+    InvalidOptionError,
+    Maximize,
+    Minimize,
+    StorageUnavailableError,
+    optimize,
+)
 from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support.postgres import Postgres
 from tests.support.studies import objective, states
@@ -105,6 +114,30 @@ def test_a_path_without_permission_is_an_error_at_once(tmp_path):
 
     with pytest.raises(PermissionError):
         objective(storage=storage).run_sync()
+
+
+class Before(NamedTuple):
+    precision: Maximize
+    recall: Maximize
+
+
+class After(NamedTuple):
+    recall: Maximize
+    precision: Maximize
+
+
+def test_a_study_whose_objectives_have_another_order_is_refused(tmp_path):
+    def scores(x: Float(0, 1)) -> Before:
+        return Before(precision=x, recall=1 - x)
+
+    options = {"storage": tmp_path / "study.journal", "resume": True, "study_name": "s", "progress": False}
+    optimize(scores, n_trials=2, **options).run_sync()
+
+    def swapped(x: Float(0, 1)) -> After:
+        return After(precision=x, recall=1 - x)
+
+    with pytest.raises(DirectionError, match=r"are \['recall', 'precision'\] now, but the study has \['precision', 'r"):
+        optimize(swapped, n_trials=4, **options).run_sync()
 
 
 def test_a_search_in_memory_ends_at_any_timeout():
