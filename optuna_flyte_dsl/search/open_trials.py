@@ -46,7 +46,7 @@ class OpenTrials:
         self._store_details = store_details
         self._trials: dict[int, Trial] = {}
         self._untold: dict[int, Outcome] = {}  # outcomes of open trials that the storage has not yet accepted
-        self._n_calls = 0
+        self._calls: set[object] = set()  # those that other threads are to make, and have not ended
         self._call_ended = threading.Condition()
 
     def add(self, trial: Trial) -> None:
@@ -71,23 +71,25 @@ class OpenTrials:
         Returns:
             What `run` has returned.
         """
+        made = object()
 
         def promised() -> None:
             try:
                 call()
             finally:
-                self._count_calls(-1)
+                self._end_call(made)
 
-        self._count_calls(1)
+        with self._call_ended:
+            self._calls.add(made)
         try:
             return run(promised)
-        except BaseException:  # the system starts no thread
-            self._count_calls(-1)
+        except BaseException:  # the system starts no thread; or `run` has made the call, which has raised this
+            self._end_call(made)
             raise
 
-    def _count_calls(self, more: int) -> None:
+    def _end_call(self, made: object) -> None:
         with self._call_ended:
-            self._n_calls += more
+            self._calls.discard(made)
             self._call_ended.notify_all()
 
     def close(self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool) -> None:
@@ -101,7 +103,7 @@ class OpenTrials:
             waits: Whether to wait for the calls of other threads that store or tell trials.
         """
         with self._call_ended:
-            self._call_ended.wait_for(lambda: not (waits and self._n_calls))
+            self._call_ended.wait_for(lambda: not (waits and self._calls))
         if not self._trials and not adopted:
             return
         if self._storage is not None:
