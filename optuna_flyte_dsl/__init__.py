@@ -1,5 +1,9 @@
 """Hyperparameter search on Flyte with Optuna: the search space in the signature, the search in the call."""
 
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.decorator import Optimized, optimize
 from optuna_flyte_dsl.engines.engine_choice import register_types as _register_types
@@ -35,8 +39,6 @@ from optuna_flyte_dsl.errors import (
     UnresolvedAnnotationError,
     WorkerDiedError,
 )
-from optuna_flyte_dsl.optimizer import Optimizer
-from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 from optuna_flyte_dsl.space.conditions import Condition, When
 from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import (
@@ -55,6 +57,10 @@ from optuna_flyte_dsl.space.markers import (
 )
 from optuna_flyte_dsl.space.priors import Beta, Normal
 from optuna_flyte_dsl.space.search_space import SearchSpace
+
+if _TYPE_CHECKING:
+    from optuna_flyte_dsl.optimizer import Optimizer
+    from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 
 _register_types()
 
@@ -115,3 +121,19 @@ __all__ = [
     "optimize",
     "suggest",
 ]
+
+# Loaded at their first use, because most programs do not name them: the module of each name.
+_LATE = {"AutoSampler": "optuna_flyte_dsl.sampling.auto_sampler", "Optimizer": "optuna_flyte_dsl.optimizer"}
+
+
+def __getattr__(name: str) -> _Any:
+    """Return a public name that is loaded late."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_importlib.import_module(_LATE[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module, with those that are loaded late."""
+    return sorted({*globals(), *_LATE})

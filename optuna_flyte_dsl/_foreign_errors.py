@@ -14,21 +14,21 @@ _PASSING_STATUSES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "
 _PASSING_DATABASE_ERRORS = ("OperationalError", "InterfaceError", "InternalError")
 _PASSING_TEXTS = ("OperationalError", "InterfaceError", "An exception is raised during the commit")
 _SHUTDOWN_TEXTS = ("after interpreter shutdown", "at interpreter shutdown", "register atexit after shutdown")
-_REFUSED_REPORT = re.compile(r"^\s*Trial\.(report|should_prune)", re.MULTILINE)
-_PASSING_LOGIN = re.compile(r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b")
+# The patterns are texts, because Python compiles them at their first use, and most programs use none.
+_REFUSED_REPORT = r"(?m)^\s*Trial\.(report|should_prune)"
+_PASSING_LOGIN = r"(?:Status Code \(|token endpoint )(?:5\d\d|429)\b"
 """Flytekit's text if the identity provider answers that it is overloaded or broken."""
 
 _REFUSED_BY_KUBERNETES = "failed to create workflow in propeller"
 """flyteadmin's text if it could not give an execution to Kubernetes, for whatever reason."""
 
-_PASSING_REFUSAL = re.compile(
-    r"time(d )?out|deadline exceeded|unavailable|unable to handle|too many requests|connection (refused|reset)|EOF|"
-    r"leader changed|no leader|TLS handshake|throttl|no route to host|InternalError|Internal error occurred",
-    re.IGNORECASE,
+_PASSING_REFUSAL = (
+    r"(?i)time(d )?out|deadline exceeded|unavailable|unable to handle|too many requests|connection (refused|reset)|EOF|"
+    r"leader changed|no leader|TLS handshake|throttl|no route to host|InternalError|Internal error occurred"
 )
 """Matches a refusal that may pass: the API server of Kubernetes, or its database, is away or overloaded."""
 
-_USER_ATTEMPTS = re.compile(r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::")
+_USER_ATTEMPTS = r"\[\d+/(\d+)\] currentAttempt done\. Last Error: USER::"
 """Matches Propeller's message that the last attempt of a task has failed with a user error.
 
 Propeller counts attempts that failed with a system error, such as a lost machine, separately.
@@ -55,9 +55,9 @@ _STORE_CLIENTS = ("aiohttp", "azure", "botocore", "gcsfs", "google", "obstore", 
 _WRAPPERS = ("flytekit", "fsspec")
 """The packages whose errors replace those of the clients, without naming them as the cause."""
 
-_PASSING_STORE_ERRORS = re.compile(
+_PASSING_STORE_ERRORS = (
     r"Connect|Timeout|timed out|Unavailable|SlowDown|TooManyRequests|Server(Error|Disconnected)|InternalError|"
-    r"\b(429|500|502|503|504)\b|error sending request|retr(y|ies)|name resolution|ended prematurely|IncompleteRead",
+    r"\b(429|500|502|503|504)\b|error sending request|retr(y|ies)|name resolution|ended prematurely|IncompleteRead"
 )
 """The classes and texts of their errors that may pass."""
 
@@ -132,7 +132,7 @@ def is_blob_store_outage(error: BaseException) -> bool:
             return False
         is_clients = package in _STORE_CLIENTS
         if is_clients:
-            if _PASSING_STORE_ERRORS.search(f"{type(cause).__name__} {text_of(cause)}"):
+            if re.search(_PASSING_STORE_ERRORS, f"{type(cause).__name__} {text_of(cause)}"):
                 return True
         elif isinstance(cause, ConnectionError | TimeoutError):
             return True
@@ -145,7 +145,7 @@ def is_blob_store_outage(error: BaseException) -> bool:
 def is_report_of_several_objectives(error: BaseException) -> bool:
     """Return whether Optuna has refused `trial.report` or `trial.should_prune` because there are several objectives."""
     # flytekit puts the name of the task in front of the text.
-    return isinstance(error, NotImplementedError) and _REFUSED_REPORT.search(text_of(error)) is not None
+    return isinstance(error, NotImplementedError) and re.search(_REFUSED_REPORT, text_of(error)) is not None
 
 
 def is_interpreter_shutdown(error: BaseException) -> bool:
@@ -158,17 +158,17 @@ def is_interpreter_shutdown(error: BaseException) -> bool:
 
 def says_retries_are_used(message: str) -> bool:
     """Return whether Flyte's message of a failed execution says that the task used up several attempts of its own."""
-    return any(int(attempts) > 1 for attempts in _USER_ATTEMPTS.findall(message))
+    return any(int(attempts) > 1 for attempts in re.findall(_USER_ATTEMPTS, message))
 
 
 def says_login_may_pass(message: str) -> bool:
     """Return whether flytekit's message of a failed login says that the identity provider is overloaded or broken."""
-    return _PASSING_LOGIN.search(message) is not None
+    return re.search(_PASSING_LOGIN, message) is not None
 
 
 def says_kubernetes_is_away(message: str) -> bool:
     """Return whether flyteadmin's message of a failed execution says that Kubernetes was briefly unavailable."""
-    return _REFUSED_BY_KUBERNETES in message and _PASSING_REFUSAL.search(message) is not None
+    return _REFUSED_BY_KUBERNETES in message and re.search(_PASSING_REFUSAL, message) is not None
 
 
 def says_too_large_for_kubernetes(message: str) -> bool:

@@ -1,9 +1,6 @@
 """The pauses and time limits of the library, in one object whose fields a test can set."""
 
-from dataclasses import dataclass
 
-
-@dataclass
 class Pauses:
     """The times that the library waits, in seconds. Read the fields of the instance `pauses` at each use."""
 

@@ -1,6 +1,5 @@
 """Text for messages: a user's value, a number with its noun, and text that is safe for a terminal."""
 
-import difflib
 from collections.abc import Iterable
 
 _SHOWN_LIMIT = 300  # characters
@@ -36,6 +35,8 @@ def counted(number: int, noun: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return what a misspelt word may have meant: the most similar of the known words, if one is similar."""
+    import difflib  # loaded late: only an error needs it
+
     word, folded = word.casefold(), {each.casefold(): each for each in known}
     near = difflib.get_close_matches(word, folded)
     near.sort(key=lambda each: sorted(each) != sorted(word))  # "lgo" is as similar to "low" as to "log"

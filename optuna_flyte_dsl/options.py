@@ -5,7 +5,7 @@ The parameters and docstrings of `optimize` and `Optimizer`, and the reference p
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
@@ -44,7 +44,7 @@ _IS_CLUSTER = check.must(
 )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Options(CheckedOptions):
     """The options of `optimize`, checked by themselves and against each other.
 
@@ -322,18 +322,5 @@ class Options(CheckedOptions):
             )
 
 
-@dataclass(frozen=True)
-class _ObjectiveArgument:
-    objective: Any
-
-
-@dataclass(frozen=True, repr=False)
-class OptimizerArguments(Options, _ObjectiveArgument):
-    """The parameters of `Optimizer`: the objective, `concurrency` and `n_trials`, then the options with defaults."""
-
-    concurrency: Annotated[int, check.count] = field()
-    n_trials: Annotated[int, check.count] = field()
-
-
 # Python's errors about arguments show the `__qualname__`: it must be the function that the user calls.
-Options.__init__.__qualname__, OptimizerArguments.__init__.__qualname__ = "optimize", "Optimizer"
+Options.__init__.__qualname__ = "optimize"

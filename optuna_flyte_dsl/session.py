@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 from optuna.storages import InMemoryStorage
@@ -13,17 +13,18 @@ from optuna.storages import InMemoryStorage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
 from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.search_assembly import Assembly, Call, taken_points
-from optuna_flyte_dsl.search_plan import Plan, make_plan
 from optuna_flyte_dsl.space.objective import TRIAL, Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.opening import StudySource, check_study_options
 from optuna_flyte_dsl.study.storages import check_choices, preload_database
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.search_assembly import Call
+    from optuna_flyte_dsl.search_plan import Plan
 
 SpaceDescription: TypeAlias = SearchSpace | Mapping[str, Any] | str | os.PathLike[str]
 _PLAIN_TYPES = (type(None), bool, int, float, str)
@@ -124,6 +125,8 @@ class Session:
             EmptySpaceError: If nothing is left to search.
             OutOfRangeError: If a fixed value or an initial point lies outside its marker.
         """
+        from optuna_flyte_dsl.search_assembly import Call, taken_points  # loaded late: a decoration does not need it
+
         space = self._space_of_call(args, kwargs)
         points = tuple(self.options.initial_points or ())
         if self.objective.suggests_itself:
@@ -157,6 +160,8 @@ class Session:
 
     def plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
         """Return the plan of a call; see `SessionAttributes.plan`."""
+        from optuna_flyte_dsl.search_plan import make_plan  # loaded late, as in `prepare`
+
         space = self.prepare(args, kwargs).space
         storage = self.options.storage
         if storage is not None and not isinstance(storage, InMemoryStorage):
@@ -213,6 +218,9 @@ class Session:
         return source.key
 
     async def _search(self, source: StudySource, call: Call) -> optuna.Study:
+        from optuna_flyte_dsl._threads import Threads  # loaded late, as in `prepare`
+        from optuna_flyte_dsl.search_assembly import Assembly
+
         cluster = self.options.cluster
         assert cluster is not None
         self._running += 1

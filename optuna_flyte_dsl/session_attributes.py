@@ -14,11 +14,13 @@ from optuna_flyte_dsl._run_sync import wait_for
 from optuna_flyte_dsl._text import did_you_mean, nearest, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.search_plan import Plan
 from optuna_flyte_dsl.session import Session, SpaceDescription
 from optuna_flyte_dsl.space.annotations import listed
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study.best_trial import best_trial_of
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.search_plan import Plan
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="SessionAttributes")

@@ -1,4 +1,3 @@
-import dataclasses
 import gc
 import logging
 import subprocess
@@ -59,9 +58,10 @@ def installed_wheel(tmp_path_factory):
 @pytest.fixture
 def pauses():
     """Return the library's pauses, to be set by the test."""
-    before = dataclasses.replace(_pauses.pauses)
+    before = dict(vars(_pauses.pauses))
     yield _pauses.pauses
-    vars(_pauses.pauses).update(vars(before))
+    vars(_pauses.pauses).clear()
+    vars(_pauses.pauses).update(before)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -100,7 +99,7 @@ def check(trials: list[optuna.trial.FrozenTrial], found: list[Any], step: object
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Shorten the library's pauses."""
-    before = dataclasses.replace(pauses)
+    before = dict(vars(pauses))
     pauses.storage_first, pauses.storage_longest = 0.01, 0.1
     pauses.lock_patience, pauses.lock_check, pauses.other_processes = 1.0, 0.2, 0.1
     pauses.admin_first, pauses.admin_longest = 0.01, 0.05
@@ -109,7 +108,8 @@ def quick() -> Iterator[None]:
     try:
         yield
     finally:
-        vars(pauses).update(vars(before))
+        vars(pauses).clear()
+        vars(pauses).update(before)
 
 
 @contextlib.contextmanager

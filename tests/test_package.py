@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_public_names_are_those_of_all():
-    public = {name for name in vars(optuna_flyte_dsl) if not name.startswith("_")}
+    public = {name for name in dir(optuna_flyte_dsl) if not name.startswith("_")}
     modules = {name for name in public if inspect.ismodule(getattr(optuna_flyte_dsl, name))}
     assert public - modules == set(optuna_flyte_dsl.__all__)
     assert sorted(optuna_flyte_dsl.__all__) == optuna_flyte_dsl.__all__
@@ -38,6 +38,23 @@ def test_every_error_has_one_root_and_is_public():
         if inspect.isclass(error) and issubclass(error, Exception):
             assert issubclass(error, errors.OptunaFlyteError)
             assert name in optuna_flyte_dsl.__all__
+
+
+def test_an_import_loads_nothing_that_only_a_search_needs():
+    program = """
+import sys
+from optuna_flyte_dsl import Float, optimize
+
+@optimize(n_trials=3)
+def objective(x: Float(0, 1)) -> float:
+    return x
+
+print(*sys.modules)
+"""
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    late = ("search", "sampling", "search_assembly", "search_plan", "engines.remote_trial", "optimizer")
+    assert "optuna_flyte_dsl.decorator" in loaded
+    assert not {"flytekit", *(f"optuna_flyte_dsl.{each}" for each in late)} & set(loaded)
 
 
 def test_the_version_is_the_packages():

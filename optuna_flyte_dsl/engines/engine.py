@@ -1,20 +1,23 @@
 """`Engine`: what the library needs from a workflow engine's SDK."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
-import optuna
-from optuna.pruners import BasePruner
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+if TYPE_CHECKING:  # what a search runs with is loaded by the first search: a decoration does not need it
+    import optuna
+    from optuna.pruners import BasePruner
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
-from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.cluster_options import Cluster
-from optuna_flyte_dsl.search.loop import SearchLoop
-from optuna_flyte_dsl.search.runner import Runner
-from optuna_flyte_dsl.space.objective import Objective, TaskDescription
-from optuna_flyte_dsl.space.search_space import SearchSpace
-from optuna_flyte_dsl.study.liveness import Life
+    from optuna_flyte_dsl._threads import Threads
+    from optuna_flyte_dsl.cluster_options import Cluster
+    from optuna_flyte_dsl.search.loop import SearchLoop
+    from optuna_flyte_dsl.search.runner import Runner
+    from optuna_flyte_dsl.space.objective import Objective, TaskDescription
+    from optuna_flyte_dsl.space.search_space import SearchSpace
+    from optuna_flyte_dsl.study.liveness import Life
 
 
 class DeploymentOptions(TypedDict, total=False):

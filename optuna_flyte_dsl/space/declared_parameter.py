@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, Union, get_args, get_origin
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError, InvalidMarkerError
 from optuna_flyte_dsl.space import domain
@@ -32,7 +33,7 @@ from optuna_flyte_dsl.space.suggestion import holds_marker
 _EMPTY = inspect.Parameter.empty
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class DeclaredParameter:
     """One parameter of the objective, or one field of a bundle, as it is declared."""
 
@@ -116,7 +117,7 @@ UNDECLARED = DeclaredParameter(None, NO_TYPE, False, _EMPTY)
 """A parameter that `**kwargs` takes."""
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Bundle:
     """A class with searched fields: a dataclass, a pydantic model, a NamedTuple or a TypedDict."""
 
@@ -134,7 +135,7 @@ class Bundle:
         return any(field.is_searched for field in self.fields.values())
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class DeclaredSignature:
     """The parameters of an objective.
 

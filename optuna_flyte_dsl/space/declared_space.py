@@ -9,7 +9,7 @@ import os
 import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Self, cast, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast, get_origin
 
 from optuna.distributions import BaseDistribution
 
@@ -25,8 +25,10 @@ from optuna_flyte_dsl.space.signatures import read_signature
 from optuna_flyte_dsl.space.space_text import Branch, node_branch, size_text
 from optuna_flyte_dsl.space.tree import ArgumentTree
 from optuna_flyte_dsl.space.tree_builder import TreeBuilder
-from optuna_flyte_dsl.space.written import declarations, files
-from optuna_flyte_dsl.space.written.references import References
+from optuna_flyte_dsl.space.written import files
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.space.written.references import References
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -241,6 +243,8 @@ class DeclaredSpace(Mapping[str, Suggestion]):
         A class, a function and a member of an Enum are written as their names, `module:name`. Another object, such as a
         choice of `Category({"relu": nn.ReLU()})`, is written as its place in the space.
         """
+        from optuna_flyte_dsl.space.written import declarations  # loaded late: few spaces are written
+
         return declarations.write(self._signature, self._bound)[0]
 
     @classmethod
@@ -259,10 +263,14 @@ class DeclaredSpace(Mapping[str, Suggestion]):
             ArgumentError: If the objective does not have one of the parameters.
             OutOfRangeError: If an argument lies outside its marker.
         """
-        return cls._read(data, References(), None if objective is None else cls.of(objective))
+        return cls._read(data, None, None if objective is None else cls.of(objective))
 
     @classmethod
-    def _read(cls, data: Mapping[str, Any], references: References, objective: Self | None) -> Self:
+    def _read(cls, data: Mapping[str, Any], references: References | None, objective: Self | None) -> Self:
+        from optuna_flyte_dsl.space.written import declarations  # loaded late, as in `to_dict`
+        from optuna_flyte_dsl.space.written.references import References
+
+        references = references or References()
         signature = objective._signature if objective is not None else None
         if objective is not None:
             references.add(declarations.write(objective._signature, objective._bound)[1])
@@ -278,6 +286,8 @@ class DeclaredSpace(Mapping[str, Suggestion]):
             InvalidSpaceError: If this space is not one of the objective.
             ArgumentError: If the objective does not have one of the parameters.
         """
+        from optuna_flyte_dsl.space.written import declarations  # loaded late, as in `to_dict`
+
         data, references = declarations.write(self._signature, self._bound)
         return self._read(data, references, objective)
 

@@ -4,12 +4,12 @@ import dataclasses
 import inspect
 import types
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from optuna.study import StudyDirection
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidObjectiveError, InvalidOptionError
 from optuna_flyte_dsl.space.markers import Role, Suggestion
@@ -100,7 +100,7 @@ def _read_direction(direction: Direction) -> StudyDirection:
     )
 
 
-@dataclass(frozen=True)
+@record
 class ReturnAnnotation:
     """The directions and names of an objective's values, as far as its return annotation gives them."""
 

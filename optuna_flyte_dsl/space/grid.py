@@ -8,14 +8,15 @@ The arithmetic is exact in base ten, as a user writes the numbers. In binary flo
 
 import functools
 import math
-from dataclasses import dataclass
 from fractions import Fraction
+
+from optuna_flyte_dsl._record import record
 
 _TOLERANCE = 1e-8
 """How far a float may lie from the grid, in steps. Optuna's distributions have the same tolerance."""
 
 
-@dataclass(frozen=True)
+@record
 class Grid:
     """The values `low`, `low + step`, `low + 2 * step` and so on, up to `high`.
 

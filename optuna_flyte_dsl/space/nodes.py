@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import shown, text_of
 from optuna_flyte_dsl.errors import ArgumentError, RefusedPointError
 from optuna_flyte_dsl.space import conversion, domain
@@ -22,7 +23,7 @@ class Unlike(Exception):  # noqa: N818 - no user sees it
     """Raised when an argument does not have the shape of a node."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Reading:
     """What reading the arguments of a trial has found.
 
@@ -56,11 +57,17 @@ class Reading:
                 raise Unlike
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Node:
     """Base of the nodes. A node has the name of a parameter, or a path below it: `params.lr`."""
 
     name: str
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(self) is type(other) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def fill(self, values: Mapping[str, Any]) -> Any:
         """Return the argument that this node stands for.
@@ -98,7 +105,7 @@ def walk(node: Node, condition: Condition | None = None) -> Iterator[tuple[Node,
         yield from walk(child, both(condition, further))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@record
 class Leaf(Node):
     """A value that is not searched."""
 
@@ -126,7 +133,7 @@ class Leaf(Node):
         return self.value
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Searched(Node):
     """A searched value."""
 
@@ -143,7 +150,7 @@ class Searched(Node):
         return self.marker
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Items(Node):
     """A dict, a list or a tuple with searched values."""
 
@@ -169,7 +176,7 @@ class Items(Node):
         return ((node, None) for node in self.items.values())
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class SizedList(Node):
     """A list whose length is a parameter too. Each item is active while the list is long enough."""
 
@@ -192,7 +199,7 @@ class SizedList(Node):
         return ((node, When(self.length, gt=index)) for index, node in enumerate(self.items))
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Record(Node):
     """An object of a class with searched fields."""
 
@@ -230,7 +237,7 @@ class Record(Node):
         return ((node, None) for node in (*self.fields.values(), *self.defaults.values()))
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Branches(Node):
     """A choice between several nodes. The choice is a parameter, and the parameters of the chosen node are active."""
 
@@ -271,7 +278,7 @@ class Branches(Node):
         return ((node, When(self.name, label)) for label, node in self.branches.items())
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class ChosenBranch(Node):
     """A branch that a call has chosen: the choice itself is no longer searched."""
 
@@ -293,7 +300,7 @@ class ChosenBranch(Node):
         yield self.node, None
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Conditional(Node):
     """A node that is active only while a condition is true."""
 

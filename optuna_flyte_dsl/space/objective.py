@@ -6,13 +6,13 @@ import enum
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, get_args
 
 import optuna
 from optuna.study import StudyDirection
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import InvalidObjectiveError, ObjectiveValueError
 from optuna_flyte_dsl.space.directions import ReturnAnnotation, merge_directions, read_return_annotation
@@ -123,7 +123,7 @@ class Kind(enum.Enum):
     FUNCTION = "a sync function"
 
 
-@dataclass(frozen=True)
+@record
 class TaskDescription:
     """The name and the signature of a task, which its engine reads."""
 
@@ -131,7 +131,7 @@ class TaskDescription:
     signature: inspect.Signature
 
 
-@dataclass(frozen=True)
+@record
 class Objective:
     """The thing that a search minimizes or maximizes."""
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from statistics import NormalDist
 from typing import Any
 
 from optuna_flyte_dsl._text import shown
@@ -136,6 +135,8 @@ def place_of(prior: Normal | Beta, share: float, start: float, end: float, *, lo
         mean, std = (math.log(prior.mean), math.log(prior.std)) if log else (prior.mean, prior.std)
         if end - start < _NARROW * std:
             return share  # the density hardly changes over the range
+        from statistics import NormalDist  # loaded late: few spaces have a prior
+
         normal = NormalDist(mean, std)
         first, last = normal.cdf(start), normal.cdf(end)
         value = normal.inv_cdf(min(max(first + share * (last - first), _SMALLEST), 1 - _SMALLEST))

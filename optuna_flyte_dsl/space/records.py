@@ -29,7 +29,7 @@ class MadeAnew:
         return "made anew"
 
 
-_MARKER_CALL = re.compile(r"\b(Float|Integer|Category|Ordinal|When|WhenTrue)\(")
+_MARKER_CALL = r"\b(Float|Integer|Category|Ordinal|When|WhenTrue)\("
 _KIND = inspect.Parameter.KEYWORD_ONLY
 _EMPTY = inspect.Parameter.empty
 
@@ -109,7 +109,7 @@ def _read(kind: Any) -> TypeWithFields | None:
         hints = read_hints(kind, f"`{kind.__qualname__}`", local_names(kind))
     except UnresolvedAnnotationError as error:
         written = [str(each) for base in kind.__mro__ for each in getattr(base, "__annotations__", {}).values()]
-        if any(map(_MARKER_CALL.search, written)):
+        if any(re.search(_MARKER_CALL, each) for each in written):
             raise
         logger.warning("%s If its fields have markers, they are not searched.", error)
         return None

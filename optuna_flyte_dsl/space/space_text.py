@@ -1,10 +1,10 @@
 """Shows a search space as text: a tree of its parameters, with their markers, conditions, fixed values and defaults."""
 
-import dataclasses
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.space.nodes import (
     Branches,
@@ -21,7 +21,7 @@ from optuna_flyte_dsl.space.nodes import (
 _VALUE_LIMIT = 60  # characters of a fixed value
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Branch:
     """A text of the tree, of one line or more, and the branches below it."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import is_storable_name, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space import domain
@@ -35,7 +35,7 @@ class Parameter(NamedTuple):
     condition: Condition | None  # when the parameter is active; `None` if it always is
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class ArgumentTree:
     """The nodes of an objective's arguments.
 

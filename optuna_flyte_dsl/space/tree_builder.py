@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import ArgumentError, InvalidAnnotationError
 from optuna_flyte_dsl.space.annotations import NO_TYPE, listed
@@ -53,7 +54,7 @@ def _chooses(declared: DeclaredParameter, given: Any) -> bool:
     return all(isinstance(label, str) and label in declared.bundles for label in labels)
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class TreeBuilder:
     """Makes the tree of an objective's arguments.
 

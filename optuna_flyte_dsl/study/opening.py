@@ -21,7 +21,6 @@ from optuna_flyte_dsl._retry import backoff, retry
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options
-from optuna_flyte_dsl.sampling.auto_sampler import LARGEST_SHARE, AutoSampler
 from optuna_flyte_dsl.space.directions import direction_names
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4, constraints_for_sampler
@@ -98,6 +97,8 @@ def make_sampler(options: Options, n_trials: int, *, is_constrained: bool = Fals
         return sampler
     # What is measured differs from run to run, and a search that repeats exactly must not depend on it.
     repeats = options.deterministic or (options.seed is not None and options.concurrency == 1)
+    from optuna_flyte_dsl.sampling.auto_sampler import LARGEST_SHARE, AutoSampler  # loaded late, by the first search
+
     limit = {"time_share": None} if repeats else {"time_share": LARGEST_SHARE}
     return AutoSampler(seed, **limit, **see_constraints)
 

@@ -464,7 +464,7 @@ def test_a_search_that_repeats_exactly_measures_no_time(options, limit, monkeypa
             given.append(kwargs["time_share"])
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr("optuna_flyte_dsl.study.opening.AutoSampler", Spy)
+    monkeypatch.setattr("optuna_flyte_dsl.sampling.auto_sampler.AutoSampler", Spy)
 
     def objective(x: Float(0, 1)) -> float:
         return x

@@ -11,7 +11,6 @@ from flytekit.models.types import LiteralType, SimpleType
 from optuna.trial import BaseTrial
 
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 from optuna_flyte_dsl.errors import OptunaFlyteError
 
 _LOCAL = "local:"
@@ -35,6 +34,8 @@ class TrialTransformer(AsyncTypeTransformer[Any]):
         expected: LiteralType,  # noqa: ARG002
     ) -> Literal:
         """Convert a trial of this process, or the handle of a trial for another process."""
+        from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle  # loaded late: only a cluster needs it
+
         if isinstance(python_val, TrialHandle):
             text = python_val.to_text()
         elif isinstance(python_val, BaseTrial):
@@ -50,6 +51,8 @@ class TrialTransformer(AsyncTypeTransformer[Any]):
         assert lv.scalar.primitive is not None
         text = str(lv.scalar.primitive.string_value)
         if not text.startswith(_LOCAL):
+            from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle  # loaded late, as above
+
             return TrialHandle.from_text(text).open()
         trial = _trials_here.get(text)
         if trial is None:

@@ -167,7 +167,7 @@ def _read(
     return dataclasses.replace(origin, parameters=parameters), given
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class _DeclarationReader(Reader):
     """Reads declared parameters.
 

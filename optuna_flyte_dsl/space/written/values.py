@@ -131,7 +131,7 @@ class Writer:
         raise AssertionError(condition)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Reader:
     """Reads values, markers and conditions from plain data.
 

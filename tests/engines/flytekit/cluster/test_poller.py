@@ -9,7 +9,6 @@ import pytest
 import quick
 
 from optuna_flyte_dsl import Cluster, ClusterError, ClusterUnavailableError, Optimizer, suggest
-from optuna_flyte_dsl._pauses import Pauses
 from optuna_flyte_dsl.engines._flytekit.cluster import poller as poller_module
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR
 from tests.support import in_movable_time, wait_until
@@ -21,7 +20,7 @@ from tests.support.small_searches import states
 
 @pytest.mark.newest
 def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
-    vars(pauses).update(vars(Pauses()))
+    vars(pauses).clear()  # the library's own
     cluster.instant = echo(seconds=3.0)
     cluster.single_task_races = 0
     objective = with_options(quick.train, launches_per_second=1000, launches_at_once=16)
@@ -36,7 +35,7 @@ def test_state_is_read_with_few_calls_however_many_trials_run(cluster, pauses):
 
 
 def test_looks_are_rarer_as_trials_prove_long(monkeypatch, pauses):
-    vars(pauses).update(vars(Pauses()))
+    vars(pauses).clear()  # the library's own
     now = [0.0]
     monkeypatch.setattr(poller_module.time, "monotonic", lambda: now[0])
     watch = poller_module.Poller(None, "p", "d", lambda: None)
