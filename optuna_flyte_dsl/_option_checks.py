@@ -76,10 +76,30 @@ def maker_of(kind: type, example: str) -> Check:
     def check(name: str, value: Any) -> Any:
         if isinstance(value, type) and not issubclass(value, kind):
             raise InvalidOptionError(f"`{name}` must be a {name} of Optuna's, but got the class {shown(value)}.")
+        if not isinstance(value, kind) and (needed := _needed_by(value)):
+            raise InvalidOptionError(
+                f"`{name}`: {shown(value)} is called without arguments, but needs {', '.join(needed)}. Give a {name} "
+                f"that is made, as in `{name}={getattr(value, '__name__', 'make')}(...)`."
+            )
         rule, cure = f"be a {name} of Optuna's, or a function that makes one", f"Write `{name}={example}`."
         return must(rule, lambda value: isinstance(value, kind) or callable(value), cure=cure)(name, value)
 
     return optional(check)
+
+
+def _needed_by(factory: Any) -> list[str]:
+    """Return the parameters without which a class or a function cannot be called, but for those that a search gives."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # it is not callable, or written in C
+        return []
+    return [
+        f"`{each.name}`"
+        for each in parameters
+        if each.default is each.empty
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and each.name not in ("seed", "constraints_func")
+    ]
 
 
 def sampler(name: str, value: Any) -> Any:
@@ -99,7 +119,10 @@ def is_integer(value: Any, low: float = 1, high: float = math.inf) -> bool:
 
 def is_seconds(value: Any) -> bool:
     """Return whether a value is a number of seconds, 0 or more, and not longer than a thread can wait."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= threading.TIMEOUT_MAX
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= threading.TIMEOUT_MAX
+    except OverflowError:  # of an integer that is no float
+        return False
 
 
 def is_string_map(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Options that are refused, with the rule and the cure."""
 
 import datetime
+import re
 
 import optuna
 import pytest
@@ -48,3 +49,20 @@ def test_options_that_need_a_space_are_refused_where_there_is_none():
             search(samples, **options)
     with pytest.raises(InvalidOptionError, match="each trial needs a sampler of its own"):
         search(samples, deterministic=True, concurrency=2, sampler=TPESampler(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [
+        (
+            "sampler",
+            optuna.samplers.GridSampler,
+            "needs `search_space`. Give a sampler that is made, as in `sampler",
+        ),
+        ("pruner", lambda low, high=1: None, "needs `low`. Give a pruner that is made"),
+        ("timeout", 10**400, "a number of seconds above 0"),
+    ],
+)
+def test_what_cannot_be_made_or_waited_for_is_refused_at_once(option, given, message):
+    with pytest.raises(InvalidOptionError, match=re.escape(message)):
+        search(plain, **{option: given})

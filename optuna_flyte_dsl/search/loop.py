@@ -55,8 +55,9 @@ class SearchLoop:
         trials, options = self.trials, self.options
         self._writers = self.writers or self.thread
         trials.stores_apart = self.writers is not None
-        constraints = self.objective.returns.constraints
-        self._judge = Judge(self.objective.name, len(trials.study.directions), options.caught, constraints)
+        returns = self.objective.returns
+        n_objectives = len(trials.study.directions)
+        self._judge = Judge(self.objective.name, n_objectives, options.caught, returns.constraints, returns.fields)
         self._timeout, self._trial_timeout = options.timeouts
         self._claimed = 0  # trials that were asked for, or are about to be
         self._found_none = False  # whether the last ask returned no trial; telling a trial resets the flag

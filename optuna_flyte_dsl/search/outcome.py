@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,12 @@ class Judge:
     n_objectives: int  # the number of the study's directions
     caught: tuple[type[BaseException], ...]
     constraints: Collection[int] = ()  # the indices of the constraints in what the objective returns
+    fields: Sequence[str] | None = None  # of the NamedTuple that the objective's return annotation names
 
     def returned(self, returned: Any) -> Outcome:
         """Judge what a run returned: return the state and the values of its trial."""
         try:
-            values = read_values(self.name, returned, self.n_objectives, len(self.constraints))
+            values = read_values(self.name, returned, self.n_objectives, len(self.constraints), self.fields)
         except ObjectiveValueError as wrong:
             return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong, lost=True)
         if (nan := next((index for index, value in enumerate(values) if math.isnan(value)), None)) is not None:

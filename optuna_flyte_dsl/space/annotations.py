@@ -79,7 +79,7 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
         condition = functools.reduce(both, [each.condition for each in read])
         return ReadAnnotation(marker, union, type(None) in get_args(annotation), metadata, condition)
     for argument in get_args(annotation):
-        if not isinstance(argument, list) and _holds_marker(argument):
+        if not isinstance(argument, list) and names_marker(argument):
             raise InvalidAnnotationError(
                 f"{where} holds a marker inside {origin!r}, where it has no meaning. Give the suggestion at the call, "
                 f"inside the container, as in `params={{'lr': suggest.float(0, 1)}}`."
@@ -195,10 +195,11 @@ def _marker_meant_by(annotation: Any) -> str | None:
     return None
 
 
-def _holds_marker(annotation: Any) -> bool:
-    if isinstance(annotation, Suggestion):
+def names_marker(annotation: Any) -> bool:
+    """Return whether an annotation is a marker, or a type with a marker inside, such as `list[Float(0, 1)]`."""
+    if isinstance(annotation, Suggestion) or (isinstance(annotation, type) and issubclass(annotation, Suggestion)):
         return True
-    return any(_holds_marker(argument) for argument in get_args(annotation) if get_origin(annotation) is not None)
+    return any(names_marker(argument) for argument in get_args(annotation) if get_origin(annotation) is not None)
 
 
 def _example(marker: type[Suggestion]) -> str:

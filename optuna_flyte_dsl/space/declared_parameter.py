@@ -18,6 +18,7 @@ from optuna_flyte_dsl.space.annotations import (
     NO_TYPE,
     check_default,
     listed,
+    names_marker,
     place_of_annotation,
     positional_only,
     read_annotation,
@@ -203,6 +204,13 @@ def declare_signature(
     declared: dict[str, DeclaredParameter] = {}
     is_open = False
     for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and names_marker(parameter.annotation):
+            name = str(parameter).partition(":")[0]
+            raise InvalidAnnotationError(
+                f"`{objective}`: `{name}` has a marker, but a search does not know which arguments it stands for. Give "
+                "each parameter a name and a marker, as in `x: Float(0, 1)`, or write a list, as in "
+                "`x: Float(0, 1) * 3`."
+            )
         if parameter.name in ignore or parameter.kind is parameter.VAR_POSITIONAL:
             continue
         if parameter.kind is parameter.VAR_KEYWORD:

@@ -18,6 +18,9 @@ from optuna_flyte_dsl.space.signatures import read_hints
 Direction: TypeAlias = str | StudyDirection
 """A direction as a user writes it: "minimize", "maximize", or Optuna's `StudyDirection`."""
 
+_NO_TYPES = (StudyDirection, Real, Suggestion, list, dict, set)
+"""The classes of objects that a user may write as a return annotation, and that are no types."""
+
 
 def read_directions(
     direction: Direction | None, directions: Sequence[Direction] | None
@@ -115,6 +118,14 @@ class ReturnAnnotation:
         """The number of values that the objective returns; `None` if the annotation does not tell it."""
         return None if self.directions is None else len(self.directions) + len(self.constraints)
 
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        """The fields of the annotated NamedTuple, of objectives and of constraints; `None` without one."""
+        if self.names is None:
+            return None
+        names = iter(self.names)
+        return tuple(self.constraints.get(index) or next(names) for index in range(self.n_values or 0))
+
 
 def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> ReturnAnnotation:
     """Read a return annotation.
@@ -128,8 +139,8 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
     origin = get_origin(annotation)
     if origin in (Awaitable, Coroutine):
         return read_return_annotation(name, get_args(annotation)[-1], strict=strict)
-    if isinstance(annotation, StudyDirection | Real | Suggestion) and not isinstance(annotation, type):
-        raise _not_floats(name, annotation)  # such as `-> Maximize()`, which is 0.0
+    if isinstance(annotation, _NO_TYPES) and not isinstance(annotation, type):
+        raise _not_floats(name, annotation)  # such as `-> Maximize()`, which is 0.0, or `-> [Maximize, Minimize]`
     if isinstance(annotation, tuple):
         return _of_values(name, [_direction_of(name, item, annotation) for item in annotation])
     if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
@@ -152,6 +163,8 @@ def read_return_annotation(name: str, annotation: Any, *, strict: bool) -> Retur
             _refuse_direction(name, member, annotation)
         return ReturnAnnotation()
     if not strict and not _is_plain(annotation):
+        if _holds_direction(annotation):
+            raise _without_number(name, annotation)
         return ReturnAnnotation()
     return _of_values(name, [_direction_of(name, annotation, annotation)])
 
@@ -206,10 +219,19 @@ def _refuse_direction(name: str, annotation: Any, whole: Any) -> None:
     """Refuse a direction where the annotation does not tell which objective it belongs to."""
     plain = not isinstance(annotation, type) or not issubclass(annotation, tuple)
     if plain and get_origin(annotation) is not tuple and _direction_of(name, annotation, whole) is not None:
-        raise DirectionError(
-            f"`{name}`: its annotation `{whole}` names a direction, but not how many objectives there are. Return "
-            "`Maximize`, or `tuple[Maximize, Minimize]`, or give `directions=[...]`."
-        )
+        raise _without_number(name, whole)
+
+
+def _holds_direction(annotation: Any) -> bool:
+    """Return whether a type such as `Sequence[Maximize]` names a direction anywhere."""
+    return isinstance(annotation, StudyDirection | Role) or any(map(_holds_direction, get_args(annotation)))
+
+
+def _without_number(name: str, annotation: Any) -> DirectionError:
+    return DirectionError(
+        f"`{name}`: its annotation `{annotation}` names a direction, but not how many objectives there are. Return "
+        "`Maximize`, or `tuple[Maximize, Minimize]`, or give `directions=[...]`."
+    )
 
 
 def _not_floats(name: str, annotation: Any) -> InvalidObjectiveError:

@@ -15,17 +15,21 @@ from optuna.study import StudyDirection
 from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import counted, shown
 from optuna_flyte_dsl.errors import InvalidObjectiveError, ObjectiveValueError
+from optuna_flyte_dsl.space.annotations import names_marker
 from optuna_flyte_dsl.space.directions import ReturnAnnotation, merge_directions, read_return_annotation
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.space.signatures import read_signature
 
 
-def read_values(name: str, returned: Any, n_objectives: int, n_constraints: int = 0) -> tuple[float, ...]:
+def read_values(
+    name: str, returned: Any, n_objectives: int, n_constraints: int = 0, fields: Sequence[str] | None = None
+) -> tuple[float, ...]:
     """Convert what one run of an objective returned to its values: the values of objectives and of constraints.
 
     Args:
         n_objectives: The number of the study's directions.
         n_constraints: The number of constraints among the values.
+        fields: The fields of the NamedTuple that the return annotation names, if it names one.
     """
     n_values = n_objectives + n_constraints
     if n_values == 1 and type(returned) is float:
@@ -36,6 +40,12 @@ def read_values(name: str, returned: Any, n_objectives: int, n_constraints: int 
         raise ObjectiveValueError(
             f"`{name}` must return {'a number' if n_values == 1 else f'a tuple of {n_values} numbers'}, but it "
             f"returned {shown(returned)}, of type {type(returned).__name__}. Return a float for each objective."
+        )
+    its_fields = getattr(returned, "_fields", fields)
+    if fields is not None and its_fields != fields:
+        raise ObjectiveValueError(
+            f"`{name}` returned {shown(returned)}, but its return annotation has the fields {', '.join(fields)}. "
+            "Return the class of the annotation, so that each value is told to its objective."
         )
     if len(numbers) != n_values:
         constraints = f", and the annotation {counted(n_constraints, 'constraint')}" if n_constraints else ""
@@ -156,6 +166,11 @@ class Objective:
             is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
             kind = Kind.ASYNC_FUNCTION if is_async else Kind.FUNCTION
             takes_trial = TRIAL in signature.parameters
+            if takes_trial and _is_no_trial(signature.parameters[TRIAL].annotation):
+                raise InvalidObjectiveError(
+                    f"`{name}`: the parameter `trial` gets the `optuna.Trial`, but its annotation is "
+                    f"{shown(signature.parameters[TRIAL].annotation)}. Give the parameter another name."
+                )
             if any(map(_is_generator, (function, type(function).__call__))):
                 raise InvalidObjectiveError(
                     f"`{name}` must return its value, but it is a generator. Write `return` instead of `yield`; to "
@@ -210,6 +225,12 @@ class Objective:
 def is_trial(annotation: Any) -> bool:
     """Return whether an annotation is the class of an Optuna trial."""
     return isinstance(annotation, type) and issubclass(annotation, optuna.trial.BaseTrial)
+
+
+def _is_no_trial(annotation: Any) -> bool:
+    """Return whether a parameter `trial` with this annotation is to get something else than a trial."""
+    is_value = isinstance(annotation, type) and issubclass(annotation, int | float | str | bytes | list | dict | tuple)
+    return is_value or names_marker(annotation)
 
 
 def undecorated(thing: Any) -> Any:

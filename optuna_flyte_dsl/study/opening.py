@@ -18,7 +18,7 @@ from optuna_flyte_dsl._foreign_errors import is_opening_outage
 from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._retry import backoff, retry
-from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._text import shown, text_of
 from optuna_flyte_dsl.errors import DirectionError, InvalidOptionError, StorageUnavailableError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.space.directions import direction_names
@@ -91,7 +91,8 @@ def make_sampler(options: Options, n_trials: int, *, is_constrained: bool = Fals
         if "constraints_func" not in inspect.signature(options.sampler).parameters:
             see_constraints = {}
         with without_optuna_warnings():
-            sampler = options.sampler(**_seed_argument(options.sampler, options.seed, seed), **see_constraints)
+            seeded = _seed_argument(options.sampler, options.seed, seed)
+            sampler = _make("sampler", options.sampler, **seeded, **see_constraints)
         if not isinstance(sampler, BaseSampler):
             raise InvalidOptionError(f"`sampler` must make a sampler of Optuna's, but it made {shown(sampler)}.")
         return sampler
@@ -107,7 +108,7 @@ def make_pruner(options: Options) -> BasePruner:
     """Return the pruner of a search."""
     if options.pruner is None:
         return NopPruner() if options.deterministic else MedianPruner()
-    made = options.pruner if isinstance(options.pruner, BasePruner) else options.pruner()
+    made = options.pruner if isinstance(options.pruner, BasePruner) else _make("pruner", options.pruner)
     if not isinstance(made, BasePruner):
         raise InvalidOptionError(f"`pruner` must make a pruner of Optuna's, but it made {shown(made)}.")
     return made
@@ -207,10 +208,26 @@ def _check_pruning(name: str, pruner: BasePruner, n_objectives: int, *, is_given
         )
 
 
+def _make(option: str, factory: Callable[..., T], **arguments: Any) -> T:
+    """Call the class or the function that makes the value of an option."""
+    try:
+        return factory(**arguments)
+    except (TypeError, ValueError) as error:
+        if not isinstance(factory, type):  # the error is one of the user's function
+            raise
+        raise InvalidOptionError(
+            f"`{option}`: {factory.__name__} cannot be made without arguments: {text_of(error)} Give a {option} that "
+            f"is made, as in `{option}={factory.__name__}(...)`."
+        ) from error
+
+
 def _seed_argument(factory: Callable[..., Any], given: int | None, seed: int | None) -> dict[str, int]:
+    parameters = inspect.signature(factory).parameters
     if seed is None:
+        if "seed" in parameters and parameters["seed"].default is inspect.Parameter.empty:
+            raise InvalidOptionError(f"`sampler={shown(factory)}` needs a seed. Give `seed=1` beside it.")
         return {}
-    if "seed" not in inspect.signature(factory).parameters:
+    if "seed" not in parameters:
         raise InvalidOptionError(
             f"`seed={given}` was given, but `sampler={shown(factory)}` takes no `seed`. Give a sampler with "
             "a parameter `seed`, or drop `seed`."

@@ -4,8 +4,9 @@ import dataclasses
 import math
 import random
 from numbers import Real
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, Self, TypeAlias, get_args
 
+from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.errors import InvalidOptionError
 
@@ -29,6 +30,11 @@ class Faults:
     nan: float = 0.0
     straggler: float = 0.0
     slowdown: float = 10.0
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Refuse names of unknown faults, before Python does."""
+        check_names("Faults", given, cls.__dataclass_fields__)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in get_args(Fault):

@@ -1,5 +1,6 @@
 import functools
-from collections.abc import Awaitable
+import re
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, Optional, Union
 
 import flytekit as fl
@@ -9,8 +10,10 @@ import pytest
 from optuna.study import StudyDirection
 
 from optuna_flyte_dsl import (
+    Constraint,
     DirectionError,
     Float,
+    InvalidAnnotationError,
     InvalidObjectiveError,
     Maximize,
     Minimize,
@@ -70,7 +73,21 @@ def test_the_fields_of_a_named_tuple_are_the_objectives_names():
 
 
 @pytest.mark.parametrize(
-    "annotation", [str, None, bool, dict[str, float], tuple[float, str], tuple[str, ...], tuple[()], Annotated[str, 1]]
+    "annotation",
+    [
+        str,
+        None,
+        bool,
+        dict[str, float],
+        tuple[float, str],
+        tuple[str, ...],
+        tuple[()],
+        Annotated[str, 1],
+        [Maximize, Minimize],
+        [float],
+        {"accuracy": Maximize},
+        {Maximize},
+    ],
 )
 def test_a_return_annotation_that_is_no_number_is_refused(annotation):
     with pytest.raises(InvalidObjectiveError, match=r"`objective` must return a float, or a tuple of floats") as caught:
@@ -78,15 +95,77 @@ def test_a_return_annotation_that_is_no_number_is_refused(annotation):
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("annotation", [tuple[Maximize, ...], Union[Maximize, tuple[float, float]]])
+@pytest.mark.parametrize(
+    "annotation",
+    [tuple[Maximize, ...], Union[Maximize, tuple[float, float]], Sequence[Maximize], Iterator[Annotated[float, MAX]]],
+)
 def test_a_direction_that_would_be_lost_is_refused(annotation):
     with pytest.raises(DirectionError, match="names a direction, but not how many objectives there are"):
         optimize(returning(annotation))
 
 
+class Swapped(NamedTuple):
+    seconds: Minimize
+    accuracy: Maximize
+
+
+def test_the_values_of_another_named_tuple_are_not_told_to_the_wrong_objectives():
+    @optimize(n_trials=3, progress=False)
+    def objective(x: Float(0, 1)) -> Quality:
+        return Swapped(seconds=x, accuracy=1 - x)
+
+    with pytest.raises(ObjectiveValueError, match=r"returned Swapped\(.* has the fields accuracy, seconds"):
+        objective.run_sync()
+
+
+class Bounded(NamedTuple):
+    memory: Constraint
+    accuracy: Maximize
+    seconds: Minimize
+    disk: Constraint
+
+
+@pytest.mark.parametrize("returned", [Bounded(-1.0, 0.5, 3.0, 2.0), (-1.0, 0.5, 3.0, 2.0)])
+def test_the_fields_of_a_named_tuple_may_be_constraints_too(returned):
+    assert read_objective(returning(Bounded)).returns.fields == Bounded._fields
+
+    @optimize(n_trials=1, concurrency=2, progress=False)
+    def objective(x: Float(0, 1)) -> Bounded:
+        return returned
+
+    assert objective.run_sync().trials[0].values == [0.5, 3.0]
+
+
 def test_an_objective_has_one_direction():
     with pytest.raises(DirectionError, match="a returned value has one direction"):
         optimize(returning(Annotated[float, MIN, MAX]))
+
+
+def test_a_parameter_trial_that_is_something_else_is_refused():
+    def marked(x: Float(0, 1), trial: Float(0, 1)) -> float: ...
+    def number(x: Float(0, 1), trial: int) -> float: ...
+    def bare(x: Float(0, 1), trial: Annotated[float, Float(0, 1)]) -> float: ...
+    def text(x: Float(0, 1), trial: str) -> float: ...
+
+    for objective in (marked, number, bare, text):
+        with pytest.raises(InvalidObjectiveError, match=r"`trial` gets the `optuna\.Trial`, but its"):
+            optimize(objective)
+
+    def typed(x: Float(0, 1), trial: optuna.trial.BaseTrial) -> float: ...
+    def untyped(trial) -> float: ...
+    def late(trial: "optuna.Trial | None") -> float: ...
+
+    for objective in (typed, untyped, late):
+        assert read_objective(objective).takes_trial
+
+
+def test_a_marker_of_any_number_of_arguments_is_refused():
+    def several(x: Float(0, 1), *rest: Float(0, 1)) -> float: ...
+    def named(**x: Annotated[float, Float(0, 1)]) -> float: ...
+
+    for objective, name in ((several, "*rest"), (named, "**x")):
+        with pytest.raises(InvalidAnnotationError, match=re.escape(f"`{name}` has a marker, but")):
+            optimize(objective)
 
 
 @fl.task

@@ -152,3 +152,18 @@ def test_the_timeout_of_a_search_holds_while_its_storage_is_opened(resume):
         with pytest.raises(StorageUnavailableError, match=r"has not answered for 0\.3 s.*no trial was run") as error:
             search.run_sync()
     assert "s3cr3t" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pruner": optuna.pruners.ThresholdPruner}, "ThresholdPruner cannot be made without arguments: Either lower"),
+        ({"sampler": lambda seed: optuna.samplers.RandomSampler(seed=seed)}, "needs a seed. Give `seed=1` beside it"),
+    ],
+)
+def test_a_sampler_or_a_pruner_that_needs_more_is_named(options, message):
+    def objective(x: Float(0, 1)) -> float:
+        return x
+
+    with pytest.raises(InvalidOptionError, match=message):
+        optimize(objective, n_trials=2, progress=False, **options).run_sync()

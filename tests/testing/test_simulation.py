@@ -365,3 +365,9 @@ def test_a_long_search_over_an_async_function_is_quick_too():
 def test_faults_are_checked(faults, message):
     with pytest.raises(InvalidOptionError, match=message):
         Faults(**faults)
+
+
+def test_a_misspelt_fault_is_refused():
+    with pytest.raises(InvalidOptionError, match=r"`Faults` has no option `crsh`\. Did you mean `crash`"):
+        Faults(crsh=0.1)
+    assert pickle.loads(pickle.dumps(Faults(crash=0.5))) == Faults(0.5)
