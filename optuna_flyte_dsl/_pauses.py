@@ -13,6 +13,7 @@ class Pauses:
     storage_longest: float = 5.0  # the longest pause between two attempts of a call
     storage_silence: float = 30.0  # how long a call may be left without any answer when the search ends
     silence_check: float = 0.25  # between two checks for a storage call without any answer
+    code_at_end: float = 10.0  # how long a sampler or a callback may take to return when a search is cancelled
     at_last: tuple[float, ...] = (0.1, 0.5, 2.0)  # between attempts to tell a trial after its search ended in an error
 
     # The event loop of a search over an async function.

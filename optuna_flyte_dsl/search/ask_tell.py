@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import functools
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
@@ -16,15 +18,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import (
-    enqueued_params,
-    set_enqueued_params,
-    storage_of,
-    stored_trial,
-    tell,
-    trial_id,
-)
+from optuna_flyte_dsl._compat.optuna import enqueued_params, storage_of, stored_trial, tell, trial_id
 from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
 from optuna_flyte_dsl.options import Callback, Options
 from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
@@ -33,9 +29,9 @@ from optuna_flyte_dsl.search.failure_log import FailureLog
 from optuna_flyte_dsl.search.late_values import keep_late_values
 from optuna_flyte_dsl.search.open_trials import OpenTrials
 from optuna_flyte_dsl.search.outcome import Outcome, reason_of, store_details
-from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.objective import Objective
 from optuna_flyte_dsl.space.search_space import SearchSpace
+from optuna_flyte_dsl.study import resuming
 from optuna_flyte_dsl.study.attributes import ATTEMPTS, ERROR, LOST, OUTCOME, RETRY_OF
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
 from optuna_flyte_dsl.study.feasibility import constraint_attributes
@@ -89,6 +85,7 @@ class AskTell:
             study,
             stop=lambda: self.on_stop(),
             announce=self._note_stored,
+            patience=lambda: max(0.0, self._sampler_until - time.monotonic()),
             storage=storage,
             pruner=NopPruner() if options.deterministic else None,  # pruning depends on time
         )
@@ -107,6 +104,7 @@ class AskTell:
         self._open = OpenTrials(self.study, self.objective.name, storage, self._store_details)
         self.not_continued: list[FrozenTrial] = []  # the adopted trials that the search's end has told
         self._after_tell = threading.Lock()
+        self._sampler_until = math.inf  # when a sampler that does not return is waited for no longer
 
     @property
     def silence(self) -> float:
@@ -114,7 +112,8 @@ class AskTell:
         return self.storage.silence if self.storage is not None else 0.0
 
     def hurry(self) -> None:
-        """From now on, wait for no sampler, and only for a moment for the storage. Any thread may call this."""
+        """From now on, wait only for a moment for the sampler and the storage. Any thread may call this."""
+        self._sampler_until = min(self._sampler_until, time.monotonic() + pauses.code_at_end)
         if isinstance(self._sampler, AutoSampler):
             self._sampler.hurry()
         if self.storage is not None:
@@ -161,6 +160,7 @@ class AskTell:
         trial = self._next_trial()
         if isinstance(trial, Trial):
             self._open.add(trial)
+            self._stored = None
             self._check_alone()
             try:
                 asked = self._sample_and_write(trial)
@@ -243,7 +243,7 @@ class AskTell:
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
             trial.study = snapshot_of(self.study, ended, self.sampler_of_trial(number))
         if self.storage is not None and RETRY_OF in trial.user_attrs:
-            self._drop_what_does_not_fit(trial)
+            resuming.drop_what_does_not_fit(trial, self.space)
         if self.objective.suggests_itself and not self.is_quick:
             # Sample now: otherwise Optuna would sample at the first suggestion, which an async objective makes in the
             # event loop.
@@ -262,15 +262,6 @@ class AskTell:
             return AskedTrial(number, trial, {}, Outcome(TrialState.FAIL, reason=reason, error=error))
         known = Outcome(TrialState.COMPLETE, same.values, same.constraints) if same is not None else None
         return AskedTrial(number, trial, arguments, known)
-
-    def _drop_what_does_not_fit(self, trial: Trial) -> None:
-        """Drop enqueued parameters of a retry outside of the space, which may have changed. They are sampled anew."""
-        markers, params = dict(self.space), enqueued_params(trial)
-        fitting = {
-            name: each for name, each in params.items() if name not in markers or contains(markers[name].stored, each)
-        }
-        if len(fitting) < len(params):
-            set_enqueued_params(trial, fitting)
 
     def keep(self, asked: AskedTrial, outcome: Outcome) -> None:
         """Keep the outcome of a trial that waits for its turn to be told.
@@ -369,21 +360,30 @@ class AskTell:
         They include adopted trials that were not asked for. An outcome that the storage has refused is told again.
 
         Args:
-            waits: Whether to wait for the calls of other threads.
+            waits: Whether to wait for the calls of other threads. If not, they include a trial whose ask has not ended.
         """
+        if not waits:
+            self.hurry()
         adopted = [*self._adopted, *(self._quota.adopted if self._quota is not None else ())]
         self.not_continued += adopted
         self._adopted.clear()
         if self._quota is not None:
             self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
-        self._open.close(interrupted, adopted, waits=waits)
+        asking = [] if waits or self._stored is None or self.silence else [self._stored]
+        self._open.close(interrupted, adopted, waits=waits, asking=asking)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether `close_open` waits for no other call any longer."""
+        return self._open.is_closing
 
     def give_up(self) -> StorageUnavailableError:
         """Save the outcomes that the storage has not accepted, and return the error that names the file.
 
         `give_up` is called in another thread, because the study's thread waits for the storage.
         """
+        self._stored = None
         return self._open.give_up()
 
     def is_taken_over(self, trial: Trial) -> bool:

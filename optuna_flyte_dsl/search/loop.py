@@ -16,6 +16,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._threads import Threads, finish
 from optuna_flyte_dsl.errors import InvalidObjectiveError, TrialTimeoutError
@@ -311,17 +312,31 @@ class SearchLoop:
         reason = f"The search ended while this trial ran: {reason_of(error)}"[:REASON_LIMIT]
         if isinstance(error, asyncio.CancelledError):
             reason = "The search was cancelled while this trial ran."
-        await self._tell_open(reason)
+        await self._tell_open(reason, patience=pauses.code_at_end)
 
-    async def _tell_open(self, reason: str) -> None:
-        """Tell the study how the trials that are still open have ended, unless `suspend` was called."""
+    async def _tell_open(self, reason: str, patience: float = math.inf) -> None:
+        """Tell the study how the trials that are still open have ended, unless `suspend` was called.
+
+        Args:
+            patience: For how many seconds the sampler, the pruner and the callbacks are waited for.
+        """
         if self._suspended:
             return
-        closing = self.thread.run(self.trials.close_open, reason)
+        closing, other = self.thread.run(self.trials.close_open, reason), Threads(limit=1)
+        until = self._loop.time() + patience
         while not closing.done():
             await asyncio.wait([closing], timeout=pauses.silence_check)
             if not closing.done() and self.trials.silence > pauses.storage_silence:
                 raise self.trials.give_up()
+            if self._loop.time() > until and not self.trials.silence and not self.trials.is_closing:
+                logger.warning(
+                    "The search over `%s` ends without its sampler or a callback, which has not returned for %g s.",
+                    self.objective.name,
+                    patience,
+                )
+                closing = other.run(functools.partial(self.trials.close_open, reason, waits=False))
+                until = math.inf
+        await other.close()
         closing.result()
 
     def _close_in_this_thread(self) -> None:

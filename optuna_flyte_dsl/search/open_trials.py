@@ -48,6 +48,7 @@ class OpenTrials:
         self._untold: dict[int, Outcome] = {}  # outcomes of open trials that the storage has not yet accepted
         self._calls: set[object] = set()  # those that other threads are to make, and have not ended
         self._call_ended = threading.Condition()
+        self.is_closing: bool = False  # whether `close` has begun to tell trials
 
     def add(self, trial: Trial) -> None:
         """Note that a trial was asked for."""
@@ -92,7 +93,9 @@ class OpenTrials:
             self._calls.discard(made)
             self._call_ended.notify_all()
 
-    def close(self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool) -> None:
+    def close(
+        self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool, asking: Sequence[int] = ()
+    ) -> None:
         """Tell the study, at the end of a search, how all trials that are still open have ended.
 
         An outcome that the storage has refused is told again.
@@ -101,10 +104,13 @@ class OpenTrials:
             interrupted: The outcome of the trials that have no outcome.
             adopted: Trials of an earlier process that were adopted and not asked for. They are lost.
             waits: Whether to wait for the calls of other threads that store or tell trials.
+            asking: The numbers of trials that an ask has stored, and may not have returned.
         """
         with self._call_ended:
             self._call_ended.wait_for(lambda: not (waits and self._calls))
-        if not self._trials and not adopted:
+        self.is_closing = True
+        unreturned = self._unreturned(asking)
+        if not self._trials and not adopted and not unreturned:
             return
         if self._storage is not None:
             self._storage.hurry()
@@ -117,6 +123,7 @@ class OpenTrials:
             if number not in taken_over
         }
         left |= {trial.number: (trial, lost) for trial in adopted}
+        left |= {trial.number: (trial, interrupted) for trial in unreturned}
 
         def tell_all() -> None:
             for number in list(left):
@@ -141,6 +148,15 @@ class OpenTrials:
         self._untold.clear()
         if finished:
             raise untold_error(self._name, self.study_name, finished)
+
+    def _unreturned(self, asking: Sequence[int]) -> list[FrozenTrial]:
+        """Return those of some trials that no ask has returned."""
+        if not set(asking) - self._trials.keys():
+            return []
+        with contextlib.suppress(Exception):  # if the storage fails, the trial is another search's to close
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            return [each for each in running if each.number in asking and each.number not in self._trials]
+        return []
 
     def give_up(self) -> StorageUnavailableError:
         """Save the outcomes that the storage has not accepted, and return the error that names the file."""

@@ -15,9 +15,10 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import enqueued_params_of, trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params, enqueued_params_of, set_enqueued_params, trial_id
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.space.domain import contains
 from optuna_flyte_dsl.space.markers import Ordinal, same
 from optuna_flyte_dsl.space.search_space import SearchSpace
 from optuna_flyte_dsl.study import attributes
@@ -277,3 +278,13 @@ def note_fixed_arguments(study: optuna.Study, space: SearchSpace, name: str) -> 
                 value,
                 had,
             )
+
+
+def drop_what_does_not_fit(trial: Trial, space: SearchSpace) -> None:
+    """Drop enqueued parameters of a retry outside of the space, which may have changed. They are sampled anew."""
+    markers, params = dict(space), enqueued_params(trial)
+    fitting = {
+        name: each for name, each in params.items() if name not in markers or contains(markers[name].stored, each)
+    }
+    if len(fitting) < len(params):
+        set_enqueued_params(trial, fitting)

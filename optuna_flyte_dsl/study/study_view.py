@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_flyte_dsl._compat.optuna import set_storage, share_cache_of_trials, with_trials
 from optuna_flyte_dsl._offload import offload
+from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._threads import in_event_loop
 
@@ -25,11 +27,13 @@ class _AnnouncingSampler(Proxy):
 
     Args:
         announce: Called with the number of each trial that an ask has stored.
+        patience: Returns for how many seconds the end of a trial may wait for a sampler that does not return.
     """
 
-    def __init__(self, sampler: BaseSampler, announce: Callable[[int], None]) -> None:
+    def __init__(self, sampler: BaseSampler, announce: Callable[[int], None], patience: Callable[[], float]) -> None:
         super().__init__(sampler)
         self._self_announce = announce
+        self._self_patience = patience
         self._self_lock = threading.RLock()
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
@@ -60,8 +64,13 @@ class _AnnouncingSampler(Proxy):
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        with self._self_lock:
+        while not self._self_lock.acquire(timeout=min(self._self_patience(), pauses.silence_check)):
+            if self._self_patience() <= 0:
+                return  # the sampler hangs while the search ends, and the trial is told without it
+        try:
             self.__wrapped__.after_trial(study, trial, state, values)
+        finally:
+            self._self_lock.release()
 
 
 class _OffloadingPruner(Proxy):
@@ -77,6 +86,7 @@ def view_of(
     *,
     stop: Callable[[], None] = lambda: None,
     announce: Callable[[int], None] | None = None,
+    patience: Callable[[], float] = lambda: math.inf,
     storage: Any = None,
     pruner: BasePruner | None = None,
 ) -> optuna.Study:
@@ -86,6 +96,7 @@ def view_of(
 
     Args:
         announce: Called with the number of each trial that an ask has stored.
+        patience: Returns for how many seconds the end of a trial may wait for a sampler that does not return.
     """
 
     class View(type(study)):  # type: ignore[misc]
@@ -108,7 +119,7 @@ def view_of(
         vars(view)["pruner"] = _OffloadingPruner(pruner or study.pruner)
     # A RandomSampler cannot fail, and each attribute access through a proxy takes time.
     if announce is not None and type(study.sampler) is not RandomSampler:
-        vars(view)["sampler"] = _AnnouncingSampler(study.sampler, announce)
+        vars(view)["sampler"] = _AnnouncingSampler(study.sampler, announce, patience)
     return view
 
 

@@ -1009,3 +1009,63 @@ def _run_plan():
 def of_task(kind, enter, leave, outcome):
     _plan.update(enter=enter, leave=leave, outcome=outcome)
     return planned if kind == "task" else planned_async
+
+
+@pytest.mark.parametrize("place", ["ask", "suggestion", "callback", "after the trial"])
+@pytest.mark.parametrize("kind", ["memory", "journal"])
+def test_a_cancelled_search_does_not_wait_for_a_sampler_or_a_callback_that_hangs(place, kind, tmp_path, pauses, warned):
+    pauses.code_at_end = 0.3
+    released, hangs = threading.Event(), threading.Event()
+    returned = []
+
+    def hang(number):
+        if number == 3:
+            hangs.set()
+            released.wait()
+
+    class Hanging(optuna.samplers.RandomSampler):
+        def sample_relative(self, study, trial, space):
+            if place == "ask":
+                hang(trial.number)
+            return super().sample_relative(study, trial, space)
+
+        def sample_independent(self, study, trial, name, distribution):
+            if place == "suggestion":
+                hang(trial.number)
+            return super().sample_independent(study, trial, name, distribution)
+
+        def after_trial(self, study, trial, state, values):
+            if place == "after the trial":
+                hang(trial.number)
+
+    def callback(_study, trial):
+        if place == "callback":
+            hang(trial.number)
+
+    async def objective(x: Float(0, 1)) -> float:
+        await asyncio.sleep(0.01)
+        returned.append(x)
+        return x
+
+    storage = None if kind == "memory" else str(tmp_path / "search.journal")
+    options = {"storage": storage, "sampler": Hanging(), "callbacks": [callback], "progress": False}
+    search = optimize(objective, n_trials=9, concurrency=3, **options)
+
+    async def main():
+        searching = asyncio.ensure_future(search())
+        await asyncio.to_thread(hangs.wait)
+        while len(returned) < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        searching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await searching
+
+    try:
+        asyncio.run(main())
+        found = [trial.state.name for trial in search.study.get_trials()]
+    finally:
+        released.set()
+    assert "RUNNING" not in found
+    assert found.count("COMPLETE") == len(returned)
+    assert any("ends without its sampler or a callback, which has not returned" in each for each in warned())
