@@ -1,8 +1,7 @@
 """Hyperparameter search on Flyte with Optuna: the search space in the signature, the search in the call."""
 
 import importlib as _importlib
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
+import typing as _typing
 
 from optuna_flyte_dsl.cluster_options import Cluster
 from optuna_flyte_dsl.decorator import Optimized, optimize
@@ -58,7 +57,7 @@ from optuna_flyte_dsl.space.markers import (
 from optuna_flyte_dsl.space.priors import Beta, Normal
 from optuna_flyte_dsl.space.search_space import SearchSpace
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from optuna_flyte_dsl.optimizer import Optimizer
     from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
 
@@ -126,12 +125,14 @@ __all__ = [
 _LATE = {"AutoSampler": "optuna_flyte_dsl.sampling.auto_sampler", "Optimizer": "optuna_flyte_dsl.optimizer"}
 
 
-def __getattr__(name: str) -> _Any:
-    """Return a public name that is loaded late."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(_importlib.import_module(_LATE[name]), name)
-    return value
+if not _typing.TYPE_CHECKING:  # otherwise the type checkers would know each name, however it is spelt
+
+    def __getattr__(name: str) -> object:
+        """Return a public name that is loaded late."""
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(_importlib.import_module(_LATE[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:

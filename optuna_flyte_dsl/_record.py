@@ -10,7 +10,7 @@ T = TypeVar("T")
 def record(kind: type[T]) -> type[T]:
     """Make a class a dataclass whose fields never change.
 
-    Only the type checkers refuse an assignment. Python would compile two methods more for that, and three for equality
-    and the text of an instance: for all classes together, a twentieth of the time of an import of flytekit and Optuna.
+    Only the type checkers refuse an assignment. For that, Python would compile two methods more for each class, and
+    three for the equality and the text of an instance. This would take 1 % of an import of flytekit and Optuna.
     """
     return dataclasses.dataclass(eq=False, repr=False)(kind)

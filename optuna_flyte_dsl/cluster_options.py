@@ -40,7 +40,7 @@ _SECURITY_CONTEXT = _must(
 )
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Cluster(CheckedOptions):
     """How the trials of a search run on a Flyte cluster. On one machine these options have no effect.
 

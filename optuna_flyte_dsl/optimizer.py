@@ -7,16 +7,15 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import optuna
 
-from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl.engines.engine import DeploymentOptions
 from optuna_flyte_dsl.engines.engine_choice import read_objective
 from optuna_flyte_dsl.errors import InvalidOptionError
+from optuna_flyte_dsl.optimizer_arguments import OptimizerArguments
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.session import Session
 from optuna_flyte_dsl.session_attributes import SessionAttributes, no_attribute
@@ -32,22 +31,6 @@ _REQUIRED = ("objective", "concurrency", "n_trials")
 
 S = TypeVar("S")
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _ObjectiveArgument:
-    objective: Any
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class OptimizerArguments(Options, _ObjectiveArgument):
-    """The parameters of `Optimizer`: the objective, `concurrency` and `n_trials`, then the options with defaults."""
-
-    concurrency: Annotated[int, check.count] = field()
-    n_trials: Annotated[int, check.count] = field()
-
-
-OptimizerArguments.__init__.__qualname__ = "Optimizer"  # Python's errors about arguments show it
 
 
 def _takes_arguments(

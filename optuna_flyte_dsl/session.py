@@ -13,8 +13,9 @@ from optuna.storages import InMemoryStorage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pending_search import PendingSearch
 from optuna_flyte_dsl._text import shown
+from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
-from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod
+from optuna_flyte_dsl.engines.engine_choice import host_engine, in_pod, load_search
 from optuna_flyte_dsl.errors import ArgumentError, InvalidOptionError, SearchRunningError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.space.objective import TRIAL, Objective
@@ -40,7 +41,8 @@ class Session:
     def __init__(self, objective: Objective, options: Options, deployment: Deployment | None = None) -> None:
         check_study_options(options, objective)
         options.check_objective(objective)
-        if not in_pod():  # a pod may not need the driver
+        if not in_pod():  # a pod may need neither a search nor the driver
+            load_search()
             preload_database(options.storage)
         self.objective = objective
         self.options: Options = options
@@ -125,7 +127,7 @@ class Session:
             EmptySpaceError: If nothing is left to search.
             OutOfRangeError: If a fixed value or an initial point lies outside its marker.
         """
-        from optuna_flyte_dsl.search_assembly import Call, taken_points  # loaded late: a decoration does not need it
+        from optuna_flyte_dsl.search_assembly import Call, taken_points  # loaded late: a trial's pod does not need it
 
         space = self._space_of_call(args, kwargs)
         points = tuple(self.options.initial_points or ())
@@ -218,8 +220,7 @@ class Session:
         return source.key
 
     async def _search(self, source: StudySource, call: Call) -> optuna.Study:
-        from optuna_flyte_dsl._threads import Threads  # loaded late, as in `prepare`
-        from optuna_flyte_dsl.search_assembly import Assembly
+        from optuna_flyte_dsl.search_assembly import Assembly  # loaded late, as in `prepare`
 
         cluster = self.options.cluster
         assert cluster is not None

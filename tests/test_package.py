@@ -40,21 +40,47 @@ def test_every_error_has_one_root_and_is_public():
             assert name in optuna_flyte_dsl.__all__
 
 
-def test_an_import_loads_nothing_that_only_a_search_needs():
-    program = """
-import sys
+LATE = ("search", "sampling", "search_assembly", "search_plan", "optimizer", "engines._flytekit.cluster")
+"""The modules that only a search needs."""
+
+
+def loaded(tmp_path, program, **environment):
+    """Return the modules of a new interpreter behind a program."""
+    file = tmp_path / "program.py"  # flytekit reads the source code of a task
+    file.write_text(f"{program}\nimport sys\nprint(*sys.modules)\n")
+    environment = {**os.environ, **environment}
+    told = subprocess.run([sys.executable, file], env=environment, check=True, capture_output=True, text=True)
+    return set(told.stdout.split())
+
+
+def test_an_import_loads_nothing_that_only_a_search_needs(tmp_path):
+    modules = loaded(tmp_path, "from optuna_flyte_dsl import Float, optimize")
+    assert "optuna_flyte_dsl.decorator" in modules
+    assert not {"flytekit", *(f"optuna_flyte_dsl.{each}" for each in LATE)} & modules
+
+
+TASK = """
+import flytekit as fl
 from optuna_flyte_dsl import Float, optimize
 
 @optimize(n_trials=3)
-def objective(x: Float(0, 1)) -> float:
+@fl.task
+def train(x: Float(0, 1)) -> float:
     return x
-
-print(*sys.modules)
 """
-    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
-    late = ("search", "sampling", "search_assembly", "search_plan", "engines.remote_trial", "optimizer")
-    assert "optuna_flyte_dsl.decorator" in loaded
-    assert not {"flytekit", *(f"optuna_flyte_dsl.{each}" for each in late)} & set(loaded)
+
+
+def test_a_pod_of_a_trial_loads_nothing_that_only_a_search_needs(tmp_path):
+    modules = loaded(tmp_path, TASK, FLYTE_INTERNAL_EXECUTION_ID="e")
+    assert "optuna_flyte_dsl.engines._flytekit.flytekit_engine" in modules
+    assert not {f"optuna_flyte_dsl.{each}" for each in LATE} & modules
+
+
+def test_a_decoration_elsewhere_loads_all_that_a_search_needs(tmp_path):
+    before = loaded(tmp_path, TASK)
+    after = loaded(tmp_path, f"{TASK}\ntrain.run_sync()")
+    assert "optuna_flyte_dsl.engines._flytekit.flytekit_runner" in before
+    assert {each for each in after - before if each.startswith("optuna_flyte_dsl")} == set()
 
 
 def test_the_version_is_the_packages():

@@ -173,3 +173,6 @@ class Engine(Protocol):
     def make_local_runner(self, objective: Objective) -> Runner:
         """Return a runner of trials on this machine, in threads."""
         ...
+
+    def load_search(self) -> None:
+        """Load the modules that only a search needs. A process that runs a trial in a pod does not call this."""

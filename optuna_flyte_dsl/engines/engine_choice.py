@@ -51,6 +51,13 @@ def host_engine(target: Any) -> Engine | None:
     return engine_of(target) or next(iter(loaded_engines()), None)
 
 
+def load_search() -> None:
+    """Load the modules that only a search needs: now, because a child that is forked during an import would hang."""
+    importlib.import_module("optuna_flyte_dsl.search_assembly")
+    for engine in loaded_engines():
+        engine.load_search()
+
+
 def in_pod() -> bool:
     """Return whether this process runs in a pod that an SDK has started."""
     return any(engine.in_pod() for engine in loaded_engines())

@@ -55,6 +55,7 @@ def job_engine():
         pod_methods=lambda task, objective, make_pruner: {},
         current_site=lambda: None,
         make_local_runner=JobRunner,
+        load_search=lambda: None,
     )
     return engine
 

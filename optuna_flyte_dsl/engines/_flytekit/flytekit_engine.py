@@ -1,9 +1,12 @@
 """The engine of flytekit. This module has the functions that the protocol `Engine` asks for."""
 
+from __future__ import annotations
+
 import functools
+import importlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flytekit.core.promise import flyte_entity_call_handler
 from flytekit.core.python_function_task import EagerAsyncPythonFunctionTask
@@ -13,16 +16,16 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._option_names import check_names
 from optuna_flyte_dsl.engines._flytekit import call_site, entities
 from optuna_flyte_dsl.engines._flytekit.call_site import Place
-from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site
-from optuna_flyte_dsl.engines._flytekit.cluster.laptop_deployment import LaptopDeployment
-from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner
 from optuna_flyte_dsl.engines._flytekit.output_check import checking_outputs
 from optuna_flyte_dsl.engines._flytekit.task_workflows import workflow_around
 from optuna_flyte_dsl.engines._flytekit.types import spell_out_types
-from optuna_flyte_dsl.engines.engine import DeploymentOptions
+from optuna_flyte_dsl.engines.engine import Deployment, DeploymentOptions, Site
 from optuna_flyte_dsl.engines.remote_trial.handle import using_pruner
 from optuna_flyte_dsl.errors import ArgumentError, CompilationError, InvalidObjectiveError
 from optuna_flyte_dsl.space.objective import TRIAL, Objective, TaskDescription, is_trial
+
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.search.runner import Runner
 
 
 def describe(task: Any) -> TaskDescription:
@@ -115,8 +118,30 @@ def pod_methods(
     return {"dispatch_execute": dispatch_execute}
 
 
-def deploy(remote: Any, options: DeploymentOptions) -> LaptopDeployment:
+def current_site() -> Site | None:
+    """Return the cluster of this pod, for a search that an eager workflow starts; `None` outside of a cluster."""
+    from optuna_flyte_dsl.engines._flytekit.cluster import cluster_site  # loaded late: a trial's pod does not need it
+
+    return cluster_site.current_site()
+
+
+def make_local_runner(objective: Objective) -> Runner:
+    """Return a runner of trials on this machine; see `FlytekitRunner`."""
+    from optuna_flyte_dsl.engines._flytekit.flytekit_runner import FlytekitRunner  # loaded late, as above
+
+    return FlytekitRunner(objective)
+
+
+def load_search() -> None:
+    """Load the modules of the functions above."""
+    for module in ("cluster.cluster_site", "flytekit_runner"):
+        importlib.import_module(f"optuna_flyte_dsl.engines._flytekit.{module}")
+
+
+def deploy(remote: Any, options: DeploymentOptions) -> Deployment:
     """Return a deployment to the cluster of a `FlyteRemote`; see `LaptopDeployment`."""
+    from optuna_flyte_dsl.engines._flytekit.cluster.laptop_deployment import LaptopDeployment  # loaded late, as above
+
     elsewhere = (
         "Project and domain are those of the remote; options of executions go to `optimize(cluster=Cluster(...))`."
     )
@@ -125,5 +150,3 @@ def deploy(remote: Any, options: DeploymentOptions) -> LaptopDeployment:
 
 
 is_task = entities.is_entity
-current_site = cluster_site.current_site
-make_local_runner = FlytekitRunner
