@@ -23,6 +23,7 @@ from optuna_flyte_dsl._text import is_storable_name, nearest, shown
 from optuna_flyte_dsl.errors import InvalidOptionError
 
 Check = Callable[[str, Any], Any]
+_LONGEST_NAME = 240  # bytes of a file's name: most file systems have 255, and other files get its name with a suffix
 _DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 
 
@@ -240,6 +241,11 @@ def storage(name: str, value: Any) -> Any:
         _check_url(name, value)
     if isinstance(value, str | os.PathLike) and "://" not in str(value):
         path = pathlib.Path(value)
+        if "\0" in str(path) or len(os.fsencode(path.name)) > _LONGEST_NAME:
+            raise InvalidOptionError(
+                f"`{name}`: {shown(str(path))} cannot be the path of a journal file, whose name has at most "
+                f"{_LONGEST_NAME} bytes, none of them zero."
+            )
         if re.match(r"[\w+]{2,}:/", str(path)):  # `Path` turns the two slashes of a URL into one
             raise InvalidOptionError(f"`{name}` is a path that begins as a URL does. Give a URL as a string.")
         if path.suffix in _DATABASE_SUFFIXES and not path.exists():
@@ -268,6 +274,11 @@ def _check_url(name: str, value: str) -> None:
         raise InvalidOptionError(
             f"`{name}` looks like a connection string of libpq. Write it as a URL, as in "
             "'postgresql+psycopg://user:password@host/name'."
+        )
+    if value.startswith("sqlite") and re.search(":memory:|mode=memory", value):
+        raise InvalidOptionError(
+            f"`{name}` is a SQLite database in memory, which each thread would have for itself. Drop `{name}` for a "
+            "study in memory, or name a file, as in 'sqlite:///search.db'."
         )
     if value.count("://") > 1:
         raise InvalidOptionError(f"`{name}` has '://' twice: two URLs in one. Leave out one of them, as 'sqlite:///'.")

@@ -68,12 +68,15 @@ def _takes_some_of(
     def decorate(method: Callable[[S, Mapping[str, Any]], S]) -> Callable[Concatenate[S, P], S]:
         def with_options(self: S, /, *args: P.args, **kwargs: P.kwargs) -> S:
             check_names("with_options", kwargs, Options.__dataclass_fields__)
+            if args:
+                raise InvalidOptionError(f"`with_options` takes options by name, as in `n_trials={shown(args[0])}`.")
             return method(self, inspect.signature(options).bind_partial(*args, **kwargs).arguments)
 
         functools.update_wrapper(with_options, method)
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         signature = Options.signature()
-        given = [each.replace(default=...) for each in signature.parameters.values()]
+        by_name = inspect.Parameter.KEYWORD_ONLY
+        given = [each.replace(default=..., kind=by_name) for each in signature.parameters.values()]
         with_options.__signature__ = signature.replace(parameters=[itself, *given])  # type: ignore[attr-defined]
         return with_options
 
@@ -151,7 +154,9 @@ class SessionAttributes:
 
         Raises:
             NoBestTrialError: If no trial is complete, or none is within the bounds.
-            InvalidOptionError: If the study has several objectives and none has a weight, or if a name is wrong.
+            InvalidOptionError: If the study has several objectives and none has a weight, if a name is wrong, or if the
+                study is one of another objective.
+            DirectionError: If the directions of the study are not those of the objective.
             ArgumentError: If an argument is missing.
         """
         objective = self._session.objective
@@ -166,7 +171,14 @@ class SessionAttributes:
                 f"{shown(fixed)}."
             )
         params = best_trial_of(study, weights, within).params
+        objective.directions_with(study.directions)
         bound = self._session.declared_space(space).bind(**(fixed or {}))
+        others = [name for name in params if not bound.takes(name.partition(".")[0])]
+        if others and not objective.takes_trial:
+            raise InvalidOptionError(
+                f"`best` takes a study of `{objective.name}`, but the trials of {study.study_name!r} have "
+                f"{listed(others)}, which `{objective.name}` does not take. Give the study of this search."
+            )
         # Without a missing argument, the conditions of the others cannot be told.
         active = bound.active_in(params) if not bound.missing else frozenset()
         unknown = bound.missing or tuple(name for name in bound if name in active and name not in params)

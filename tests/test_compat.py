@@ -595,3 +595,10 @@ def test_the_function_of_which_a_task_is_made_is_found(monkeypatch):
 
 def test_the_size_of_a_grid_is_known():
     assert optuna_names.grid_size(optuna.samplers.GridSampler({"x": [1, 2, 3], "y": [0, 1]})) == 6
+
+
+def test_the_bytes_of_a_journal_that_were_read_are_known(tmp_path):
+    path = tmp_path / "s.journal"
+    file = JournalFileBackend(str(path))
+    optuna.create_study(storage=JournalStorage(file)).ask()
+    assert optuna_journal.bytes_read(file) == path.stat().st_size > 0

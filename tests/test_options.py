@@ -66,3 +66,22 @@ def test_options_that_need_a_space_are_refused_where_there_is_none():
 def test_what_cannot_be_made_or_waited_for_is_refused_at_once(option, given, message):
     with pytest.raises(InvalidOptionError, match=re.escape(message)):
         search(plain, **{option: given})
+
+
+def test_with_options_takes_options_by_name():
+    with pytest.raises(InvalidOptionError, match="takes options by name, as in `n_trials=20`"):
+        search(plain).with_options(20)
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("sqlite:///:memory:", "a SQLite database in memory"),
+        ("sqlite:///file:x?mode=memory&uri=true", "a SQLite database in memory"),
+        ("a\0b", "none of them zero"),
+        ("x" * 300, "at most 240 bytes"),
+    ],
+)
+def test_a_storage_that_cannot_be_one_is_refused_at_once(storage, message):
+    with pytest.raises(InvalidOptionError, match=message):
+        search(plain, storage=storage)

@@ -9,10 +9,12 @@ import pytest
 
 from optuna_flyte_dsl import (
     ArgumentError,
+    DirectionError,
     Float,
     Integer,
     InvalidOptionError,
     InvalidSpaceError,
+    Maximize,
     Minimize,
     SearchSpace,
     optimize,
@@ -114,3 +116,26 @@ def test_a_search_of_a_single_trial_that_nobody_asked_for_warns_once(caplog):
     bare.with_options(n_trials=1).run_sync()
     bare.with_options(n_trials=2).run_sync()
     assert caplog.records == []
+
+
+def test_the_best_trial_is_one_of_the_same_objective():
+    def named(function):
+        return optimize(function, n_trials=2, progress=False)
+
+    @named
+    def train(x: Float(0, 1)) -> Maximize:
+        return x
+
+    @named
+    def other(y: Float(0, 1)) -> Maximize:
+        return y
+
+    @named
+    def opposite(x: Float(0, 1)) -> Minimize:
+        return x
+
+    with pytest.raises(InvalidOptionError, match="have `y`, which `train` does not take"):
+        train.best(other.run_sync(), {"x": 0.5})
+    with pytest.raises(DirectionError, match="`train` says maximize"):
+        train.best(opposite.run_sync())
+    assert train.best(train.run_sync()).keys() == {"x"}

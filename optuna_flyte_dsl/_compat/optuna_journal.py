@@ -4,10 +4,15 @@ import json
 from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.storages.journal._storage import JournalOperation
 
 _GATHERED = (JournalOperation.SET_TRIAL_PARAM, JournalOperation.SET_TRIAL_USER_ATTR)
+
+
+def bytes_read(file: JournalFileBackend) -> int:
+    """Return how many bytes of a journal file were read so far, in whole lines."""
+    return max(file._log_number_offset.values())
 
 
 class GatheringJournalStorage(JournalStorage):

@@ -43,8 +43,9 @@ def untold_error(name: str, study: str, untold: Mapping[int, tuple[Trial, Outcom
 
 def _save(text: str) -> pathlib.Path | None:
     name = f"optuna-flyte-untold-{os.getpid()}-{time.time_ns()}.jsonl"
-    for folder in (pathlib.Path.cwd(), pathlib.Path(tempfile.gettempdir())):
+    for folder in (pathlib.Path.cwd, tempfile.gettempdir):  # the working directory may have been removed
         with contextlib.suppress(OSError):
-            (folder / name).write_text(text)
-            return folder / name
+            path = pathlib.Path(folder(), name)
+            path.write_text(text)
+            return path
     return None

@@ -21,6 +21,7 @@ from optuna_flyte_dsl.space.markers import Category, Fixed, Number, Suggestion
 NO_TYPE = inspect.Parameter.empty
 """Stands for the type of a parameter whose annotation names no type."""
 
+_CONTAINERS = (list, tuple, set, frozenset, dict)
 _PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
 
 
@@ -82,7 +83,8 @@ def read_annotation(where: str, annotation: Any) -> ReadAnnotation:
         if not isinstance(argument, list) and names_marker(argument):
             raise InvalidAnnotationError(
                 f"{where} holds a marker inside {origin!r}, where it has no meaning. Give the suggestion at the call, "
-                f"inside the container, as in `params={{'lr': suggest.float(0, 1)}}`."
+                f"inside the container, as in `params={{'lr': suggest.float(0, 1)}}`. For a list of searched values, "
+                "write `Float(0, 1) * 3` as the annotation."
             )
     return ReadAnnotation(None, annotation, annotation is None)
 
@@ -141,6 +143,9 @@ def type_clash(marker: Suggestion, base: Any) -> str | None:
     Only plain types are compared. An int is accepted for a parameter of type float.
     """
     allowed = get_args(base) if get_origin(base) in (Union, types.UnionType) else (base,)
+    containers = [(get_origin(each) or each) in _CONTAINERS for each in allowed if each is not type(None)]
+    if isinstance(marker, Number) and containers and all(containers):
+        return f"says {_type_name(base)}, but {shown(marker)} gives a number. For a list, write `{shown(marker)} * 3`"
     if not _PLAIN_TYPES.issuperset(allowed):
         return None
     if isinstance(marker, Category):

@@ -305,8 +305,8 @@ class TreeBuilder:
             if not inside:
                 near = [each.removeprefix(f"{path.rpartition('.')[0]}.") for each in known - {path}]
                 raise InvalidAnnotationError(
-                    f"`{self.objective}`: {what} of `{path}` names `{name}`, which is no parameter; there are "
-                    f"{listed(sorted(known - {path}))}.{did_you_mean(name, near)} Correct the name."
+                    f"`{self.objective}`: {what} of `{path}` names `{name}`, which is no parameter; the others are "
+                    f"{listed(sorted(known - {path})) or 'none'}.{did_you_mean(name, near)} Correct the name."
                 )
             inside = inside.rpartition(".")[0]
         bundle = self._paths.get(candidate, UNDECLARED).bundle

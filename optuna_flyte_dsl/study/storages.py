@@ -1,6 +1,7 @@
 """Opens the storage that the option `storage` names, and refuses files and folders that cannot be a storage."""
 
 import contextlib
+import errno
 import functools
 import gc
 import json
@@ -16,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from optuna_flyte_dsl import _option_checks as check
 from optuna_flyte_dsl._compat.optuna import create_missing_indexes
-from optuna_flyte_dsl._compat.optuna_journal import GatheringJournalStorage
+from optuna_flyte_dsl._compat.optuna_journal import GatheringJournalStorage, bytes_read
 from optuna_flyte_dsl._foreign_errors import is_no_database, is_race_for_tables, is_wrong_url
 from optuna_flyte_dsl._retry import retry
 from optuna_flyte_dsl._text import nearest, shown
@@ -151,7 +152,10 @@ def _open_journal(path: pathlib.Path) -> BaseStorage:
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal file backend, with an error that names the file and the damaged line."""
+    """Optuna's journal file backend, with errors that name the file, and the damaged line.
+
+    Optuna's own would read nothing from a file that was cut short, and raise a TypeError at some later call.
+    """
 
     def __init__(self, file_path: str, lock_obj: Any) -> None:
         super().__init__(file_path, lock_obj)
@@ -159,6 +163,7 @@ class _Journal(JournalFileBackend):
 
     def read_logs(self, log_number_from: int) -> Any:
         """Read the lines from a number on, as Optuna's file backend does."""
+        self._check_whole()
         try:
             yield from super().read_logs(log_number_from)
         except ValueError as error:
@@ -166,6 +171,15 @@ class _Journal(JournalFileBackend):
                 f"The journal file {self._name!r} is damaged in line {self._damaged_line()}: {error}. Copy it, and "
                 "remove the line from the copy; or give another `storage`."
             ) from error
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append lines, as Optuna's file backend does."""
+        self._check_whole()
+        super().append_logs(logs)
+
+    def _check_whole(self) -> None:
+        if os.path.getsize(self._name) < bytes_read(self):
+            raise FileNotFoundError(errno.ENOENT, "the journal was emptied or cut short while it was used", self._name)
 
     def _damaged_line(self) -> int:
         good = 0

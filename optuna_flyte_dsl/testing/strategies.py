@@ -6,8 +6,12 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import reject
-from hypothesis import strategies as st
+try:
+    from hypothesis import reject
+    from hypothesis import strategies as st
+except ModuleNotFoundError as missing:
+    missing.add_note("The strategies need hypothesis: `pip install 'optuna-flyte-dsl[testing]'`.")
+    raise
 
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.engines.engine_choice import space_of

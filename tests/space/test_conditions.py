@@ -207,7 +207,7 @@ def test_a_condition_holds_as_python_reads_it(data):
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (When("kernal", "rbf"), r"names `kernal`, which is no parameter; there are .* Did you mean `kernel`\?"),
+        (When("kernal", "rbf"), r"names `kernal`, which is no parameter; the others are .* Did you mean `kernel`\?"),
         (When("kernel", "rfb"), r"compares `kernel` with 'rfb', which is none of its choices .* Did you mean `rbf`\?"),
         (When("kernel", ["linear", "rbf"]), r"Write `?When\('kernel', 'linear', 'rbf'\)"),
         (When("depth", gt=9), "`x` is never active, because no trial has depth > 9"),

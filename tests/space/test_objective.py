@@ -13,6 +13,7 @@ from optuna_flyte_dsl import (
     Constraint,
     DirectionError,
     Float,
+    Integer,
     InvalidAnnotationError,
     InvalidObjectiveError,
     Maximize,
@@ -157,6 +158,16 @@ def test_a_parameter_trial_that_is_something_else_is_refused():
 
     for objective in (typed, untyped, late):
         assert read_objective(objective).takes_trial
+
+
+def test_a_number_is_no_list():
+    def listed(x: Annotated[list[float], Float(0, 1)]) -> float: ...
+    def optional(x: Annotated[tuple[int, ...] | None, Integer(0, 1)] = None) -> float: ...
+    def inside(x: list[Float(0, 1)]) -> float: ...
+
+    for objective in (listed, optional, inside):
+        with pytest.raises(InvalidAnnotationError, match=r"list.*, write `(Float|Integer)\(0, 1\) \* 3`"):
+            optimize(objective)
 
 
 def test_a_marker_of_any_number_of_arguments_is_refused():

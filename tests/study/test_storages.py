@@ -1,12 +1,15 @@
 """What `storage` may be."""
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 
 import optuna
 import pytest
@@ -188,3 +191,35 @@ def test_an_index_that_an_interrupted_creation_has_left_out_is_created(tmp_path)
         assert names <= {name for (name,) in found}
         with pytest.raises(sqlite3.IntegrityError):
             database.execute("INSERT INTO studies (study_name) VALUES ('s')")
+
+
+@pytest.mark.parametrize("harm", ["emptied", "cut", "removed", "folder"])
+def test_what_was_finished_is_saved_when_the_journal_is_damaged_during_a_search(harm, tmp_path, monkeypatch, pauses):
+    pauses.storage_patience_at_end = 0.1
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    journal = folder / "search.journal"
+    returned = []
+
+    @optimize(n_trials=9, storage="search.journal", resume=True, progress=False)
+    def objective(x: Float(0, 1)) -> float:
+        if len(returned) == 3:
+            match harm:
+                case "emptied":
+                    journal.write_bytes(b"")
+                case "cut":
+                    os.truncate(journal, journal.stat().st_size // 3)
+                case "removed":
+                    journal.unlink()
+                case _:
+                    shutil.rmtree(folder)
+        returned.append(x)
+        return x
+
+    with pytest.raises(StorageUnavailableError, match="trials 3, which have finished, could not be told") as caught:
+        objective.run_sync()
+    assert caught.value.path.parent == (tmp_path if harm == "folder" else folder)
+    assert json.loads(caught.value.path.read_text())["values"] == [returned[3]]
+    assert len(returned) == 4
