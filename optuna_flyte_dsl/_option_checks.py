@@ -156,7 +156,7 @@ seed = optional(
 study = optional(
     must(
         "be an optuna.Study, or a function that makes one",
-        lambda value: isinstance(value, optuna.Study) or callable(value),
+        lambda value: isinstance(value, optuna.Study) or (callable(value) and not isinstance(value, type)),
         cure="Write `study=optuna.create_study(...)`.",
     )
 )

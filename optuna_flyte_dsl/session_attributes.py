@@ -68,15 +68,12 @@ def _takes_some_of(
     def decorate(method: Callable[[S, Mapping[str, Any]], S]) -> Callable[Concatenate[S, P], S]:
         def with_options(self: S, /, *args: P.args, **kwargs: P.kwargs) -> S:
             check_names("with_options", kwargs, Options.__dataclass_fields__)
-            if args:
-                raise InvalidOptionError(f"`with_options` takes options by name, as in `n_trials={shown(args[0])}`.")
             return method(self, inspect.signature(options).bind_partial(*args, **kwargs).arguments)
 
         functools.update_wrapper(with_options, method)
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         signature = Options.signature()
-        by_name = inspect.Parameter.KEYWORD_ONLY
-        given = [each.replace(default=..., kind=by_name) for each in signature.parameters.values()]
+        given = [each.replace(default=...) for each in signature.parameters.values()]
         with_options.__signature__ = signature.replace(parameters=[itself, *given])  # type: ignore[attr-defined]
         return with_options
 

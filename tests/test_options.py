@@ -61,16 +61,12 @@ def test_options_that_need_a_space_are_refused_where_there_is_none():
         ),
         ("pruner", lambda low, high=1: None, "needs `low`. Give a pruner that is made"),
         ("timeout", 10**400, "a number of seconds above 0"),
+        ("study", optuna.Study, "an optuna.Study, or a function that makes one"),
     ],
 )
 def test_what_cannot_be_made_or_waited_for_is_refused_at_once(option, given, message):
     with pytest.raises(InvalidOptionError, match=re.escape(message)):
         search(plain, **{option: given})
-
-
-def test_with_options_takes_options_by_name():
-    with pytest.raises(InvalidOptionError, match="takes options by name, as in `n_trials=20`"):
-        search(plain).with_options(20)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
-if TYPE_CHECKING:  # what a search runs with is loaded by the first search: a decoration does not need it
+if TYPE_CHECKING:  # checkers only: what a search runs with is loaded late
     import optuna
     from optuna.pruners import BasePruner
     from optuna.storages import BaseStorage

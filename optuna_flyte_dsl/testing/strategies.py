@@ -9,8 +9,8 @@ from typing import Any
 try:
     from hypothesis import reject
     from hypothesis import strategies as st
-except ModuleNotFoundError as missing:
-    missing.add_note("The strategies need hypothesis: `pip install 'optuna-flyte-dsl[testing]'`.")
+except ModuleNotFoundError as _missing:
+    _missing.add_note("The strategies need hypothesis: `pip install 'optuna-flyte-dsl[testing]'`.")
     raise
 
 from optuna_flyte_dsl._text import shown

@@ -34,9 +34,8 @@ class TrialTransformer(AsyncTypeTransformer[Any]):
         expected: LiteralType,  # noqa: ARG002
     ) -> Literal:
         """Convert a trial of this process, or the handle of a trial for another process."""
-        from optuna_flyte_dsl.engines.remote_trial.handle import (
-            TrialHandle,  # loaded late: only a call of a task needs it
-        )
+        # Loaded late: only a call of a task needs it.
+        from optuna_flyte_dsl.engines.remote_trial.handle import TrialHandle
 
         if isinstance(python_val, TrialHandle):
             text = python_val.to_text()
