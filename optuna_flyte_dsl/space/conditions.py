@@ -213,7 +213,6 @@ class Combined(Condition):
         return dataclasses.replace(self, parts=tuple(part.replaced(replace) for part in self.parts))
 
 
-@dataclass(frozen=True, repr=False)
 class AllOf(Combined):
     """The condition that all of its parts are true: `a & b`."""
 
@@ -233,7 +232,6 @@ class AllOf(Combined):
         return " & ".join(f"({part!r})" if isinstance(part, AnyOf) else repr(part) for part in self.parts)
 
 
-@dataclass(frozen=True, repr=False)
 class AnyOf(Combined):
     """The condition that one of its parts is true: `a | b`."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, cast, get_origin
 from optuna.distributions import BaseDistribution
 
 from optuna_flyte_dsl.errors import InvalidAnnotationError
-from optuna_flyte_dsl.space import argument_errors, json_schema
+from optuna_flyte_dsl.space import argument_errors
 from optuna_flyte_dsl.space.acceptance import bind_arguments
 from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare_signature
@@ -325,6 +325,8 @@ class DeclaredSpace(Mapping[str, Suggestion]):
         choice between classes is a dict whose one key is the name of its class: `{"SVM": {"C": 1.0}}`. The schema says
         nothing of values that JSON does not have, and of a `Float` with more than 1,000 steps only the bounds.
         """
+        from optuna_flyte_dsl.space import json_schema  # loaded late, as in `to_dict`
+
         return json_schema.json_schema(self.name, self._tree)
 
     def difference(self, other: Callable[..., Any] | Self) -> str:

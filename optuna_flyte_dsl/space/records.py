@@ -70,7 +70,6 @@ class _Model(TypeWithFields):
         return self.kind(**{self.aliases.get(name, name): value for name, value in values.items()})
 
 
-@dataclasses.dataclass(frozen=True)
 class _TypedDict(TypeWithFields):
     """A TypedDict. Its objects are plain dicts."""
 

@@ -6,7 +6,6 @@ arguments of one trial.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
@@ -22,7 +21,6 @@ from optuna_flyte_dsl.space.declared_space import DeclaredSpace
 from optuna_flyte_dsl.space.markers import Suggestion
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SearchSpace(DeclaredSpace):
     """A mapping from the name of each searched parameter to its marker, in the order of the signature.
 
