@@ -10,7 +10,7 @@ import pytest
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
-from optuna_flyte_dsl import _pauses
+from tests.support import own_pauses
 from tests.support._compat import own_local_cache
 
 ROOT = Path(__file__).parent.parent
@@ -58,10 +58,8 @@ def installed_wheel(tmp_path_factory):
 @pytest.fixture
 def pauses():
     """Return the library's pauses, to be set by the test."""
-    before = dict(vars(_pauses.pauses))
-    yield _pauses.pauses
-    vars(_pauses.pauses).clear()
-    vars(_pauses.pauses).update(before)
+    with own_pauses() as set_by_test:
+        yield set_by_test
 
 
 @pytest.fixture

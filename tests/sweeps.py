@@ -35,7 +35,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import OperationalError
 
 from optuna_flyte_dsl import Float, Minimize, optimize
-from optuna_flyte_dsl._pauses import pauses
+from tests.support import own_pauses
 from tests.support._compat import get_lock_file, journal_lock, journal_path
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.postgres import Postgres
@@ -99,17 +99,13 @@ def check(trials: list[optuna.trial.FrozenTrial], found: list[Any], step: object
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Shorten the library's pauses."""
-    before = dict(vars(pauses))
-    pauses.storage_first, pauses.storage_longest = 0.01, 0.1
-    pauses.lock_patience, pauses.lock_check, pauses.other_processes = 1.0, 0.2, 0.1
-    pauses.admin_first, pauses.admin_longest = 0.01, 0.05
-    pauses.poll_shortest = pauses.list_call = 0.02
-    pauses.checkpoint_idle = 0.05
-    try:
+    with own_pauses() as pauses:
+        pauses.storage_first, pauses.storage_longest = 0.01, 0.1
+        pauses.lock_patience, pauses.lock_check, pauses.other_processes = 1.0, 0.2, 0.1
+        pauses.admin_first, pauses.admin_longest = 0.01, 0.05
+        pauses.poll_shortest = pauses.list_call = 0.02
+        pauses.checkpoint_idle = 0.05
         yield
-    finally:
-        vars(pauses).clear()
-        vars(pauses).update(before)
 
 
 @contextlib.contextmanager

@@ -602,3 +602,4 @@ def test_the_bytes_of_a_journal_that_were_read_are_known(tmp_path):
     file = JournalFileBackend(str(path))
     optuna.create_study(storage=JournalStorage(file)).ask()
     assert optuna_journal.bytes_read(file) == path.stat().st_size > 0
+    assert list(file._log_number_offset.values()) == sorted(file._log_number_offset.values())

@@ -12,7 +12,7 @@ _GATHERED = (JournalOperation.SET_TRIAL_PARAM, JournalOperation.SET_TRIAL_USER_A
 
 def bytes_read(file: JournalFileBackend) -> int:
     """Return how many bytes of a journal file were read so far, in whole lines."""
-    return max(file._log_number_offset.values())
+    return next(reversed(file._log_number_offset.values()))  # the offsets behind the lines, in their order
 
 
 class GatheringJournalStorage(JournalStorage):

@@ -113,11 +113,14 @@ class AskTell:
 
     def hurry(self) -> None:
         """From now on, wait only for a moment for the sampler and the storage. Any thread may call this."""
-        self._sampler_until = min(self._sampler_until, time.monotonic() + pauses.code_at_end)
+        self._limit_sampler()
         if isinstance(self._sampler, AutoSampler):
             self._sampler.hurry()
         if self.storage is not None:
             self.storage.hurry()
+
+    def _limit_sampler(self) -> None:
+        self._sampler_until = min(self._sampler_until, time.monotonic() + pauses.code_at_end)
 
     def close(self) -> None:
         """End: the sampler may serve another search."""
@@ -363,14 +366,14 @@ class AskTell:
             waits: Whether to wait for the calls of other threads. If not, they include a trial whose ask has not ended.
         """
         if not waits:
-            self.hurry()
+            self._limit_sampler()
         adopted = [*self._adopted, *(self._quota.adopted if self._quota is not None else ())]
         self.not_continued += adopted
         self._adopted.clear()
         if self._quota is not None:
             self._quota.adopted.clear()
         interrupted = Outcome(TrialState.FAIL, reason=reason, lost=self.interrupted_are_lost)
-        asking = [] if waits or self._stored is None or self.silence else [self._stored]
+        asking = None if waits or self.silence else self._stored
         self._open.close(interrupted, adopted, waits=waits, asking=asking)
 
     @property

@@ -94,7 +94,7 @@ class OpenTrials:
             self._call_ended.notify_all()
 
     def close(
-        self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool, asking: Sequence[int] = ()
+        self, interrupted: Outcome, adopted: Sequence[FrozenTrial], *, waits: bool, asking: int | None = None
     ) -> None:
         """Tell the study, at the end of a search, how all trials that are still open have ended.
 
@@ -104,12 +104,12 @@ class OpenTrials:
             interrupted: The outcome of the trials that have no outcome.
             adopted: Trials of an earlier process that were adopted and not asked for. They are lost.
             waits: Whether to wait for the calls of other threads that store or tell trials.
-            asking: The numbers of trials that an ask has stored, and may not have returned.
+            asking: The number of a trial that an ask has stored, and has not returned.
         """
         with self._call_ended:
             self._call_ended.wait_for(lambda: not (waits and self._calls))
         self.is_closing = True
-        unreturned = self._unreturned(asking)
+        unreturned = self._unreturned(asking) if asking is not None and asking not in self._trials else []
         if not self._trials and not adopted and not unreturned:
             return
         if self._storage is not None:
@@ -149,13 +149,11 @@ class OpenTrials:
         if finished:
             raise untold_error(self._name, self.study_name, finished)
 
-    def _unreturned(self, asking: Sequence[int]) -> list[FrozenTrial]:
-        """Return those of some trials that no ask has returned."""
-        if not set(asking) - self._trials.keys():
-            return []
+    def _unreturned(self, asking: int) -> list[FrozenTrial]:
+        """Return the trial with a number, if it is running."""
         with contextlib.suppress(Exception):  # if the storage fails, the trial is another search's to close
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            return [each for each in running if each.number in asking and each.number not in self._trials]
+            return [each for each in running if each.number == asking]
         return []
 
     def give_up(self) -> StorageUnavailableError:

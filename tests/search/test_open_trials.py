@@ -1,6 +1,7 @@
 """How the trials that are open end with their search."""
 
 import threading
+import types
 
 import optuna
 import pytest
@@ -64,6 +65,14 @@ def test_an_interrupted_end_tells_the_outcome_that_was_promised_to_be_told():
     with pytest.raises(ValueError, match="COMPLETE"):
         promised()
     assert len(trials.study.trials) == 1
+
+
+def test_the_end_of_a_search_without_open_trials_leaves_the_storage_its_patience():
+    hurried = []
+    trials = asking()
+    trials.storage = types.SimpleNamespace(silence=0.0, hurry=lambda: hurried.append("storage"))
+    trials.close_open("The search was interrupted.", waits=False)  # each search calls this at its end
+    assert hurried == []
 
 
 def test_an_outcome_that_was_promised_to_be_told_is_saved_when_the_storage_is_given_up(tmp_path, monkeypatch):

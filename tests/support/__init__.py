@@ -10,6 +10,19 @@ import time
 
 import psutil
 
+from optuna_flyte_dsl._pauses import pauses
+
+
+@contextlib.contextmanager
+def own_pauses():
+    """Give the library's pauses, to be set. They are as before at the end."""
+    before = dict(vars(pauses))
+    try:
+        yield pauses
+    finally:
+        vars(pauses).clear()
+        vars(pauses).update(before)
+
 
 def wait_until(condition, patience=30.0):
     """Wait for a condition that another thread or process brings about."""

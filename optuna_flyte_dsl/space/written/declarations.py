@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import InvalidAnnotationError, InvalidSpaceError
 from optuna_flyte_dsl.space import conversion, domain
@@ -167,7 +168,7 @@ def _read(
     return dataclasses.replace(origin, parameters=parameters), given
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@record
 class _DeclarationReader(Reader):
     """Reads declared parameters.
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from optuna_flyte_dsl._record import record
 from optuna_flyte_dsl._text import did_you_mean, shown
 from optuna_flyte_dsl.errors import InvalidMarkerError, InvalidMarkerTypeError, InvalidSpaceError
 from optuna_flyte_dsl.space.conditions import AllOf, AnyOf, Condition, NotThat, When
@@ -131,7 +132,7 @@ class Writer:
         raise AssertionError(condition)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@record
 class Reader:
     """Reads values, markers and conditions from plain data.
 
