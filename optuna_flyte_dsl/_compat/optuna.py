@@ -166,8 +166,10 @@ def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     # A copy, because a sampler or a callback may change it. `copy.copy` takes ten times as long.
     own = object.__new__(type(distribution))
     vars(own).update(vars(distribution))
+    is_known = name in trial._cached_frozen_trial.distributions
     value = trial._suggest(name, own)
-    trial._check_distribution(name, own)
+    if is_known:
+        trial._check_distribution(name, own)
     return value
 
 

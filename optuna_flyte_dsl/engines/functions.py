@@ -28,15 +28,15 @@ class FunctionRunner:
 
     async def run(self, run: TrialRun) -> Any:
         run.begin()
-        target, storage = self._objective.target, getattr(run.trial, "storage", None)
-        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        target, takes_trial = self._objective.target, self._objective.takes_trial
+        arguments = {**run.arguments, TRIAL: run.trial} if takes_trial else run.arguments
         if self._objective.kind is Kind.ASYNC_FUNCTION:
             returned = target(**arguments)
         else:
             returned = await await_thread(self._threads.run(lambda: target(**arguments)))
-        if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
-            returned = OffloadingCoroutine(returned, self._threads)
-        while inspect.isawaitable(returned):
+        if takes_trial and isinstance(getattr(run.trial, "storage", None), DurableStorage):
+            returned = OffloadingCoroutine(returned, self._threads) if inspect.iscoroutine(returned) else returned
+        while type(returned) is not float and inspect.isawaitable(returned):  # of a float, the second one takes long
             returned = await returned
         return returned
 

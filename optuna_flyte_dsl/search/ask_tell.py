@@ -149,10 +149,10 @@ class AskTell:
         """
         if self.stopped:
             return None
-        # A deterministic search looks for other searches again and again.
-        storage = None if self.options.deterministic else self.storage
         try:
-            with storage.reads_once() if storage is not None else contextlib.nullcontext():
+            if self.storage is None or self.options.deterministic:  # which looks for other searches again and again
+                return self._ask()
+            with self.storage.reads_once():
                 return self._ask()
         except BaseException:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
@@ -311,16 +311,16 @@ class AskTell:
             logger.warning("Trial %d of `%s` is left to another search, which runs it.", number, self.objective.name)
             self._open.remove(number)
             return None
-        with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
-            self._store_details(trial, outcome)
-        is_kept = self.storage is not None
-        tell_once = functools.partial(tell, self.study, trial, outcome.values, outcome.state, skip_if_finished=is_kept)
+        if not outcome.is_plain:
+            with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
+                self._store_details(trial, outcome)
+        tell_once = functools.partial(tell, self.study, trial, outcome.values, outcome.state)
         try:
-            frozen = tell_once()
+            frozen = tell_once(skip_if_finished=self.storage is not None)
         except UpdateFinishedTrialError:
-            if not is_kept:
+            if self.storage is None:
                 raise
-            frozen = tell_once()  # another process has just ended the trial, which is seen now
+            frozen = tell_once(skip_if_finished=True)  # another process has just ended the trial, which is seen now
         if outcome.values is not None and self.storage is not None and not outcome.lost:
             # Another search that has taken this process for dead sets LOST, and then ends the trial.
             is_lost = LOST in frozen.user_attrs

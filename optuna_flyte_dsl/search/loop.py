@@ -7,10 +7,9 @@ With a database on a server, other threads store and tell trials, because each c
 import asyncio
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -173,7 +172,7 @@ class SearchLoop:
                 if self._is_late():  # the ask has lasted beyond the timeout
                     outcome = asked.outcome or self._timed_out_outcome()
                 else:
-                    outcome = asked.outcome or await self._run_attempts(asked)
+                    outcome = asked.outcome or await self._run_objective(asked)
             finally:
                 self._running -= 1
             if self._order is not None:
@@ -216,16 +215,20 @@ class SearchLoop:
         self._timed_out = self._timed_out or self._loop.time() >= self._deadline
         return self._timed_out
 
-    async def _run_attempts(self, asked: AskedTrial) -> Outcome:
+    def _run_objective(self, asked: AskedTrial) -> Coroutine[Any, Any, Outcome]:
+        has_limit = self._timeout is not None or self._trial_timeout is not None
+        clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
+        if self.options.retries:
+            return self._run_attempts(asked, clock)
+        return self._run_attempt(TrialRun(asked.trial, asked.arguments, len(asked.attempts)), clock)
+
+    async def _run_attempts(self, asked: AskedTrial, clock: TrialClock) -> Outcome:
         """Run a trial. While the objective raises and retries are left, run it again with the same parameters."""
         # An adopted trial may have made attempts in the process that has died.
         reasons: list[str] = list(asked.attempts)
-        has_limit = self._timeout is not None or self._trial_timeout is not None
-        clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
         while True:
             # The objective may change its arguments: each attempt gets its own copies.
-            arguments = copy_containers(asked.arguments) if self.options.retries else asked.arguments
-            run = TrialRun(asked.trial, arguments, len(reasons))
+            run = TrialRun(asked.trial, copy_containers(asked.arguments), len(reasons))
             outcome = await self._run_attempt(run, clock)
             error = outcome.error
             if (
@@ -245,11 +248,16 @@ class SearchLoop:
         scope: asyncio.Timeout | None = None
         try:
             if clock is NO_TIME_LIMIT:
-                return self._judge.returned(await self._returned(run))
-            async with asyncio.timeout_at(clock.until) as scope:
-                if clock.seconds is not None:
-                    run = dataclasses.replace(run, on_begin=functools.partial(clock.begin, scope))
-                returned = await self._returned(run)
+                returned = await self.runner.run(run)
+                if _cancels_itself():
+                    await asyncio.sleep(0)  # asyncio raises the CancelledError here, where it is the trial's
+            else:
+                async with asyncio.timeout_at(clock.until) as scope:
+                    if clock.seconds is not None:
+                        run = run.with_begin(functools.partial(clock.begin, scope))
+                    returned = await self.runner.run(run)
+                    if _cancels_itself():
+                        await asyncio.sleep(0)
             return self._judge.returned(returned)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
@@ -268,13 +276,6 @@ class SearchLoop:
                 error = InvalidObjectiveError(f"`{self.objective.name}` raised GeneratorExit, which ends the search.")
                 return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
             return self._judge.raised(error)
-
-    async def _returned(self, run: TrialRun) -> Any:
-        returned = await self.runner.run(run)
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # the objective has cancelled its task, and has not awaited since
-            await asyncio.sleep(0)  # asyncio raises the CancelledError here, where it is the trial's
-        return returned
 
     def _timed_out_outcome(self) -> Outcome:
         if self._is_late():
@@ -344,3 +345,9 @@ class SearchLoop:
         if not self._suspended and not self.thread.is_forked:
             self.trials.stopped = True
             self.trials.close_open("The search was interrupted while this trial ran.", waits=False)
+
+
+def _cancels_itself() -> bool:
+    """Return whether an objective that has just returned has cancelled its own task, and has not awaited since."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -45,6 +45,11 @@ class Outcome:
     fatal: BaseException | None = None
     lost: bool = False  # whether the trial has no result only because the search, or its process, has ended
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the trial is complete, and has nothing beside its values."""
+        return self.state is TrialState.COMPLETE and not self.constraints
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -62,7 +67,8 @@ class Judge:
             values = read_values(self.name, returned, self.n_objectives, len(self.constraints), self.fields)
         except ObjectiveValueError as wrong:
             return Outcome(TrialState.FAIL, reason=reason_of(wrong), fatal=wrong, lost=True)
-        if (nan := next((index for index, value in enumerate(values) if math.isnan(value)), None)) is not None:
+        if any(map(math.isnan, values)):
+            nan = next(index for index, value in enumerate(values) if math.isnan(value))
             where = f" as value {nan + 1} of {len(values)}" if len(values) > 1 else ""
             said = shown(returned if len(values) == 1 else values)
             return Outcome(TrialState.FAIL, reason=f"The objective returned NaN{where}: {said}")

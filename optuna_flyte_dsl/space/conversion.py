@@ -56,9 +56,9 @@ def suggest(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     if suggests_as_optuna(trial):
         assert isinstance(trial, Trial)
         value = suggest_directly(trial, name, distribution)
-        if isinstance(distribution, IntDistribution):
-            return int(value)
-        return to_float(float, value) if is_float else value  # Optuna returns an enqueued int as it is
+        if is_float:
+            return to_float(float, value)  # Optuna returns an enqueued int as it is
+        return int(value) if isinstance(distribution, IntDistribution) else value
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)

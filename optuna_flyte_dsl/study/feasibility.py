@@ -32,6 +32,8 @@ def stored_constraints(trial: FrozenTrial) -> dict[str, Any]:
 
 def constraints_of(trial: FrozenTrial) -> tuple[float, ...] | None:
     """Return the values of a trial's constraints; `None` if it has none."""
+    if not trial.system_attrs:
+        return None
     listed = trial.system_attrs.get(_KEY)
     single = [value for key, value in trial.system_attrs.items() if key.startswith(f"{_KEY}:")]
     return (*(listed or ()), *single) if listed is not None or single else None

@@ -1,6 +1,6 @@
 """Runs the trials of an objective in a Flyte context: by the local controller, or by a given worker queue."""
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -50,12 +50,16 @@ class FlytekitRunner:
     async def run(self, run: TrialRun) -> Any:
         # The list is copied, because copies of a context share one context stack.
         flyte_context_Var.set(list(self._stack))
-        with sandboxes_of_attempt():
+        sandboxes = sandboxes_of_attempt()
+        try:
             return await self._call(run)
+        finally:
+            sandboxes.leave()
 
-    async def _call(self, run: TrialRun) -> Any:
-        if self._objective.kind is not Kind.TASK:
-            return await self._functions.run(run)
+    def _call(self, run: TrialRun) -> Coroutine[Any, Any, Any]:
+        return self._call_task(run) if self._objective.kind is Kind.TASK else self._functions.run(run)
+
+    async def _call_task(self, run: TrialRun) -> Any:
         run.begin()
         arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
         try:

@@ -23,7 +23,7 @@ from optuna_flyte_dsl._compat.flytekit import CHECKPOINT_FOLDER
 
 
 class Sandboxes:
-    """The directories of one attempt of a trial. A `with` statement keeps them meanwhile.
+    """The directories of one attempt of a trial, which ends with `leave`. A `with` statement keeps them for a call.
 
     When the attempt and all its calls have ended, the checkpoints are removed, and the directories that are empty then.
     A call that was given up may run for longer than its trial.
@@ -31,7 +31,7 @@ class Sandboxes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 0
+        self._users = 1  # the attempt itself
         self._directories: list[str] = []
 
     def __enter__(self) -> None:
@@ -39,9 +39,15 @@ class Sandboxes:
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Note that the attempt, or a call, has ended."""
         with self._lock:
             self._users -= 1
-            over, self._directories = ([], self._directories) if self._users else (self._directories, [])
+            if self._users or not self._directories:
+                return
+            over, self._directories = self._directories, []
         for directory in over:
             shutil.rmtree(os.path.join(directory, CHECKPOINT_FOLDER), ignore_errors=True)
             with contextlib.suppress(OSError):  # the task has written something
@@ -59,7 +65,7 @@ _current: contextvars.ContextVar[Sandboxes] = contextvars.ContextVar("sandboxes 
 
 
 def sandboxes_of_attempt() -> Sandboxes:
-    """Collect the directories of the calls that are made in this context. They are kept in a `with` statement."""
+    """Collect the directories of the calls that are made in this context, until `leave` is called."""
     sandboxes = Sandboxes()
     _current.set(sandboxes)  # an attempt has a context of its own
     return sandboxes
