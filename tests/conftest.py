@@ -10,6 +10,7 @@ import pytest
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from hypothesis import HealthCheck, settings
 
+from optuna_flyte_dsl.engines.engine_choice import load_search
 from tests.support import own_pauses
 from tests.support._compat import own_local_cache
 
@@ -24,7 +25,12 @@ settings.load_profile("suite")
 
 
 def pytest_collection_finish():
-    """Leave what is imported out of all garbage collections, each of which would walk over flytekit's many objects."""
+    """Leave what is imported out of all garbage collections, each of which would walk over flytekit's many objects.
+
+    What a search needs is imported first. A test that replaces a name in a module and then decorates a function would
+    leave the replacement in the modules that are imported in that moment.
+    """
+    load_search()
     gc.collect()
     gc.freeze()
 
