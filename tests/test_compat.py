@@ -3,12 +3,15 @@
 import asyncio
 import concurrent.futures
 import inspect
+import math
 import os
 import pathlib
 import threading
 import traceback
+from types import SimpleNamespace
 
 import grpc
+import numpy as np
 import optuna
 import pytest
 import sqlalchemy
@@ -561,6 +564,29 @@ def test_a_storage_of_another_kind_is_asked_for_all_trials():
 
 def test_whether_the_gp_sampler_knows_running_trials_is_known():
     assert optuna_names.gp_knows_running_trials() is (int(optuna.__version__.split(".")[0]) >= 5)
+
+
+class Tensor(np.ndarray):
+    """Has a method that tensors of torch have."""
+
+    def log(self):
+        return np.log(self)
+
+
+def test_a_gp_sampler_expects_some_lengthscales():
+    sampler = optuna.samplers.GPSampler(seed=1)
+    assert callable(sampler._log_prior)  # Optuna's own
+    sampler._log_prior = lambda _: 100.0
+    optuna_names.expect_lengthscales(sampler, lambda n: 0.25 * n, 2.0)
+
+    def log_prior(*lengthscales):
+        model = SimpleNamespace(inverse_squared_lengthscales=(np.array(lengthscales) ** -2.0).view(Tensor))
+        return float(sampler._log_prior(model))
+
+    assert log_prior(0.5, 0.5) == pytest.approx(100.0)
+    assert log_prior(0.25) == pytest.approx(100.0)
+    assert log_prior(0.5 * math.e**2, 0.5) == pytest.approx(99.5)
+    assert log_prior(0.5 / math.e**2, 0.5 * math.e**4) == pytest.approx(97.5)
 
 
 def test_a_sampled_point_is_known_before_it_is_suggested():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -147,6 +148,23 @@ def set_number_of_good_trials(sampler: TPESampler, number: Callable[[int], int])
     Optuna has deprecated the argument `gamma`, which does the same.
     """
     sampler._gamma = number
+
+
+def expect_lengthscales(sampler: GPSampler, median: Callable[[int], float], spread: float) -> None:
+    """Make a GPSampler expect lengthscales near a median: its prior is multiplied by a lognormal density of each.
+
+    Args:
+        median: Returns the median for a number of parameters. The range of each parameter has the length 1.
+        spread: The standard deviation of a lengthscale's natural logarithm.
+    """
+    own = sampler._log_prior
+
+    def log_prior(model: Any) -> Any:
+        logarithms = -0.5 * model.inverse_squared_lengthscales.log()
+        deviations = (logarithms - math.log(median(len(logarithms)))) / spread
+        return own(model) - 0.5 * (deviations**2).sum()
+
+    sampler._log_prior = log_prior
 
 
 _TELL = optuna.Study.tell

@@ -26,7 +26,7 @@ from optuna_flyte_dsl._compat.optuna import (
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._text import shown
-from optuna_flyte_dsl.sampling.gp_points import FEWEST_RESULTS, GPPoints
+from optuna_flyte_dsl.sampling.gp_points import FEWEST_RESULTS, MANY_RUNNING, GPPoints
 from optuna_flyte_dsl.sampling.quasi_random import QuasiRandomPoints
 from optuna_flyte_dsl.sampling.sampler_process import SamplerProcessError
 from optuna_flyte_dsl.sampling.time_budget import TimeBudget
@@ -35,7 +35,6 @@ from optuna_flyte_dsl.study.feasibility import IS_OPTUNA_4
 
 START = "quasi-random"
 _N_START = 10  # the first trials of a study, whose points are quasi-random
-_MANY_RUNNING = 12  # with more running trials, a TPESampler takes fewer trials for good ones
 LARGEST_SHARE = 0.03
 
 # What a GPSampler is used for.
@@ -68,6 +67,8 @@ class AutoSampler(BaseSampler):
       ahead for the next trial. If that point lacks the results of several trials, the next trial waits for another one,
       as long as waiting leaves slots idle for at most a `time_share` of their time: 3 % with 0.03. Without time for
       that, the trial takes it as it is. If there is none, the next point is a TPESampler's.
+    - With more than 12 running trials, the GPSampler has few results for each point that it proposes. There its prior
+      keeps the lengthscales of its kernel near half of the distance of two random points.
     - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
       7 % of the trials for good ones, where Optuna takes 10 %.
 
@@ -323,7 +324,7 @@ class AutoSampler(BaseSampler):
 
     def _number_of_good_trials(self, n_trials: int) -> int:
         """Return how many of some trials a TPESampler is to take for good ones."""
-        if self._n_running > _MANY_RUNNING:
+        if self._n_running > MANY_RUNNING:
             return max(2, min(int(0.07 * n_trials + 1), 25))
         return min(math.ceil(0.1 * n_trials), 25)  # Optuna's own
 

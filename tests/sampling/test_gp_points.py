@@ -5,6 +5,7 @@ import concurrent.futures
 import itertools
 import pickle
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -348,4 +349,34 @@ def test_a_copy_has_no_points_that_were_asked_for(process):
 
 
 def test_the_sampler_of_a_request_is_optunas():
-    assert isinstance(make_gp(1, has_constraints=IS_OPTUNA_4), optuna.samplers.GPSampler)
+    for many_running in (False, True):
+        sampler = make_gp(1, has_constraints=IS_OPTUNA_4, many_running=many_running)
+        assert type(sampler) is optuna.samplers.GPSampler
+
+
+@pytest.mark.parametrize("share", [None, 0.03])
+def test_with_many_running_trials_lengthscales_are_expected(process, monkeypatch, share):
+    search = Search(16, 1000.0, share=share)
+    while len(search.running) < 16:
+        search.ask()
+    search.tell(8)
+    for _ in range(8):
+        search.ask()
+    expecting = []
+    monkeypatch.setattr(gp_points, "expect_lengthscales", lambda sampler, *_: expecting.append(sampler))
+    kept = set()
+    for request in process.requests:
+        n_running = sum(row.state is TrialState.RUNNING for row in request.rows) + 1
+        is_expecting = request.make_sampler() in expecting
+        assert is_expecting is (n_running > 12)
+        kept.add((is_expecting, request.search))
+    assert {is_expecting for is_expecting, _ in kept} == {False, True}
+    assert len({search for _, search in kept}) == (1 if share is None else 2)
+
+
+def test_the_usual_lengthscale_is_half_of_the_distance_of_random_points():
+    random = np.random.default_rng(1)
+    for n_parameters in (5, 20):
+        one, other = random.random((2, 10_000, n_parameters))
+        distance = np.linalg.norm(one - other, axis=1).mean()
+        assert gp_points._usual_lengthscale(n_parameters) == pytest.approx(distance / 2, rel=0.05)
