@@ -151,7 +151,9 @@ def set_number_of_good_trials(sampler: TPESampler, number: Callable[[int], int])
 
 
 def expect_lengthscales(sampler: GPSampler, median: Callable[[int], float], spread: float) -> None:
-    """Make a GPSampler expect lengthscales near a median: its prior is multiplied by a lognormal density of each.
+    """Make a GPSampler expect lengthscales near a median.
+
+    Its prior is multiplied by a normal density of each lengthscale's logarithm.
 
     Args:
         median: Returns the median for a number of parameters. The range of each parameter has the length 1.

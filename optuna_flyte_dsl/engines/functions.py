@@ -36,7 +36,7 @@ class FunctionRunner:
             returned = await await_thread(self._threads.run(lambda: target(**arguments)))
         if takes_trial and isinstance(getattr(run.trial, "storage", None), DurableStorage):
             returned = OffloadingCoroutine(returned, self._threads) if inspect.iscoroutine(returned) else returned
-        while type(returned) is not float and inspect.isawaitable(returned):  # of a float, the second one takes long
+        while type(returned) is not float and inspect.isawaitable(returned):  # `isawaitable` is slow for a float
             returned = await returned
         return returned
 

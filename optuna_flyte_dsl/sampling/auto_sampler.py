@@ -67,8 +67,8 @@ class AutoSampler(BaseSampler):
       ahead for the next trial. If that point lacks the results of several trials, the next trial waits for another one,
       as long as waiting leaves slots idle for at most a `time_share` of their time: 3 % with 0.03. Without time for
       that, the trial takes it as it is. If there is none, the next point is a TPESampler's.
-    - With more than 12 running trials, the GPSampler has few results for each point that it proposes. There its prior
-      keeps the lengthscales of its kernel near half of the distance of two random points.
+    - With more than 12 running trials, the GPSampler has few results for each point that it proposes. There, with one
+      objective, its prior keeps the lengthscales of its kernel near half of the distance of two random points.
     - The other points are those of a TPESampler. With one objective and more than 12 running trials, it takes the best
       7 % of the trials for good ones, where Optuna takes 10 %.
 

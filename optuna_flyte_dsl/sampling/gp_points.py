@@ -48,8 +48,10 @@ _PATIENCE = 3.0  # a point is not waited for longer than this many times its usu
 _RUNNING_PER_RESULT = 8  # for every 8 running trials, a point may lack one result
 _SLOW_ASKS = 4.0  # if asks come 4 times slower than points, one point is sampled ahead
 # Optuna's own prior hardly bounds the lengthscales. With 10 to 40 results, the likelihood is often largest at ones that
-# are far too long or far too short. One trial at a time soon shows that; many trials at once do not. Measured by
-# benchmarks/quality.py: with 64 trials at once, this spread finds better points, and with 16 equally good ones.
+# are far too long or far too short. One trial at a time soon shows that; many trials at once do not. Measured on the
+# problems of benchmarks/quality.py, against Optuna's prior: with 64 trials at once, a spread of 0.5 finds better points
+# for all five that have one objective, and with 16 neither better nor worse ones on the whole. With two objectives and
+# 64 trials at once, it finds worse ones.
 _LENGTHSCALE_SPREAD = 0.5
 _ids = itertools.count()
 FEWEST_RESULTS = 5
@@ -121,7 +123,7 @@ class GPPoints:
         self._last_cost: float | None = None
         self._ahead: collections.deque[_Coming] = collections.deque()  # for the next trials
         self._coming: dict[int, _Coming] = {}  # by the number of the trial that takes it
-        self._searches = (next(_ids), next(_ids))  # with few running trials, and with many
+        self._searches = (next(_ids), next(_ids))  # with Optuna's prior, and with ours
         self._lock = threading.RLock()
 
     @property
@@ -244,11 +246,12 @@ class GPPoints:
     def _submit(self, study: optuna.Study, number: int, space: dict[str, BaseDistribution], rows: list[Row]) -> _Coming:
         self._has_sent_request = True
         key = _key(study, space)
-        many = 1 + sum(row.state is TrialState.RUNNING for row in rows) > MANY_RUNNING
+        n_running = len(known_trials(study, (TrialState.RUNNING,)))
+        many = n_running > MANY_RUNNING and len(study.directions) == 1
         seed = (self._seed + number) % 2**32
         request = SamplingRequest(
             next(_ids),
-            functools.partial(make_gp, seed, has_constraints=self._has_constraints, many_running=many),
+            functools.partial(make_gp, seed, has_constraints=self._has_constraints, expects_lengthscales=many),
             # What a kept sampler knows depends on when the process has started: a search that repeats exactly has none.
             None if self.budget.share is None else self._searches[many],
             study.directions,
@@ -281,11 +284,11 @@ class GPPoints:
         return self.budget.elapsed >= _QUICK_SEARCH and share >= _FEW_POINTS
 
 
-def make_gp(seed: int, *, has_constraints: bool, many_running: bool) -> GPSampler:
+def make_gp(seed: int, *, has_constraints: bool, expects_lengthscales: bool) -> GPSampler:
     """Make the sampler of a request, in the process that samples.
 
     Args:
-        many_running: Whether more than `MANY_RUNNING` trials run.
+        expects_lengthscales: Whether its prior bounds the lengthscales more than Optuna's.
     """
     with without_optuna_warnings():
         sampler = GPSampler(
@@ -294,13 +297,16 @@ def make_gp(seed: int, *, has_constraints: bool, many_running: bool) -> GPSample
             constraints_func=_never_called if has_constraints else None,
             warn_independent_sampling=False,
         )
-    if many_running:
+    if expects_lengthscales:
         expect_lengthscales(sampler, _usual_lengthscale, _LENGTHSCALE_SPREAD)
     return sampler
 
 
 def _usual_lengthscale(n_parameters: int) -> float:
-    """Return half of the usual distance of two random points in a cube whose edges have the length 1."""
+    """Return half of the usual distance of two random points in a cube whose edges have the length 1.
+
+    The mean of the squared distance is 1/6 for each parameter.
+    """
     return 0.5 * math.sqrt(n_parameters / 6)
 
 

@@ -48,7 +48,7 @@ _N_SAMPLERS = 8  # that the process keeps
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the matrices are small
 # A GPSampler takes and frees hundreds of megabytes for each point. By default, glibc gives such memory back to the
 # system at once, and gets it anew page by page, which takes half of the point's time.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 class SamplerProcessError(Exception):

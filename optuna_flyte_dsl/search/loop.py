@@ -256,7 +256,7 @@ class SearchLoop:
                     if clock.seconds is not None:
                         run = run.with_begin(functools.partial(clock.begin, scope))
                     returned = await self.runner.run(run)
-                    if _cancels_itself():
+                    if _cancels_itself():  # as above
                         await asyncio.sleep(0)
             return self._judge.returned(returned)
         except asyncio.CancelledError as cancelled:

@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the trial is complete, and has nothing beside its values."""
+        """Whether the trial has nothing to store beside its values. A complete trial has no reason and no error."""
         return self.state is TrialState.COMPLETE and not self.constraints
 
 

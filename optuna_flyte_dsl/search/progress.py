@@ -58,7 +58,7 @@ class Tally:
             self._add_values(trial)
         elif trial.state is TrialState.PRUNED:
             self.pruned += 1
-        else:
+        elif trial.state is TrialState.FAIL:
             self.failed += 1
             self.first_reason = self.first_reason or trial.user_attrs.get(ERROR)
 

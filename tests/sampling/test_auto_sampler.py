@@ -526,6 +526,22 @@ def test_optunas_gp_finds_what_a_tpe_does_not(at_once, monkeypatch):
     assert best[AutoSampler] < 0.45
 
 
+@needs_torch
+def test_optunas_gp_takes_a_prior_for_many_running_trials(monkeypatch):
+    monkeypatch.undo()
+    if not auto_sampler.gp_knows_running_trials():
+        pytest.skip("this Optuna's GPSampler does not know of running trials")
+    study = optuna.create_study(sampler=AutoSampler(seed=1))
+    running = []
+    for _ in itertools.repeat(None, 40):
+        trial = study.ask()
+        running.append((trial, branin(trial)))
+        if len(running) == 16:
+            study.tell(*running.pop(0))
+    # Had the GPSampler failed, a TPESampler would have replaced it.
+    assert study.user_attrs[SAMPLERS] == ["quasi-random", "GPSampler"]
+
+
 def test_with_many_running_trials_a_tpe_takes_fewer_trials_for_good_ones(monkeypatch):
     made = []
     monkeypatch.setattr(auto_sampler, "set_number_of_good_trials", lambda _, number: made.append(number))

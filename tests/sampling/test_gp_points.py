@@ -86,8 +86,9 @@ def process(monkeypatch):
 class Search:
     """A search that asks for points. A trial that gets none is a random one."""
 
-    def __init__(self, n_running, seconds, *, share=0.03):
-        self.study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    def __init__(self, n_running, seconds, *, share=0.03, n_objectives=1):
+        directions = ["minimize"] * n_objectives
+        self.study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=1))
         self.points = GPPoints(1, TimeBudget(share), has_constraints=False)
         self.points.patience = PatienceOfTheClock()
         self.n_running, self.seconds = n_running, seconds
@@ -112,7 +113,7 @@ class Search:
         for _ in range(n):
             clock.now += self.seconds / self.n_running
             self.points.budget.pass_time(len(self.running))
-            self.study.tell(self.running.pop(0), 0.0)
+            self.study.tell(self.running.pop(0), [0.0] * len(self.study.directions))
 
     def run(self, n):
         """Run trials. Return the points of the GPSampler that they got."""
@@ -349,29 +350,25 @@ def test_a_copy_has_no_points_that_were_asked_for(process):
 
 
 def test_the_sampler_of_a_request_is_optunas():
-    for many_running in (False, True):
-        sampler = make_gp(1, has_constraints=IS_OPTUNA_4, many_running=many_running)
+    for expects in (False, True):
+        sampler = make_gp(1, has_constraints=IS_OPTUNA_4, expects_lengthscales=expects)
         assert type(sampler) is optuna.samplers.GPSampler
 
 
+@pytest.mark.parametrize(("at_once", "n_objectives", "expected"), [(12, 1, False), (13, 1, True), (13, 2, False)])
 @pytest.mark.parametrize("share", [None, 0.03])
-def test_with_many_running_trials_lengthscales_are_expected(process, monkeypatch, share):
-    search = Search(16, 1000.0, share=share)
-    while len(search.running) < 16:
-        search.ask()
-    search.tell(8)
-    for _ in range(8):
-        search.ask()
+def test_with_many_running_trials_lengthscales_are_expected(
+    process, monkeypatch, at_once, n_objectives, expected, share
+):
+    search = Search(at_once, 1000.0, share=share, n_objectives=n_objectives)
+    search.run(40)
     expecting = []
     monkeypatch.setattr(gp_points, "expect_lengthscales", lambda sampler, *_: expecting.append(sampler))
-    kept = set()
-    for request in process.requests:
-        n_running = sum(row.state is TrialState.RUNNING for row in request.rows) + 1
-        is_expecting = request.make_sampler() in expecting
-        assert is_expecting is (n_running > 12)
-        kept.add((is_expecting, request.search))
-    assert {is_expecting for is_expecting, _ in kept} == {False, True}
-    assert len({search for _, search in kept}) == (1 if share is None else 2)
+    kept = [(each.make_sampler() in expecting, each.search) for each in process.requests]
+    flags = {expects for expects, _ in kept}
+    assert kept[-1][0] is expected
+    assert (True in flags) is expected
+    assert len({search for _, search in kept}) == (1 if share is None else len(flags))
 
 
 def test_the_usual_lengthscale_is_half_of_the_distance_of_random_points():

@@ -128,6 +128,7 @@ def process():
 
 def test_the_process_keeps_its_memory_unless_the_user_says_otherwise(process, monkeypatch):
     """Glibc reads these variables when a process starts: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html"""
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "12345")
     code = 'import os; assert (os.environ["MALLOC_MMAP_MAX_"], os.environ["MALLOC_TRIM_THRESHOLD_"]) == ("0", "12345")'
     asked = request(functools.partial(Misbehaving, code))

@@ -23,7 +23,7 @@ from optuna_flyte_dsl._compat.flytekit import CHECKPOINT_FOLDER
 
 
 class Sandboxes:
-    """The directories of one attempt of a trial, which ends with `leave`. A `with` statement keeps them for a call.
+    """The directories of one attempt of a trial. The attempt calls `leave` at its end; a call uses a `with` statement.
 
     When the attempt and all its calls have ended, the checkpoints are removed, and the directories that are empty then.
     A call that was given up may run for longer than its trial.
