@@ -28,14 +28,14 @@ class FunctionRunner:
 
     async def run(self, run: TrialRun) -> Any:
         run.begin()
-        target, takes_trial = self._objective.target, self._objective.takes_trial
-        arguments = {**run.arguments, TRIAL: run.trial} if takes_trial else run.arguments
+        target, storage = self._objective.target, getattr(run.trial, "storage", None)
+        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
         if self._objective.kind is Kind.ASYNC_FUNCTION:
             returned = target(**arguments)
         else:
             returned = await await_thread(self._threads.run(lambda: target(**arguments)))
-        if takes_trial and isinstance(getattr(run.trial, "storage", None), DurableStorage):
-            returned = OffloadingCoroutine(returned, self._threads) if inspect.iscoroutine(returned) else returned
+        if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
+            returned = OffloadingCoroutine(returned, self._threads)
         while type(returned) is not float and inspect.isawaitable(returned):  # `isawaitable` is slow for a float
             returned = await returned
         return returned

@@ -247,13 +247,13 @@ class GPPoints:
         self._has_sent_request = True
         key = _key(study, space)
         n_running = len(known_trials(study, (TrialState.RUNNING,)))
-        many = n_running > MANY_RUNNING and len(study.directions) == 1
+        expects = n_running > MANY_RUNNING and len(study.directions) == 1
         seed = (self._seed + number) % 2**32
         request = SamplingRequest(
             next(_ids),
-            functools.partial(make_gp, seed, has_constraints=self._has_constraints, expects_lengthscales=many),
+            functools.partial(make_gp, seed, has_constraints=self._has_constraints, expects_lengthscales=expects),
             # What a kept sampler knows depends on when the process has started: a search that repeats exactly has none.
-            None if self.budget.share is None else self._searches[many],
+            None if self.budget.share is None else self._searches[expects],
             study.directions,
             space_of_indices(space),
             rows,

@@ -7,6 +7,7 @@ With a database on a server, other threads store and tell trials, because each c
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -248,16 +249,11 @@ class SearchLoop:
         scope: asyncio.Timeout | None = None
         try:
             if clock is NO_TIME_LIMIT:
-                returned = await self.runner.run(run)
-                if _cancels_itself():
-                    await asyncio.sleep(0)  # asyncio raises the CancelledError here, where it is the trial's
-            else:
-                async with asyncio.timeout_at(clock.until) as scope:
-                    if clock.seconds is not None:
-                        run = run.with_begin(functools.partial(clock.begin, scope))
-                    returned = await self.runner.run(run)
-                    if _cancels_itself():  # as above
-                        await asyncio.sleep(0)
+                return self._judge.returned(await self._returned(run))
+            async with asyncio.timeout_at(clock.until) as scope:
+                if clock.seconds is not None:
+                    run = dataclasses.replace(run, on_begin=functools.partial(clock.begin, scope))
+                returned = await self._returned(run)
             return self._judge.returned(returned)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
@@ -276,6 +272,13 @@ class SearchLoop:
                 error = InvalidObjectiveError(f"`{self.objective.name}` raised GeneratorExit, which ends the search.")
                 return Outcome(TrialState.FAIL, reason=reason_of(error), fatal=error, lost=True)
             return self._judge.raised(error)
+
+    async def _returned(self, run: TrialRun) -> Any:
+        returned = await self.runner.run(run)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # the objective has cancelled its task, and has not awaited since
+            await asyncio.sleep(0)  # asyncio raises the CancelledError here, where it is the trial's
+        return returned
 
     def _timed_out_outcome(self) -> Outcome:
         if self._is_late():
@@ -345,9 +348,3 @@ class SearchLoop:
         if not self._suspended and not self.thread.is_forked:
             self.trials.stopped = True
             self.trials.close_open("The search was interrupted while this trial ran.", waits=False)
-
-
-def _cancels_itself() -> bool:
-    """Return whether an objective that has just returned has cancelled its own task, and has not awaited since."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

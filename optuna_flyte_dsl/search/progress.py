@@ -54,16 +54,12 @@ class Tally:
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
         self.finished += 1
-        if trial.state is TrialState.COMPLETE:
-            self._add_values(trial)
-        elif trial.state is TrialState.PRUNED:
-            self.pruned += 1
-        elif trial.state is TrialState.FAIL:
+        if trial.state is TrialState.FAIL:
             self.failed += 1
             self.first_reason = self.first_reason or trial.user_attrs.get(ERROR)
-
-    def _add_values(self, trial: FrozenTrial) -> None:
-        if not is_feasible(trial):
+        elif trial.state is TrialState.PRUNED:
+            self.pruned += 1
+        elif not is_feasible(trial):
             self.infeasible += 1
         elif len(self.directions) == 1:
             better = max if self.directions[0] is StudyDirection.MAXIMIZE else min

@@ -1,12 +1,15 @@
 """`Runner`: the protocol between the search loop and the engine that runs trials."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from optuna.trial import Trial
 
+from optuna_flyte_dsl._record import record
 
-class TrialRun(NamedTuple):
+
+@record
+class TrialRun:
     """One run of a trial's objective."""
 
     trial: Trial
@@ -15,10 +18,6 @@ class TrialRun(NamedTuple):
     # Called in the event loop when the objective begins to run, after all waiting in queues. `None` if the trial has no
     # time limit: an engine then need not ask when the trial's pod begins to run.
     on_begin: Callable[[], None] | None = None
-
-    def with_begin(self, on_begin: Callable[[], None] | None) -> "TrialRun":
-        """Return the same run with another `on_begin`."""
-        return TrialRun(self.trial, self.arguments, self.attempt, on_begin)
 
     def begin(self) -> None:
         """Call `on_begin`, if there is one: the objective begins to run now."""

@@ -491,7 +491,7 @@ def test_both_models_are_told_of_constraints(gp, monkeypatch):
     study = optuna.create_study(sampler=AutoSampler(seed=1, constraints_func=constraints))
     samplers_of(study, 12)
     assert given == [constraints]
-    assert gp.requests[0].make_sampler.keywords["has_constraints"]
+    assert gp.requests[0].make_sampler.keywords == {"has_constraints": True, "expects_lengthscales": False}
 
 
 # With Optuna's own samplers.

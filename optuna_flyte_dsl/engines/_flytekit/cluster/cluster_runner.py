@@ -1,5 +1,6 @@
 """`ClusterRunner`: runs a trial whose task calls are executions on a cluster."""
 
+import dataclasses
 from typing import Any
 
 from flytekit.core.context_manager import flyte_context_Var
@@ -25,4 +26,4 @@ class ClusterRunner(FlytekitRunner):
             self._launcher, run.trial, run.attempt, is_task=in_pod, on_begin=run.on_begin if in_pod else None
         ) as calls:
             flyte_context_Var.set([*self._stack, self._launcher.context(calls)])
-            return await self._call(run.with_begin(None) if in_pod else run)
+            return await self._call(dataclasses.replace(run, on_begin=None) if in_pod else run)
