@@ -104,14 +104,34 @@ class TrialCalls:
         await self.launcher.terminators.run(self.launcher.terminate, name, cause, deadline)
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
-        """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
-        inputs = {name: await self._to_send(value) for name, value in input_kwargs.items()}
-        execution = TrialExecution(self.launcher, self.trial, entity, inputs)
+        """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop.
+
+        The end of the trial cancels the call, in whatever event loop the call is awaited.
+        """
+        execution = TrialExecution(self.launcher, self.trial, entity, input_kwargs)
         with self._lock:
             if self._closed:
                 raise asyncio.CancelledError
             self._executions.append(execution)
         try:
+            return await self._outputs_of(execution)
+        except asyncio.CancelledError:
+            execution.given_up.set()
+            with self._lock:
+                runs_on = not (execution.over or self._closed)  # the end of the trial ends the executions it finds
+            if runs_on:
+                await finish(lambda: self._end(execution))
+            raise
+        except GivenUpError:
+            raise asyncio.CancelledError from None
+        except Exception as error:
+            if execution.given_up.is_set():  # after its end, what the trial needs is closed
+                raise asyncio.CancelledError from error
+            raise
+
+    async def _outputs_of(self, execution: TrialExecution) -> Any:
+        try:
+            execution.arguments = {name: await self._to_send(value) for name, value in execution.arguments.items()}
             await self._run(execution, execution.prepare)
             end = await self._end_of(execution)
             execution.over = True
@@ -125,15 +145,8 @@ class TrialCalls:
             failure = execution.failure(end)
         except EagerExecutionFailedError as error:
             failure = error
-        except asyncio.CancelledError:
-            execution.given_up.set()
-            if not execution.over:
-                await finish(lambda: self._end(execution))
-            raise
-        except GivenUpError:
-            raise asyncio.CancelledError from None
         except AdminError as error:
-            raise error.refusal(f"launch or read an execution of `{entity.name}`") from error
+            raise error.refusal(f"launch or read an execution of `{execution.entity.name}`") from error
         self._show(execution, str(failure))
         await self.launcher.store_attributes(self.trial, {EXECUTION_ERROR: failure.summary()})
         if failure.stands_for((TrialPruned,)):
@@ -157,7 +170,10 @@ class TrialCalls:
         waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: patience)
         while True:
             await self._launch(execution)
-            end = await asyncio.wrap_future(self.launcher.poller.wait_for(execution.name, on_running, patience))
+            seen = self.launcher.poller.wait_for(execution.name, on_running, patience)
+            if execution.given_up.is_set():  # the trial has ended, perhaps before the future was there to be cancelled
+                self.launcher.poller.forget(execution.name)
+            end = await asyncio.wrap_future(seen)
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 return end
             end = await self._run(execution, execution.whole, end)

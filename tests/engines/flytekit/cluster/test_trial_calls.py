@@ -2,10 +2,13 @@
 
 import asyncio
 import collections
+import concurrent.futures
+import contextvars
 import errno
 import importlib
 import itertools
 import math
+import queue
 import shutil
 import threading
 
@@ -23,6 +26,7 @@ from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
+from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.liveness import owner_keys
 from optuna_flyte_dsl.study.storages import open_storage
@@ -227,6 +231,66 @@ def test_a_search_that_is_cancelled_before_its_first_launch_does_not_wait_for_fl
         return search.cancelled()
 
     assert Pod(cluster, tmp_path, 0).run(workflow)
+    assert not cluster.executions
+
+
+def cancelled_around(cluster, call, when):
+    """Cancel a search once its trial has begun a call in a thread and a condition holds, and return the call's end.
+
+    flytekit runs the calls of a thread in an event loop of its own, whose tasks the end of a trial does not cancel.
+    """
+    ends = queue.SimpleQueue()
+
+    def made():
+        try:
+            ends.put(call())
+        except BaseException as error:
+            ends.put(error)
+
+    async def waits(trial: optuna.Trial):
+        context = contextvars.copy_context()
+        threading.Thread(target=lambda: context.run(made), daemon=True).start()
+        await asyncio.Event().wait()
+
+    async def cancelled():
+        search = asyncio.ensure_future(there(Optimizer(waits, 1, 1, progress=False), cluster)())
+        while not when():
+            await asyncio.sleep(0.005)
+        search.cancel()
+        await asyncio.wait([search])
+
+    asyncio.run(cancelled())
+    return ends
+
+
+def test_a_launch_that_a_thread_waits_for_ends_with_its_trial(cluster, monkeypatch):
+    """The execution is launched before the trial ends, and would be polled only afterwards."""
+    polls, forgotten, wait_for, forget = threading.Event(), threading.Event(), Poller.wait_for, Poller.forget
+
+    def wait_late(self, *given):
+        polls.set()
+        forgotten.wait(30)
+        return wait_for(self, *given)
+
+    monkeypatch.setattr(Poller, "wait_for", wait_late)
+    monkeypatch.setattr(Poller, "forget", lambda self, name: forget(self, name) or forgotten.set())
+    cluster.instant = lambda execution: None
+    ends = cancelled_around(cluster, lambda: quick.sync_step(x=0.5), polls.is_set)
+    assert isinstance(ends.get(timeout=30), concurrent.futures.CancelledError)
+    assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED]
+
+
+def test_a_thread_that_calls_a_task_after_its_trial_has_ended_is_cancelled(cluster):
+    began, ended = threading.Event(), threading.Event()
+
+    def late():
+        began.set()
+        ended.wait(30)
+        return quick.sync_step(x=0.5)
+
+    ends = cancelled_around(cluster, late, began.is_set)
+    ended.set()
+    assert isinstance(ends.get(timeout=30), concurrent.futures.CancelledError)
     assert not cluster.executions
 
 
