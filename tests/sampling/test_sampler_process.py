@@ -279,8 +279,8 @@ if os.fork() == 0:  # it has a copy of the pipes, and outlives its parent
     os.write(1, json.dumps([process._process.pid, os.getpid(), has_another]).encode() + b"\\n")
     time.sleep(600)
 os.write(1, b"null\\n")  # an interrupt that comes before the fork has returned may be lost
-if sys.argv[1] == "waits":
-    time.sleep(600)
+while sys.argv[1] == "waits":
+    time.sleep(0.01)  # one long sleep would not see an interrupt that comes just before it
 """
 
 
