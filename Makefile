@@ -10,10 +10,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, and each would compile the package again
 
 .DEFAULT_GOAL := help
-.PHONY: help demo environments test lint format unit coverage oldest next docs bench sweeps soak clean
+.PHONY: help demo environments test lint format unit coverage oldest torch next docs bench sweeps soak clean
 KILLS := 200
-# The environment of `make bench`. dev and oldest lack the peers, and have other versions of Optuna.
+# The environment of `make bench`: `make bench BENCH=torch ROWS="quality slots"` measures with PyTorch, on Optuna 5. dev,
+# oldest and torch lack the peers.
 BENCH := bench
+TORCH := torch==2.13.0
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # The peers that need environments of their own. MEASURED_PEERS has them if `make bench` measures them.
 PEERS := optuna-distributed ray-tune syne-tune
 MEASURED_PEERS := $(if $(filter peers,$(or $(ROWS),peers)),$(PEERS))
@@ -69,6 +72,12 @@ $(VENV)/bench/.made: requirements/dev.txt requirements/bench.txt | $(VENV)/uv/.m
 	$(call environment,bench,--requirement requirements/bench.txt --editable .)
 	@touch $@
 
+# PyTorch's own index has the builds without CUDA, which are far smaller.
+$(VENV)/torch/.made: requirements/dev.txt | $(VENV)/uv/.made
+	$(call environment,torch,--requirement requirements/dev.txt --editable .)
+	@$(VENV)/torch/bin/python -m pip install --progress-bar off --no-compile --extra-index-url $(TORCH_INDEX) $(TORCH)
+	@touch $@
+
 $(PEERS:%=$(VENV)/%/.made): $(VENV)/%/.made: requirements/peers/%.txt | $(VENV)/uv/.made
 	$(call environment,$*,--requirement requirements/peers/$*.txt)
 	@touch $@
@@ -99,6 +108,9 @@ coverage: $(VENV)/dev/.made ## Run the tests, show what they do not reach, and f
 
 oldest: $(VENV)/oldest/.made ## Run the tests on the oldest optuna, flytekit and wrapt supported
 	$(VENV)/oldest/bin/python -m pytest $(AT_ONCE) -m "not newest"
+
+torch: $(VENV)/torch/.made ## Run the tests of samplers with PyTorch, which GPSamplers need
+	$(VENV)/torch/bin/python -m pytest $(AT_ONCE) tests/sampling
 
 next: | $(VENV)/uv/.made ## Run the tests on the newest versions of all packages, pre-releases included
 	$(call environment,next,--pre --requirement requirements/next.in)
