@@ -180,8 +180,8 @@ def main(argv: Sequence[str] = ()) -> None:
     """Print the mean score of each sampler for each problem, and how many trials run at once."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks quality")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS))
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--seeds", type=int, default=20)
     given = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes below
