@@ -8,25 +8,25 @@ import numpy as np
 from optuna_flyte_dsl import Float, Minimize, optimize
 
 
-@optimize(n_trials=5)
+@optimize(n_trials=5, seed=1)
 @fl.task
 def text(x: Float(0, 1)) -> Minimize:
     return f"{x}"
 
 
-@optimize(n_trials=1)
+@optimize(n_trials=1, seed=1)
 @fl.task
 async def numpy(x: Float(0, 1)) -> float:
     return np.float64(x)
 
 
-@optimize(n_trials=1)
+@optimize(n_trials=1, seed=1)
 @fl.task
 def a_list(x: Float(0, 1)) -> float:
     return [x]
 
 
-@optimize(n_trials=1)
+@optimize(n_trials=1, seed=1)
 @fl.task
 def raises(x: Float(0, 1)) -> float:
     if x < 2:
