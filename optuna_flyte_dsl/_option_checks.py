@@ -105,8 +105,15 @@ def _needed_by(factory: Any) -> list[str]:
 
 def sampler(name: str, value: Any) -> Any:
     """Check a sampler, a callable that makes one, or "auto", which is stored as `None`: the user gives no sampler."""
-    if isinstance(value, str) and value == "auto":
-        return None
+    if isinstance(value, str):
+        if value == "auto":
+            return None
+        kinds = {each.lower().removesuffix("sampler"): each for each in reversed(optuna.samplers.__all__)}
+        kind = kinds.get(re.sub(r"[\W_]", "", value.lower()).removesuffix("sampler"), "TPESampler")
+        raise InvalidOptionError(
+            f'`{name}` must be "auto", a sampler of Optuna\'s, or a function that makes one, but got {shown(value)}. '
+            f'Write `{name}="auto"`, or `{name}=optuna.samplers.{kind}`.'
+        )
     return maker_of(BaseSampler, "optuna.samplers.TPESampler")(name, value)
 
 

@@ -23,6 +23,7 @@ from optuna_flyte_dsl.engines.functions import FunctionRunner
 from optuna_flyte_dsl.errors import StorageUnavailableError
 from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.sampling.auto_sampler import AutoSampler
+from optuna_flyte_dsl.sampling.sampler_packages import check_packages
 from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.search.progress import Reporter, Tally
@@ -118,6 +119,7 @@ class Assembly:
         if not self.objective.suggests_itself and not is_checkpointed:
             check = functools.partial(resuming.check_space, resumes=options.resume)
             await self._opener(remote)(check, study, self.call.space)
+        check_packages(study.sampler)  # a function may have made it
         self._use_priors(study.sampler)
         storage = storage_of(study)
         if not is_kept(storage):

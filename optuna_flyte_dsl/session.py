@@ -124,11 +124,17 @@ class Session:
 
         Raises:
             ArgumentError: If the arguments do not fit the objective, or one is missing.
+            InvalidOptionError: If the sampler needs a package that is not installed.
             EmptySpaceError: If nothing is left to search.
             OutOfRangeError: If a fixed value or an initial point lies outside its marker.
         """
-        from optuna_flyte_dsl.search_assembly import Call, taken_points  # loaded late: a trial's pod does not need it
+        # Loaded late: a trial's pod does not need them.
+        from optuna_flyte_dsl.sampling.sampler_packages import check_packages
+        from optuna_flyte_dsl.search_assembly import Call, taken_points
 
+        # Not checked at decoration: the image of a trial's pod may lack the packages.
+        study = self.options.study
+        check_packages(study.sampler if isinstance(study, optuna.Study) else self.options.sampler)
         space = self._space_of_call(args, kwargs)
         points = tuple(self.options.initial_points or ())
         if self.objective.suggests_itself:

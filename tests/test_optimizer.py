@@ -117,9 +117,12 @@ def test_positional_arguments_are_in_the_peers_order():
         ),
         (
             {"sampler": "tpe"},
-            "`sampler` must be a sampler of Optuna's, or a function that makes one, but got 'tpe'. "
-            "Write `sampler=optuna.samplers.TPESampler`.",
+            "`sampler` must be \"auto\", a sampler of Optuna's, or a function that makes one, but got 'tpe'. "
+            'Write `sampler="auto"`, or `sampler=optuna.samplers.TPESampler`.',
         ),
+        ({"sampler": "cma-es"}, '`sampler="auto"`, or `sampler=optuna.samplers.CmaEsSampler`.'),
+        ({"sampler": "NSGAIISampler"}, '`sampler="auto"`, or `sampler=optuna.samplers.NSGAIISampler`.'),
+        ({"sampler": "Auto"}, '`sampler="auto"`, or `sampler=optuna.samplers.TPESampler`.'),
         ({"sampler": int}, "`sampler` must be a sampler of Optuna's, but got the class <class 'int'>."),
         ({"seed": 1.5}, "`seed` must be an integer from 0 to 2**32 - 1, but got 1.5."),
         ({"seed": -1}, "`seed` must be an integer from 0 to 2**32 - 1, but got -1."),

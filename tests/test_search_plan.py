@@ -43,6 +43,11 @@ def train(lr: Annotated[float, Float(1e-3, 1e-1, log=True)], data: str = "wine")
     return lr
 
 
+@pytest.fixture
+def _all_packages(monkeypatch):
+    monkeypatch.setattr("optuna_flyte_dsl.sampling.sampler_packages._is_installed", lambda package: True)
+
+
 def test_a_plan_promises_no_gp_sampler_where_none_suits(monkeypatch):
     monkeypatch.setattr("optuna_flyte_dsl.search_plan.has_gp", lambda: True)
 
@@ -228,6 +233,7 @@ def wrong(space=None, **options):
         ({"executor": "process", "concurrency": 1000, "n_trials": 3000}, "1000` worker processes share .* core"),
     ],
 )
+@pytest.mark.usefixtures("_all_packages")
 def test_what_looks_wrong_is_named(options, warning):
     assert re.search(warning, wrong(**options)), wrong(**options)
 
@@ -245,6 +251,7 @@ def test_what_is_right_is_not_named():
     assert not wrong(space={"x": Integer(1, 100)}, sampler=optuna.samplers.GridSampler({"x": list(range(1, 9))}))
 
 
+@pytest.mark.usefixtures("_all_packages")
 def test_a_sampler_that_draws_conditional_parameters_at_random_is_named():
     @optimize(n_trials=40, sampler=optuna.samplers.GPSampler)
     def own(

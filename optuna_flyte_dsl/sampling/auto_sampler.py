@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,10 +24,12 @@ from optuna_flyte_dsl._compat.optuna import (
     study_key,
 )
 from optuna_flyte_dsl._log import logger
+from optuna_flyte_dsl._option_checks import is_integer
 from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.sampling.gp_points import FEWEST_RESULTS, MANY_RUNNING, GPPoints
 from optuna_flyte_dsl.sampling.quasi_random import QuasiRandomPoints
+from optuna_flyte_dsl.sampling.sampler_packages import missing_packages
 from optuna_flyte_dsl.sampling.sampler_process import SamplerProcessError
 from optuna_flyte_dsl.sampling.time_budget import TimeBudget
 from optuna_flyte_dsl.study.attributes import SAMPLERS
@@ -58,9 +60,9 @@ class AutoSampler(BaseSampler):
     - The first 10 points are those of Sobol's sequence, scrambled by the seed. So are the next ones while fewer than 5
       trials have ended. In a finite space without conditions they are all different, as long as there are others.
     - A GPSampler finds better points than a TPESampler, above all with many trials at once. It is used if torch and
-      scipy are installed, as by `pip install optuna-flyte-dsl[gp]`, and the space suits it: all trials have the same
-      parameters, at most 20, with at most 20 choices together; there are at most 250 results, and at most 3
-      objectives; and no more trials were pruned than were completed. On versions of Optuna whose GPSampler does not
+      scipy are installed, as by the extra `gp`, and the space suits it: all trials have the same parameters, at most
+      20, with at most 20 choices together; there are at most 250 results, and at most 3 objectives; and no more
+      trials were pruned than were completed. On versions of Optuna whose GPSampler does not
       know of running trials, it is used only where no other trial is running.
     - A GPSampler takes 0.1 s and more for a point. It samples in a process of its own, which starts once a search has
       run for three seconds, if it has time for a tenth of the points and more. While trials run, it samples a point
@@ -85,6 +87,7 @@ class AutoSampler(BaseSampler):
 
     Attributes:
         latest: The name of the sampler of the latest trial; "" before the first one.
+        counts: For how many trials each sampler was chosen, by its name.
 
     >>> study = optuna.create_study(sampler=AutoSampler(seed=1))
     >>> study.optimize(lambda trial: trial.suggest_float("x", -10, 10) ** 2, n_trials=50)
@@ -103,6 +106,8 @@ class AutoSampler(BaseSampler):
             time_share = LARGEST_SHARE if seed is None else None
         if time_share is not None and not (isinstance(time_share, int | float) and 0 <= time_share <= 1):
             raise ValueError(f"`time_share` must be None or a number from 0 to 1, but got {shown(time_share)}.")
+        if seed is not None and not is_integer(seed, 0, 2**32 - 1):
+            raise ValueError(f"`seed` must be None or an integer from 0 to 2**32 - 1, but got {shown(seed)}.")
         self.latest: str = ""
         self._seed = seed
         self._budget = TimeBudget(time_share)
@@ -127,6 +132,7 @@ class AutoSampler(BaseSampler):
         """Forget what is known of a study: the sampler may be given to another one."""
         self._known_study: tuple[int, int] | None = None  # which study it is
         self._space = IntersectionSearchSpace()
+        self.counts: Counter[str] = Counter()
         self._noted: set[str] = set()  # the samplers that the study's attribute names
         self._has_results = False  # whether the study has enough results for a model
         self._n_running = 1  # how many trials ran at the last ask, with the one that was asked for
@@ -170,6 +176,7 @@ class AutoSampler(BaseSampler):
         """Note the name of the sampler of the latest trial."""
         with self._choosing:
             self.latest = name
+            self.counts[name] += 1
             if name not in self._noted:
                 add_to_study_attribute(study, SAMPLERS, name)
                 self._noted.add(name)
@@ -339,10 +346,7 @@ def suits_gp(space: Mapping[str, BaseDistribution], n_objectives: int) -> bool:
 @functools.cache
 def has_gp() -> bool:
     """Return whether the packages that a GPSampler needs are installed. They are not imported."""
-    try:
-        return all(importlib.util.find_spec(package) is not None for package in ("torch", "scipy"))
-    except ValueError:  # a test has put something else in the place of a package
-        return False
+    return not missing_packages(GPSampler)
 
 
 def _new_seed() -> int:

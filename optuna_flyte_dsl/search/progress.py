@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -42,6 +42,8 @@ class Tally:
     best: float | None = None
     front: list[tuple[float, ...]] = field(default_factory=list)  # of several objectives: the values to be minimized
     sampler: str = ""  # the sampler that has chosen the latest point, if the search's sampler chooses one
+    # By the name of a sampler, if the search's sampler chooses one: for how many trials of this run it was chosen.
+    samplers: Mapping[str, int] = field(default_factory=dict)
     first_reason: str | None = None  # why the first trial that failed did so
 
     @property
@@ -145,7 +147,8 @@ class Reporter:
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a finished trial and show the tally. The arguments are those of a callback of Optuna."""
         self._tally.add(trial)
-        self._tally.sampler = study.sampler.latest if isinstance(study.sampler, AutoSampler) else ""
+        if isinstance(study.sampler, AutoSampler):
+            self._tally.sampler, self._tally.samplers = study.sampler.latest, study.sampler.counts
         if (display := self._display) is not None:
             self._try(lambda: display.show(self._tally))
 
@@ -221,13 +224,17 @@ class Lines:
         Args:
             ran: Whether the search has run a trial.
         """
-        self._log("search over, " if ran else "no trial was run, ", tally)
+        chosen = [f"{name} {count}" for name, count in tally.samplers.items()]
+        samplers = f"samplers: {', '.join(chosen)}" if len(chosen) > 1 else ""
+        nothing = "no trial was run, " if tally.finished >= tally.n_trials else "no trial has ended, "
+        self._log("search over, " if ran else nothing, tally, samplers)
 
-    def _log(self, event: str, tally: Tally) -> None:
+    def _log(self, event: str, tally: Tally, samplers: str = "") -> None:
         state = tally.describe()
         line = f"{tally.name}: {event}{tally.finished} of {tally.n_trials} trials finished"
         line = f"{line}, {state}" if state else line
-        line = f"{line}, sampler {tally.sampler}" if tally.sampler else line
+        samplers = samplers or (f"sampler {tally.sampler}" if tally.sampler else "")
+        line = f"{line}, {samplers}" if samplers else line
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", line)
         elif optuna.logging.get_verbosity() <= optuna.logging.INFO:

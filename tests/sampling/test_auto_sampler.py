@@ -1,5 +1,6 @@
 """Which sampler an `AutoSampler` takes, and what it keeps."""
 
+import collections
 import concurrent.futures
 import copy
 import functools
@@ -552,3 +553,16 @@ def test_with_many_running_trials_a_tpe_takes_fewer_trials_for_good_ones(monkeyp
         study.ask().suggest_float("x", 0, 1)
         found.append(made[0](100))
     assert found == [10] * 12 + [8] * 3
+
+
+def test_it_counts_for_how_many_trials_each_sampler_was_chosen(gp):
+    study = optuna.create_study(sampler=AutoSampler())
+    used = samplers_of(study, 30, seconds=0.5)
+    assert study.sampler.counts == collections.Counter(used)
+    assert len(study.sampler.counts) == 3
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, -1, 2**32])
+def test_a_wrong_seed_is_refused(seed):
+    with pytest.raises(ValueError, match=r"`seed` must be None or an integer from 0 to 2\*\*32 - 1, but got"):
+        AutoSampler(seed)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.live import Live
 
-from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer
+from optuna_flyte_dsl import AutoSampler, Float, ObjectiveValueError, Optimizer
 from optuna_flyte_dsl.search import progress
 
 
@@ -230,3 +230,26 @@ def test_the_last_line_tells_of_the_study_though_another_search_has_run_some_of_
     lines = [record.getMessage() for record in caplog.records if " of 8 trials finished" in record.getMessage()]
     last = f"8 of 8 trials finished, best {study.best_value:.6g}, sampler quasi-random"
     assert [line.partition(", ")[2] for line in lines[-2:]] == [last] * 2
+
+
+def test_the_last_line_counts_the_samplers(caplog):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    Optimizer(lambda trial: trial.suggest_float("x", 0, 1), 1, 13, sampler=AutoSampler(time_share=0.0)).run_sync()
+    lines = [record.getMessage() for record in caplog.records if "search over" in record.getMessage()]
+    assert lines[-1].endswith(", samplers: quasi-random 10, TPESampler 3")
+
+
+def test_a_search_that_is_interrupted_in_its_first_trial_does_not_say_that_none_was_run(caplog):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+
+    async def main():
+        async def waits(x: Float(0, 1)) -> float:
+            search.cancel()
+            await asyncio.Event().wait()
+
+        search = asyncio.ensure_future(Optimizer(waits, 1, 3)())
+        await asyncio.wait([search])
+
+    asyncio.run(main())
+    lines = [record.getMessage() for record in caplog.records if "of 3 trials finished" in record.getMessage()]
+    assert lines[-1] == "waits: no trial has ended, 0 of 3 trials finished"
