@@ -22,10 +22,10 @@ class CheckedOptions:
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         """Refuse names of unknown options, before Python does."""
-        fields: Mapping[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        check_names(cls.__name__, given, fields, cures=cls._cures)
+        names = [each.name for each in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        check_names(cls.__name__, given, names, cures=cls._cures)
         self = super().__new__(cls)
-        object.__setattr__(self, "given", frozenset([*list(fields)[: len(args)], *given]))
+        object.__setattr__(self, "given", frozenset([*names[: len(args)], *given]))
         return self
 
     def replaced(self, **changes: Any) -> Self:

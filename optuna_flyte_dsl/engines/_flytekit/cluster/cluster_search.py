@@ -60,6 +60,7 @@ class ClusterSearch:
         self.options: Cluster = options
         self._thread = thread
         self._store, self._sigterm = site.store, site.sigterm
+        self._trial = site.trial() if site.trial is not None else None
         self._over = threading.Event()
         self._given_up = threading.Event()  # set when the search ends: the requests of its beginning are given up
         self._loop_of_trials: SearchLoop | None = None
@@ -68,6 +69,8 @@ class ClusterSearch:
 
     async def __aenter__(self) -> Self:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._trial is not None:
+            self._trial.enter(self)
         if self._sigterm is not None:
             self._sigterm.searches.add(self)  # before the check: SIGTERM ends the searches that it finds in the set
             if self._sigterm.stopped:
@@ -84,6 +87,8 @@ class ClusterSearch:
         finally:
             if self._sigterm is not None:
                 self._sigterm.searches.discard(self)
+            if self._trial is not None:
+                self._trial.leave(self)
             self._over.set()
             if self._sigterm is None and not self._is_inner:
                 laptop_sigterm.leave()
@@ -176,9 +181,9 @@ class ClusterSearch:
             assert self._store is not None
             await self._store.commit()
 
-    async def _store_attributes(self, trial: Trial, attributes: Mapping[str, Any]) -> None:
+    async def _store_attributes(self, trial: Trial, attributes: Callable[[], Mapping[str, Any]]) -> None:
         def store() -> None:
-            for name, value in attributes.items():
+            for name, value in attributes().items():
                 trial.set_user_attr(name, value)
 
         await self._thread.run(store)

@@ -46,6 +46,7 @@ class ClusterSite:
     # The poller and pace that a search shares with the searches in its trials; by default made with the first search.
     traffic: Traffic | None = None
     label: str = ""  # the label of the executions of searches inside of a trial; empty outside of a trial
+    trial: weakref.ref[TrialCalls] | None = None  # the trial inside of which the searches run
     _counts: collections.Counter[str] = field(default_factory=collections.Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -91,7 +92,10 @@ def _site_of_trial(calls: TrialCalls) -> ClusterSite:
     launcher, outer = calls.launcher, calls.launcher.connection
     identity = f"{outer.identity}/{launcher.search}/{calls.trial.number}"
     return ClusterSite(
-        dataclasses.replace(outer, identity=identity), traffic=launcher.traffic, label=inner_label(launcher.label)
+        dataclasses.replace(outer, identity=identity),
+        traffic=launcher.traffic,
+        label=inner_label(launcher.label),
+        trial=weakref.ref(calls),
     )
 
 

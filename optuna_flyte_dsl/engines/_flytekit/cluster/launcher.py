@@ -46,8 +46,11 @@ _TRIALS_A_LOOKUP = 100
 CAUSE = "optuna_flyte_dsl: "
 """The prefix of the cause of each termination by this library."""
 
-StoreAttributes = Callable[[Trial, Mapping[str, Any]], Awaitable[None]]
-"""Sets user attributes of a trial, and returns when they would outlive this process."""
+StoreAttributes = Callable[[Trial, Callable[[], Mapping[str, Any]]], Awaitable[None]]
+"""Sets user attributes of a trial, and returns when they would outlive this process.
+
+The function that returns the attributes is called when they are stored, and one at a time: later ones are newer ones.
+"""
 
 
 @dataclass(eq=False)
@@ -262,7 +265,7 @@ class Launcher:
             if self.terminated and not self.leaves_executions:
                 logger.warning("%d executions were terminated.", self.terminated)
             await self.traffic.leave()
-        if self._server is not None and not self.workers.closed:
-            await self.workers.run(self._server.close)
+        if self._server is not None and not self.terminators.closed:
+            await self.terminators.run(self._server.close)  # a worker may be held up by a silent blob store
         await self.workers.close()
         await self.terminators.close()

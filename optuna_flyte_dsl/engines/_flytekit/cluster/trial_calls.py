@@ -8,9 +8,10 @@ import asyncio
 import collections
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from flyteidl.admin.execution_pb2 import Execution
 from flyteidl.core.execution_pb2 import WorkflowExecution
@@ -30,12 +31,26 @@ from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
 from optuna_flyte_dsl.engines.remote_trial.handle import pruned_in
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
 
+_END_CHECK = 0.01  # seconds between two looks whether a call has ended its execution
+
+
+class InnerSearch(Protocol):
+    """A search that runs inside of a trial."""
+
+    def end(self, *, leave: bool) -> None:
+        """Begin to end the search, from any thread; see `ClusterSearch.end`."""
+
+    def wait(self, deadline: float) -> bool:
+        """Wait for the end of the search, until a time of the monotonic clock. Return whether the search has ended."""
+        ...
+
 
 @dataclass(eq=False)
 class TrialCalls:
     """The worker queue of one trial.
 
-    As a context manager, `TrialCalls` terminates the executions that the trial leaves running.
+    As a context manager, `TrialCalls` cancels the calls and searches that the trial leaves running, in whatever event
+    loop they run, and terminates their executions.
     """
 
     launcher: Launcher
@@ -49,6 +64,8 @@ class TrialCalls:
         self._equal_calls: collections.Counter[tuple[str, str]] = collections.Counter()  # by entity and inputs
         self._lock = threading.Lock()
         self._executions: list[TrialExecution] = []
+        self._tasks: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}  # one for each call that waits
+        self._searches: set[InnerSearch] = set()
         self._closed = False
         earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts or self.attempt else ()
         # Executions that an earlier process has launched for this attempt of the trial. The end of the attempt
@@ -64,26 +81,58 @@ class TrialCalls:
             self._closed = True
             for execution in self._executions:
                 execution.given_up.set()
+            tasks = list(self._tasks.items())
             left = [execution for execution in self._executions if not execution.over]
             orphans = self._earlier.keys() - {execution.name for execution in self._executions}
+            searches = list(self._searches)
+        for task, loop in tasks:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(task.cancel)
+        for search in searches:
+            search.end(leave=False)  # no later attempt of the trial continues its searches
         if self.launcher.leaves_executions:
             orphans = set()
         self.launcher.forget(self.trial)
         if self._takes_trial:
             await finish(lambda: self._refresh())
-        if left or orphans:
-            await finish(lambda: self._end_all(left, orphans))
+        if left or orphans or searches:
+            await finish(lambda: self._end_all(left, orphans, searches))
 
     async def _refresh(self) -> None:
         with contextlib.suppress(Exception):  # the storage's error is raised when the trial is told
-            await self.launcher.terminators.run(refresh, self.trial)
+            async with asyncio.timeout(pauses.storage_silence):
+                await self.launcher.terminators.run(refresh, self.trial)
 
-    async def _end_all(self, left: list[TrialExecution], orphans: set[str]) -> None:
+    async def _end_all(self, left: list[TrialExecution], orphans: set[str], searches: list[InnerSearch]) -> None:
         deadline = self.launcher.end_of_grace()
         await asyncio.gather(
-            *(self._end(execution) for execution in left),
+            *(self._end_once(execution, deadline) for execution in left),
             *(self._terminate(name, "no longer needs this execution", deadline) for name in orphans),
+            *(self.launcher.terminators.run(search.wait, deadline) for search in searches),
         )
+
+    async def _end_once(self, execution: TrialExecution, deadline: float) -> None:
+        """End an execution, unless its own call ends it; then wait for that."""
+        while execution.is_ending and not execution.over and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_END_CHECK)
+        if not execution.over:
+            await self._end(execution)
+
+    def enter(self, search: InnerSearch) -> None:
+        """Note a search inside of the trial, which the end of the trial ends.
+
+        Raises:
+            CancelledError: If the trial has ended.
+        """
+        with self._lock:
+            if self._closed:
+                raise asyncio.CancelledError
+            self._searches.add(search)
+
+    def leave(self, search: InnerSearch) -> None:
+        """Note that a search inside of the trial has ended."""
+        with self._lock:
+            self._searches.discard(search)
 
     async def _end(self, execution: TrialExecution) -> None:
         """Terminate an execution that nobody waits for any longer."""
@@ -104,23 +153,35 @@ class TrialCalls:
         await self.launcher.terminators.run(self.launcher.terminate, name, cause, deadline)
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
-        """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop.
-
-        The end of the trial cancels the call, in whatever event loop the call is awaited.
-        """
+        """Launch an execution, wait for its end, and return its outputs. Flytekit calls this, in any event loop."""
         execution = TrialExecution(self.launcher, self.trial, entity, input_kwargs)
         with self._lock:
             if self._closed:
                 raise asyncio.CancelledError
             self._executions.append(execution)
+            # A task of its own, because the end of the trial cancels the call, and not the task that awaits it.
+            task = asyncio.ensure_future(self._call(execution))
+            self._tasks[task] = asyncio.get_running_loop()
+        task.add_done_callback(self._forget_task)
+        return await task
+
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
+        with self._lock:
+            del self._tasks[task]
+
+    async def _call(self, execution: TrialExecution) -> Any:
         try:
             return await self._outputs_of(execution)
         except asyncio.CancelledError:
             execution.given_up.set()
-            with self._lock:
-                runs_on = not (execution.over or self._closed)  # the end of the trial ends the executions it finds
-            if runs_on:
-                await finish(lambda: self._end(execution))
+            with self._lock:  # the end of the trial ends the executions that it finds
+                execution.is_ending = not (execution.over or self._closed)
+            if execution.is_ending:
+                try:
+                    await finish(lambda: self._end(execution))
+                except RuntimeError:  # the threads are closed
+                    if not self._closed:
+                        raise
             raise
         except GivenUpError:
             raise asyncio.CancelledError from None
@@ -148,7 +209,7 @@ class TrialCalls:
         except AdminError as error:
             raise error.refusal(f"launch or read an execution of `{execution.entity.name}`") from error
         self._show(execution, str(failure))
-        await self.launcher.store_attributes(self.trial, {EXECUTION_ERROR: failure.summary()})
+        await self.launcher.store_attributes(self.trial, lambda: {EXECUTION_ERROR: failure.summary()})
         if failure.stands_for((TrialPruned,)):
             raise TrialPruned
         raise refusal_in(failure.message) or failure
@@ -170,10 +231,7 @@ class TrialCalls:
         waits = backoff(pauses.admin_first, pauses.admin_longest, lambda: patience)
         while True:
             await self._launch(execution)
-            seen = self.launcher.poller.wait_for(execution.name, on_running, patience)
-            if execution.given_up.is_set():  # the trial has ended, perhaps before the future was there to be cancelled
-                self.launcher.poller.forget(execution.name)
-            end = await asyncio.wrap_future(seen)
+            end = await asyncio.wrap_future(self.launcher.poller.wait_for(execution.name, on_running, patience))
             if end.closure.phase == WorkflowExecution.SUCCEEDED:
                 return end
             end = await self._run(execution, execution.whole, end)
@@ -284,10 +342,16 @@ class TrialCalls:
         If this process dies, another process must find the executions.
         """
         mark = {"attempt": self.attempt} if self.attempt else {}
-        with self._lock:
-            names = [*self._earlier, *(each.name for each in self._executions if each.name)]
-        executions = [{"name": name, "url": self.launcher.names.url(name), **mark} for name in dict.fromkeys(names)]
-        await self.launcher.store_attributes(self.trial, {EXECUTIONS: self._attempts_before + executions})
+
+        def executions() -> dict[str, Any]:
+            with self._lock:
+                if self._closed:  # the trial may have begun its next attempt
+                    return {}
+                names = [*self._earlier, *(each.name for each in self._executions if each.name)]
+            own = [{"name": name, "url": self.launcher.names.url(name), **mark} for name in dict.fromkeys(names)]
+            return {EXECUTIONS: self._attempts_before + own}
+
+        await self.launcher.store_attributes(self.trial, executions)
 
     def _show(self, execution: TrialExecution, outputs: str) -> None:
         deck = self.launcher.connection.deck

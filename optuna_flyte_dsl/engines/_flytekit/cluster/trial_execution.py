@@ -62,6 +62,7 @@ class TrialExecution:
     shown_inputs: str = ""  # the inputs in the Deck
     submitted: bool = False  # whether Flyte may have the execution
     over: bool = False  # whether the execution has ended, or was refused
+    is_ending: bool = False  # whether its own call, which was cancelled, ends it
     given_up: threading.Event = field(default_factory=threading.Event)
     idle: threading.Event = field(default_factory=threading.Event)  # set while no thread runs a method
 

@@ -11,6 +11,7 @@ import math
 import queue
 import shutil
 import threading
+from types import SimpleNamespace
 
 import flytekit as fl
 import grpc
@@ -23,6 +24,7 @@ from flytekit.exceptions.system import FlyteUploadDataException
 
 from optuna_flyte_dsl import Cluster, ExecutionFailedError, Optimizer, optimize, suggest
 from optuna_flyte_dsl._compat.optuna import storage_of, trial_id
+from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
 from optuna_flyte_dsl.engines._flytekit.cluster.converter import Converter
 from optuna_flyte_dsl.engines._flytekit.cluster.executions import INPUTS_DIGEST
 from optuna_flyte_dsl.engines._flytekit.cluster.launcher import Launcher
@@ -30,7 +32,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.study.attributes import EXECUTIONS, OWNER
 from optuna_flyte_dsl.study.liveness import owner_keys
 from optuna_flyte_dsl.study.storages import open_storage
-from tests.support import wait_until
+from tests.support import own_threads, wait_until
 from tests.support.cluster_searches import echo, ended_there, executions, outputs, there, with_options
 from tests.support.eager_pod import Pod, killed_after
 from tests.support.flyteadmin import Failed, Fault, FlyteAdmin, Succeeded
@@ -418,3 +420,100 @@ def test_a_search_whose_trials_wait_for_a_place_ends_at_once_and_terminates_what
     assert cluster.counts["TerminateExecution"] == 2
     assert warned()[-1] == "2 executions were terminated."
     assert len(warned()) == 2
+
+
+endless = quick.train.with_options(n_trials=9, concurrency=2)
+
+
+def searches_itself(trial: optuna.Trial):
+    return endless.run_sync(base=trial.suggest_float("base", 0, 1)).best_value
+
+
+async def searches_in_a_thread(trial: optuna.Trial):
+    return await asyncio.to_thread(searches_itself, trial)
+
+
+async def awaits_no_search(trial: optuna.Trial):
+    awaits_no_search.task = asyncio.ensure_future(endless(base=trial.suggest_float("base", 0, 1)))
+    await asyncio.Event().wait()
+
+
+async def cancelled_when(search, condition):
+    """Cancel a search once a condition holds, and wait for its end."""
+    task = asyncio.ensure_future(search)
+    while not condition():
+        await asyncio.sleep(0.005)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=60)
+    assert done, "the search does not end"
+
+
+@pytest.mark.parametrize("function", [searches_itself, searches_in_a_thread, awaits_no_search])
+def test_a_search_inside_of_a_trial_ends_with_the_trial(cluster, function):
+    cluster.instant = lambda execution: None
+    asyncio.run(cancelled_when(there(Optimizer(function, 1, 1, progress=False), cluster)(), cluster.executions.__len__))
+    assert not cluster.running()
+    wait_until(lambda: not own_threads())
+    assert {each.phase for each in executions(cluster)} == {PHASES.ABORTED}
+    assert len(executions(cluster)) <= 2
+
+
+def test_each_execution_of_calls_that_are_cancelled_together_is_terminated_once(cluster, warned):
+    cluster.instant = lambda execution: None
+
+    async def parallel(trial: optuna.Trial):
+        return sum(await asyncio.gather(*(quick.step(x=float(k)) for k in range(3))))
+
+    search = there(Optimizer(parallel, 4, 4, progress=False), cluster)()
+    asyncio.run(cancelled_when(search, lambda: len(cluster.running()) == 12))
+    assert cluster.counts["TerminateExecution"] == len(executions(cluster)) == 12
+    assert warned()[-1] == "12 executions were terminated."
+
+
+def test_names_that_are_stored_late_replace_no_later_ones(cluster, monkeypatch):
+    store, calls, stored = ClusterSearch._store_attributes, itertools.count(), threading.Event()
+
+    async def first_is_last(self, *given):
+        if next(calls) == 0:
+            await asyncio.to_thread(stored.wait, 30)
+        await store(self, *given)
+        stored.set()
+
+    monkeypatch.setattr(ClusterSearch, "_store_attributes", first_is_last)
+    study = there(Optimizer(quick.both, 1, 1, progress=False), cluster).run_sync()
+    assert {entry["name"] for entry in study.trials[0].user_attrs[EXECUTIONS]} == {
+        each.name for each in executions(cluster)
+    }
+    assert len(executions(cluster)) == 2
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        "optuna_flyte_dsl.engines._flytekit.cluster.trial_calls.refresh",
+        "optuna_flyte_dsl.engines._flytekit.cluster.converter.Converter.outputs",
+    ],
+)
+def test_a_search_ends_though_a_storage_or_a_blob_store_never_answers(cluster, monkeypatch, pauses, silent):
+    pauses.storage_silence = 0.1
+    asked, over = threading.Event(), threading.Event()
+
+    def never_answers(*_):
+        asked.set()
+        over.wait(120)
+        raise OSError
+
+    async def reports(trial: optuna.Trial):
+        return await asyncio.to_thread(reporting.watched, trial=trial, x=0.5)
+
+    monkeypatch.setattr(silent, never_answers)
+    if silent.endswith("refresh"):
+        cluster.instant = lambda execution: None
+        asked = SimpleNamespace(is_set=cluster.running)
+    options = Cluster(launches_at_once=1, grace=2.0)
+    search = there(Optimizer(reports, 1, 1, progress=False, cluster=options), cluster)()
+    try:
+        asyncio.run(cancelled_when(search, asked.is_set))
+    finally:
+        over.set()
+    assert not cluster.running()
