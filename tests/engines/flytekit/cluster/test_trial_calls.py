@@ -282,6 +282,19 @@ def test_a_launch_that_a_thread_waits_for_ends_with_its_trial(cluster, monkeypat
     assert [each.phase for each in executions(cluster)] == [PHASES.ABORTED]
 
 
+def test_a_call_in_a_thread_that_waits_for_a_silent_storage_ends_with_its_trial(cluster, monkeypatch):
+    asked = threading.Event()
+
+    async def never_answers(*_):
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ClusterSearch, "_store_attributes", never_answers)
+    ends = cancelled_around(cluster, lambda: quick.sync_step(x=0.5), asked.is_set)
+    assert isinstance(ends.get(timeout=30), concurrent.futures.CancelledError)
+    assert not cluster.executions
+
+
 def test_a_thread_that_calls_a_task_after_its_trial_has_ended_is_cancelled(cluster):
     began, ended = threading.Event(), threading.Event()
 
