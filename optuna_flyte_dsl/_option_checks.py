@@ -133,6 +133,11 @@ def is_seconds(value: Any) -> bool:
         return False
 
 
+def is_seed(value: Any) -> bool:
+    """Return whether a value is an integer that numpy takes for a seed."""
+    return is_integer(value, 0, 2**32 - 1)
+
+
 def is_string_map(value: Any) -> bool:
     """Return whether a value maps strings to strings."""
     return isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair)
@@ -157,9 +162,7 @@ seconds = optional(
         convert=lambda value: float(_to_seconds(value)),
     )
 )
-seed = optional(
-    must("be an integer from 0 to 2**32 - 1", lambda value: is_integer(value, 0, 2**32 - 1), convert=operator.index)
-)
+seed = optional(must("be an integer from 0 to 2**32 - 1", is_seed, convert=operator.index))
 study = optional(
     must(
         "be an optuna.Study, or a function that makes one",

@@ -24,7 +24,7 @@ from optuna_flyte_dsl._compat.optuna import (
     study_key,
 )
 from optuna_flyte_dsl._log import logger
-from optuna_flyte_dsl._option_checks import is_integer
+from optuna_flyte_dsl._option_checks import is_seed
 from optuna_flyte_dsl._optuna_warnings import without_optuna_warnings
 from optuna_flyte_dsl._text import shown
 from optuna_flyte_dsl.sampling.gp_points import FEWEST_RESULTS, MANY_RUNNING, GPPoints
@@ -106,7 +106,7 @@ class AutoSampler(BaseSampler):
             time_share = LARGEST_SHARE if seed is None else None
         if time_share is not None and not (isinstance(time_share, int | float) and 0 <= time_share <= 1):
             raise ValueError(f"`time_share` must be None or a number from 0 to 1, but got {shown(time_share)}.")
-        if seed is not None and not is_integer(seed, 0, 2**32 - 1):
+        if seed is not None and not is_seed(seed):
             raise ValueError(f"`seed` must be None or an integer from 0 to 2**32 - 1, but got {shown(seed)}.")
         self.latest: str = ""
         self._seed = seed
@@ -133,7 +133,6 @@ class AutoSampler(BaseSampler):
         self._known_study: tuple[int, int] | None = None  # which study it is
         self._space = IntersectionSearchSpace()
         self.counts: Counter[str] = Counter()
-        self._noted: set[str] = set()  # the samplers that the study's attribute names
         self._has_results = False  # whether the study has enough results for a model
         self._n_running = 1  # how many trials ran at the last ask, with the one that was asked for
         self._n_own = 0  # how many of this sampler's trials run now
@@ -176,10 +175,9 @@ class AutoSampler(BaseSampler):
         """Note the name of the sampler of the latest trial."""
         with self._choosing:
             self.latest = name
-            self.counts[name] += 1
-            if name not in self._noted:
+            if name not in self.counts:
                 add_to_study_attribute(study, SAMPLERS, name)
-                self._noted.add(name)
+            self.counts[name] += 1
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that are sampled together. Optuna calls this."""

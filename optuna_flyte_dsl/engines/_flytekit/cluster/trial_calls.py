@@ -4,6 +4,8 @@ In an eager workflow on a cluster, flytekit awaits `context.worker_queue.add(ent
 `TrialCalls` into the contexts of its own trials as that worker queue. Flytekit handles the workflow's other calls.
 """
 
+from __future__ import annotations
+
 import asyncio
 import collections
 import contextlib
@@ -11,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flyteidl.admin.execution_pb2 import Execution
 from flyteidl.core.execution_pb2 import WorkflowExecution
@@ -31,18 +33,10 @@ from optuna_flyte_dsl.engines._flytekit.output_check import refusal_in
 from optuna_flyte_dsl.engines.remote_trial.handle import pruned_in
 from optuna_flyte_dsl.study.attributes import EXECUTION_ERROR, EXECUTIONS
 
+if TYPE_CHECKING:
+    from optuna_flyte_dsl.engines._flytekit.cluster.cluster_search import ClusterSearch
+
 _END_CHECK = 0.01  # seconds between two looks whether a call has ended its execution
-
-
-class InnerSearch(Protocol):
-    """A search that runs inside of a trial."""
-
-    def end(self, *, leave: bool) -> None:
-        """Begin to end the search, from any thread; see `ClusterSearch.end`."""
-
-    def wait(self, deadline: float) -> bool:
-        """Wait for the end of the search, until a time of the monotonic clock. Return whether the search has ended."""
-        ...
 
 
 @dataclass(eq=False)
@@ -65,7 +59,7 @@ class TrialCalls:
         self._lock = threading.Lock()
         self._executions: list[TrialExecution] = []
         self._tasks: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}  # one for each call that waits
-        self._searches: set[InnerSearch] = set()
+        self._searches: set[ClusterSearch] = set()
         self._closed = False
         earlier = self.trial.user_attrs.get(EXECUTIONS, ()) if self.launcher.adopts or self.attempt else ()
         # Executions that an earlier process has launched for this attempt of the trial. The end of the attempt
@@ -103,7 +97,7 @@ class TrialCalls:
             async with asyncio.timeout(pauses.storage_silence):
                 await self.launcher.terminators.run(refresh, self.trial)
 
-    async def _end_all(self, left: list[TrialExecution], orphans: set[str], searches: list[InnerSearch]) -> None:
+    async def _end_all(self, left: list[TrialExecution], orphans: set[str], searches: list[ClusterSearch]) -> None:
         deadline = self.launcher.end_of_grace()
         await asyncio.gather(
             *(self._end_once(execution, deadline) for execution in left),
@@ -118,7 +112,7 @@ class TrialCalls:
         if not execution.over:
             await self._end(execution)
 
-    def enter(self, search: InnerSearch) -> None:
+    def enter(self, search: ClusterSearch) -> None:
         """Note a search inside of the trial, which the end of the trial ends.
 
         Raises:
@@ -129,7 +123,7 @@ class TrialCalls:
                 raise asyncio.CancelledError
             self._searches.add(search)
 
-    def leave(self, search: InnerSearch) -> None:
+    def leave(self, search: ClusterSearch) -> None:
         """Note that a search inside of the trial has ended."""
         with self._lock:
             self._searches.discard(search)

@@ -236,6 +236,16 @@ def test_a_search_that_is_cancelled_before_its_first_launch_does_not_wait_for_fl
     assert not cluster.executions
 
 
+async def cancelled_when(search, condition):
+    """Cancel a search once a condition holds, and wait for its end."""
+    task = asyncio.ensure_future(search)
+    while not condition():
+        await asyncio.sleep(0.005)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=60)
+    assert done, "the search does not end"
+
+
 def cancelled_around(cluster, call, when):
     """Cancel a search once its trial has begun a call in a thread and a condition holds, and return the call's end.
 
@@ -254,14 +264,7 @@ def cancelled_around(cluster, call, when):
         threading.Thread(target=lambda: context.run(made), daemon=True).start()
         await asyncio.Event().wait()
 
-    async def cancelled():
-        search = asyncio.ensure_future(there(Optimizer(waits, 1, 1, progress=False), cluster)())
-        while not when():
-            await asyncio.sleep(0.005)
-        search.cancel()
-        await asyncio.wait([search])
-
-    asyncio.run(cancelled())
+    asyncio.run(cancelled_when(there(Optimizer(waits, 1, 1, progress=False), cluster)(), when))
     return ends
 
 
@@ -449,16 +452,6 @@ async def searches_in_a_thread(trial: optuna.Trial):
 async def awaits_no_search(trial: optuna.Trial):
     awaits_no_search.task = asyncio.ensure_future(endless(base=trial.suggest_float("base", 0, 1)))
     await asyncio.Event().wait()
-
-
-async def cancelled_when(search, condition):
-    """Cancel a search once a condition holds, and wait for its end."""
-    task = asyncio.ensure_future(search)
-    while not condition():
-        await asyncio.sleep(0.005)
-    task.cancel()
-    done, _ = await asyncio.wait([task], timeout=60)
-    assert done, "the search does not end"
 
 
 @pytest.mark.parametrize("function", [searches_itself, searches_in_a_thread, awaits_no_search])
