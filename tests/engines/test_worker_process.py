@@ -1,8 +1,6 @@
 """Worker processes: what is left of them when the process that searches is killed."""
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 
@@ -11,7 +9,7 @@ import pytest
 
 from tests.support import wait_until
 
-SEARCH = """
+SEARCH = r"""
 import os, sys, time
 from optuna_flyte_dsl import Float, optimize
 from optuna_flyte_dsl.engines import worker_starter
@@ -20,11 +18,21 @@ worker_starter._FORK_IS_SAFE = {fork}
 
 @optimize(n_trials=2, concurrency=2, executor="process", progress=False)
 def objective(x: Float(0, 1)) -> float:
-    print(os.getpid(), flush=True)
+    os.write(1, f"{{os.getpid()}}\n".encode())  # a line is written whole: two workers write at once
     {work}
 
 objective.run_sync()
 """
+
+
+@contextlib.contextmanager
+def process_of(program, **options):
+    """Run a program in a process of its own, and kill that at the end, or when a test fails before."""
+    with subprocess.Popen([sys.executable, "-c", program], **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def left_of(pid):
@@ -39,14 +47,11 @@ def left_of(pid):
 @pytest.mark.parametrize("work", ["time.sleep(600)", "os.system('sleep 600')"], ids=["waits", "has a child"])
 def test_workers_end_with_the_process_that_searches(fork, work):
     program = SEARCH.format(fork=fork, work=work)
-    search = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    workers = [int(search.stdout.readline()) for _ in range(2)]
-    all_processes = left_of(search.pid)
-    assert set(workers) <= {each.pid for each in all_processes}
-    search.kill()
-    search.wait()
+    with process_of(program, stdout=subprocess.PIPE) as search:
+        workers = [int(search.stdout.readline()) for _ in range(2)]
+        all_processes = left_of(search.pid)
+        assert set(workers) <= {each.pid for each in all_processes}
     wait_until(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in all_processes))
-    search.stdout.close()
 
 
 @pytest.mark.newest
@@ -68,9 +73,7 @@ def test_a_worker_ends_with_the_process_that_searches_while_it_imports(tmp_path)
         "from optuna_flyte_dsl import Optimizer\n"
         "Optimizer(objective, 1, 1, executor='process', progress=False).run_sync()\n"
     )
-    search = subprocess.Popen([sys.executable, "-c", program])
-    wait_until(lambda: started.exists() and started.read_text())
-    worker = psutil.Process(int(started.read_text()))
-    os.kill(search.pid, signal.SIGKILL)
-    search.wait()
+    with process_of(program):
+        wait_until(lambda: started.exists() and started.read_text())
+        worker = psutil.Process(int(started.read_text()))
     wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
