@@ -25,6 +25,7 @@ class FunctionRunner:
     def __init__(self, objective: Objective, threads: Threads | None = None) -> None:
         self._objective = objective
         self._threads = threads or Threads()
+        self.runs_in_threads: bool = objective.kind is Kind.FUNCTION  # see `Runner`
 
     async def run(self, run: TrialRun) -> Any:
         run.begin()
@@ -37,6 +38,7 @@ class FunctionRunner:
         if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
             returned = OffloadingCoroutine(returned, self._threads)
         while type(returned) is not float and inspect.isawaitable(returned):  # `isawaitable` is slow for a float
+            self.runs_in_threads = False
             returned = await returned
         return returned
 

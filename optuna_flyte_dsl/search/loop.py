@@ -133,7 +133,7 @@ class SearchLoop:
     def _add_trial(self) -> None:
         # Each trial has its own context: context variables that one trial's objective sets do not reach other trials.
         self._claimed += 1
-        task = self._loop.create_task(self._run_trial(), context=self._context.copy())
+        task = self._loop.create_task(self._run_trials(), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._on_trial_done)
 
@@ -148,6 +148,20 @@ class SearchLoop:
             self._add_trial()
         elif not self._tasks:
             self._over.set_result(None)
+
+    async def _run_trials(self) -> BaseException | None:
+        """Run one trial, or several one after the other. Return the error that ends the search.
+
+        A new task begins one pass of the event loop later. So trials that end in the same pass are all told before the
+        next ones start: those start together, and end together again. In one task, a trial's end leads to the start of
+        the next trial at once, before another trial is told, and their ends stay apart.
+        """
+        while True:
+            error = await self._run_trial()
+            shares_task = self.trials.is_quick and getattr(self.runner, "runs_in_threads", False)
+            if error is not None or self._over.done() or not shares_task or not self._wants_more():
+                return error
+            self._claimed += 1
 
     async def _run_trial(self) -> BaseException | None:
         """Run one trial. Return the error that ends the search: asyncio re-raises some errors of a task at once."""

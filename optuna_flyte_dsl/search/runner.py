@@ -30,6 +30,9 @@ class Runner(Protocol):
 
     A runner translates its SDK's errors into errors of the search loop: `optuna.TrialPruned`; a `ClusterError`,
     which ends the search; an error for which `retries_are_used` holds; and any other error, which fails the trial.
+
+    By default, each trial is run in an asyncio task of its own. A runner may have an attribute `runs_in_threads`. While
+    it is true, no code of the user has run in a trial's task, and the task may run other trials after that one.
     """
 
     async def run(self, run: TrialRun) -> Any:

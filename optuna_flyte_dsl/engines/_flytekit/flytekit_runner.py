@@ -104,6 +104,11 @@ class FlytekitRunner:
             raise wrong from None  # flytekit's error does not name the cure, and its traceback is long
 
     @property
+    def runs_in_threads(self) -> bool:
+        """Whether no code of the user has run in the event loop; see `Runner`."""
+        return self._objective.kind is Kind.TASK or self._functions.runs_in_threads
+
+    @property
     def busy(self) -> bool:
         return self._threads.busy
 
