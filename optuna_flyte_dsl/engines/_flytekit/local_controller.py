@@ -53,7 +53,7 @@ class LocalController:
         try:
             return await await_thread(self._threads.run(self._run, entity, input_kwargs, call))
         finally:
-            call.over.set()
+            call.over = True
 
     def _run(self, entity: Any, input_kwargs: dict[str, Any], call: EntityCall) -> Any:
         use_own_loop()

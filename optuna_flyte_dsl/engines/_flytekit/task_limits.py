@@ -45,12 +45,12 @@ class EntityCall:
 
     threads: Threads
     outer: EntityCall | None = None
-    over: threading.Event = dataclasses.field(default_factory=threading.Event)
+    over: bool = False  # whether nobody waits for the result any longer
 
     @property
     def given_up(self) -> bool:
         """Whether the caller has stopped waiting for the result, for example because its trial was cancelled."""
-        return self.over.is_set() or self.threads.closed or (self.outer is not None and self.outer.given_up)
+        return self.over or self.threads.closed or (self.outer is not None and self.outer.given_up)
 
     def run_attempts(self, task: PythonTask[Any], run: Callable[[EntityCall], T], *, is_plain: bool) -> T:
         """Run a task within its own `retries` and `timeout`, as Flyte does on a cluster.
@@ -93,7 +93,7 @@ class EntityCall:
         try:
             return self.threads.call(job, seconds)
         except StillRunningError:
-            attempt.over.set()
+            attempt.over = True
             warn_of_running_thread()
             what = f"`{entity_name(task)}` ran for longer than its `timeout`, {seconds:g} s."
             raise TrialTimeoutError(what) from None
