@@ -27,6 +27,7 @@ from optuna_flyte_dsl.search.loop_watch import LoopWatch
 from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
+from optuna_flyte_dsl.search.trial_context import InContext
 from optuna_flyte_dsl.search.trial_order import TrialOrder
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.objective import Kind, Objective
@@ -131,7 +132,6 @@ class SearchLoop:
         return self.trials.has_quota or self._claimed < self.n_trials
 
     def _add_trial(self) -> None:
-        # Each trial has its own context: context variables that one trial's objective sets do not reach other trials.
         self._claimed += 1
         task = self._loop.create_task(self._run_trials(), context=self._context.copy())
         self._tasks.add(task)
@@ -157,9 +157,11 @@ class SearchLoop:
         the next trial at once, before another trial is told, and their ends stay apart.
         """
         while True:
-            error = await self._run_trial()
-            shares_task = self.trials.is_quick and getattr(self.runner, "runs_in_threads", False)
-            if error is not None or self._over.done() or not shares_task or not self._wants_more():
+            # Each trial has its own context: what one trial sets in its context variables does not reach the others.
+            trial = InContext(self._run_trial(), self._context.copy())
+            error = await trial
+            is_fit = trial.has_waited and self.trials.is_quick and getattr(self.runner, "runs_in_threads", False)
+            if error is not None or self._over.done() or not is_fit or not self._wants_more():
                 return error
             self._claimed += 1
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -1107,13 +1108,46 @@ def test_trials_that_end_together_are_told_one_by_one_each_with_the_start_of_the
     assert states(study) == {"COMPLETE": 6}
 
 
-def test_what_a_coroutine_of_a_sync_function_sets_in_its_context_does_not_reach_the_next_trial():
-    variable = contextvars.ContextVar("variable", default=0)
+def test_what_user_code_sets_in_the_context_of_a_trial_reaches_its_objective_only():
+    variable = contextvars.ContextVar("variable", default=None)
     seen = []
+
+    class Noting:
+        def __post_init__(self):
+            variable.set(self)
+
+    @dataclasses.dataclass
+    class Adam(Noting):
+        lr: Float(0, 1)
+
+    @dataclasses.dataclass
+    class Sgd:
+        lr: Float(0, 1)
+
+    class Number:
+        def __float__(self):
+            variable.set("the result")
+            return 0.5
+
+    def objective(model: Adam | Sgd):
+        seen.append((model, variable.get()))
+        return Number()
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    Optimizer(objective, 3, 60, study, progress=False).run_sync()
+    assert {type(model) for model, _ in seen} == {Adam, Sgd}
+    assert all(found is (model if isinstance(model, Adam) else None) for model, found in seen)
+    assert states(study) == {"COMPLETE": 60}
+
+
+def test_each_coroutine_of_a_sync_function_has_a_task_and_a_context_of_its_own():
+    variable = contextvars.ContextVar("variable", default=0)
+    seen, tasks = [], []
 
     async def compute(x):
         seen.append(variable.get())
         variable.set(variable.get() + 1)
+        tasks.append(asyncio.current_task())
         return x
 
     def objective(x: Float(0, 1)):
@@ -1122,5 +1156,33 @@ def test_what_a_coroutine_of_a_sync_function_sets_in_its_context_does_not_reach_
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     Optimizer(objective, 3, 60, study, progress=False).run_sync()
     assert set(seen) == {0}
-    assert len(seen) > 5
-    assert len(study.trials) == 60
+    assert len(set(tasks)) == len(seen) > 5
+    assert states(study) == {"COMPLETE": 60}
+
+
+def test_the_event_loop_goes_on_while_a_class_refuses_all_points():
+    @dataclasses.dataclass
+    class Refusing:
+        x: Float(0, 1)
+
+        def __post_init__(self):
+            raise ValueError
+
+    def objective(refusing: Refusing) -> float:
+        raise NotImplementedError
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+
+    async def main():
+        search = asyncio.ensure_future(
+            Optimizer(objective, 2, 500, study, progress=False, max_consecutive_failures=None)()
+        )
+        while len(study.trials) < 10:
+            await asyncio.sleep(0)
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    asyncio.run(main())
+    assert len(study.trials) < 50
+    assert set(states(study)) == {"FAIL"}
