@@ -161,7 +161,8 @@ class Options(CheckedOptions):
     callback ends the search."""
 
     initial_points: Annotated[Sequence[Mapping[str, Any]] | None, check.initial_points] = None
-    """The parameters of the first trials, a dict for each. Parameters that a dict leaves out are sampled."""
+    """The parameters of the first trials, a dict for each. Parameters that a dict leaves out are sampled. A dict may
+    hold whole arguments, such as an object of a class with searched fields: it may be what `train.best` returns."""
 
     warm_start: Annotated[WarmStart | None, check.optional(check.warm_start)] = None
     """An earlier study, or a storage with earlier studies, or a list of such. Their complete and pruned trials that fit

@@ -7,6 +7,7 @@ from typing import Any
 from optuna_flyte_dsl._text import did_you_mean, nearest, shown
 from optuna_flyte_dsl.errors import ArgumentError, EmptySpaceError, OutOfRangeError
 from optuna_flyte_dsl.space.annotations import is_of_type, listed
+from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.markers import Category, Suggestion
 
 _SUGGESTIONS = {
@@ -102,6 +103,32 @@ def out_of_range_in_point(objective: str, name: str, marker: Suggestion, value: 
     return OutOfRangeError(
         f"`{objective}`: `{name}` of an initial point must lie within {shown(marker)}, but got {shown(value)}."
         f"{_choice_meant(marker, value)} {cure}."
+    )
+
+
+def unlike_in_point(
+    objective: str, name: str, marker: Suggestion | None, paths: Collection[str], value: Any
+) -> OutOfRangeError:
+    """Return the error for an argument of an initial point that no trial can get.
+
+    Args:
+        marker: The marker of the choice, if the argument is one of several; else `None`.
+        paths: The paths of what is searched inside of the argument.
+    """
+    if isinstance(marker, Category) and (isinstance(value, str | type) or not paths):
+        return out_of_range_in_point(objective, name, marker, value)
+    choices = f", one of {listed(list(map(str, marker.choices)))}" if isinstance(marker, Category) else ""
+    return OutOfRangeError(
+        f"`{objective}`: `{name}` of an initial point must be an argument that a trial can get{choices}, but got "
+        f"{shown(value)}. Give another one, or its values by their paths: {listed(paths)}."
+    )
+
+
+def inactive_in_point(objective: str, name: str, value: Any, condition: Condition) -> OutOfRangeError:
+    """Return the error for a value of an initial point whose parameter is not active in a trial with that point."""
+    return OutOfRangeError(
+        f"`{objective}`: `{name}` of an initial point got {shown(value)}, but is searched only in trials with "
+        f"{condition.in_words()}. Leave it out of the point, or at its default."
     )
 
 

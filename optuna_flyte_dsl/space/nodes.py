@@ -23,6 +23,10 @@ class Unlike(Exception):  # noqa: N818 - no user sees it
     """Raised when an argument does not have the shape of a node."""
 
 
+class InactiveGiven(Unlike):
+    """Raised when an argument has another value than the default for an inactive node: its name, value, condition."""
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class Reading:
     """What reading the arguments of a trial has found.
@@ -31,9 +35,11 @@ class Reading:
         values: The values that were read, by the names of their nodes.
         later: The nodes whose condition depends on values that are read after them, with their arguments.
         is_strict: Whether a value that is not searched must be the one that the node has.
+        is_partial: Whether parameters may be left out. A dict of some fields then stands for an object of a class.
     """
 
     is_strict: bool
+    is_partial: bool = False
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     later: list[tuple[Conditional, Any]] = dataclasses.field(default_factory=list)
 
@@ -51,10 +57,11 @@ class Reading:
                 if not any(node.condition.names & names for other, names in enumerate(left) if other != index)
             )
             node, value = self.later.pop(index)
-            if node.condition.holds(self.values):
+            holds = node.condition.holds(self.values)
+            if holds or (holds is None and self.is_partial):
                 node.node.read(value, self)
             elif self.is_strict and not (isinstance(node.otherwise, MadeAnew) or same(node.otherwise, value)):
-                raise Unlike
+                raise InactiveGiven(node.name, value, node.condition)
 
 
 @record
@@ -219,6 +226,12 @@ class Record(Node):
             ) from error
 
     def read(self, value: Any, reading: Reading) -> None:
+        if reading.is_partial and isinstance(value, Mapping):
+            if not value.keys() <= {*self.fields, *self.defaults}:
+                raise Unlike
+            for field, part in value.items():
+                (self.fields.get(field) or self.defaults[field]).read(part, reading)
+            return
         if not self.type.is_instance(value):
             raise Unlike
         found = self.type.values_of(value)

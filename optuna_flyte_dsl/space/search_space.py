@@ -19,6 +19,7 @@ from optuna_flyte_dsl.space import argument_errors, conversion, domain
 from optuna_flyte_dsl.space.annotations import listed
 from optuna_flyte_dsl.space.declared_space import DeclaredSpace
 from optuna_flyte_dsl.space.markers import Suggestion
+from optuna_flyte_dsl.space.nodes import InactiveGiven, Unlike
 
 
 class SearchSpace(DeclaredSpace):
@@ -213,15 +214,26 @@ class SearchSpace(DeclaredSpace):
         """Return an initial point with its values in the types that a trial would get; see `conversion.convert`.
 
         Args:
-            point: Values of some searched parameters, such as `{"lr": 0.1}`.
+            point: Values of some searched parameters, such as `{"lr": 0.1}`; or whole arguments, such as an object of a
+                class with searched fields, or a dict of some of its fields.
 
         Raises:
             ArgumentError: If the point names a parameter that the search does not have.
             OutOfRangeError: If a value lies outside its marker.
         """
         markers = self._markers
+        try:
+            by_path = self._tree.by_path(point)
+        except InactiveGiven as inactive:
+            raise argument_errors.inactive_in_point(self.name, *inactive.args) from None
+        except Unlike as unlike:
+            (name,) = unlike.args
+            inside = [each for each in markers if each.startswith(f"{name}.")]
+            if name not in markers and not inside:
+                raise argument_errors.unknown_in_point(self.name, name, markers, is_parameter=True) from None
+            raise argument_errors.unlike_in_point(self.name, name, markers.get(name), inside, point[name]) from None
         converted = {}
-        for name, given in point.items():
+        for name, given in by_path.items():
             if name not in markers:
                 raise argument_errors.unknown_in_point(self.name, name, markers, is_parameter=True)
             value = domain.named(markers[name], given)

@@ -183,6 +183,36 @@ class ArgumentTree:
             return None
         return {name: value for name, value in reading.values.items() if name in self.parameters}
 
+    def by_path(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an initial point with what is searched inside of an argument by its path.
+
+        Args:
+            point: Values by path, or whole arguments: an object of a class, a dict of some of its fields, a container.
+                An argument that is not searched, but has the value that each trial gets, is left out.
+
+        Raises:
+            Unlike: If an argument cannot be that of a trial. The error's only argument is the name.
+            InactiveGiven: If an argument has a value for a parameter that is not active.
+        """
+        reading = Reading(is_strict=True, is_partial=True)
+        whole: dict[str, Node] = {}
+        for name, value in point.items():
+            node = self.nodes.get(name)
+            marker = self.parameters[name].marker if name in self.parameters else None
+            is_value = marker is not None and domain.contains(marker, domain.named(marker, value))
+            if is_value or node is None or isinstance(node, Searched):
+                reading.values[name] = value
+            else:
+                whole[name] = node
+        for name, node in whole.items():
+            try:
+                node.read(point[name], reading)
+            except Unlike:
+                raise Unlike(name) from None
+        reading.settle()
+        named = point.keys() - whole.keys()
+        return {name: value for name, value in reading.values.items() if name in self.parameters or name in named}
+
     def contains(self, kwargs: Mapping[str, Any]) -> bool:
         """Return whether keyword arguments can be those of a trial."""
         values = self.read(kwargs, is_strict=True) if kwargs.keys() == self.nodes.keys() else None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, Optional
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -26,8 +26,10 @@ from optuna_flyte_dsl import (
     InvalidMarkerError,
     OutOfRangeError,
     SearchSpace,
+    When,
     suggest,
 )
+from optuna_flyte_dsl.testing import strategies
 from tests.support import spaces
 
 OPTUNA = optuna.samplers.RandomSampler
@@ -467,6 +469,101 @@ def test_a_fixed_array_is_compared_by_identity():
 
 def test_points_are_converted_as_their_markers_say():
     assert repr(SPACE.convert_point({"depth": np.int64(3), "lr": 0.1})) == "{'depth': 3, 'lr': 0.1}"
+
+
+@settings(deadline=None)
+@given(strategies.spaces(), st.integers(0, 2**32 - 1))
+def test_the_arguments_of_a_trial_are_the_initial_point_of_an_equal_trial(space, seed):
+    study = optuna.create_study(sampler=OPTUNA(seed=seed))
+    trial = study.ask()
+    arguments = space.suggest(trial)
+    assert space.convert_point(arguments) == trial.params
+    study.enqueue_trial(space.convert_point(arguments))
+    assert space.contains(space.suggest(repeated := study.ask()))
+    assert repeated.params == trial.params
+
+
+@dataclasses.dataclass
+class Ridge:
+    alpha: Float(0.1, 10)
+    n_jobs: int = 1
+
+
+@dataclasses.dataclass
+class Boosting:
+    depth: Integer(1, 9)
+    lr: Annotated[float, Float(0.01, 1), When("depth", gt=3)] = 5.0
+
+
+class TestPointsWithWholeArguments:
+    def of_choice(model: Ridge | Boosting, folds: int = 3) -> float:
+        raise NotImplementedError
+
+    def of_class(config: Boosting, sizes: Integer(1, 9) * 2) -> float:
+        raise NotImplementedError
+
+    choice, of_class = SearchSpace.of(of_choice), SearchSpace.of(of_class)
+
+    @pytest.mark.parametrize(
+        ("point", "stored"),
+        [
+            ({"model": Ridge(2)}, {"model": "Ridge", "model.Ridge.alpha": 2.0}),
+            (
+                {"model": Boosting(4, 0.5), "folds": 3},
+                {"model": "Boosting", "model.Boosting.depth": 4, "model.Boosting.lr": 0.5},
+            ),
+            ({"model": Boosting(2)}, {"model": "Boosting", "model.Boosting.depth": 2}),  # `lr` is not active
+            ({"model": Ridge, "model.Ridge.alpha": 2}, {"model": "Ridge", "model.Ridge.alpha": 2.0}),
+        ],
+    )
+    def test_an_object_of_one_of_several_classes(self, point, stored):
+        assert self.choice.convert_point(point) == stored
+
+    @pytest.mark.parametrize(
+        ("point", "stored"),
+        [
+            ({"config": Boosting(4, 0.5)}, {"config.depth": 4, "config.lr": 0.5}),
+            ({"config": {"depth": 4}}, {"config.depth": 4}),
+            ({"config": {"lr": 0.5}}, {"config.lr": 0.5}),  # `depth` is sampled
+            ({"config": {}}, {}),
+            ({"config.depth": 4, "sizes": [1, 2]}, {"config.depth": 4, "sizes.0": 1, "sizes.1": 2}),
+        ],
+    )
+    def test_an_object_or_some_fields_of_a_class(self, point, stored):
+        assert self.of_class.convert_point(point) == stored
+
+    @pytest.mark.parametrize(
+        ("point", "message"),
+        [
+            ({"model": Ridge(99)}, r"`model` of an initial .*, one of `Ridge`, `Boosting`, but .*`model.Ridge.alpha`"),
+            ({"model": Ridge(1, n_jobs=2)}, "`model` of an initial point must be an argument that a trial can get"),
+            ({"model": {"Ridge": {"alpha": 1}}}, r"but got \{'Ridge': \{'alpha': 1\}\}. Give another one"),
+            ({"model": "Rigde"}, r"must lie within Category\(\['Ridge', 'Boosting'\]\), .*Did you mean 'Ridge'"),
+            ({"model": Boosting(2, lr=0.5)}, "`model.Boosting.lr` .* got 0.5, but is searched only in trials with"),
+        ],
+    )
+    def test_what_no_trial_gets_for_a_choice_is_refused(self, point, message):
+        with pytest.raises(OutOfRangeError, match=message):
+            self.choice.convert_point(point)
+
+    @pytest.mark.parametrize(
+        ("point", "message"),
+        [
+            ({"config": {"depth": 99}}, r"`config.depth` of an initial point must lie within Integer\(1, 9\)"),
+            ({"config": {"deth": 4}}, r"`config` of an initial .*\{'deth': 4\}.* paths: `config.depth`, `config.lr`"),
+            ({"config": 4}, "`config` of an initial point must be an argument"),
+            ({"config": Boosting(2, lr=0.5)}, "`config.lr` .* is searched only in trials with config.depth > 3"),
+            ({"sizes": [1, 2, 3]}, r"`sizes` of an initial point .*`sizes.0`, `sizes.1`"),
+            ({"sizes": [1, 20]}, "`sizes.1` of an initial point must lie within"),
+        ],
+    )
+    def test_what_no_trial_gets_for_a_class_or_a_list_is_refused(self, point, message):
+        with pytest.raises(OutOfRangeError, match=message):
+            self.of_class.convert_point(point)
+
+    def test_another_value_of_what_is_not_searched_is_refused(self):
+        with pytest.raises(ArgumentError, match="does not search `folds`, named in an initial point"):
+            self.choice.convert_point({"folds": 4})
 
 
 def test_points_are_checked_by_name():
