@@ -57,11 +57,18 @@ class Threads:
     Args:
         limit: The largest number of threads. With `None` there is no limit: a job for which no thread is idle gets a
             new one. With 1, jobs run in the order in which they were started.
+        at_start: Called in each thread when it starts.
         at_exit: Called in each thread when it ends, with the thread's name.
     """
 
-    def __init__(self, limit: int | None = None, at_exit: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int | None = None,
+        at_start: Callable[[], None] | None = None,
+        at_exit: Callable[[str], None] | None = None,
+    ) -> None:
         self._limit = limit
+        self._at_start = at_start
         self._at_exit = at_exit
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -107,7 +114,18 @@ class Threads:
         return future
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
-        """Run a function in a thread, under a copy of the caller's context variables, and wait for its result."""
+        """Run a function in a thread, under a copy of the caller's context variables, and wait for its result.
+
+        Raises:
+            StillRunningError: If the function runs for longer than so many seconds.
+        """
+        future = self.start(function)
+        if concurrent.futures.wait([future], seconds).not_done:
+            raise StillRunningError
+        return future.result()
+
+    def start(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
+        """Start a function in a thread, under a copy of the caller's context variables."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         context = contextvars.copy_context()
 
@@ -119,9 +137,7 @@ class Threads:
             return functools.partial(future.set_result, value)
 
         self._add(job)
-        if concurrent.futures.wait([future], seconds).not_done:
-            raise StillRunningError
-        return future.result()
+        return future
 
     def _add(self, job: _Job) -> None:
         with self._lock:
@@ -163,6 +179,8 @@ class Threads:
         thread = threading.current_thread()
         _this_thread.is_own = True
         try:
+            if self._at_start is not None:
+                self._at_start()
             while (job := self._jobs.get()) is not None:
                 with self._lock:
                     self._busy.add(thread)

@@ -443,7 +443,7 @@ def test_the_cache_of_literals_is_where_it_was():
 
 
 def test_the_event_loop_of_a_thread_can_be_replaced_and_stopped():
-    runner = flytekit_names.new_runner()
+    runner = asyn._TaskRunner()
 
     async def one():
         return 1

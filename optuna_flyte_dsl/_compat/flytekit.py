@@ -17,7 +17,7 @@ from flytekit.core.context_manager import FlyteContextManager
 from flytekit.core.python_function_task import PythonFunctionTask
 from flytekit.core.type_engine import TypeEngine
 from flytekit.tools import script_mode
-from flytekit.utils.asyn import _TaskRunner, loop_manager
+from flytekit.utils.asyn import loop_manager
 
 # Tasks and workflows.
 
@@ -161,11 +161,6 @@ def runner_of(thread_name: str) -> Any:
 def set_runner(thread_name: str, runner: Any) -> None:
     """Make flytekit use another runner of coroutines for a thread."""
     loop_manager._runner_map[_runner_key(thread_name)] = runner
-
-
-def new_runner() -> Any:
-    """Return a new runner of coroutines of flytekit's own class, with a thread of its own."""
-    return _TaskRunner()
 
 
 def pop_runners(thread_name: str) -> list[Any]:

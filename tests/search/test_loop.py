@@ -212,7 +212,7 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     (line,) = warned()  # those that fail in the same way are counted
     assert re.fullmatch(
         r"Trial [135] of `declared` failed: RuntimeError: boom and more "
-        r"\(test_loop.py:205, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
+        r"\(test_loop.py:206, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
         line,
     )
 

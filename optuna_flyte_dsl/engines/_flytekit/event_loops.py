@@ -1,7 +1,8 @@
 """Runs flytekit's coroutines in the thread that waits for them, and closes the event loops that flytekit has made.
 
 By itself, flytekit runs the coroutines of each thread in the event loop of a second thread. Flytekit never ends the
-second thread. Each call in a new thread switches threads three times, and leaves a thread and an event loop behind.
+second thread. Each call in a new thread switches threads three times, and leaves a thread and an event loop behind. A
+SystemExit or a KeyboardInterrupt in such an event loop ends the second thread, and the first one waits for ever.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from optuna_flyte_dsl._compat import flytekit as compat
+from optuna_flyte_dsl._threads import Threads, in_event_loop
 
 
 class _OwnLoop:
@@ -17,20 +19,24 @@ class _OwnLoop:
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._nested: Any = None
+        self._nested: Threads | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        loop = self._runner.get_loop()
-        if not loop.is_running():
-            return loop.run_until_complete(coroutine)
+        if not in_event_loop():
+            return self._runner.get_loop().run_until_complete(coroutine)
         # A coroutine has called a sync function, which waits for another coroutine.
-        self._nested = self._nested or compat.new_runner()
-        return self._nested.run(coroutine)
+        self._nested = self._nested or threads_with_own_loops(limit=1)
+        return self._nested.start(lambda: compat.runner_of(threading.current_thread().name).run(coroutine)).result()
 
     def close(self) -> None:
         if self._nested is not None:
-            compat.stop_runner(self._nested)
+            self._runner.run(self._nested.close())
         self._runner.close()
+
+
+def threads_with_own_loops(limit: int | None = None) -> Threads:
+    """Return threads in which flytekit runs coroutines in the calling thread itself."""
+    return Threads(limit, at_start=use_own_loop, at_exit=close_loops)
 
 
 def use_own_loop() -> None:

@@ -9,8 +9,7 @@ from flytekit.core.context_manager import ExecutionState, FlyteContextManager, f
 from flytekit.core.promise import async_flyte_entity_call_handler
 from optuna import TrialPruned
 
-from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines._flytekit.event_loops import threads_with_own_loops
 from optuna_flyte_dsl.engines._flytekit.input_check import refused_argument
 from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
@@ -34,7 +33,7 @@ class FlytekitRunner:
         target = objective.target
         self._observed = observing_outputs(target, _note_returned) if isinstance(target, PythonTask) else None
         self._checked_arguments = False
-        self._threads = Threads(at_exit=close_loops)
+        self._threads = threads_with_own_loops()
         self._functions = FunctionRunner(objective, self._threads)
         FlyteContextManager.current_context()  # makes the context stack of a new thread
         self._stack = list(flyte_context_Var.get())

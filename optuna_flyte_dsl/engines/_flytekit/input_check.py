@@ -8,7 +8,6 @@ from flytekit.core.type_engine import TypeEngine
 
 from optuna_flyte_dsl._foreign_errors import is_blob_store_outage
 from optuna_flyte_dsl._text import shown, text_of
-from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.errors import FixedArgumentError
 
 
@@ -28,7 +27,6 @@ def refused_argument(
     interface, types = getattr(entity, "interface", None), getattr(entity, "python_interface", None)
     if interface is None or types is None:
         return None
-    use_own_loop()
     context = FlyteContextManager.current_context()
     for argument, value in arguments.items():
         if argument in searched or argument not in types.inputs:

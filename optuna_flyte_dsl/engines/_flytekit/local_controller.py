@@ -18,7 +18,6 @@ from flytekit.core.reference_entity import ReferenceEntity
 
 from optuna_flyte_dsl._compat import flytekit as compat
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.engines._flytekit.literal_cache import lock_literal_cache
 from optuna_flyte_dsl.engines._flytekit.plain_call import PlainCall, plain_call
 from optuna_flyte_dsl.engines._flytekit.sandbox import CallParameters
@@ -56,7 +55,6 @@ class LocalController:
             call.over = True
 
     def _run(self, entity: Any, input_kwargs: dict[str, Any], call: EntityCall) -> Any:
-        use_own_loop()
         context = self._context.with_worker_queue(call).build()  # type: ignore[arg-type]
         flyte_context_Var.set([context])
         plain = self._plain_call(entity)

@@ -25,7 +25,6 @@ from optuna_flyte_dsl._compat.flytekit import with_element_task
 from optuna_flyte_dsl._proxy import Proxy
 from optuna_flyte_dsl._threads import StillRunningError, Threads
 from optuna_flyte_dsl.engines._flytekit.entities import entity_name
-from optuna_flyte_dsl.engines._flytekit.event_loops import use_own_loop
 from optuna_flyte_dsl.engines._flytekit.sandbox import current_sandboxes
 from optuna_flyte_dsl.engines.functions import warn_of_running_thread
 from optuna_flyte_dsl.errors import TrialTimeoutError
@@ -85,7 +84,6 @@ class EntityCall:
         attempt = EntityCall(self.threads, self)
 
         def job() -> T:
-            use_own_loop()
             flyte_context_Var.set(list(flyte_context_Var.get()))
             with current_sandboxes():
                 return run(attempt)

@@ -669,3 +669,89 @@ def test_searches_over_a_cached_task_do_not_open_ever_more_files():
 @fl.task(cache=True, cache_version="1")
 def remembered(x: int) -> float:
     return float(x)
+
+
+@fl.task
+def returns_x(x: float) -> float:
+    return x
+
+
+@fl.task
+def exits(x: float) -> float:
+    if x >= 0:
+        raise SystemExit(3)
+    return x
+
+
+@fl.task
+def calls_a_task_in_a_loop_of_its_own(x: Float(0, 1)) -> float:
+    async def main():
+        return returns_x(x=x)
+
+    return asyncio.run(main())
+
+
+def function_calls_a_task(x: Float(0, 1)) -> float:
+    return returns_x(x=x)
+
+
+def function_calls_a_task_in_a_loop_of_its_own(x: Float(0, 1)) -> float:
+    async def main():
+        return returns_x(x=x)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [calls_a_task_in_a_loop_of_its_own, function_calls_a_task, function_calls_a_task_in_a_loop_of_its_own],
+    ids=lambda objective: getattr(objective, "name", getattr(objective, "__name__", "")),
+)
+def test_a_task_may_be_called_inside_of_an_event_loop(objective):
+    study = Optimizer(objective, 2, 8, progress=False).run_sync()
+    assert [trial.value for trial in study.trials] == [trial.params["x"] for trial in study.trials]
+    assert own_threads() == set()
+
+
+@fl.eager
+async def eager_awaits_what_exits(x: Float(0, 1)) -> float:
+    return await exits(x=x)
+
+
+@fl.eager
+async def eager_gathers_what_exits(x: Float(0, 1)) -> float:
+    return sum(await asyncio.gather(exits(x=x), returns_x(x=x)))
+
+
+@fl.dynamic
+def dynamic_calls_what_exits(x: Float(0, 1)) -> float:
+    return exits(x=x)
+
+
+@fl.workflow
+def workflow_of_what_exits(x: Float(0, 1)) -> float:
+    return exits(x=x)
+
+
+def function_calls_what_exits(x: Float(0, 1)) -> float:
+    return exits(x=x)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        exits,
+        eager_awaits_what_exits,
+        eager_gathers_what_exits,
+        dynamic_calls_what_exits,
+        workflow_of_what_exits,
+        function_calls_what_exits,
+    ],
+    ids=lambda objective: getattr(objective, "name", getattr(objective, "__name__", "")).rpartition(".")[2],
+)
+def test_a_task_that_exits_ends_the_search_wherever_it_was_called(objective):
+    given = {"x": Float(0, 1)} if objective is exits else {}
+    study = optuna.create_study()
+    with pytest.raises(SystemExit):
+        Optimizer(objective, 2, 8, study, progress=False).run_sync(**given)
+    assert {trial.state.name for trial in study.trials} == {"FAIL"}

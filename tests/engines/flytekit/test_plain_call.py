@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from optuna_flyte_dsl import Category, Constraint, Float, Integer, Maximize, Minimize, Optimizer, When
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.engines._flytekit import local_controller
-from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops, use_own_loop
 from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.plain_call import plain_call
 from optuna_flyte_dsl.engines._flytekit.sandbox import sandboxes_of_attempt
@@ -142,7 +142,7 @@ class Watched(Threads):
     """Threads that note how many contexts a call leaves behind."""
 
     def __init__(self):
-        super().__init__(at_exit=close_loops)
+        super().__init__(at_start=use_own_loop, at_exit=close_loops)
         self.left = []
 
     def run(self, function, *args):

@@ -35,7 +35,7 @@ from optuna_flyte_dsl.engines._flytekit.cluster.poller import Poller
 from optuna_flyte_dsl.engines._flytekit.cluster.registry import Launchable, Registry
 from optuna_flyte_dsl.engines._flytekit.cluster.search_address import search_address
 from optuna_flyte_dsl.engines._flytekit.cluster.traffic import Traffic
-from optuna_flyte_dsl.engines._flytekit.event_loops import close_loops
+from optuna_flyte_dsl.engines._flytekit.event_loops import threads_with_own_loops
 from optuna_flyte_dsl.engines.remote_trial.handle import TOKEN_ENV, TrialHandle
 from optuna_flyte_dsl.engines.remote_trial.server import TrialServer
 from optuna_flyte_dsl.errors import ClusterUnavailableError, RefusedError
@@ -86,7 +86,7 @@ class Launcher:
         self._left = False
         self._is_succeeded, self._next_check = False, 0.0
         self._server: TrialServer | None = None
-        self.workers: Threads = Threads(limit=options.launches_at_once, at_exit=close_loops)
+        self.workers: Threads = threads_with_own_loops(options.launches_at_once)
         self.terminators: Threads = Threads(limit=_TERMINATIONS_AT_ONCE)
         state = context.execution_state or context.new_execution_state()
         eager = state.with_params(mode=ExecutionState.Mode.EAGER_EXECUTION)
