@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import enqueued_params, storage_of, stored_trial, tell, trial_id
+from optuna_flyte_dsl._compat.optuna import enqueued_params, storage_of, stored_trial, tell, trial_id, trials_to_read
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
 from optuna_flyte_dsl.errors import RefusedPointError, SearchRunningError, StorageUnavailableError
@@ -84,7 +84,7 @@ class AskTell:
         self.study = view_of(
             study,
             stop=lambda: self.on_stop(),
-            announce=self._note_stored,
+            announce=functools.partial(setattr, self, "_stored"),
             patience=lambda: max(0.0, self._sampler_until - time.monotonic()),
             storage=storage,
             pruner=NopPruner() if options.deterministic else None,  # pruning depends on time
@@ -138,9 +138,6 @@ class AskTell:
             for point in points:
                 self.study.enqueue_trial(dict(point), skip_if_exists=True)
 
-    def _note_stored(self, number: int) -> None:
-        self._stored = number
-
     def ask(self) -> AskedTrial | AskLater | None:
         """Ask for the next trial.
 
@@ -149,6 +146,7 @@ class AskTell:
         """
         if self.stopped:
             return None
+        n_before = len(trials_to_read(self.study)) if self.is_quick else 0
         try:
             if self.storage is None or self.options.deterministic:  # which looks for other searches again and again
                 return self._ask()
@@ -156,6 +154,8 @@ class AskTell:
                 return self._ask()
         except BaseException:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
+            if self.is_quick:  # in the event loop, where an interrupt may come between any two steps
+                self._open.add_running(n_before)
             raise
 
     def _ask(self) -> AskedTrial | AskLater | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_flyte_dsl._compat.optuna import trial_id
+from optuna_flyte_dsl._compat.optuna import stored_trial, trial_id, trials_to_read
 from optuna_flyte_dsl._foreign_errors import is_storage_outage
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._pauses import pauses
@@ -53,6 +53,12 @@ class OpenTrials:
     def add(self, trial: Trial) -> None:
         """Note that a trial was asked for."""
         self._trials[trial.number] = trial
+
+    def add_running(self, first: int) -> None:
+        """Note the running trials, from a number on, that an interrupted ask has stored and not returned."""
+        for trial in list(trials_to_read(self._study))[first:]:
+            if trial.state is TrialState.RUNNING and trial.number not in self._trials:
+                self.add(stored_trial(self._study, trial_id(trial)))
 
     def keep(self, number: int, outcome: Outcome) -> None:
         """Keep the outcome of a trial until the trial is removed."""

@@ -1186,3 +1186,25 @@ def test_the_event_loop_goes_on_while_a_class_refuses_all_points():
     asyncio.run(main())
     assert len(study.trials) < 50
     assert set(states(study)) == {"FAIL"}
+
+
+@pytest.mark.parametrize("method", ["create_new_trial", "get_trial", "set_trial_param", "set_trial_state_values"])
+def test_an_interrupt_of_a_quick_ask_leaves_no_trial_running(method, monkeypatch):
+    original, calls = getattr(InMemoryStorage, method), []
+
+    def interrupted(self, *args, **kwargs):
+        returned = original(self, *args, **kwargs)
+        calls.append(method)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return returned
+
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    monkeypatch.setattr(InMemoryStorage, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Optimizer(objective, 3, 100, study, progress=False).run_sync()
+    assert states(study).keys() <= {"COMPLETE", "FAIL"}
+    assert len(study.trials) < 25
