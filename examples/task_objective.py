@@ -1,7 +1,8 @@
 """The second example of flytekitplugins.optuna's documentation: an objective that is a Flyte task.
 
-Two things differ from that documentation. The workflow is an `@fl.eager`, because flytekit refuses an async
-`@workflow`. Markers declare the search space of `x` and `y`, which the plugin's example leaves open.
+Three things differ from that documentation. The workflow is an `@fl.eager`, because flytekit refuses an async
+`@workflow`. Markers declare the search space of `x` and `y`, which the plugin's example leaves open. The option of
+`pyflyte run` is `--x_offset`, as the parameter is called.
 
     pyflyte run examples/task_objective.py optuna_workflow --x_offset 2.0
     python examples/task_objective.py

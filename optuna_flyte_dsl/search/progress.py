@@ -51,7 +51,9 @@ class Tally:
         """What becomes of the study of an interrupted search: the end of a sentence."""
         if not self.is_kept:
             return ", which is in memory, and ends with this process. To keep a study, give `storage`."
-        return ". Run it again to continue." if self.resumes else "."
+        if self.resumes:
+            return ". Run it again to continue."
+        return ". To be able to continue a search, give `resume=True`."
 
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
@@ -122,7 +124,11 @@ class Reporter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         tally = self._tally
-        if tally.finished and kind is not None and not issubclass(kind, Exception):
+        is_interrupted = kind is not None and not issubclass(kind, Exception)
+        if is_interrupted and not tally.finished:
+            again = " Run it again to continue." if tally.resumes else ""
+            logger.warning("`%s` was interrupted before one of its trials had finished.%s", tally.name, again)
+        elif is_interrupted:
             logger.warning(
                 "`%s` was interrupted when %d of %d trials had finished. They are in its study%s",
                 tally.name,
@@ -134,7 +140,10 @@ class Reporter:
             reason = one_line(tally.first_reason)
             logger.warning("All %d trials of `%s` failed; the first: %s", tally.failed, tally.name, reason)
         if (display := self._display) is not None:
-            self._try(lambda: display.close(self._tally, ran=tally.finished > self._before))
+            event = "interrupted" if is_interrupted else "search over"
+            if tally.finished == self._before:
+                event = "no trial was run" if tally.finished >= tally.n_trials else "no trial has ended"
+            self._try(lambda: display.close(tally, event))
 
     def count_again(self, finished: Iterable[FrozenTrial]) -> None:
         """Count all finished trials of the study anew: other processes may have run some of them."""
@@ -192,7 +201,7 @@ class Bar:
         """Show the tally after a trial."""
         self._progress.update(self._task, completed=tally.finished, state=tally.describe())
 
-    def close(self, tally: Tally, *, ran: bool = True) -> None:  # noqa: ARG002 - the bar is full from its beginning
+    def close(self, tally: Tally, event: str) -> None:  # noqa: ARG002 - the bar shows how far the search has come
         """Show the last tally and free the terminal."""
         try:
             self.show(tally)
@@ -218,16 +227,11 @@ class Lines:
             self._next = time.monotonic() + pauses.progress_line
             self._log("", tally)
 
-    def close(self, tally: Tally, *, ran: bool = True) -> None:
-        """Log the last tally.
-
-        Args:
-            ran: Whether the search has run a trial.
-        """
+    def close(self, tally: Tally, event: str) -> None:
+        """Log the last tally, and with what event the search has ended."""
         chosen = [f"{name} {count}" for name, count in tally.samplers.items()]
         samplers = f"samplers: {', '.join(chosen)}" if len(chosen) > 1 else ""
-        nothing = "no trial was run, " if tally.finished >= tally.n_trials else "no trial has ended, "
-        self._log("search over, " if ran else nothing, tally, samplers)
+        self._log(f"{event}, ", tally, samplers)
 
     def _log(self, event: str, tally: Tally, samplers: str = "") -> None:
         state = tally.describe()

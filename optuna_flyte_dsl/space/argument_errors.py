@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from optuna.distributions import BaseDistribution
+
 from optuna_flyte_dsl._text import did_you_mean, nearest, shown
 from optuna_flyte_dsl.errors import ArgumentError, EmptySpaceError, OutOfRangeError
 from optuna_flyte_dsl.space.annotations import is_of_type, listed
@@ -58,8 +60,9 @@ def missing_values(objective: str, missing: Mapping[str, Any]) -> ArgumentError:
             f"`{objective}` needs a value for `self`: it is a method. Decorate a function that is no method, and pass "
             "what it needs as an argument."
         )
-    example = _SUGGESTIONS.get(base)
-    cure = f", or a suggestion, `{first}={example}`; or give the parameter a default or a marker" if example else ""
+    cure, example = "", _SUGGESTIONS.get(base)
+    if example is not None:
+        cure = f", or a suggestion, `{_as_argument(first, example)}`; or give the parameter a default or a marker"
     return ArgumentError(f"`{objective}` needs a value for {listed(missing)}. Give a value at the call{cure}.")
 
 
@@ -85,9 +88,12 @@ def out_of_range(objective: str, name: str, marker: Suggestion, base: Any, value
     """Return the error for a fixed value that lies outside its parameter's marker."""
     cure = "Give another value"
     if isinstance(value, list | tuple | set):
-        cure = f"To search other values, give a suggestion, `{name}=suggest.category([...])`"
+        cure = f"To search other values, give a suggestion, `{_as_argument(name, 'suggest.category([...])')}`"
+    elif isinstance(value, BaseDistribution | range):
+        example = _SUGGESTIONS.get(base, "suggest.float(0, 1)")
+        cure = f"To search other values, give a suggestion, `{_as_argument(name, example)}`"
     elif is_of_type(base, value):
-        cure += f", or `{name}=Fixed({shown(value)})` to pass it all the same"
+        cure += f", or `{_as_argument(name, f'Fixed({shown(value)})')}` to pass it all the same"
     kind = f", of type {type(value).__name__}" if not is_of_type(base, value) else ""
     return OutOfRangeError(
         f"`{objective}`: `{name}` must lie within its marker {shown(marker)}, but got {shown(value)}{kind}."
@@ -138,6 +144,11 @@ def not_carried(objective: str, name: str, marker: Suggestion | None, value: Any
         f"`{objective}`: `{name}` must be one of the choices of {shown(marker)}, because Flyte carries them by their "
         f"names, but got {shown(value)}. Add it to the choices of the signature."
     )
+
+
+def _as_argument(name: str, value: str) -> str:
+    """Return an argument of a call as Python code: a path is no name."""
+    return f"{name}={value}" if name.isidentifier() else f"**{{{name!r}: {value}}}"
 
 
 def _choice_meant(marker: Suggestion, value: Any) -> str:

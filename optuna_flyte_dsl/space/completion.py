@@ -77,10 +77,11 @@ def _with_bounds(where: str, marker: Float | Integer, constraints: list[Any]) ->
     kind = type(marker).__name__
     missing = [name for name, bound in (("low", low), ("high", high)) if bound is None]
     if missing:
+        first, last = (low, low + 1) if low is not None else (0, 1) if high is None else (high - 1, high)
         raise InvalidAnnotationError(
             f"{where}: `{marker!r}` lacks {' and '.join(f'`{name}`' for name in missing)}, and no constraint beside it "
-            f"has {'it' if len(missing) == 1 else 'them'}. Write `{kind}(0, 1)`, or "
-            f"`Annotated[{'float' if kind == 'Float' else 'int'}, Ge(0), Le(1), {kind}()]`."
+            f"has {'it' if len(missing) == 1 else 'them'}. Write `{kind}({first}, {last})`, or "
+            f"`Annotated[{'float' if kind == 'Float' else 'int'}, Ge({first}), Le({last}), {kind}()]`."
         )
     if step is not None and not marker.log and marker.step in (None, 1):
         exact = [Fraction(str(number)) for number in (low, high, step)]

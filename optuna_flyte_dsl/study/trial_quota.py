@@ -81,7 +81,9 @@ class Quota:
         if lives[Life.DEAD]:  # their retries are enqueued
             return ASK_LATER if is_exhausted else self.ask(ask)
         if lives[Life.ALIVE]:
-            self._warn(f"Waiting for {len(lives[Life.ALIVE])} trials of {describe_owner(lives[Life.ALIVE][0])}.")
+            alive = lives[Life.ALIVE]
+            what = "a trial" if len(alive) == 1 else f"{len(alive)} trials"
+            self._warn(f"Waiting for {what} of {describe_owner(alive[0])}.")
             return ASK_LATER
         self._warn(left_running(lives[Life.UNKNOWN]))
         return None

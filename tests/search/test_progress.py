@@ -253,3 +253,31 @@ def test_a_search_that_is_interrupted_in_its_first_trial_does_not_say_that_none_
     asyncio.run(main())
     lines = [record.getMessage() for record in caplog.records if "of 3 trials finished" in record.getMessage()]
     assert lines[-1] == "waits: no trial has ended, 0 of 3 trials finished"
+    assert "`waits` was interrupted before one of its trials had finished." in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("resume", "end"),
+    [(True, ". Run it again to continue."), (False, ". To be able to continue a search, give `resume=True`.")],
+)
+def test_the_last_line_of_an_interrupted_search_says_that_it_was_interrupted(caplog, tmp_path, resume, end):
+    caplog.set_level(logging.INFO, logger="optuna_flyte_dsl")
+    n_begun = 0
+
+    async def waits(x: Float(0, 1)) -> float:
+        nonlocal n_begun
+        n_begun += 1
+        if n_begun % 3 == 0:
+            search.cancel()
+            await asyncio.Event().wait()
+        return x
+
+    async def main():
+        nonlocal search
+        search = asyncio.ensure_future(Optimizer(waits, 1, 9, storage=tmp_path / "s.journal", resume=resume)())
+        await asyncio.wait([search])
+
+    search = None
+    asyncio.run(main())
+    assert f"`waits` was interrupted when 2 of 9 trials had finished. They are in its study{end}" in caplog.messages
+    assert caplog.messages[-1].startswith("waits: interrupted, 2 of 9 trials finished, best ")

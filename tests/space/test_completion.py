@@ -142,3 +142,15 @@ def test_a_marker_that_is_not_complete_has_no_distribution():
     for marker in (Float(), Integer(low=1), Category(), Ordinal()):
         with pytest.raises(InvalidMarkerError, match="has no values by itself"):
             marker.to_distribution()
+
+
+@pytest.mark.parametrize(
+    ("marker", "cure"),
+    [(Integer(10), r"Integer\(10, 11\)"), (Float(high=3), r"Float\(2.0, 3.0\)"), (Float(), r"Float\(0, 1\)")],
+)
+def test_the_cure_of_a_marker_without_a_bound_has_the_bound_that_it_has(marker, cure):
+    def objective(x: Annotated[float, marker]):
+        raise NotImplementedError
+
+    with pytest.raises(InvalidAnnotationError, match=f"Write `{cure}`"):
+        SearchSpace.of(objective)

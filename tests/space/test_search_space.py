@@ -566,6 +566,17 @@ class TestPointsWithWholeArguments:
             self.choice.convert_point({"folds": 4})
 
 
+def test_the_cure_of_a_value_outside_its_marker_is_python():
+    for name, value, cure in (
+        ("model.Ridge.alpha", 99.0, r"`\*\*\{'model.Ridge.alpha': Fixed\(99.0\)\}` to pass it all the same"),
+        ("model.Boosting.depth", range(3), r"a suggestion, `\*\*\{'model.Boosting.depth': suggest.integer\(0, 10\)\}`"),
+    ):
+        with pytest.raises(OutOfRangeError, match=cure):
+            TestPointsWithWholeArguments.choice.bind(**{name: value})
+    with pytest.raises(OutOfRangeError, match=r"got FloatDistribution.*a suggestion, `lr=suggest.float\(0, 1\)`"):
+        SPACE.bind(lr=FloatDistribution(0, 1))
+
+
 def test_points_are_checked_by_name():
     SPACE.convert_point({"lr": 0.01})
     with pytest.raises(ArgumentError, match=r"does not search `epochs`.*it searches `lr`, `depth`, `booster`"):
