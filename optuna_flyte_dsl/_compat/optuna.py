@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -98,12 +99,13 @@ def stored_trial(study: optuna.Study, trial_id: int) -> Trial:
     return Trial(study, trial_id)
 
 
-def study_key(study: optuna.Study) -> tuple[int, int]:
+def study_key(study: optuna.Study) -> tuple[weakref.ref[Any], int]:
     """Return a key that is the same for all objects of a study in this process. The call does not use the storage.
 
-    A HyperbandPruner gives samplers another object of the study at each ask.
+    A HyperbandPruner gives samplers another object of the study at each ask. The key of a study whose storage is gone
+    equals no other key, though a new storage may have the `id` of that one.
     """
-    return id(study._storage), study._study_id
+    return weakref.ref(study._storage), study._study_id
 
 
 def add_to_study_attribute(study: optuna.Study, name: str, value: Any) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import inspect
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._offload import OffloadingCoroutine
 from optuna_flyte_dsl._threads import Threads
-from optuna_flyte_dsl.search.runner import TrialRun
+from optuna_flyte_dsl.search.runner import TrialRun, run_series
 from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
 
@@ -20,27 +22,39 @@ class FunctionRunner:
 
     Args:
         threads: The threads for sync functions and for blocking calls; by default new threads.
+        in_thread: Makes what is entered around each call of a sync function, in its thread.
     """
 
-    def __init__(self, objective: Objective, threads: Threads | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        threads: Threads | None = None,
+        in_thread: Callable[[TrialRun], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._objective = objective
         self._threads = threads or Threads()
-        self.runs_in_threads: bool = objective.kind is Kind.FUNCTION  # see `Runner`
+        self._in_thread = in_thread
 
     async def run(self, run: TrialRun) -> Any:
         run.begin()
-        target, storage = self._objective.target, getattr(run.trial, "storage", None)
-        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        storage = getattr(run.trial, "storage", None)
         if self._objective.kind is Kind.ASYNC_FUNCTION:
-            returned = target(**arguments)
+            returned = self._call(run)
         else:
-            returned = await await_thread(self._threads.run(lambda: target(**arguments)))
+            returned = await await_thread(self._threads.run(run_series, run, self._call_in_thread))
         if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
             returned = OffloadingCoroutine(returned, self._threads)
         while type(returned) is not float and inspect.isawaitable(returned):  # `isawaitable` is slow for a float
-            self.runs_in_threads = False
             returned = await returned
         return returned
+
+    def _call(self, run: TrialRun) -> Any:
+        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        return self._objective.target(**arguments)
+
+    def _call_in_thread(self, run: TrialRun) -> Any:
+        with self._in_thread(run):
+            return self._call(run)
 
     @property
     def busy(self) -> bool:

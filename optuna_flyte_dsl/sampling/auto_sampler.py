@@ -130,7 +130,7 @@ class AutoSampler(BaseSampler):
 
     def _forget(self) -> None:
         """Forget what is known of a study: the sampler may be given to another one."""
-        self._known_study: tuple[int, int] | None = None  # which study it is
+        self._known_study: tuple[Any, int] | None = None  # which study it is
         self._space = IntersectionSearchSpace()
         self.counts: Counter[str] = Counter()
         self._has_results = False  # whether the study has enough results for a model

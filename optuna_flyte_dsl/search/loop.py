@@ -10,6 +10,7 @@ import contextvars
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -27,8 +28,8 @@ from optuna_flyte_dsl.search.loop_watch import LoopWatch
 from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
-from optuna_flyte_dsl.search.trial_context import InContext
 from optuna_flyte_dsl.search.trial_order import TrialOrder
+from optuna_flyte_dsl.search.trial_series import TrialSeries
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import ATTEMPTS
@@ -61,6 +62,8 @@ class SearchLoop:
         n_objectives = len(trials.study.directions)
         self._judge = Judge(self.objective.name, n_objectives, options.caught, returns.constraints, returns.fields)
         self._timeout, self._trial_timeout = options.timeouts
+        self._asking = threading.RLock()  # held while a trial is counted, or asked for outside of `thread`
+        self._waiting: set[TrialSeries] = set()  # those that wait for the event loop
         self._claimed = 0  # trials that were asked for, or are about to be
         self._found_none = False  # whether the last ask returned no trial; telling a trial resets the flag
         self._timed_out = False
@@ -93,6 +96,7 @@ class SearchLoop:
         with ExitGuard(self._loop, self._close_in_this_thread, lambda: self.thread.is_forked):
             try:
                 await self.thread.run(self.trials.enqueue, self.initial_points)
+                self._claimed += 1
                 self._add_trial()
                 await self._over
                 await self._tell_open("The search ended while this trial ran.")
@@ -131,9 +135,17 @@ class SearchLoop:
             return False
         return self.trials.has_quota or self._claimed < self.n_trials
 
+    def _claim(self) -> bool:
+        """Return whether another trial is wanted, and count it then. Any thread may call this."""
+        with self._asking:
+            if not self._wants_more():
+                return False
+            self._claimed += 1
+            return True
+
     def _add_trial(self) -> None:
-        self._claimed += 1
-        task = self._loop.create_task(self._run_trials(), context=self._context.copy())
+        # Each trial has its own context: context variables that one trial's objective sets do not reach other trials.
+        task = self._loop.create_task(self._run_trial(), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._on_trial_done)
 
@@ -144,29 +156,17 @@ class SearchLoop:
             return
         if error is not None:
             self._over.set_exception(error)
-        elif self._wants_more():
+        elif self._claim():
             self._add_trial()
         elif not self._tasks:
             self._over.set_result(None)
 
-    async def _run_trials(self) -> BaseException | None:
-        """Run one trial, or several one after the other. Return the error that ends the search.
-
-        A new task begins one pass of the event loop later. So trials that end in the same pass are all told before the
-        next ones start: those start together, and end together again. In one task, a trial's end leads to the start of
-        the next trial at once, before another trial is told, and their ends stay apart.
-        """
-        while True:
-            # Each trial has its own context: what one trial sets in its context variables does not reach the others.
-            trial = InContext(self._run_trial(), self._context.copy())
-            error = await trial
-            is_fit = trial.has_waited and self.trials.is_quick and getattr(self.runner, "runs_in_threads", False)
-            if error is not None or self._over.done() or not is_fit or not self._wants_more():
-                return error
-            self._claimed += 1
-
     async def _run_trial(self) -> BaseException | None:
-        """Run one trial. Return the error that ends the search: asyncio re-raises some errors of a task at once."""
+        """Run one trial, and those that its thread goes on with.
+
+        Returns:
+            The error that ends the search: asyncio re-raises some errors of a task at once.
+        """
         try:
             turn = await self._order.turn_to_ask() if self._order is not None else 0
             if self.options.delay:
@@ -182,16 +182,21 @@ class SearchLoop:
                     await self._order.turn_to_tell(turn)
                     self._order.told()
                 return None
-            if len(self._tasks) < self.options.concurrency and self._wants_more():
+            if len(self._tasks) < self.options.concurrency and self._claim():
                 self._add_trial()
+            ask = self._ask_on if self._asks_on else None
+            series = TrialSeries(self.trials, self._judge, asked, ask, self._context, self._waiting)
             self._running += 1
             try:
                 if self._is_late():  # the ask has lasted beyond the timeout
                     outcome = asked.outcome or self._timed_out_outcome()
                 else:
-                    outcome = asked.outcome or await self._run_objective(asked)
+                    outcome = asked.outcome or await self._run_objective(asked, series)
             finally:
                 self._running -= 1
+            if series.error is not None or series.asked is None:
+                return series.error
+            asked, outcome = series.asked, series.asked.outcome or outcome
             if self._order is not None:
                 await self.thread.run(self.trials.keep, asked, outcome)
                 await self._order.turn_to_tell(turn)
@@ -200,6 +205,7 @@ class SearchLoop:
             else:
                 await self.trials.promise(self._writers.run, self.trials.tell, asked, outcome)
             self._found_none = False
+            self._waiting.discard(series)
             if self._order is not None:
                 self._order.told()
             if self.commit is not None:
@@ -219,7 +225,7 @@ class SearchLoop:
         """
         while not self._is_late():
             asked: AskedTrial | AskLater | None = (
-                self.trials.ask() if self.trials.is_quick else await self.thread.run(self.trials.ask)
+                self._ask_quickly() if self.trials.is_quick else await self.thread.run(self.trials.ask)
             )
             if asked is not ASK_LATER:
                 if asked is not None and self.trials.stores_apart:
@@ -228,16 +234,36 @@ class SearchLoop:
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None
 
+    def _ask_quickly(self) -> AskedTrial | AskLater | None:
+        with self._asking:
+            return self.trials.ask()
+
+    def _ask_on(self) -> AskedTrial | None:
+        """Ask for a trial in the thread that has run another one. Whoever ends the search waits for this ask."""
+        with self._asking:
+            if self._waiting or self._over.done() or not self._claim():
+                return None
+            asked = self.trials.ask()
+            assert asked is not ASK_LATER
+            return asked
+
+    @property
+    def _asks_on(self) -> bool:
+        """Whether a thread that has run a trial may ask for the next one."""
+        if not self.trials.is_quick or self._timeout is not None or self._trial_timeout is not None:
+            return False
+        return self._order is None and self.commit is None and not self.options.delay
+
     def _is_late(self) -> bool:
         self._timed_out = self._timed_out or self._loop.time() >= self._deadline
         return self._timed_out
 
-    def _run_objective(self, asked: AskedTrial) -> Coroutine[Any, Any, Outcome]:
+    def _run_objective(self, asked: AskedTrial, series: TrialSeries) -> Coroutine[Any, Any, Outcome]:
         has_limit = self._timeout is not None or self._trial_timeout is not None
         clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
         if self.options.retries:
             return self._run_attempts(asked, clock)
-        return self._run_attempt(TrialRun(asked.trial, asked.arguments, len(asked.attempts)), clock)
+        return self._run_attempt(series.run(), clock)
 
     async def _run_attempts(self, asked: AskedTrial, clock: TrialClock) -> Outcome:
         """Run a trial. While the objective raises and retries are left, run it again with the same parameters."""
@@ -342,6 +368,7 @@ class SearchLoop:
         """
         if self._suspended:
             return
+        self._end_asks()
         closing, other = self.thread.run(self.trials.close_open, reason), Threads(limit=1)
         until = self._loop.time() + patience
         while not closing.done():
@@ -359,8 +386,15 @@ class SearchLoop:
         await other.close()
         closing.result()
 
+    def _end_asks(self) -> None:
+        """Let no thread of a trial ask for another one, and wait for one that does so now."""
+        self.trials.stopped = True
+        if self.trials.is_quick:
+            with self._asking:
+                pass
+
     def _close_in_this_thread(self) -> None:
         """Tell the study how the open trials have ended, if an interrupt or the loop's end broke off `_abandon`."""
         if not self._suspended and not self.thread.is_forked:
-            self.trials.stopped = True
+            self._end_asks()
             self.trials.close_open("The search was interrupted while this trial ran.", waits=False)

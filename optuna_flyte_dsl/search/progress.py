@@ -125,10 +125,11 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         tally = self._tally
         is_interrupted = kind is not None and not issubclass(kind, Exception)
-        if is_interrupted and not tally.finished:
-            again = " Run it again to continue." if tally.resumes else ""
-            logger.warning("`%s` was interrupted before one of its trials had finished.%s", tally.name, again)
-        elif is_interrupted:
+        if is_interrupted and not tally.finished and tally.resumes:
+            logger.warning(
+                "`%s` was interrupted before one of its trials had finished. Run it again to continue.", tally.name
+            )
+        elif is_interrupted and tally.finished:
             logger.warning(
                 "`%s` was interrupted when %d of %d trials had finished. They are in its study%s",
                 tally.name,

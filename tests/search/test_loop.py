@@ -1072,42 +1072,6 @@ def test_a_cancelled_search_does_not_wait_for_a_sampler_or_a_callback_that_hangs
     assert any("ends without its sampler or a callback, which has not returned" in each for each in warned())
 
 
-def test_trials_that_end_together_are_told_one_by_one_each_with_the_start_of_the_next():
-    events, results = [], []
-
-    class ThreadRunner(FakeRunner):
-        runs_in_threads = True
-
-        async def run(self, run):
-            events.append(f"starts {run.trial.number}")
-            results.append(asyncio.get_running_loop().create_future())
-            return await results[run.trial.number]
-
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    options = Options(2, 6)
-
-    async def main():
-        thread = Threads(limit=1)
-        tell = lambda _, trial: events.append(f"told {trial.number}")  # noqa: E731
-        trials = AskTell(study, OBJECTIVE, OBJECTIVE.space, options, observer=tell)
-        search = SearchLoop(trials, OBJECTIVE, ThreadRunner(None), options, thread=thread, n_trials=6)
-        searching = asyncio.ensure_future(search.run())
-        for n_started in (2, 4, 6):
-            while len(results) < n_started:
-                await asyncio.sleep(0)
-            for each in results[-2:]:
-                each.set_result(0.5)
-        await searching
-        await thread.close()
-
-    asyncio.run(main())
-    assert events[:2] == ["starts 0", "starts 1"]
-    assert events[2:6] == ["told 0", "starts 2", "told 1", "starts 3"]
-    assert events[6:10] == ["told 2", "starts 4", "told 3", "starts 5"]
-    assert events[10:] == ["told 4", "told 5"]
-    assert states(study) == {"COMPLETE": 6}
-
-
 def test_what_user_code_sets_in_the_context_of_a_trial_reaches_its_objective_only():
     variable = contextvars.ContextVar("variable", default=None)
     seen = []

@@ -1,6 +1,8 @@
 """Runs the trials of an objective in a Flyte context: by the local controller, or by a given worker queue."""
 
-from collections.abc import Coroutine, Mapping
+import contextlib
+import functools
+from collections.abc import Coroutine, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,10 +16,11 @@ from optuna_flyte_dsl.engines._flytekit.input_check import refused_argument
 from optuna_flyte_dsl.engines._flytekit.local_controller import LocalController
 from optuna_flyte_dsl.engines._flytekit.output_check import observing_outputs
 from optuna_flyte_dsl.engines._flytekit.sandbox import sandboxes_of_attempt
+from optuna_flyte_dsl.engines._flytekit.task_limits import EntityCall
 from optuna_flyte_dsl.engines.functions import FunctionRunner
 from optuna_flyte_dsl.errors import FixedArgumentError, OptunaFlyteError
 from optuna_flyte_dsl.search.error_origin import place_of
-from optuna_flyte_dsl.search.runner import TrialRun
+from optuna_flyte_dsl.search.runner import TrialRun, run_series
 from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
 
 
@@ -34,7 +37,7 @@ class FlytekitRunner:
         self._observed = observing_outputs(target, _note_returned) if isinstance(target, PythonTask) else None
         self._checked_arguments = False
         self._threads = threads_with_own_loops()
-        self._functions = FunctionRunner(objective, self._threads)
+        self._functions = FunctionRunner(objective, self._threads, self._in_thread)
         FlyteContextManager.current_context()  # makes the context stack of a new thread
         self._stack = list(flyte_context_Var.get())
         if not is_on_cluster:
@@ -47,22 +50,32 @@ class FlytekitRunner:
                 self._stack.append(LocalController(self._threads, context).context())
 
     async def run(self, run: TrialRun) -> Any:
+        self._enter_flyte()
+        with _own_sandboxes():
+            return await self._call(run)
+
+    def _enter_flyte(self) -> None:
         # The list is copied, because copies of a context share one context stack.
         flyte_context_Var.set(list(self._stack))
-        sandboxes = sandboxes_of_attempt()
-        try:
-            return await self._call(run)
-        finally:
-            sandboxes.leave()
+
+    @contextlib.contextmanager
+    def _in_thread(self, run: TrialRun) -> Iterator[None]:
+        if run.context is not None:  # the run is not the first one of its series
+            self._enter_flyte()
+        with _own_sandboxes():
+            yield
 
     def _call(self, run: TrialRun) -> Coroutine[Any, Any, Any]:
         return self._call_task(run) if self._objective.kind is Kind.TASK else self._functions.run(run)
 
     async def _call_task(self, run: TrialRun) -> Any:
         run.begin()
-        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+        arguments = self._arguments(run)
         try:
-            value = await self._call_entity(arguments)
+            queue = FlyteContextManager.current_context().worker_queue
+            if isinstance(queue, LocalController) and self._observed is not None:
+                return await queue.run_in_thread(self._observed, functools.partial(self._run_series, queue, run))
+            value = await async_flyte_entity_call_handler(self._objective.target, **arguments)
             self._checked_arguments = True
             return value
         except (TrialPruned, OptunaFlyteError):
@@ -88,24 +101,26 @@ class FlytekitRunner:
         )
         return refused
 
-    async def _call_entity(self, arguments: Mapping[str, Any]) -> Any:
-        is_local = isinstance(FlyteContextManager.current_context().worker_queue, LocalController)
-        if not is_local or self._observed is None:
-            return await async_flyte_entity_call_handler(self._objective.target, **arguments)
+    def _arguments(self, run: TrialRun) -> Mapping[str, Any]:
+        return {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+
+    def _run_series(self, controller: LocalController, run: TrialRun, call: EntityCall) -> Any:
+        return run_series(run, lambda each: self._call_observed(controller, each, call))
+
+    def _call_observed(self, controller: LocalController, run: TrialRun, call: EntityCall) -> Any:
+        """Call the task in this thread, and note what it returns before flytekit converts it."""
         returned: list[Any] = []
         _returned.set(returned)
         try:
-            return await async_flyte_entity_call_handler(self._observed, **arguments)
+            with self._in_thread(run):
+                value = controller.run(self._observed, self._arguments(run), call)
         except Exception:
             wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
             if wrong is None:
                 raise
             raise wrong from None  # flytekit's error does not name the cure, and its traceback is long
-
-    @property
-    def runs_in_threads(self) -> bool:
-        """Whether no code of the user has run in the event loop; see `Runner`."""
-        return self._objective.kind is Kind.TASK or self._functions.runs_in_threads
+        self._checked_arguments = True
+        return value
 
     @property
     def busy(self) -> bool:
@@ -113,6 +128,15 @@ class FlytekitRunner:
 
     async def close(self) -> None:
         await self._threads.close()
+
+
+@contextlib.contextmanager
+def _own_sandboxes() -> Iterator[None]:
+    sandboxes = sandboxes_of_attempt()
+    try:
+        yield
+    finally:
+        sandboxes.leave()
 
 
 _returned: ContextVar[list[Any]] = ContextVar("what the task of a trial has returned")

@@ -8,6 +8,7 @@ own.
 
 import functools
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flytekit.core.context_manager import ExecutionState, FlyteContext, FlyteContextManager, flyte_context_Var
@@ -43,6 +44,10 @@ class LocalController:
 
     async def add(self, entity: Any, input_kwargs: dict[str, Any]) -> Any:
         """Run an entity in a thread, and return its outputs as Python values; flytekit calls this."""
+        return await self.run_in_thread(entity, functools.partial(self.run, entity, input_kwargs))
+
+    async def run_in_thread(self, entity: Any, run: Callable[[EntityCall], Any]) -> Any:
+        """Call a function in a thread, in which it calls an entity by `run`. Return what the function has returned."""
         # A plain task without `cache=True` does not use the local cache; any other entity may contain a cached task.
         is_plain = isinstance(entity, PythonFunctionTask) and entity.execution_mode is entity.ExecutionBehavior.DEFAULT
         if not is_plain or entity.metadata.cache:
@@ -50,11 +55,12 @@ class LocalController:
                 compat.open_local_cache()
         call = EntityCall(self._threads)
         try:
-            return await await_thread(self._threads.run(self._run, entity, input_kwargs, call))
+            return await await_thread(self._threads.run(run, call))
         finally:
             call.over = True
 
-    def _run(self, entity: Any, input_kwargs: dict[str, Any], call: EntityCall) -> Any:
+    def run(self, entity: Any, input_kwargs: Mapping[str, Any], call: EntityCall) -> Any:
+        """Run an entity in this thread, and return its outputs as Python values."""
         context = self._context.with_worker_queue(call).build()  # type: ignore[arg-type]
         flyte_context_Var.set([context])
         plain = self._plain_call(entity)
