@@ -39,7 +39,8 @@ class FunctionRunner:
         run.begin()
         storage = getattr(run.trial, "storage", None)
         if self._objective.kind is Kind.ASYNC_FUNCTION:
-            returned = self._call(run)
+            arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
+            returned = self._objective.target(**arguments)
         else:
             returned = await await_thread(self._threads.run(run_series, run, self._call_in_thread))
         if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
@@ -48,13 +49,10 @@ class FunctionRunner:
             returned = await returned
         return returned
 
-    def _call(self, run: TrialRun) -> Any:
-        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
-        return self._objective.target(**arguments)
-
     def _call_in_thread(self, run: TrialRun) -> Any:
+        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
         with self._in_thread(run):
-            return self._call(run)
+            return self._objective.target(**arguments)
 
     @property
     def busy(self) -> bool:

@@ -162,12 +162,8 @@ class SearchLoop:
             self._over.set_result(None)
 
     async def _run_trial(self) -> BaseException | None:
-        """Run one trial, and those that its thread goes on with.
-
-        Returns:
-            The error that ends the search: asyncio re-raises some errors of a task at once.
-        """
-        try:
+        """Run one trial, and those that its thread goes on with. Return the error that ends the search."""
+        try:  # asyncio re-raises some errors of a task at once
             turn = await self._order.turn_to_ask() if self._order is not None else 0
             if self.options.delay:
                 async with self._pace:
@@ -184,8 +180,9 @@ class SearchLoop:
                 return None
             if len(self._tasks) < self.options.concurrency and self._claim():
                 self._add_trial()
-            ask = self._ask_on if self._asks_on else None
-            series = TrialSeries(self.trials, self._judge, asked, ask, self._context, self._waiting)
+            series = None
+            if self._has_series:
+                series = TrialSeries(self.trials, self._judge, asked, self._ask_on, self._context, self._waiting)
             self._running += 1
             try:
                 if self._is_late():  # the ask has lasted beyond the timeout
@@ -194,9 +191,10 @@ class SearchLoop:
                     outcome = asked.outcome or await self._run_objective(asked, series)
             finally:
                 self._running -= 1
-            if series.error is not None or series.asked is None:
-                return series.error
-            asked, outcome = series.asked, series.asked.outcome or outcome
+            if series is not None:
+                if series.error is not None or series.asked is None:
+                    return series.error
+                asked, outcome = series.asked, series.asked.outcome or outcome
             if self._order is not None:
                 await self.thread.run(self.trials.keep, asked, outcome)
                 await self._order.turn_to_tell(turn)
@@ -205,7 +203,8 @@ class SearchLoop:
             else:
                 await self.trials.promise(self._writers.run, self.trials.tell, asked, outcome)
             self._found_none = False
-            self._waiting.discard(series)
+            if series is not None:
+                self._waiting.discard(series)
             if self._order is not None:
                 self._order.told()
             if self.commit is not None:
@@ -224,19 +223,18 @@ class SearchLoop:
         One of the other processes may die, so that its trial must be run again.
         """
         while not self._is_late():
-            asked: AskedTrial | AskLater | None = (
-                self._ask_quickly() if self.trials.is_quick else await self.thread.run(self.trials.ask)
-            )
+            asked: AskedTrial | AskLater | None
+            if self.trials.is_quick:
+                with self._asking:
+                    asked = self.trials.ask()
+            else:
+                asked = await self.thread.run(self.trials.ask)
             if asked is not ASK_LATER:
                 if asked is not None and self.trials.stores_apart:
                     await self.trials.promise(self._writers.run, self.trials.store, asked)
                 return asked
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None
-
-    def _ask_quickly(self) -> AskedTrial | AskLater | None:
-        with self._asking:
-            return self.trials.ask()
 
     def _ask_on(self) -> AskedTrial | None:
         """Ask for a trial in the thread that has run another one. Whoever ends the search waits for this ask."""
@@ -247,23 +245,25 @@ class SearchLoop:
             assert asked is not ASK_LATER
             return asked
 
-    @property
-    def _asks_on(self) -> bool:
-        """Whether a thread that has run a trial may ask for the next one."""
-        if not self.trials.is_quick or self._timeout is not None or self._trial_timeout is not None:
+    @functools.cached_property
+    def _has_series(self) -> bool:
+        """Whether a thread that has run a trial may ask for the next one: read when the first trial was asked for."""
+        needs = (self._timeout, self._trial_timeout, self._order, self.commit)
+        if any(each is not None for each in needs) or self.options.delay or self.options.retries:
             return False
-        return self._order is None and self.commit is None and not self.options.delay
+        return bool(self.trials.is_quick) and self.objective.kind is not Kind.ASYNC_FUNCTION
 
     def _is_late(self) -> bool:
         self._timed_out = self._timed_out or self._loop.time() >= self._deadline
         return self._timed_out
 
-    def _run_objective(self, asked: AskedTrial, series: TrialSeries) -> Coroutine[Any, Any, Outcome]:
+    def _run_objective(self, asked: AskedTrial, series: TrialSeries | None) -> Coroutine[Any, Any, Outcome]:
         has_limit = self._timeout is not None or self._trial_timeout is not None
         clock = TrialClock(self._trial_timeout, self._deadline) if has_limit else NO_TIME_LIMIT
         if self.options.retries:
             return self._run_attempts(asked, clock)
-        return self._run_attempt(series.run(), clock)
+        run = TrialRun(asked.trial, asked.arguments, len(asked.attempts), series=series)
+        return self._run_attempt(run, clock)
 
     async def _run_attempts(self, asked: AskedTrial, clock: TrialClock) -> Outcome:
         """Run a trial. While the objective raises and retries are left, run it again with the same parameters."""

@@ -13,7 +13,7 @@ from optuna_flyte_dsl.search.runner import TrialRun
 
 @dataclass(eq=False)
 class TrialSeries:
-    """Trials that run one after the other. Only in simple searches has a series more than one trial.
+    """Trials of a simple search that run one after the other.
 
     The thread that has run a trial tells it and asks for the next one, because a change of threads takes longer than
     both. The thread does so only after a trial that has returned a number. Everything else is left to the event loop,
@@ -21,7 +21,7 @@ class TrialSeries:
 
     Args:
         asked: The trial that was asked for and not told. It is `None` when no other trial is wanted.
-        ask: Asks for the next trial; `None` in a search whose series have one trial only.
+        ask: Asks for the next trial; returns `None` if no other one is wanted.
         context: The context of the search: each trial after the first one runs in a copy of it.
         waiting: The series of the search that wait for the event loop.
     """
@@ -29,17 +29,11 @@ class TrialSeries:
     trials: AskTell
     judge: Judge
     asked: AskedTrial | None
-    ask: Callable[[], AskedTrial | None] | None
+    ask: Callable[[], AskedTrial | None]
     context: contextvars.Context
     waiting: set["TrialSeries"]
     error: BaseException | None = None  # an error of an ask or a tell, which ends the search
     pid: int = field(default_factory=os.getpid)  # an objective may fork: its child goes on with no trial
-
-    def run(self) -> TrialRun:
-        """Return the run of the first trial."""
-        assert self.asked is not None
-        series = self if self.ask is not None else None
-        return TrialRun(self.asked.trial, self.asked.arguments, len(self.asked.attempts), series=series)
 
     def hand_over(self) -> None:
         """Note that the event loop is to judge how the latest run has ended; see `Series`."""
@@ -48,7 +42,6 @@ class TrialSeries:
     def advance(self, returned: Any) -> TrialRun | None:
         """Tell a trial that has returned a number, and ask for the next one; see `Series`."""
         assert self.asked is not None
-        assert self.ask is not None
         if os.getpid() != self.pid:
             return None
         outcome = self.judge.returned(returned) if type(returned) is float else None

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer
 from optuna_flyte_dsl.search.outcome import Judge
-from optuna_flyte_dsl.search.runner import run_series
+from optuna_flyte_dsl.search.runner import TrialRun, run_series
 from optuna_flyte_dsl.search.trial_series import TrialSeries
 from tests.support import own_threads, wait_until
 
@@ -277,7 +277,7 @@ class Asked:
 def test_an_error_of_an_ask_or_a_tell_is_none_of_the_objective(place):
     trials, asked = Refusing(place), Asked()
     series = TrialSeries(trials, Judge("o", 1, ()), asked, trials.ask, contextvars.copy_context(), set())
-    assert run_series(series.run(), lambda _: 0.5) == 0.5
+    assert run_series(TrialRun(None, {}, series=series), lambda _: 0.5) == 0.5
     assert repr(series.error) == f"LookupError('{place}')"
     assert trials.told == ([] if place == "tell" else [(0, (0.5,))])
     assert series.asked is (asked if place == "tell" else None)
