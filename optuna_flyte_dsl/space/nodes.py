@@ -43,6 +43,17 @@ class Reading:
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     later: list[tuple[Conditional, Any]] = dataclasses.field(default_factory=list)
 
+    def read(self, node: Node, value: Any) -> None:
+        """Find the values of the parameters in an argument.
+
+        Raises:
+            Unlike: If the argument cannot come from the node: with the node's name and the argument.
+        """
+        try:
+            node.read(value, self)
+        except Unlike:
+            raise Unlike(node.name, value) from None
+
     def settle(self) -> None:
         """Read the nodes whose conditions depend on others, in an order in which the others come first.
 
@@ -59,7 +70,7 @@ class Reading:
             node, value = self.later.pop(index)
             holds = node.condition.holds(self.values)
             if holds or (holds is None and self.is_partial):
-                node.node.read(value, self)
+                self.read(node.node, value)
             elif self.is_strict and not (isinstance(node.otherwise, MadeAnew) or same(node.otherwise, value)):
                 raise InactiveGiven(node.name, value, node.condition)
 

@@ -227,11 +227,11 @@ class SearchSpace(DeclaredSpace):
         except InactiveGiven as inactive:
             raise argument_errors.inactive_in_point(self.name, *inactive.args) from None
         except Unlike as unlike:
-            (name,) = unlike.args
+            name, value = unlike.args
             inside = [each for each in markers if each.startswith(f"{name}.")]
             if name not in markers and not inside:
                 raise argument_errors.unknown_in_point(self.name, name, markers, is_parameter=True) from None
-            raise argument_errors.unlike_in_point(self.name, name, markers.get(name), inside, point[name]) from None
+            raise argument_errors.unlike_in_point(self.name, name, markers.get(name), inside, value) from None
         converted = {}
         for name, given in by_path.items():
             if name not in markers:

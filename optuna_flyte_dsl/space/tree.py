@@ -191,7 +191,7 @@ class ArgumentTree:
                 An argument that is not searched, but has the value that each trial gets, is left out.
 
         Raises:
-            Unlike: If an argument cannot be that of a trial. The error's only argument is the name.
+            Unlike: If an argument cannot be that of a trial: with its name and the argument.
             InactiveGiven: If an argument has a value for a parameter that is not active.
         """
         reading = Reading(is_strict=True, is_partial=True)
@@ -205,10 +205,7 @@ class ArgumentTree:
             else:
                 whole[name] = node
         for name, node in whole.items():
-            try:
-                node.read(point[name], reading)
-            except Unlike:
-                raise Unlike(name) from None
+            reading.read(node, point[name])
         reading.settle()
         named = point.keys() - whole.keys()
         return {name: value for name, value in reading.values.items() if name in self.parameters or name in named}

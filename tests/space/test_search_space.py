@@ -561,6 +561,20 @@ class TestPointsWithWholeArguments:
         with pytest.raises(OutOfRangeError, match=message):
             self.of_class.convert_point(point)
 
+    @pytest.mark.parametrize("config", [4, {"deth": 4}])
+    @pytest.mark.parametrize("use", [{}, {"use": True}])
+    def test_what_no_trial_gets_is_refused_under_a_condition_too(self, use, config):
+        def objective(
+            use: Category([True, False]),
+            config: Annotated[Boosting, When("use", True)] = Boosting(1),  # noqa: B008
+        ):
+            raise NotImplementedError
+
+        space = SearchSpace.of(objective)
+        assert space.convert_point({**use, "config": Boosting(4, 0.5)}) == {**use, "config.depth": 4, "config.lr": 0.5}
+        with pytest.raises(OutOfRangeError, match=r"`config` of an initial point must be an argument .*`config.depth`"):
+            space.convert_point({**use, "config": config})
+
     def test_another_value_of_what_is_not_searched_is_refused(self):
         with pytest.raises(ArgumentError, match="does not search `folds`, named in an initial point"):
             self.choice.convert_point({"folds": 4})
