@@ -33,18 +33,26 @@ def is_closed(connection):
 def test_connections_without_a_token_use_a_bounded_number_of_files(study, server, monkeypatch):
     trial = server.serve(study.ask()).open()
     limit = server._guard._limit = 20
-    before = len(os.listdir("/proc/self/fd"))
-    connections = open_connections(server.address, 100)
-    wait_until(lambda: len(server._guard._strangers) == limit)
-    trial.report(0.5, 0)
-    # Each has an end here, one to the guard, and two between the guard and gRPC.
-    assert len(os.listdir("/proc/self/fd")) <= before + 100 + 3 * limit + 10
-    other = server.serve(study.ask()).open()
-    other.report(0.5, 0)
-    trial.report(0.5, 1)
-    assert [list(each.intermediate_values) for each in study.trials] == [[0, 1], [0]]
-    for connection in connections:
-        connection.close()
+    accepted = []
+    connect = server._guard._connect
+    monkeypatch.setattr(server._guard, "_connect", lambda name: accepted.append(name) or connect(name))
+
+    def n_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = n_files()
+    with contextlib.ExitStack() as connections:
+        for connection in open_connections(server.address, 100):
+            connections.enter_context(connection)
+        wait_until(lambda: len(accepted) == 100 and len(server._guard._strangers) == limit)
+        trial.report(0.5, 0)
+        # Each has an end here, one to the guard, and two between the guard and gRPC. gRPC closes its end of a
+        # connection a moment after the guard.
+        wait_until(lambda: n_files() <= before + 100 + 3 * limit + 10)
+        other = server.serve(study.ask()).open()
+        other.report(0.5, 0)
+        trial.report(0.5, 1)
+        assert [list(each.intermediate_values) for each in study.trials] == [[0, 1], [0]]
     wait_until(lambda: len(server._guard._clients) <= 2)
 
 
