@@ -11,7 +11,7 @@ from optuna_flyte_dsl._log import logger
 from optuna_flyte_dsl._offload import OffloadingCoroutine
 from optuna_flyte_dsl._threads import Threads
 from optuna_flyte_dsl.search.runner import TrialRun, run_series
-from optuna_flyte_dsl.space.objective import TRIAL, Kind, Objective
+from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.durable_storage import DurableStorage
 
 _warned = threading.Event()
@@ -37,22 +37,24 @@ class FunctionRunner:
 
     async def run(self, run: TrialRun) -> Any:
         run.begin()
-        storage = getattr(run.trial, "storage", None)
-        if self._objective.kind is Kind.ASYNC_FUNCTION:
-            arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
-            returned = self._objective.target(**arguments)
+        objective = self._objective
+        if objective.kind is Kind.ASYNC_FUNCTION:
+            returned = objective.target(**objective.with_trial(run.arguments, run.trial))
         else:
             returned = await await_thread(self._threads.run(run_series, run, self._call_in_thread))
-        if inspect.iscoroutine(returned) and self._objective.takes_trial and isinstance(storage, DurableStorage):
+        if (
+            objective.takes_trial
+            and isinstance(getattr(run.trial, "storage", None), DurableStorage)
+            and inspect.iscoroutine(returned)
+        ):
             returned = OffloadingCoroutine(returned, self._threads)
         while type(returned) is not float and inspect.isawaitable(returned):  # `isawaitable` is slow for a float
             returned = await returned
         return returned
 
     def _call_in_thread(self, run: TrialRun) -> Any:
-        arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
         with self._in_thread(run):
-            return self._objective.target(**arguments)
+            return self._objective.target(**self._objective.with_trial(run.arguments, run.trial))
 
     @property
     def busy(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, get_args
 
@@ -151,6 +151,10 @@ class Objective:
     takes_trial: bool  # whether the objective takes `trial`; for a task, only with the type `optuna.Trial`
     space: SearchSpace
     returns: ReturnAnnotation
+
+    def with_trial(self, arguments: Mapping[str, Any], trial: Any) -> Mapping[str, Any]:
+        """Return the keyword arguments of a call: those of a trial, and the trial itself if `target` takes it."""
+        return {**arguments, TRIAL: trial} if self.takes_trial else arguments
 
     @classmethod
     def of(cls, target: Any, task: TaskDescription | None = None) -> Objective:

@@ -262,9 +262,11 @@ class _SimulatedRunner:
         return cast("Fault | None", faults.get(number)) if attempt == 0 else None
 
     async def _outcome(self, run: TrialRun, fault: Fault | None, generator: random.Random) -> Any:
-        given = {"number": run.trial.number, "random": generator, **run.arguments}
-        if self._objective.takes_trial:
-            given[TRIAL] = run.trial
+        given = {
+            "number": run.trial.number,
+            "random": generator,
+            **self._objective.with_trial(run.arguments, run.trial),
+        }
         try:
             duration = self._duration(given, fault)
         except Exception as error:
@@ -297,8 +299,7 @@ class _SimulatedRunner:
             if self._made_up.outcomes is not None:
                 returned = _call(self._made_up.outcomes, given)
             else:
-                arguments = {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
-                returned = self._objective.target(**arguments)
+                returned = self._objective.target(**self._objective.with_trial(run.arguments, run.trial))
             while inspect.isawaitable(returned):
                 returned = await returned
             return returned

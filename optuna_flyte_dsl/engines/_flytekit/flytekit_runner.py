@@ -51,7 +51,7 @@ class FlytekitRunner:
 
     async def run(self, run: TrialRun) -> Any:
         self._enter_flyte()
-        with _own_sandboxes():
+        with sandboxes_of_attempt():
             return await self._call(run)
 
     def _enter_flyte(self) -> None:
@@ -62,7 +62,7 @@ class FlytekitRunner:
     def _in_thread(self, run: TrialRun) -> Iterator[None]:
         if run.context is not None:  # the run is not the first one of its series
             self._enter_flyte()
-        with _own_sandboxes():
+        with sandboxes_of_attempt():
             yield
 
     def _call(self, run: TrialRun) -> Coroutine[Any, Any, Any]:
@@ -70,7 +70,7 @@ class FlytekitRunner:
 
     async def _call_task(self, run: TrialRun) -> Any:
         run.begin()
-        arguments = self._arguments(run)
+        arguments = self._objective.with_trial(run.arguments, run.trial)
         try:
             queue = FlyteContextManager.current_context().worker_queue
             if isinstance(queue, LocalController) and self._observed is not None:
@@ -101,9 +101,6 @@ class FlytekitRunner:
         )
         return refused
 
-    def _arguments(self, run: TrialRun) -> Mapping[str, Any]:
-        return {**run.arguments, TRIAL: run.trial} if self._objective.takes_trial else run.arguments
-
     def _run_series(self, controller: LocalController, run: TrialRun, call: EntityCall) -> Any:
         return run_series(run, lambda each: self._call_observed(controller, each, call))
 
@@ -113,7 +110,7 @@ class FlytekitRunner:
         _returned.set(returned)
         try:
             with self._in_thread(run):
-                value = controller.run(self._observed, self._arguments(run), call)
+                value = controller.run(self._observed, self._objective.with_trial(run.arguments, run.trial), call)
         except Exception:
             wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
             if wrong is None:
@@ -128,15 +125,6 @@ class FlytekitRunner:
 
     async def close(self) -> None:
         await self._threads.close()
-
-
-@contextlib.contextmanager
-def _own_sandboxes() -> Iterator[None]:
-    sandboxes = sandboxes_of_attempt()
-    try:
-        yield
-    finally:
-        sandboxes.leave()
 
 
 _returned: ContextVar[list[Any]] = ContextVar("what the task of a trial has returned")

@@ -23,7 +23,7 @@ from optuna_flyte_dsl._compat.flytekit import CHECKPOINT_FOLDER
 
 
 class Sandboxes:
-    """The directories of one attempt of a trial. The attempt calls `leave` at its end; a call uses a `with` statement.
+    """The directories of one attempt of a trial. The attempt, and each of its calls, runs in a `with` statement.
 
     When the attempt and all its calls have ended, the checkpoints are removed, and the directories that are empty then.
     A call that was given up may run for longer than its trial.
@@ -31,7 +31,7 @@ class Sandboxes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._users = 1  # the attempt itself
+        self._users = 0
         self._directories: list[str] = []
 
     def __enter__(self) -> None:
@@ -39,10 +39,6 @@ class Sandboxes:
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Note that the attempt, or a call, has ended."""
         with self._lock:
             self._users -= 1
             if self._users or not self._directories:
@@ -65,7 +61,7 @@ _current: contextvars.ContextVar[Sandboxes] = contextvars.ContextVar("sandboxes 
 
 
 def sandboxes_of_attempt() -> Sandboxes:
-    """Collect the directories of the calls that are made in this context, until `leave` is called."""
+    """Return what collects the directories of the calls that are made in this context from now on."""
     sandboxes = Sandboxes()
     _current.set(sandboxes)  # an attempt has a context of its own
     return sandboxes

@@ -160,14 +160,13 @@ async def called(task, arguments):
     threads = Watched()
     controller = LocalController(threads, FlyteContextManager.current_context())
     left = threads.left
-    sandboxes = sandboxes_of_attempt()
     try:
-        returned = await controller.add(task, dict(arguments))
+        with sandboxes_of_attempt():
+            returned = await controller.add(task, dict(arguments))
         return ("returned", type(returned).__name__, repr(returned), getattr(returned, "_fields", None)), left
     except BaseException as error:
         return (type(error), str(error), repr(error.args), type(error.__cause__)), left
     finally:
-        sandboxes.leave()
         await threads.close()
 
 
