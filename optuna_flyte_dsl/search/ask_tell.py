@@ -100,6 +100,7 @@ class AskTell:
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
         self._history = TrialHistory()
         self._before: int | None = None  # the number of the study's trials before the first ask
+        self._known: Sequence[FrozenTrial] = ()  # all trials of the study, if asking never blocks
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
         self._open = OpenTrials(self.study, self.objective.name, storage, self._store_details)
         self.not_continued: list[FrozenTrial] = []  # the adopted trials that the search's end has told
@@ -146,7 +147,7 @@ class AskTell:
         """
         if self.stopped:
             return None
-        n_before = len(trials_to_read(self.study)) if self.is_quick else 0
+        n_before = len(self._known) if self.is_quick else None
         try:
             if self.storage is None or self.options.deterministic:  # which looks for other searches again and again
                 return self._ask()
@@ -154,7 +155,7 @@ class AskTell:
                 return self._ask()
         except BaseException:
             self.stopped = True  # no other trial is asked for while the error travels to the loop
-            if self.is_quick:  # in the event loop, where an interrupt may come between any two steps
+            if n_before is not None:  # an interrupt may have come between any two steps
                 self._open.add_running(n_before)
             raise
 
@@ -166,25 +167,24 @@ class AskTell:
             self._stored = None
             self._check_alone()
             try:
-                asked = self._sample_and_write(trial)
+                return self._sample_and_write(trial)
             except UpdateFinishedTrialError:
                 if self.storage is None:
                     raise
                 logger.warning("Trial %d was ended by another process before it was run.", trial.number)
                 self._open.remove(trial.number)
                 return self.ask()
-            if self.storage is not None:  # Optuna copies all attributes at each look
-                asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
-            return asked
         if trial is ASK_LATER and self.options.deterministic:
             raise self._another_search()
         return trial
 
     def _sample_and_write(self, trial: Trial) -> AskedTrial:
-        if self.storage is not None:
-            self.storage.gather(trial_id(trial))
+        if self.storage is None:
+            return self._sample(trial)
+        self.storage.gather(trial_id(trial))
         asked = self._sample(trial)
-        if self.storage is not None and not self.stores_apart:
+        asked.attempts = trial.user_attrs.get(ATTEMPTS, ())  # of an adopted trial
+        if not self.stores_apart:
             self.storage.write(trial_id(trial))
         return asked
 
@@ -241,6 +241,7 @@ class AskTell:
             in_memory = type(trial.storage) is InMemoryStorage
             is_free = type(self._sampler) is RandomSampler and self.points is None and not self.options.callbacks
             self.is_quick = in_memory and is_free
+            self._known = trials_to_read(self.study) if self.is_quick else ()
         if self.sampler_of_trial is not None:
             # What running trials have suggested so far depends on time, so the sampler does not see them.
             ended = [each for each in self.study.get_trials(deepcopy=False) if each.state.is_finished()]
@@ -314,13 +315,12 @@ class AskTell:
         if not outcome.is_plain:
             with contextlib.suppress(UpdateFinishedTrialError):  # another process has closed the trial
                 self._store_details(trial, outcome)
-        tell_once = functools.partial(tell, self.study, trial, outcome.values, outcome.state)
         try:
-            frozen = tell_once(skip_if_finished=self.storage is not None)
-        except UpdateFinishedTrialError:
+            frozen = tell(self.study, trial, outcome.values, outcome.state, skip_if_finished=self.storage is not None)
+        except UpdateFinishedTrialError:  # another process has just ended the trial, which is seen now
             if self.storage is None:
                 raise
-            frozen = tell_once(skip_if_finished=True)  # another process has just ended the trial, which is seen now
+            frozen = tell(self.study, trial, outcome.values, outcome.state, skip_if_finished=True)
         if outcome.values is not None and self.storage is not None and not outcome.lost:
             # Another search that has taken this process for dead sets LOST, and then ends the trial.
             is_lost = LOST in frozen.user_attrs

@@ -25,7 +25,7 @@ from optuna_flyte_dsl.options import Options
 from optuna_flyte_dsl.search.ask_tell import AskedTrial, AskTell
 from optuna_flyte_dsl.search.exit_guard import ExitGuard
 from optuna_flyte_dsl.search.loop_watch import LoopWatch
-from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of, retries_are_used
+from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason_of
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.trial_order import TrialOrder
@@ -70,7 +70,7 @@ class SearchLoop:
         self._is_cancelled = False  # whether the search cancels its trials
         self._suspended = False
         self._running = 0  # trials whose objectives run
-        self._tasks: set[asyncio.Task[BaseException | None]] = set()  # one for each trial in flight
+        self._tasks: set[asyncio.Task[None]] = set()  # one for each trial in flight
         self._next_start = float("-inf")
         self._deadline = math.inf
         trials.on_stop = self.stop
@@ -149,27 +149,33 @@ class SearchLoop:
         self._tasks.add(task)
         task.add_done_callback(self._on_trial_done)
 
-    def _on_trial_done(self, task: asyncio.Task[BaseException | None]) -> None:
+    def _on_trial_done(self, task: asyncio.Task[None]) -> None:
+        """Start another trial, or end the search. A trial's task may call this as its last step."""
         self._tasks.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.result()
-        if self._over.done():
+        if task.done() and (error := asyncio.CancelledError() if task.cancelled() else task.exception()):
+            self._end(error)
+        elif self._over.done():
             return
-        if error is not None:
-            self._over.set_exception(error)
         elif self._claim():
             self._add_trial()
         elif not self._tasks:
             self._over.set_result(None)
 
-    async def _run_trial(self) -> BaseException | None:
-        """Run one trial, and those that its thread goes on with. Return the error that ends the search."""
+    def _end(self, error: BaseException) -> None:
+        self.trials.stopped = True
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    async def _run_trial(self) -> None:
+        """Run one trial, and those that its thread goes on with."""
         try:  # asyncio re-raises some errors of a task at once
             turn = await self._order.turn_to_ask() if self._order is not None else 0
             if self.options.delay:
                 async with self._pace:
                     await self._wait_until(min(self._next_start, self._deadline))
                     self._next_start = self._loop.time() + self.options.delay
-            asked = await self._next_trial()
+            is_quick = self.trials.is_quick and not self._is_late()
+            asked = self._ask_here() if is_quick else await self._next_trial()
             if self._order is not None:
                 self._order.asked()
             if asked is None:
@@ -177,7 +183,7 @@ class SearchLoop:
                 if self._order is not None:  # the next trials wait for this turn
                     await self._order.turn_to_tell(turn)
                     self._order.told()
-                return None
+                return
             if len(self._tasks) < self.options.concurrency and self._claim():
                 self._add_trial()
             series = None
@@ -192,9 +198,10 @@ class SearchLoop:
             finally:
                 self._running -= 1
             if series is not None:
-                if series.error is not None or series.asked is None:
-                    return series.error
-                asked, outcome = series.asked, series.asked.outcome or outcome
+                asked = series.left()
+                if asked is None:
+                    return
+                outcome = asked.outcome or outcome
             if self._order is not None:
                 await self.thread.run(self.trials.keep, asked, outcome)
                 await self._order.turn_to_tell(turn)
@@ -209,13 +216,15 @@ class SearchLoop:
                 self._order.told()
             if self.commit is not None:
                 await self.commit()
+            if task := asyncio.current_task():
+                self._on_trial_done(task)  # now, because a callback takes the event loop a step more
+                task.remove_done_callback(self._on_trial_done)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             if self._closes_coroutine(error):
                 raise
-            return error
-        return None
+            self._end(error)
 
     async def _next_trial(self) -> AskedTrial | None:
         """Ask for a trial. While other processes run all missing trials, ask again and again.
@@ -223,12 +232,7 @@ class SearchLoop:
         One of the other processes may die, so that its trial must be run again.
         """
         while not self._is_late():
-            asked: AskedTrial | AskLater | None
-            if self.trials.is_quick:
-                with self._asking:
-                    asked = self.trials.ask()
-            else:
-                asked = await self.thread.run(self.trials.ask)
+            asked: AskedTrial | AskLater | None = await self.thread.run(self.trials.ask)
             if asked is not ASK_LATER:
                 if asked is not None and self.trials.stores_apart:
                     await self.trials.promise(self._writers.run, self.trials.store, asked)
@@ -236,14 +240,19 @@ class SearchLoop:
             await self._wait_until(min(self._loop.time() + pauses.other_processes, self._deadline))
         return None
 
+    def _ask_here(self) -> AskedTrial | None:
+        """Ask for a trial in this thread: the ask blocks nothing."""
+        with self._asking:
+            asked = self.trials.ask()
+            assert asked is not ASK_LATER
+            return asked
+
     def _ask_on(self) -> AskedTrial | None:
         """Ask for a trial in the thread that has run another one. Whoever ends the search waits for this ask."""
         with self._asking:
             if self._waiting or self._over.done() or not self._claim():
                 return None
-            asked = self.trials.ask()
-            assert asked is not ASK_LATER
-            return asked
+            return self._ask_here()
 
     @functools.cached_property
     def _has_series(self) -> bool:
@@ -254,7 +263,7 @@ class SearchLoop:
         return bool(self.trials.is_quick) and self.objective.kind is not Kind.ASYNC_FUNCTION
 
     def _is_late(self) -> bool:
-        self._timed_out = self._timed_out or self._loop.time() >= self._deadline
+        self._timed_out = self._timed_out or (self._timeout is not None and self._loop.time() >= self._deadline)
         return self._timed_out
 
     def _run_objective(self, asked: AskedTrial, series: TrialSeries | None) -> Coroutine[Any, Any, Outcome]:
@@ -273,16 +282,7 @@ class SearchLoop:
             # The objective may change its arguments: each attempt gets its own copies.
             run = TrialRun(asked.trial, copy_containers(asked.arguments), len(reasons))
             outcome = await self._run_attempt(run, clock)
-            error = outcome.error
-            if (
-                error is None
-                or outcome.fatal is not None
-                or outcome.lost
-                or isinstance(error, TrialTimeoutError | asyncio.CancelledError)
-                or len(reasons) >= self.options.retries
-                or self.trials.stopped
-                or retries_are_used(error)
-            ):
+            if not outcome.may_be_retried or len(reasons) >= self.options.retries or self.trials.stopped:
                 return outcome
             reasons.append(outcome.reason or "")
             await self._writers.run(asked.trial.set_user_attr, ATTEMPTS, list(reasons))

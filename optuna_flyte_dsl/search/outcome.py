@@ -50,6 +50,14 @@ class Outcome:
         """Whether the trial has nothing to store beside its values. A complete trial has no reason and no error."""
         return self.state is TrialState.COMPLETE and not self.constraints
 
+    @property
+    def may_be_retried(self) -> bool:
+        """Whether the objective has raised an error that it may not raise again."""
+        error = self.error
+        if error is None or self.fatal is not None or self.lost or retries_are_used(error):
+            return False
+        return not isinstance(error, TrialTimeoutError | asyncio.CancelledError)
+
 
 @dataclass(frozen=True)
 class Judge:

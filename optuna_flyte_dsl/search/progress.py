@@ -58,10 +58,11 @@ class Tally:
     def add(self, trial: FrozenTrial) -> None:
         """Count a finished trial."""
         self.finished += 1
-        if trial.state is TrialState.FAIL:
+        state = trial.state
+        if state is TrialState.FAIL:
             self.failed += 1
             self.first_reason = self.first_reason or trial.user_attrs.get(ERROR)
-        elif trial.state is TrialState.PRUNED:
+        elif state is TrialState.PRUNED:
             self.pruned += 1
         elif not is_feasible(trial):
             self.infeasible += 1

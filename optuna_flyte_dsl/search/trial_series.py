@@ -35,6 +35,12 @@ class TrialSeries:
     error: BaseException | None = None  # an error of an ask or a tell, which ends the search
     pid: int = field(default_factory=os.getpid)  # an objective may fork: its child goes on with no trial
 
+    def left(self) -> AskedTrial | None:
+        """Return the trial that the event loop is to tell; `None` without one. Raise the error of an ask or a tell."""
+        if self.error is not None:
+            raise self.error
+        return self.asked
+
     def hand_over(self) -> None:
         """Note that the event loop is to judge how the latest run has ended; see `Series`."""
         self.waiting.add(self)

@@ -41,7 +41,8 @@ def constraints_of(trial: FrozenTrial) -> tuple[float, ...] | None:
 
 def is_feasible(trial: FrozenTrial) -> bool:
     """Return whether each constraint of a trial is at most 0."""
-    return all(value <= 0 for value in constraints_of(trial) or ())
+    values = constraints_of(trial)
+    return values is None or all(value <= 0 for value in values)
 
 
 def constraints_for_sampler(trial: FrozenTrial) -> tuple[float, ...]:

@@ -1172,3 +1172,46 @@ def test_an_interrupt_of_a_quick_ask_leaves_no_trial_running(method, monkeypatch
         Optimizer(objective, 3, 100, study, progress=False).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
     assert len(study.trials) < 25
+
+
+def test_a_first_ask_that_fails_leaves_the_running_trials_of_others(monkeypatch):
+    def refuses(*_):
+        raise MemoryError
+
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    theirs = study.ask()
+    monkeypatch.setattr(InMemoryStorage, "set_trial_param", refuses)
+    with pytest.raises(MemoryError):
+        Optimizer(objective, 2, 3, study, progress=False).run_sync()
+    assert {trial.number: trial.state for trial in study.trials} == {
+        theirs.number: TrialState.RUNNING,
+        1: TrialState.FAIL,
+    }
+
+
+@pytest.mark.parametrize("method", ["_claim", "_add_trial", "_on_trial_done"])
+@pytest.mark.parametrize("is_done", [False, True])
+def test_an_interrupt_between_two_trials_ends_the_search(method, is_done, monkeypatch):
+    original, calls = getattr(SearchLoop, method), []
+
+    def interrupted(self, *args):
+        calls.append(method)
+        if len(calls) == 20 and not is_done:
+            raise KeyboardInterrupt
+        returned = original(self, *args)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return returned
+
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    monkeypatch.setattr(SearchLoop, method, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Optimizer(objective, 3, 100, study, progress=False).run_sync()
+    assert states(study).keys() <= {"COMPLETE", "FAIL"}
+    assert len(study.trials) < 30
