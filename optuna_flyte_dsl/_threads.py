@@ -166,17 +166,21 @@ class Threads:
                     await asyncio.sleep(_END)
 
     def _start_thread(self) -> None:
-        number = _names.take()
-        thread = threading.Thread(target=self._work, args=(number,), name=f"optuna-flyte-{number}", daemon=True)
+        thread = threading.Thread(target=self._work, name="optuna-flyte", daemon=True)
+        self._threads.add(thread)
         try:
             thread.start()
-        except BaseException:
-            _names.give_back(number)
+        except BaseException:  # an interrupt may have come after the thread had started, which then ends at once
+            self._threads.discard(thread)
             raise
-        self._threads.add(thread)
 
-    def _work(self, number: int) -> None:
+    def _work(self) -> None:
         thread = threading.current_thread()
+        with self._lock:
+            if thread not in self._threads:
+                return
+        number = _names.take()
+        thread.name = f"optuna-flyte-{number}"
         _this_thread.is_own = True
         try:
             if self._at_start is not None:

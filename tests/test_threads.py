@@ -161,6 +161,32 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(monkeypatch):
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
+@pytest.mark.parametrize("has_started", [True, False])
+def test_an_interrupt_at_a_threads_start_leaves_no_thread_that_takes_part(has_started, monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(self):
+        if has_started:
+            start(self)
+        raise KeyboardInterrupt
+
+    async def main():
+        threads = Threads()
+        first = threads.run(release.wait, 30)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                threads.run(print)
+        release.set()
+        await first
+        assert await threads.run(lambda: 3) == 3
+        await threads.close()
+
+    release = threading.Event()
+    asyncio.run(asyncio.wait_for(main(), 30))
+    wait_until(lambda: not own_threads())
+
+
 def test_what_is_closed_ends_if_what_it_waits_for_was_cancelled():
     async def main():
         gone = asyncio.get_running_loop().create_future()
