@@ -39,7 +39,7 @@ class FunctionRunner:
         run.begin()
         objective = self._objective
         if objective.kind is Kind.ASYNC_FUNCTION:
-            returned = objective.target(**objective.with_trial(run.arguments, run.trial))
+            returned = objective.target(**objective.call_arguments(run.arguments, run.trial))
         else:
             returned = await await_thread(self._threads.run(run_series, run, self._call_in_thread))
         if (
@@ -54,7 +54,7 @@ class FunctionRunner:
 
     def _call_in_thread(self, run: TrialRun) -> Any:
         with self._in_thread(run):
-            return self._objective.target(**self._objective.with_trial(run.arguments, run.trial))
+            return self._objective.target(**self._objective.call_arguments(run.arguments, run.trial))
 
     @property
     def busy(self) -> bool:

@@ -100,7 +100,7 @@ class AskTell:
         self._failures = FailureLimit(self.objective.name, study, options.failure_limits)
         self._history = TrialHistory()
         self._before: int | None = None  # the number of the study's trials before the first ask
-        self._known: Sequence[FrozenTrial] = ()  # all trials of the study, if asking never blocks
+        self._known: Sequence[FrozenTrial] = ()  # if `is_quick`: Optuna's own list of all trials, which grows
         self._stored: int | None = None  # number of a trial that an ask has stored and not yet returned
         self._open = OpenTrials(self.study, self.objective.name, storage, self._store_details)
         self.not_continued: list[FrozenTrial] = []  # the adopted trials that the search's end has told
@@ -240,7 +240,7 @@ class AskTell:
             # subclass may block.
             in_memory = type(trial.storage) is InMemoryStorage
             is_free = type(self._sampler) is RandomSampler and self.points is None and not self.options.callbacks
-            self.is_quick = in_memory and is_free
+            self.is_quick = in_memory and is_free and not self.space.has_functions
             self._known = trials_to_read(self.study) if self.is_quick else ()
         if self.sampler_of_trial is not None:
             # What running trials have suggested so far depends on time, so the sampler does not see them.

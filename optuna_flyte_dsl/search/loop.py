@@ -10,7 +10,6 @@ import contextvars
 import dataclasses
 import functools
 import math
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from optuna_flyte_dsl.search.outcome import REASON_LIMIT, Judge, Outcome, reason
 from optuna_flyte_dsl.search.runner import Runner, TrialRun
 from optuna_flyte_dsl.search.trial_clock import NO_TIME_LIMIT, TrialClock
 from optuna_flyte_dsl.search.trial_order import TrialOrder
-from optuna_flyte_dsl.search.trial_series import TrialSeries
+from optuna_flyte_dsl.search.trial_series import SeriesGate, TrialSeries
 from optuna_flyte_dsl.space.containers import copy_containers
 from optuna_flyte_dsl.space.objective import Kind, Objective
 from optuna_flyte_dsl.study.attributes import ATTEMPTS
@@ -62,8 +61,7 @@ class SearchLoop:
         n_objectives = len(trials.study.directions)
         self._judge = Judge(self.objective.name, n_objectives, options.caught, returns.constraints, returns.fields)
         self._timeout, self._trial_timeout = options.timeouts
-        self._asking = threading.RLock()  # held while a trial is counted, or asked for outside of `thread`
-        self._waiting: set[TrialSeries] = set()  # those that wait for the event loop
+        self._gate = SeriesGate()  # its lock is held while a trial is counted, or asked for outside of `thread`
         self._claimed = 0  # trials that were asked for, or are about to be
         self._found_none = False  # whether the last ask returned no trial; telling a trial resets the flag
         self._timed_out = False
@@ -131,28 +129,30 @@ class SearchLoop:
             self._loop.call_later(pauses.silence_check, self._end_if_silent)
 
     def _wants_more(self) -> bool:
-        if self.trials.stopped or self._timed_out or self._found_none:
-            return False
-        return self.trials.has_quota or self._claimed < self.n_trials
+        is_over = self.trials.stopped or self._timed_out or self._found_none
+        return not is_over and (self.trials.has_quota or self._claimed < self.n_trials)
 
     def _claim(self) -> bool:
         """Return whether another trial is wanted, and count it then. Any thread may call this."""
-        with self._asking:
-            if not self._wants_more():
-                return False
-            self._claimed += 1
-            return True
+        with self._gate.lock:
+            is_wanted = self._wants_more()
+            self._claimed += is_wanted
+            return is_wanted
 
     def _add_trial(self) -> None:
         # Each trial has its own context: context variables that one trial's objective sets do not reach other trials.
-        task = self._loop.create_task(self._run_trial(), context=self._context.copy())
+        # The loop's task factory is passed by: eager tasks would run each trial within the step of another one.
+        task = asyncio.Task(self._run_trial(), loop=self._loop, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._on_trial_done)
 
     def _on_trial_done(self, task: asyncio.Task[None]) -> None:
-        """Start another trial, or end the search. A trial's task may call this as its last step."""
+        """Start another trial, or end the search: the last step of a trial's task, or its callback when it is done."""
         self._tasks.discard(task)
-        if task.done() and (error := asyncio.CancelledError() if task.cancelled() else task.exception()):
+        error: BaseException | None = None
+        if task.done():
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
             self._end(error)
         elif self._over.done():
             return
@@ -188,7 +188,7 @@ class SearchLoop:
                 self._add_trial()
             series = None
             if self._has_series:
-                series = TrialSeries(self.trials, self._judge, asked, self._ask_on, self._context, self._waiting)
+                series = TrialSeries(self.trials, self._judge, asked, self._ask_on, self._context, self._gate)
             self._running += 1
             try:
                 if self._is_late():  # the ask has lasted beyond the timeout
@@ -198,7 +198,7 @@ class SearchLoop:
             finally:
                 self._running -= 1
             if series is not None:
-                asked = series.left()
+                asked = series.take()
                 if asked is None:
                     return
                 outcome = asked.outcome or outcome
@@ -211,7 +211,7 @@ class SearchLoop:
                 await self.trials.promise(self._writers.run, self.trials.tell, asked, outcome)
             self._found_none = False
             if series is not None:
-                self._waiting.discard(series)
+                self._gate.waiting.discard(series)
             if self._order is not None:
                 self._order.told()
             if self.commit is not None:
@@ -242,17 +242,15 @@ class SearchLoop:
 
     def _ask_here(self) -> AskedTrial | None:
         """Ask for a trial in this thread: the ask blocks nothing."""
-        with self._asking:
+        with self._gate.lock:
             asked = self.trials.ask()
-            assert asked is not ASK_LATER
-            return asked
+            return None if asked is ASK_LATER else asked
 
     def _ask_on(self) -> AskedTrial | None:
         """Ask for a trial in the thread that has run another one. Whoever ends the search waits for this ask."""
-        with self._asking:
-            if self._waiting or self._over.done() or not self._claim():
-                return None
-            return self._ask_here()
+        if self._gate.waiting or self._over.done() or not self._claim():
+            return None
+        return self._ask_here()
 
     @functools.cached_property
     def _has_series(self) -> bool:
@@ -387,11 +385,10 @@ class SearchLoop:
         closing.result()
 
     def _end_asks(self) -> None:
-        """Let no thread of a trial ask for another one, and wait for one that does so now."""
+        """Let no thread of a trial tell it or ask for another one, and wait for one that does so now."""
         self.trials.stopped = True
         if self.trials.is_quick:
-            with self._asking:
-                pass
+            self._gate.close()
 
     def _close_in_this_thread(self) -> None:
         """Tell the study how the open trials have ended, if an interrupt or the loop's end broke off `_abandon`."""

@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether the objective has raised an error that it may not raise again."""
+        """Whether the objective has raised an error, and another attempt may succeed."""
         error = self.error
         if error is None or self.fatal is not None or self.lost or retries_are_used(error):
             return False

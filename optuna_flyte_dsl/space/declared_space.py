@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import inspect
+import itertools
 import os
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,9 @@ from optuna_flyte_dsl.space.acceptance import bind_arguments
 from optuna_flyte_dsl.space.conditions import Condition
 from optuna_flyte_dsl.space.declared_parameter import DeclaredParameter, DeclaredSignature, declare_signature
 from optuna_flyte_dsl.space.differences import differences
+from optuna_flyte_dsl.space.function_condition import WhenTrue
 from optuna_flyte_dsl.space.markers import Suggestion
-from optuna_flyte_dsl.space.scenarios import PointCounter
+from optuna_flyte_dsl.space.scenarios import PointCounter, comparisons
 from optuna_flyte_dsl.space.signatures import read_signature
 from optuna_flyte_dsl.space.space_text import Branch, node_branch, size_text
 from optuna_flyte_dsl.space.tree import ArgumentTree
@@ -179,6 +181,12 @@ class DeclaredSpace(Mapping[str, Suggestion]):
         """The condition of each parameter that is not always active, by name, with whole paths for names."""
         parameters = self._tree.parameters.values()
         return {name: condition for name, _, _, condition in parameters if condition is not None}
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether functions of the user decide conditions. Such a function may block."""
+        compared = itertools.chain.from_iterable(map(comparisons, self.conditions.values()))
+        return any(isinstance(each, WhenTrue) for each in compared)
 
     def fixed_values(self) -> dict[str, Any]:
         """Return the values that are not searched, by path, with the defaults of inactive parameters."""

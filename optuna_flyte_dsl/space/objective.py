@@ -152,7 +152,7 @@ class Objective:
     space: SearchSpace
     returns: ReturnAnnotation
 
-    def with_trial(self, arguments: Mapping[str, Any], trial: Any) -> Mapping[str, Any]:
+    def call_arguments(self, arguments: Mapping[str, Any], trial: Any) -> Mapping[str, Any]:
         """Return the keyword arguments of a call: those of a trial, and the trial itself if `target` takes it."""
         return {**arguments, TRIAL: trial} if self.takes_trial else arguments
 

@@ -265,7 +265,7 @@ class _SimulatedRunner:
         given = {
             "number": run.trial.number,
             "random": generator,
-            **self._objective.with_trial(run.arguments, run.trial),
+            **self._objective.call_arguments(run.arguments, run.trial),
         }
         try:
             duration = self._duration(given, fault)
@@ -299,7 +299,7 @@ class _SimulatedRunner:
             if self._made_up.outcomes is not None:
                 returned = _call(self._made_up.outcomes, given)
             else:
-                returned = self._objective.target(**self._objective.with_trial(run.arguments, run.trial))
+                returned = self._objective.target(**self._objective.call_arguments(run.arguments, run.trial))
             while inspect.isawaitable(returned):
                 returned = await returned
             return returned

@@ -9,8 +9,10 @@ import logging
 import math
 import pickle
 import re
+import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 
 import flytekit as fl
@@ -212,7 +214,7 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     (line,) = warned()  # those that fail in the same way are counted
     assert re.fullmatch(
         r"Trial [135] of `declared` failed: RuntimeError: boom and more "
-        r"\(test_loop.py:206, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
+        r"\(test_loop.py:208, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
         line,
     )
 
@@ -1215,3 +1217,63 @@ def test_an_interrupt_between_two_trials_ends_the_search(method, is_done, monkey
         Optimizer(objective, 3, 100, study, progress=False).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
     assert len(study.trials) < 30
+
+
+def test_an_error_starts_no_other_trial_of_an_async_function(monkeypatch):
+    original, calls = InMemoryStorage.set_trial_state_values, []
+
+    def refusing(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) == 20:
+            raise MemoryError
+        return original(self, *args, **kwargs)
+
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    monkeypatch.setattr(InMemoryStorage, "set_trial_state_values", refusing)
+    with pytest.raises(MemoryError):
+        Optimizer(objective, 1, 100, study, progress=False).run_sync()
+    assert len(study.trials) == 20
+
+
+def test_a_quick_search_asks_for_no_trial_after_its_timeout():
+    async def objective(x: Float(0, 1)) -> float:
+        if len(study.trials) == 5:
+            time.sleep(0.5)
+        return x
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    Optimizer(objective, 1, 100, study, progress=False, timeout=0.4).run_sync()
+    assert states(study) == {"COMPLETE": 5}
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(seed=1), optuna.samplers.TPESampler(seed=1)])
+def test_a_cancelled_error_of_a_callback_ends_the_search(sampler):
+    def callback(study, trial):
+        if trial.number == 3:
+            raise asyncio.CancelledError
+
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    study = optuna.create_study(sampler=sampler)
+    with pytest.raises(asyncio.CancelledError):
+        Optimizer(objective, 2, 30, study, progress=False, callbacks=[callback]).run_sync()
+    assert states(study).keys() <= {"COMPLETE", "FAIL"}
+    assert len(study.trials) < 10
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_trials_are_no_eager_tasks():
+    async def objective(x: Float(0, 1)) -> float:
+        return x
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        await Optimizer(objective, 4, 2_000, study, progress=False)()
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    asyncio.run(main())
+    assert states(study) == {"COMPLETE": 2_000}

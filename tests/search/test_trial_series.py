@@ -8,18 +8,22 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import flytekit as fl
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer
+from optuna_flyte_dsl import Float, ObjectiveValueError, Optimizer, WhenTrue
+from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.outcome import Judge
 from optuna_flyte_dsl.search.runner import TrialRun, run_series
-from optuna_flyte_dsl.search.trial_series import TrialSeries
+from optuna_flyte_dsl.search.trial_series import SeriesGate, TrialSeries
+from optuna_flyte_dsl.study.attributes import ERROR
 from tests.support import own_threads, wait_until
 
 
@@ -183,7 +187,7 @@ def test_a_cancelled_search_starts_no_other_trial_and_leaves_none_running(n_befo
         return len(study.trials)
 
     n_trials = asyncio.run(main())
-    assert own_threads() == set()
+    wait_until(lambda: not own_threads())  # a thread cannot be stopped: it ends when its objective has returned
     assert len(study.trials) == n_trials < 10**6
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
 
@@ -259,6 +263,7 @@ class Refusing:
     def __init__(self, place):
         self.place = place
         self.told = []
+        self.stopped = False
 
     def tell(self, asked, outcome):
         if self.place == "tell":
@@ -276,8 +281,112 @@ class Asked:
 @pytest.mark.parametrize("place", ["tell", "ask"])
 def test_an_error_of_an_ask_or_a_tell_is_none_of_the_objective(place):
     trials, asked = Refusing(place), Asked()
-    series = TrialSeries(trials, Judge("o", 1, ()), asked, trials.ask, contextvars.copy_context(), set())
+    series = TrialSeries(trials, Judge("o", 1, ()), asked, trials.ask, contextvars.copy_context(), SeriesGate())
     assert run_series(TrialRun(None, {}, series=series), lambda _: 0.5) == 0.5
-    assert repr(series.error) == f"LookupError('{place}')"
+    assert trials.stopped
+    with pytest.raises(LookupError, match=place):
+        series.take()
     assert trials.told == ([] if place == "tell" else [(0, (0.5,))])
     assert series.asked is (asked if place == "tell" else None)
+
+
+@pytest.mark.parametrize("method", ["create_new_trial", "set_trial_state_values"])
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_an_error_of_an_ask_or_a_tell_in_a_thread_ends_the_search_at_once(concurrency, method, monkeypatch):
+    original, calls = getattr(InMemoryStorage, method), []
+
+    def refusing(self, *args, **kwargs):
+        calls.append(method)
+        if len(calls) == 20:
+            raise MemoryError(method)
+        return original(self, *args, **kwargs)
+
+    def objective(x: Float(0, 1)):
+        return x
+
+    study = in_memory()
+    monkeypatch.setattr(InMemoryStorage, method, refusing)
+    with pytest.raises(MemoryError, match=method):
+        Optimizer(objective, concurrency, 5_000, study, progress=False).run_sync()
+    assert states(study).keys() <= {"COMPLETE", "FAIL"}
+    assert len(study.trials) < 20 + 2 * concurrency
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_trial_whose_task_is_cancelled_fails_and_the_search_goes_on(concurrency):
+    def objective(x: Float(0, 1)):
+        time.sleep(0.001 * x)
+        return x
+
+    async def main():
+        search = asyncio.ensure_future(
+            Optimizer(objective, concurrency, 300, study, progress=False, max_consecutive_failures=None)()
+        )
+        while len(study.trials) <= concurrency:
+            await asyncio.sleep(0.001)
+        for _ in range(15):
+            await asyncio.sleep(0.002)
+            for task in asyncio.all_tasks():
+                trial = task.get_coro()
+                if trial.__name__ == "_run_trial" and trial.cr_await is not None:  # its objective runs
+                    task.cancel()
+        await search
+
+    study = in_memory()
+    asyncio.run(main())
+    assert states(study).keys() == {"COMPLETE", "FAIL"}
+    assert len(study.trials) == 300
+    for trial in study.trials:
+        assert (ERROR in trial.user_attrs) == (trial.state is TrialState.FAIL)
+
+
+def test_a_trial_that_its_thread_tells_while_the_search_is_cancelled_has_no_error(monkeypatch):
+    tell = AskTell.tell
+
+    def slow(self, *args):
+        time.sleep(0.01)
+        return tell(self, *args)
+
+    def objective(x: Float(0, 1)):
+        time.sleep(0.001 * x)
+        return x
+
+    async def main():
+        search = asyncio.ensure_future(Optimizer(objective, 4, 300, study, progress=False)())
+        while not study.trials or study.trials[-1].number < 6:
+            await asyncio.sleep(0.001)
+        search.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await search
+
+    monkeypatch.setattr(AskTell, "tell", slow)
+    for _ in range(5):
+        study = in_memory()
+        asyncio.run(main())
+        assert states(study).keys() <= {"COMPLETE", "FAIL"}
+        for trial in study.trials:
+            assert (ERROR in trial.user_attrs) == (trial.state is TrialState.FAIL)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_of_a_condition_does_not_block_the_event_loop(is_async):
+    in_loops_thread = []
+
+    def is_large(x):
+        in_loops_thread.append(threading.current_thread() is threading.main_thread())
+        return x > 0.5
+
+    def objective(x: Float(0, 1), y: Annotated[float, Float(0, 1), WhenTrue(is_large)] = 0.0):
+        return x + y
+
+    async def async_objective(x: Float(0, 1), y: Annotated[float, Float(0, 1), WhenTrue(is_large)] = 0.0):
+        return x + y
+
+    in_loops_thread.clear()
+    study = in_memory()
+    search = Optimizer(async_objective if is_async else objective, 4, 20, study, progress=False)
+    in_loops_thread.clear()  # a decoration may try the function
+    search.run_sync()
+    assert states(study) == {"COMPLETE": 20}
+    assert len(in_loops_thread) >= 20
+    assert not any(in_loops_thread[-20:])

@@ -70,7 +70,7 @@ class FlytekitRunner:
 
     async def _call_task(self, run: TrialRun) -> Any:
         run.begin()
-        arguments = self._objective.with_trial(run.arguments, run.trial)
+        arguments = self._objective.call_arguments(run.arguments, run.trial)
         try:
             queue = FlyteContextManager.current_context().worker_queue
             if isinstance(queue, LocalController) and self._observed is not None:
@@ -110,7 +110,7 @@ class FlytekitRunner:
         _returned.set(returned)
         try:
             with self._in_thread(run):
-                value = controller.run(self._observed, self._objective.with_trial(run.arguments, run.trial), call)
+                value = controller.run(self._observed, self._objective.call_arguments(run.arguments, run.trial), call)
         except Exception:
             wrong = self._objective.refusal(returned[-1], refused_by_sdk=True) if returned else None
             if wrong is None:

@@ -61,7 +61,7 @@ _current: contextvars.ContextVar[Sandboxes] = contextvars.ContextVar("sandboxes 
 
 
 def sandboxes_of_attempt() -> Sandboxes:
-    """Return what collects the directories of the calls that are made in this context from now on."""
+    """Return new `Sandboxes`: those of the calls in this context. An attempt enters them by a `with` statement."""
     sandboxes = Sandboxes()
     _current.set(sandboxes)  # an attempt has a context of its own
     return sandboxes
