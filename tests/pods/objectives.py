@@ -130,5 +130,9 @@ async def everything(data: FlyteFile) -> list[str]:
         two(sync_callback)(),
     )
     outside = await double(x=21.0)  # not a trial: flytekit's own
-    found = [f"{trial.state.name} {trial.params} {trial.values or trial.user_attrs}" for study in studies for trial in study.trials]
+    found = [
+        f"{trial.state.name} {trial.params} {trial.values or trial.user_attrs}"
+        for study in studies
+        for trial in study.trials
+    ]
     return [*found, f"outside {outside}"]
