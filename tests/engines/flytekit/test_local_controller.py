@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import typing
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Optional
 import flytekit as fl
 import numpy as np
 import optuna
+import psutil
 import pytest
 from flytekit.core.context_manager import FlyteContextManager, flyte_context_Var
 from flytekit.deck.renderer import PythonDependencyRenderer
@@ -395,8 +397,13 @@ def test_a_task_of_another_type_is_an_objective(tmp_path):
     assert all(trial.value == pytest.approx(trial.params["x"]) for trial in study.trials)
 
 
-def left_after_a_thousand_trials():
-    """Return the threads, event loops and open files of the process after a few trials, and after a thousand more."""
+def left_after_a_thousand_trials(folder):
+    """Return what there is after a few trials, and after a thousand more.
+
+    These are the threads, event loops, open files, children and temporary files of the process.
+    """
+    tempfile.tempdir = str(folder)
+    sandbox = FlyteContextManager.current_context().file_access.local_sandbox_dir
 
     def run(optimized, n_trials):
         Optimizer(optimized, concurrency=8, n_trials=n_trials, sampler=optuna.samplers.RandomSampler).run_sync()
@@ -406,13 +413,16 @@ def left_after_a_thousand_trials():
         run(async_task, n_trials)
         run(sync_callback, n_trials)
         gc.collect()
-        seen.append((threading.active_count(), count_of_event_loops(), len(os.listdir("/proc/self/fd"))))
+        n_files = sum(len(list(Path(each).rglob("*"))) for each in (folder, sandbox))
+        n_processes = len(psutil.Process().children(recursive=True))
+        n_open = len(os.listdir("/proc/self/fd"))
+        seen.append((threading.active_count(), count_of_event_loops(), n_open, n_processes, n_files))
     return seen, own_threads()
 
 
 @pytest.mark.newest
-def test_nothing_stays_behind_after_a_thousand_trials():
-    (before, after), threads = in_new_process(left_after_a_thousand_trials)
+def test_nothing_stays_behind_after_a_thousand_trials(tmp_path):
+    (before, after), threads = in_new_process(left_after_a_thousand_trials, tmp_path)
     assert before == after
     assert threads == set()
 
