@@ -62,7 +62,7 @@ def best_trial_of(
     if not front:
         trials = study.get_trials(deepcopy=False)
         reason = next((text for trial in trials if (text := trial.user_attrs.get(ERROR))), None)
-        said = f"; the first that failed: {reason}" if reason else ". Run a search first"
+        said = f"; the first that failed: {reason.rstrip('.')}" if reason else ". Run a search first"
         if trials and not reason:
             states = collections.Counter(trial.state.name for trial in trials)
             said = f": {', '.join(f'{number} are {name}' for name, number in states.items())}"

@@ -139,9 +139,9 @@ def test_objectives_without_names_have_their_number():
 def test_a_study_without_a_complete_trial_says_why():
     @optimize(n_trials=2, progress=False)
     def breaks(x: Float(0, 1)) -> float:
-        raise ValueError("a bug")
+        raise ValueError("a bug.")
 
-    with pytest.raises(NoBestTrialError, match="is complete and feasible; the first that failed: ValueError: a bug"):
+    with pytest.raises(NoBestTrialError, match=r"is complete and feasible; the first that failed: ValueError: a bug\.$"):
         breaks.best(breaks.run_sync())
     pruned = optuna.create_study()
     pruned.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
