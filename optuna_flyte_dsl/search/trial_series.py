@@ -73,6 +73,8 @@ class TrialSeries:
 
     def hand_over(self) -> None:
         """Note that the event loop is to judge how the latest run has ended; see `Series`."""
+        if os.getpid() != self.pid:  # another thread may have held the lock when the objective forked
+            return
         with self.gate.lock:
             if not self.is_over:
                 self.gate.waiting.add(self)

@@ -1,6 +1,7 @@
 """A thread that has run a trial goes on with the next one: nothing else about a search changes by that."""
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import os
@@ -288,6 +289,26 @@ def test_an_error_of_an_ask_or_a_tell_is_none_of_the_objective(place):
         series.take()
     assert trials.told == ([] if place == "tell" else [(0, (0.5,))])
     assert series.asked is (asked if place == "tell" else None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_forked_child_waits_for_no_lock(fails):
+    def call(_):
+        if fails:
+            raise LookupError
+        return 0.5
+
+    def run():
+        with contextlib.suppress(LookupError):
+            run_series(TrialRun(None, {}, series=series), call)
+
+    trials, gate = Refusing("tell"), SeriesGate()
+    series = TrialSeries(trials, Judge("o", 1, ()), Asked(), trials.ask, contextvars.copy_context(), gate, pid=0)
+    with gate.lock:  # in the child, no thread releases it
+        child = threading.Thread(target=run, daemon=True)
+        child.start()
+        child.join(30)
+        assert not child.is_alive()
 
 
 @pytest.mark.parametrize("method", ["create_new_trial", "set_trial_state_values"])
