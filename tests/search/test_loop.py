@@ -44,6 +44,7 @@ from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.study.attributes import ERROR
 from optuna_flyte_dsl.study.taken_points import TakenPoints
+from tests.support import fail_at_call
 from tests.support._compat import cached_trials
 
 
@@ -214,7 +215,7 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     (line,) = warned()  # those that fail in the same way are counted
     assert re.fullmatch(
         r"Trial [135] of `declared` failed: RuntimeError: boom and more "
-        r"\(test_loop.py:208, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
+        r"\(test_loop.py:209, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
         line,
     )
 
@@ -1156,20 +1157,11 @@ def test_the_event_loop_goes_on_while_a_class_refuses_all_points():
 
 @pytest.mark.parametrize("method", ["create_new_trial", "get_trial", "set_trial_param", "set_trial_state_values"])
 def test_an_interrupt_of_a_quick_ask_leaves_no_trial_running(method, monkeypatch):
-    original, calls = getattr(InMemoryStorage, method), []
-
-    def interrupted(self, *args, **kwargs):
-        returned = original(self, *args, **kwargs)
-        calls.append(method)
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        return returned
-
     async def objective(x: Float(0, 1)) -> float:
         return x
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    monkeypatch.setattr(InMemoryStorage, method, interrupted)
+    fail_at_call(monkeypatch, InMemoryStorage, method, KeyboardInterrupt(), is_done=True)
     with pytest.raises(KeyboardInterrupt):
         Optimizer(objective, 3, 100, study, progress=False).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
@@ -1197,22 +1189,11 @@ def test_a_first_ask_that_fails_leaves_the_running_trials_of_others(monkeypatch)
 @pytest.mark.parametrize("method", ["_claim", "_add_trial", "_on_trial_done"])
 @pytest.mark.parametrize("is_done", [False, True])
 def test_an_interrupt_between_two_trials_ends_the_search(method, is_done, monkeypatch):
-    original, calls = getattr(SearchLoop, method), []
-
-    def interrupted(self, *args):
-        calls.append(method)
-        if len(calls) == 20 and not is_done:
-            raise KeyboardInterrupt
-        returned = original(self, *args)
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        return returned
-
     async def objective(x: Float(0, 1)) -> float:
         return x
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    monkeypatch.setattr(SearchLoop, method, interrupted)
+    fail_at_call(monkeypatch, SearchLoop, method, KeyboardInterrupt(), is_done=is_done)
     with pytest.raises(KeyboardInterrupt):
         Optimizer(objective, 3, 100, study, progress=False).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
@@ -1220,19 +1201,11 @@ def test_an_interrupt_between_two_trials_ends_the_search(method, is_done, monkey
 
 
 def test_an_error_starts_no_other_trial_of_an_async_function(monkeypatch):
-    original, calls = InMemoryStorage.set_trial_state_values, []
-
-    def refusing(self, *args, **kwargs):
-        calls.append(args)
-        if len(calls) == 20:
-            raise MemoryError
-        return original(self, *args, **kwargs)
-
     async def objective(x: Float(0, 1)) -> float:
         return x
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    monkeypatch.setattr(InMemoryStorage, "set_trial_state_values", refusing)
+    fail_at_call(monkeypatch, InMemoryStorage, "set_trial_state_values", MemoryError())
     with pytest.raises(MemoryError):
         Optimizer(objective, 1, 100, study, progress=False).run_sync()
     assert len(study.trials) == 20

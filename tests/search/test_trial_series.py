@@ -25,7 +25,7 @@ from optuna_flyte_dsl.search.outcome import Judge
 from optuna_flyte_dsl.search.runner import TrialRun, run_series
 from optuna_flyte_dsl.search.trial_series import SeriesGate, TrialSeries
 from optuna_flyte_dsl.study.attributes import ERROR
-from tests.support import own_threads, wait_until
+from tests.support import fail_at_call, own_threads, wait_until
 
 
 def in_memory():
@@ -314,19 +314,11 @@ def test_a_forked_child_waits_for_no_lock(fails):
 @pytest.mark.parametrize("method", ["create_new_trial", "set_trial_state_values"])
 @pytest.mark.parametrize("concurrency", [1, 8])
 def test_an_error_of_an_ask_or_a_tell_in_a_thread_ends_the_search_at_once(concurrency, method, monkeypatch):
-    original, calls = getattr(InMemoryStorage, method), []
-
-    def refusing(self, *args, **kwargs):
-        calls.append(method)
-        if len(calls) == 20:
-            raise MemoryError(method)
-        return original(self, *args, **kwargs)
-
     def objective(x: Float(0, 1)):
         return x
 
     study = in_memory()
-    monkeypatch.setattr(InMemoryStorage, method, refusing)
+    fail_at_call(monkeypatch, InMemoryStorage, method, MemoryError(method))
     with pytest.raises(MemoryError, match=method):
         Optimizer(objective, concurrency, 5_000, study, progress=False).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}

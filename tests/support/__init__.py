@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import socket
 import threading
@@ -47,6 +48,22 @@ def in_new_process(function, *arguments):
     """Return what a function returns in a process where no other test has left anything behind, or ends it yet."""
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def fail_at_call(monkeypatch, owner, method, error, *, number=20, is_done=False):
+    """Let a method raise an error at its call of this number, before or after it has done its work."""
+    original, calls = getattr(owner, method), itertools.count(1)
+
+    def failing(self, *args, **kwargs):
+        is_last = next(calls) == number
+        if is_last and not is_done:
+            raise error
+        returned = original(self, *args, **kwargs)
+        if is_last:
+            raise error
+        return returned
+
+    monkeypatch.setattr(owner, method, failing)
 
 
 class MovableTime(asyncio.SelectorEventLoop):
