@@ -12,7 +12,6 @@ import re
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 
 import flytekit as fl
@@ -44,7 +43,7 @@ from optuna_flyte_dsl.search.ask_tell import AskTell
 from optuna_flyte_dsl.search.loop import SearchLoop
 from optuna_flyte_dsl.study.attributes import ERROR
 from optuna_flyte_dsl.study.taken_points import TakenPoints
-from tests.support import fail_at_call
+from tests.support import MovableTime, fail_at_call
 from tests.support._compat import cached_trials
 
 
@@ -215,7 +214,7 @@ def test_an_error_of_a_trial_is_a_failure_and_the_search_goes_on(make, warned, c
     (line,) = warned()  # those that fail in the same way are counted
     assert re.fullmatch(
         r"Trial [135] of `declared` failed: RuntimeError: boom and more "
-        r"\(test_loop.py:209, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
+        r"\(test_loop.py:208, in objective: raise RuntimeError\(\"boom\\nand more\"\)\)",
         line,
     )
 
@@ -1155,15 +1154,26 @@ def test_the_event_loop_goes_on_while_a_class_refuses_all_points():
     assert set(states(study)) == {"FAIL"}
 
 
-@pytest.mark.parametrize("method", ["create_new_trial", "get_trial", "set_trial_param", "set_trial_state_values"])
-def test_an_interrupt_of_a_quick_ask_leaves_no_trial_running(method, monkeypatch):
-    async def objective(x: Float(0, 1)) -> float:
-        return x
+async def instant(x: Float(0, 1)) -> float:
+    return x
 
+
+@pytest.mark.parametrize(
+    ("owner", "method", "is_done"),
+    [
+        *((InMemoryStorage, method, True) for method in ("create_new_trial", "get_trial", "set_trial_param")),
+        (InMemoryStorage, "set_trial_state_values", True),
+        *((SearchLoop, method, True) for method in ("_claim", "_add_trial", "_on_trial_done")),
+        *((SearchLoop, method, False) for method in ("_claim", "_add_trial", "_on_trial_done")),
+    ],
+)
+def test_an_interrupt_at_any_step_of_a_quick_search_ends_it_and_leaves_no_trial_running(
+    owner, method, is_done, monkeypatch
+):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    fail_at_call(monkeypatch, InMemoryStorage, method, KeyboardInterrupt(), is_done=True)
+    fail_at_call(monkeypatch, owner, method, KeyboardInterrupt(), is_done=is_done)
     with pytest.raises(KeyboardInterrupt):
-        Optimizer(objective, 3, 100, study, progress=False).run_sync()
+        Optimizer(instant, 3, 100, study, progress=False).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
     assert len(study.trials) < 25
 
@@ -1172,53 +1182,34 @@ def test_a_first_ask_that_fails_leaves_the_running_trials_of_others(monkeypatch)
     def refuses(*_):
         raise MemoryError
 
-    async def objective(x: Float(0, 1)) -> float:
-        return x
-
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     theirs = study.ask()
     monkeypatch.setattr(InMemoryStorage, "set_trial_param", refuses)
     with pytest.raises(MemoryError):
-        Optimizer(objective, 2, 3, study, progress=False).run_sync()
+        Optimizer(instant, 2, 3, study, progress=False).run_sync()
     assert {trial.number: trial.state for trial in study.trials} == {
         theirs.number: TrialState.RUNNING,
         1: TrialState.FAIL,
     }
 
 
-@pytest.mark.parametrize("method", ["_claim", "_add_trial", "_on_trial_done"])
-@pytest.mark.parametrize("is_done", [False, True])
-def test_an_interrupt_between_two_trials_ends_the_search(method, is_done, monkeypatch):
-    async def objective(x: Float(0, 1)) -> float:
-        return x
-
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    fail_at_call(monkeypatch, SearchLoop, method, KeyboardInterrupt(), is_done=is_done)
-    with pytest.raises(KeyboardInterrupt):
-        Optimizer(objective, 3, 100, study, progress=False).run_sync()
-    assert states(study).keys() <= {"COMPLETE", "FAIL"}
-    assert len(study.trials) < 30
-
-
 def test_an_error_starts_no_other_trial_of_an_async_function(monkeypatch):
-    async def objective(x: Float(0, 1)) -> float:
-        return x
-
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     fail_at_call(monkeypatch, InMemoryStorage, "set_trial_state_values", MemoryError())
     with pytest.raises(MemoryError):
-        Optimizer(objective, 1, 100, study, progress=False).run_sync()
+        Optimizer(instant, 1, 100, study, progress=False).run_sync()
     assert len(study.trials) == 20
 
 
 def test_a_quick_search_asks_for_no_trial_after_its_timeout():
     async def objective(x: Float(0, 1)) -> float:
         if len(study.trials) == 5:
-            time.sleep(0.5)
+            asyncio.get_running_loop().skip(1_000)
         return x
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    Optimizer(objective, 1, 100, study, progress=False, timeout=0.4).run_sync()
+    with asyncio.Runner(loop_factory=MovableTime) as runner:
+        runner.run(Optimizer(objective, 1, 100, study, progress=False, timeout=500)())
     assert states(study) == {"COMPLETE": 5}
 
 
@@ -1228,24 +1219,18 @@ def test_a_cancelled_error_of_a_callback_ends_the_search(sampler):
         if trial.number == 3:
             raise asyncio.CancelledError
 
-    async def objective(x: Float(0, 1)) -> float:
-        return x
-
     study = optuna.create_study(sampler=sampler)
     with pytest.raises(asyncio.CancelledError):
-        Optimizer(objective, 2, 30, study, progress=False, callbacks=[callback]).run_sync()
+        Optimizer(instant, 2, 30, study, progress=False, callbacks=[callback]).run_sync()
     assert states(study).keys() <= {"COMPLETE", "FAIL"}
     assert len(study.trials) < 10
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 def test_trials_are_no_eager_tasks():
-    async def objective(x: Float(0, 1)) -> float:
-        return x
-
     async def main():
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
-        await Optimizer(objective, 4, 2_000, study, progress=False)()
+        await Optimizer(instant, 4, 2_000, study, progress=False)()
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     asyncio.run(main())
